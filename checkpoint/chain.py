@@ -1,0 +1,302 @@
+"""A directory of epochs: a base, and increments that each name their parent's digest."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoint.image import (
+    ZERO,
+    EpochFile,
+    EpochWriter,
+    Offsets,
+    Pages,
+    inside,
+    latest,
+    translate,
+)
+from uffdtrack import PAGE, Region
+from uffdtrack.errors import ImageError, InvalidInputError
+
+_NAME = re.compile(r"epoch-(\d{8,})\.core")
+_LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
+
+
+def epoch_name(epoch: int) -> str:
+    return f"epoch-{epoch:08d}.core"
+
+
+def parse_place(text: str) -> tuple[Path, int | None]:
+    """DIR@N or DIR, which means the last epoch.
+
+    Raises:
+        InvalidInputError: N is not a number.
+    """
+    directory, at, number = text.rpartition("@")
+    if not at:
+        return Path(text), None
+    if not number.isascii() or not number.isdigit():
+        raise InvalidInputError(f"{text!r}: behind the @ comes the number of an epoch")
+    return Path(directory), int(number)
+
+
+@dataclass(frozen=True)
+class View:
+    """The whole memory of one epoch: for each page the newest file of the chain that has it.
+
+    Attributes:
+        pages: page numbers, sorted.
+        files: index into `sources` for each page.
+        offsets: place in that file, `ZERO` for zeros.
+    """
+
+    epoch: EpochFile
+    sources: list[EpochFile]
+    pages: Pages
+    files: npt.NDArray[np.int64]
+    offsets: Offsets
+
+    def read(self, wanted: Pages) -> npt.NDArray[np.uint8]:
+        """The contents of pages of this view, shape (n, 4096)."""
+        out = np.zeros((len(wanted), PAGE), np.uint8)
+        at = np.searchsorted(self.pages, wanted)
+        for index in np.unique(self.files[at]):
+            source = self.sources[int(index)]
+            chosen = np.flatnonzero((self.files[at] == index) & (self.offsets[at] != ZERO))
+            if not len(chosen):
+                continue
+            try:
+                data = np.memmap(source.path, np.uint8, "r")
+                places = self.offsets[at[chosen]]
+                if (
+                    len(places)
+                    and int(places[-1]) - int(places[0]) == (len(places) - 1) * PAGE
+                    and (np.diff(places) == PAGE).all()
+                ):
+                    first = int(places[0])
+                    block = data[first : first + len(places) * PAGE]
+                    out[chosen] = block.reshape(-1, PAGE)
+                else:
+                    for row, place in zip(chosen.tolist(), places.tolist(), strict=True):
+                        out[row] = data[place : place + PAGE]
+            except (OSError, ValueError) as error:
+                raise ImageError(f"{source.path} cannot be read: {error}") from error
+        return out
+
+    def of_region(self, region: Region) -> tuple[int, int]:
+        """The slice of `pages` in a mapping."""
+        lo, hi = np.searchsorted(self.pages, [region.start // PAGE, region.end // PAGE])
+        return int(lo), int(hi)
+
+
+class Chain:
+    """A directory of epoch files.
+
+    Raises:
+        InvalidInputError: there is no such directory, or no epoch in it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.epochs = sorted(_numbers(directory))
+        if not directory.is_dir():
+            raise InvalidInputError(f"{directory} is not a directory")
+        if not self.epochs:
+            raise InvalidInputError(f"{directory} holds no checkpoint")
+
+    def path(self, epoch: int) -> Path:
+        return self.directory / epoch_name(epoch)
+
+    def open(self, epoch: int | None) -> EpochFile:
+        """One epoch, or the last."""
+        number = self.epochs[-1] if epoch is None else epoch
+        if number not in self.epochs:
+            raise InvalidInputError(
+                f"{self.directory} has no epoch {number}; it has {self.epochs[0]} to {self.epochs[-1]}"
+            )
+        return EpochFile(self.path(number))
+
+    def files(self) -> list[EpochFile]:
+        """All epochs, linked as their digests say.
+
+        Raises:
+            ImageError: a file is damaged, missing or not the one that belongs there.
+        """
+        files: list[EpochFile] = []
+        for number in range(self.epochs[0], self.epochs[-1] + 1):
+            path = self.path(number)
+            if number not in self.epochs:
+                raise ImageError(f"{path} is missing")
+            file = EpochFile(path)
+            if file.epoch != number:
+                raise ImageError(f"{path} is epoch {file.epoch} under another name")
+            if files and file.parent not in (files[-1].digest, files[-1].meta.get("replaces")):
+                raise ImageError(
+                    f"{path} does not follow {files[-1].path.name}: one of the two was exchanged"
+                )
+            files.append(file)
+        if not files[0].meta.get("base"):
+            raise ImageError(f"{self.path(self.epochs[0] - 1)} is missing: the chain has no base")
+        head = self._head()
+        if head > self.epochs[-1]:
+            raise ImageError(f"{self.path(self.epochs[-1] + 1)} is missing: epoch {head} was written")
+        return files
+
+    def _head(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.directory / "head").read_text())
+        return -1
+
+    def verify(self, key: bytes) -> list[EpochFile]:
+        """Check every byte of the chain.
+
+        Raises:
+            ImageError: with the name of the file.
+        """
+        files = self.files()
+        for file in files:
+            file.verify(key)
+        return files
+
+    def view(self, epoch: int | None, files: list[EpochFile] | None = None) -> View:
+        """The memory of one epoch, out of all files up to it."""
+        number = self.open(epoch).epoch
+        files = [f for f in files or self.files() if f.epoch <= number]
+        first = max(i for i, f in enumerate(files) if f.meta.get("base"))
+        sources = files[first:]
+        pages = np.concatenate([f.pages for f in sources])
+        index = np.repeat(np.arange(len(sources)), [len(f.pages) for f in sources])
+        offsets = np.concatenate([f.offsets for f in sources])
+        pages, index, offsets = latest(pages, index, offsets)
+        # A page is void where a later epoch has cut its history.
+        cut = np.full(len(pages), -1)
+        for i, file in enumerate(sources):
+            for start, end in file.reset.tolist():
+                lo, hi = np.searchsorted(pages, [start // PAGE, end // PAGE])
+                cut[lo:hi] = i
+        regions = np.array([(r.start, r.end) for r in sources[-1].regions if r.stored], np.uint64).reshape(
+            -1, 2
+        )
+        keep = (cut <= index) & inside(pages, regions)
+        return View(sources[-1], sources, pages[keep], index[keep], offsets[keep])
+
+
+def _numbers(directory: Path) -> list[int]:
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise translate(error, directory) from error
+    return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
+
+
+class Lock:
+    """Holds a directory for one session; let go by close or by the death of the process."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            self._fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise translate(error, directory) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise InvalidInputError(
+                f"{directory} is in use by another uffdtrack; end that one first"
+            ) from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ChainWriter:
+    """A locked directory that epochs are added to, from 0 on.
+
+    Raises:
+        InvalidInputError: the directory is in use, or holds a chain and `force` is not given.
+        PermissionDeniedError, StorageError: it cannot be made or written.
+    """
+
+    def __init__(self, directory: Path, key: bytes, force: bool) -> None:
+        self.directory = directory
+        self.key = key
+        self.next_epoch = 0
+        self.parent = ""
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise InvalidInputError(f"{directory} is not a directory") from error
+        except OSError as error:
+            raise translate(error, directory) from error
+        self._lock = Lock(directory)
+        old = _numbers(directory)
+        try:
+            for name in os.listdir(directory):
+                if _LEFT_OVER.fullmatch(name):
+                    (directory / name).unlink()
+        except OSError as error:
+            self._lock.close()
+            raise translate(error, directory) from error
+        if old and not force:
+            self._lock.close()
+            raise InvalidInputError(
+                f"{directory} holds a chain of {len(old)} epochs; give another directory, or --force "
+                "to delete that chain"
+            )
+
+    def _clear(self) -> None:
+        """A new base is on disk: what was here before goes, its own base last."""
+        if self.next_epoch:
+            return
+        for number in sorted(_numbers(self.directory), reverse=True):
+            (self.directory / epoch_name(number)).unlink()
+        (self.directory / "head").unlink(missing_ok=True)
+
+    def begin(self) -> EpochWriter:
+        return EpochWriter(self.directory / epoch_name(self.next_epoch), self._clear)
+
+    def committed(self, digest: str) -> None:
+        """The epoch that `begin` named is safe."""
+        self.parent = digest
+        with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
+            temporary = self.directory / ".head.tmp"
+            temporary.write_text(f"{self.next_epoch}\n")
+            temporary.replace(self.directory / "head")
+        self.next_epoch += 1
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def __enter__(self) -> ChainWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

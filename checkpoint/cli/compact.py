@@ -1,0 +1,37 @@
+"""uffdtrack compact DIR --before N"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from checkpoint import report
+from checkpoint.chain import Chain, Lock
+from checkpoint.cli.common import DIRECTORY, json_option, key_option
+from checkpoint.export import compact
+
+
+@click.command("compact")
+@click.argument("directory", type=DIRECTORY)
+@click.option(
+    "--before", type=click.IntRange(min=0), required=True,
+    help="The epoch that becomes the base; older ones are merged into it.",
+)  # fmt: skip
+@key_option
+@json_option
+def command(directory: Path, before: int, key: bytes, as_json: bool) -> None:
+    """Merge the epochs before N into epoch N, which becomes the base of the chain."""
+    chain = Chain(directory)
+    chain.open(before)
+    with Lock(directory):
+        removed = compact(Chain(directory), before, key)
+    if as_json:
+        report.emit_json(
+            {
+                "schema": "uffdtrack/compact/1", "directory": str(directory), "base": before,
+                "removed": removed,
+            }
+        )  # fmt: skip
+    else:
+        click.echo(f"{directory}: epoch {before} is the base, {len(removed)} older epochs are in it")

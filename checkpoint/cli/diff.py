@@ -1,0 +1,56 @@
+"""uffdtrack diff DIR@A DIR@B"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from checkpoint import report
+from checkpoint.chain import Chain, View
+from checkpoint.cli.common import Place, json_option, key_option
+from checkpoint.compare import differences
+
+
+def open_view(place: tuple[Path, int | None], key: bytes) -> View:
+    """The memory of one epoch, of a chain that was checked first."""
+    chain = Chain(place[0])
+    chain.open(place[1])
+    return chain.view(place[1], chain.verify(key))
+
+
+@click.command("diff")
+@click.argument("a", metavar="DIR@A", type=Place())
+@click.argument("b", metavar="DIR@B", type=Place())
+@key_option
+@json_option
+def command(a: tuple[Path, int | None], b: tuple[Path, int | None], key: bytes, as_json: bool) -> None:
+    """Show which pages differ between two epochs, per mapping, by contents."""
+    rows: list[dict[str, Any]] = [
+        {
+            "schema": "uffdtrack/diff/1",
+            "start": d.region.start,
+            "end": d.region.end,
+            "permissions": d.region.permissions,
+            "name": d.region.name,
+            "state": d.state,
+            "pages": len(d.changed),
+            "page_list": d.changed.tolist(),
+        }
+        for d in differences(open_view(a, key), open_view(b, key))
+    ]
+    if as_json:
+        for row in rows:
+            report.emit_json(row)
+        return
+    report.emit_table(
+        ("mapping", "perm", "name", "state", "pages"),
+        (
+            [f"{r['start']:x}-{r['end']:x}", r["permissions"], r["name"],
+             {"both": "changed"}.get(r["state"], r["state"]), str(r["pages"])]
+            for r in rows
+        ),
+        left=4,
+    )  # fmt: skip
+    click.echo(f"{sum(r['pages'] for r in rows)} pages differ in {len(rows)} mappings")

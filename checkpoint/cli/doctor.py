@@ -1,0 +1,31 @@
+"""uffdtrack doctor"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from checkpoint import report
+from checkpoint.cli.common import json_option
+from checkpoint.health import checks
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> None:
+    """Try what this host can do, and name the fix for each thing that it cannot."""
+    found = checks()
+    for c in found:
+        if as_json:
+            report.emit_json(
+                {"schema": "uffdtrack/doctor/1", "check": c.name, "status": c.status,
+                 "detail": c.detail, "fix": c.fix}
+            )  # fmt: skip
+        else:
+            mark = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "blue"}[c.status]
+            click.echo(f"{click.style(c.status, fg=mark)}  {c.name}: {c.detail}")
+            if c.fix:
+                click.echo(f"      fix: {c.fix}")
+    if any(c.status == "fail" for c in found):
+        sys.exit(3)

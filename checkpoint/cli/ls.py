@@ -1,0 +1,28 @@
+"""uffdtrack ls DIR"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from checkpoint import report
+from checkpoint.chain import Chain
+from checkpoint.cli.common import DIRECTORY, json_option
+
+
+@click.command("ls")
+@click.argument("directory", type=DIRECTORY)
+@json_option
+def command(directory: Path, as_json: bool) -> None:
+    """List the epochs of a chain; bases are marked with a star."""
+    chain = Chain(directory)
+    rows = []
+    for epoch in chain.epochs:
+        file = chain.open(epoch)
+        row = {**file.meta["row"], "digest": file.digest, "file": file.path.name}
+        rows.append(row)
+        if as_json:
+            report.emit_json(row)
+    if not as_json:
+        report.emit_table(report.EPOCH_COLUMNS, report.epoch_rows(rows))

@@ -1,0 +1,40 @@
+"""uffdtrack rollback PID DIR@N"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from checkpoint import report
+from checkpoint.chain import Lock
+from checkpoint.cli.common import PID, Place, json_option, key_option, say
+from checkpoint.cli.diff import open_view
+from checkpoint.rollback import rollback
+
+
+@click.command("rollback")
+@click.argument("pid", type=PID)
+@click.argument("place", metavar="DIR@N", type=Place())
+@key_option
+@json_option
+def command(pid: int, place: tuple[Path, int | None], key: bytes, as_json: bool) -> None:
+    """Put memory, mappings and registers of the live process PID back to epoch N.
+
+    The chain is verified and everything is planned before the process is touched. Files, sockets and
+    other state of the kernel are not rolled back; what of them differs is named.
+    """
+    view = open_view(place, key)
+    with Lock(place[0]):
+        outcome = rollback(pid, view)
+    for warning in outcome.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        report.emit_json({"schema": "uffdtrack/rollback/1", "pid": pid, **dataclasses.asdict(outcome)})
+    else:
+        click.echo(
+            f"process {pid} is back at epoch {outcome.epoch}: {outcome.pages} pages written, "
+            f"{outcome.mappings} mappings changed, {len(outcome.ended)} threads ended, "
+            f"paused {report.duration(outcome.pause_us)}"
+        )

@@ -1,0 +1,83 @@
+"""uffdtrack show DIR@N"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from checkpoint import report
+from checkpoint.chain import Chain
+from checkpoint.cli.common import Place, json_option
+from checkpoint.image import EpochFile
+from uffdtrack import PAGE
+
+
+def region_rows(file: EpochFile) -> list[dict[str, Any]]:
+    rows = []
+    for r in file.regions:
+        lo, hi = np.searchsorted(file.pages, [r.start // PAGE, r.end // PAGE])
+        rows.append(
+            {
+                "start": r.start, "end": r.end, "permissions": r.permissions, "offset": r.offset,
+                "name": r.name, "pages": int(hi - lo), "stored": r.stored,
+            }
+        )  # fmt: skip
+    return rows
+
+
+@click.command("show")
+@click.argument("place", metavar="DIR@N", type=Place())
+@json_option
+def command(place: tuple[Path, int | None], as_json: bool) -> None:
+    """Show one epoch: mappings, pages per mapping, threads, timings, digest."""
+    directory, epoch = place
+    file = Chain(directory).open(epoch)
+    meta, row = file.meta, file.meta["row"]
+    threads = [
+        {"tid": t.tid, "rip": int.from_bytes(t.regs[128:136], "little"),
+         "rsp": int.from_bytes(t.regs[152:160], "little")}
+        for t in file.threads
+    ]  # fmt: skip
+    regions = region_rows(file)
+    if as_json:
+        keys = ("process", "kernel_threads", "descriptors", "files", "parent", "keyed", "reset")
+        report.emit_json(
+            {
+                **row,
+                "schema": "uffdtrack/show/1",
+                "digest": file.digest,
+                **{k: meta[k] for k in keys},
+                "thread_list": threads,
+                "region_list": regions,
+            }
+        )
+        return
+    process = meta["process"]
+    taken = datetime.datetime.fromtimestamp(row["time_ns"] / 1e9).astimezone()
+    click.echo(f"epoch     {row['epoch']}{' (base)' if row['base'] else ''} of {directory}")
+    click.echo(f"process   {process['pid']} {process['cmdline'] or process['comm']}")
+    click.echo(f"taken     {taken.isoformat(timespec='milliseconds')}, engine {row['engine']}")
+    click.echo(f"pages     {row['pages']} ({report.size(row['bytes'])} of contents)")
+    parts = ", ".join(f"{k} {report.duration(row[f'{k}_us'])}" for k in ("stop", "harvest", "copy", "rearm"))
+    click.echo(f"pause     {report.duration(row['pause_us'])}: {parts}")
+    click.echo(f"digest    {file.digest}{' (keyed)' if meta['keyed'] else ''}")
+    click.echo(f"parent    {file.parent or 'none'}")
+    click.echo()
+    report.emit_table(
+        ("thread", "rip", "rsp"),
+        ([str(t["tid"]), f"{t['rip']:#x}", f"{t['rsp']:#x}"] for t in threads),
+    )
+    click.echo()
+    report.emit_table(
+        ("mapping", "perm", "name", "size", "pages"),
+        (
+            [f"{r['start']:x}-{r['end']:x}", r["permissions"], r["name"],
+             report.size(r["end"] - r["start"]), str(r["pages"]) if r["stored"] else "-"]
+            for r in regions
+        ),
+        left=3,
+    )  # fmt: skip

@@ -1,0 +1,30 @@
+"""uffdtrack verify DIR"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from checkpoint import report
+from checkpoint.chain import Chain
+from checkpoint.cli.common import DIRECTORY, json_option, key_option
+
+
+@click.command("verify")
+@click.argument("directory", type=DIRECTORY)
+@key_option
+@json_option
+def command(directory: Path, key: bytes, as_json: bool) -> None:
+    """Check every byte of a chain, and that each epoch follows the one before."""
+    files = Chain(directory).verify(key)
+    first, last = files[0].epoch, files[-1].epoch
+    if as_json:
+        report.emit_json(
+            {
+                "schema": "uffdtrack/verify/1", "directory": str(directory), "first": first,
+                "last": last, "epochs": len(files), "keyed": bool(key), "ok": True,
+            }
+        )  # fmt: skip
+    else:
+        click.echo(f"{directory}: epochs {first} to {last} are whole and follow each other")

@@ -1,0 +1,247 @@
+"""The checkpoint cycle: stop, copy, resume, write; what is not safe on disk stays pending."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from checkpoint.chain import ChainWriter
+from checkpoint.image import SCHEMA, EpochWriter, file_note, note, thread_notes
+from checkpoint.targets.process import ProcessTarget, descriptors, mapped_files
+from uffdtrack import PAGE, Pending, Runs, Traits, Window
+from uffdtrack.errors import (
+    NewMemoryError,
+    StopTimeoutError,
+    StorageError,
+    TargetGoneError,
+)
+
+ROW_SCHEMA = "uffdtrack/epoch/1"
+CHUNK = 32 << 20
+QUIET = 4 << 20
+"""Bytes dirtied while the base was copied that the stop may as well copy."""
+ATTEMPTS = 3
+"""Epochs in a row that may fail before a session gives up."""
+NT_AUXV = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a session takes epochs, in seconds; `count` includes the base. None: no limit."""
+
+    every: float
+    count: int | None
+    duration: float | None
+
+
+class Session:
+    """Takes epochs of one target into one directory."""
+
+    def __init__(self, target: ProcessTarget, chain: ChainWriter, engine: Traits) -> None:
+        self.target = target
+        self.chain = chain
+        self.engine = engine
+        self.pending = Pending()
+        self._based = False
+
+    def take(self) -> dict[str, Any]:
+        """Take one epoch, the base first, and return its row (`ROW_SCHEMA`).
+
+        Raises:
+            StorageError: it could not be written; its pages come with the next one.
+            StopTimeoutError: a thread did not stop; nothing was taken.
+            TargetGoneError: the target has ended.
+        """
+        if self._based:
+            try:
+                return self._increment()
+            except NewMemoryError:
+                self._based = False
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._base()
+            except NewMemoryError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _increment(self) -> dict[str, Any]:
+        window = self.target.space.window(self.target.tracee, self.pending)
+        return self._write(self.chain.begin, window, base=False)
+
+    def _base(self) -> dict[str, Any]:
+        """Arm, copy while the target runs, and stop only for what it wrote meanwhile."""
+        if self.chain.next_epoch:
+            self.target.reattach()
+        self.pending.clear()
+        writer = self.chain.begin()
+        try:
+            self._copy_running(writer)
+            window = self.target.space.window(self.target.tracee, self.pending)
+        except BaseException:
+            writer.abort()
+            raise
+        row = self._write(lambda: writer, window, base=True)
+        self._based = True
+        return row
+
+    def _copy_running(self, writer: EpochWriter) -> None:
+        space = self.target.space
+        size = 1 << 62
+        everything = True
+        while True:
+            runs, reset = space.harvest(everything)
+            writer.void(reset)
+            before, size = size, int((runs[:, 1] - runs[:, 0]).sum())
+            if size <= QUIET or size > before // 2:
+                self.pending.add(runs, reset)
+                return
+            for part in chunks(runs, CHUNK):
+                space.copy(part)
+                data, zero, contents = space.split_zero(part)
+                writer.add(data, contents)
+                writer.add_zero(zero)
+            everything = False
+
+    def _write(self, begin: Callable[[], EpochWriter], window: Window, base: bool) -> dict[str, Any]:
+        started = time.perf_counter()
+        row: dict[str, Any] = {}
+
+        def describe(pages: int, content: int) -> dict[str, Any]:
+            row.update(
+                schema=ROW_SCHEMA,
+                epoch=self.chain.next_epoch,
+                base=base,
+                pid=self.target.pid,
+                engine=self.engine.name,
+                pages=pages,
+                bytes=content,
+                pause_us=round(window.pause_us, 1),
+                stop_us=round(window.stop_us, 1),
+                harvest_us=round(window.harvest_us, 1),
+                copy_us=round(window.copy_us, 1),
+                rearm_us=round(window.rearm_us, 1),
+                threads=len(window.threads),
+                regions=len(window.regions),
+                compared=window.compared,
+                unreadable=window.unreadable,
+                time_ns=time.time_ns(),
+            )
+            return self._meta(row, window, facts)
+
+        writer = None
+        try:
+            facts = self.target.facts()
+            auxv = self.target.auxv()
+            writer = begin()
+            writer.void(window.reset)
+            writer.add(window.data, window.contents)
+            writer.add_zero(window.zero)
+            notes = thread_notes(window.threads, facts)
+            notes += note(b"CORE", NT_AUXV, auxv) + file_note(window.regions)
+            _, digest = writer.commit(describe, notes, window.regions, self.chain.key)
+        except BaseException:
+            if writer:
+                writer.abort()
+            raise
+        self.pending.clear()
+        self.chain.committed(digest)
+        row["write_us"] = round((time.perf_counter() - started) * 1e6, 1)
+        row["digest"] = digest
+        return row
+
+    def _meta(self, row: dict[str, Any], window: Window, facts: dict[str, Any]) -> dict[str, Any]:
+        heap = [r.end for r in window.regions if r.name == "[heap]"]
+        return {
+            "schema": SCHEMA,
+            "epoch": self.chain.next_epoch,
+            "base": row["base"],
+            "parent": self.chain.parent,
+            "keyed": bool(self.chain.key),
+            "process": facts,
+            "row": {**row, "schema": ROW_SCHEMA},
+            "regions": [
+                [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name] for r in window.regions
+            ],
+            "reset": window.reset.tolist(),
+            "threads": [t.tid for t in window.threads if not t.worker],
+            "kernel_threads": [t.tid for t in window.threads if t.worker],
+            "descriptors": descriptors(self.target.pid),
+            "files": mapped_files(window.regions),
+            "heap_end": max(heap, default=0),
+        }
+
+
+def chunks(runs: Runs, size: int) -> Iterator[Runs]:
+    """Cut ranges into lists of at most `size` bytes each."""
+    parts: list[tuple[int, int]] = []
+    room = size
+    for first, end in runs.tolist():
+        start = first
+        while start < end:
+            n = min(room, end - start)
+            parts.append((start, start + n))
+            start += n
+            room -= n
+            if room < PAGE:
+                yield np.array(parts, np.uint64)
+                parts, room = [], size
+    if parts:
+        yield np.array(parts, np.uint64)
+
+
+def run_session(
+    session: Session,
+    plan: Plan,
+    wait: Callable[[float], bool],
+    emit: Callable[[dict[str, Any]], None],
+    warn: Callable[[str], None],
+) -> bool:
+    """Take epochs as planned.
+
+    Args:
+        wait: sleeps for some seconds; True: the session is to end, or the target has.
+        emit: gets the row of each epoch.
+        warn: gets what went wrong and did not end the session.
+
+    Returns:
+        Whether the target has ended.
+
+    Raises:
+        StorageError, StopTimeoutError: the last epochs failed `ATTEMPTS` times in a row, or the very
+            last one did.
+    """
+    started = due = time.monotonic()
+    taken = 0
+    failed = 0
+    failure: StorageError | StopTimeoutError | None = None
+    while plan.count is None or taken < plan.count:
+        try:
+            emit(session.take())
+            taken += 1
+            failed, failure = 0, None
+        except TargetGoneError:
+            if not taken:
+                raise
+            return True
+        except (StorageError, StopTimeoutError) as error:
+            session.target.tracee.settle(30)
+            failed, failure = failed + 1, error
+            if not taken or failed == ATTEMPTS:
+                raise
+            warn(f"{error}; what it would have held comes with the next epoch")
+        if plan.count is not None and taken >= plan.count:
+            break
+        due = max(due + plan.every, time.monotonic())
+        if plan.duration is not None and due >= started + plan.duration:
+            wait(max(0.0, started + plan.duration - time.monotonic()))
+            break
+        if wait(max(0.0, due - time.monotonic())):
+            break
+    if failure:
+        raise failure
+    return False

@@ -1,0 +1,217 @@
+"""Merging a chain: into one full ELF core, or into a new base."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoint.chain import Chain, View
+from checkpoint.image import (
+    NOTE_NAME,
+    PHDR,
+    EpochWriter,
+    Pages,
+    elf_header,
+    extra_section,
+    note,
+    region_flags,
+    translate,
+)
+from uffdtrack import PAGE, Region
+from uffdtrack.errors import InvalidInputError, UffdtrackError
+
+HOLE = 64 << 20
+"""Zero memory between stored pages up to this size becomes a hole in the file; more is left out, as
+memory that was reserved and never touched is in the kernel's own cores."""
+_BATCH = 8192
+
+
+def batches(pages: Pages) -> Iterator[Pages]:
+    for i in range(0, len(pages), _BATCH):
+        yield pages[i : i + _BATCH]
+
+
+def export(view: View, path: Path, force: bool) -> int:
+    """Write one ELF core with the whole memory of the view; returns its size in bytes.
+
+    Memory of files that was never written is left to the files (NT_FILE), as in the kernel's cores
+    (core(5)), but for the first page of each, by which debuggers know the file.
+
+    Raises:
+        InvalidInputError: the file exists and `force` is not given.
+        StorageError: it could not be written; no file is left.
+    """
+    if path.exists() and not force:
+        raise InvalidInputError(f"{path} exists; --force replaces it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise translate(error, path) from error
+    try:
+        with os.fdopen(fd, "r+b", buffering=0) as file:
+            size = _write_core(view, file.fileno())
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise translate(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def _write_core(view: View, fd: int) -> int:
+    notes = b"".join(note(n, k, d) for n, k, d in view.epoch.notes if n != NOTE_NAME)
+    pieces = [piece for region in view.epoch.regions for piece in _pieces(view, region)]
+    phnum = len(pieces) + 1
+    phoff = 64
+    notes_at = phoff + phnum * PHDR.itemsize + 64
+    at = (notes_at + len(notes) + PAGE - 1) // PAGE * PAGE
+    headers = np.zeros(phnum, PHDR)
+    headers[0] = (4, 4, notes_at, 0, 0, len(notes), 0, 4)
+    for i, (start, end, filled) in enumerate(pieces, 1):
+        headers[i] = (1, 0, at, start, 0, filled, end - start, PAGE)
+        at += filled
+    headers["flags"][1:] = region_flags(view.epoch.regions, headers["vaddr"][1:])
+    os.ftruncate(fd, at)
+    _pwrite(fd, elf_header(phoff, phnum, phoff + headers.nbytes), 0)
+    _pwrite(fd, headers.tobytes(), phoff)
+    _pwrite(fd, extra_section(phnum), phoff + headers.nbytes)
+    _pwrite(fd, notes, notes_at)
+    for header in headers[1:]:
+        start, filled, place = (int(header[k]) for k in ("vaddr", "filesz", "offset"))
+        _write_pages(view, fd, start, filled, place)
+    _write_file_heads(view, fd, headers)
+    return at
+
+
+def _pieces(view: View, region: Region) -> list[tuple[int, int, int]]:
+    """A mapping as segments: start, end, bytes that are in the file."""
+    if region.special:
+        return []
+    lo, hi = view.of_region(region)
+    addresses = (view.pages[lo:hi] * np.uint64(PAGE)).astype(np.int64)
+    # Without contents of its own, memory of a file is the file's.
+    hole = 0 if not region.anonymous else HOLE
+    if not len(addresses):
+        head = PAGE if _file_head(region) else 0
+        return split(region.start, region.end, head)
+    gaps = np.flatnonzero(np.diff(addresses) > PAGE + hole)
+    starts = addresses[np.append(0, gaps + 1)].tolist()
+    ends = (addresses[np.append(gaps, len(addresses) - 1)] + PAGE).tolist()
+    if starts[0] - region.start <= hole:
+        starts[0] = region.start
+    if region.end - ends[-1] <= hole:
+        ends[-1] = region.end
+    pieces = []
+    at = region.start
+    for start, end in zip(starts, ends, strict=True):
+        if at < start:
+            head = PAGE if at == region.start and _file_head(region) else 0
+            pieces += split(at, start, head)
+        pieces.append((start, end, end - start))
+        at = end
+    if at < region.end:
+        pieces.append((at, region.end, 0))
+    return pieces
+
+
+def split(start: int, end: int, head: int) -> list[tuple[int, int, int]]:
+    """A stretch without contents, of which the first `head` bytes are in the file all the same."""
+    if not head:
+        return [(start, end, 0)]
+    pieces = [(start, start + head, head)]
+    if start + head < end:
+        pieces.append((start + head, end, 0))
+    return pieces
+
+
+def _file_head(region: Region) -> bytes:
+    """The first page of a mapped ELF file, where it can be read."""
+    if not region.file_backed or region.offset or "r" not in region.permissions:
+        return b""
+    try:
+        with Path(region.name).open("rb") as file:
+            head = file.read(PAGE)
+    except OSError:
+        return b""
+    return head if head.startswith(b"\x7fELF") else b""
+
+
+def _write_file_heads(view: View, fd: int, headers: Any) -> None:
+    stored = set(view.pages.tolist())
+    at = {int(h["vaddr"]): int(h["offset"]) for h in headers[1:] if h["filesz"]}
+    for region in view.epoch.regions:
+        if region.start in at and region.start // PAGE not in stored:
+            _pwrite(fd, _file_head(region), at[region.start])
+
+
+def _write_pages(view: View, fd: int, start: int, size: int, place: int) -> None:
+    lo, hi = np.searchsorted(view.pages, [start // PAGE, (start + size) // PAGE])
+    for part in batches(view.pages[lo:hi]):
+        contents = view.read(part)
+        new = np.concatenate(([True], part[1:] != part[:-1] + 1))
+        first = np.flatnonzero(new)
+        for a, b in zip(first, np.append(first[1:], len(part)), strict=True):
+            offset = place + int(part[a]) * PAGE - start
+            _pwrite(fd, contents[a:b].tobytes(), offset)
+
+
+def _pwrite(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while len(view):
+        n = os.pwrite(fd, view, offset)
+        view, offset = view[n:], offset + n
+
+
+def compact(chain: Chain, before: int, key: bytes) -> list[int]:
+    """Make epoch `before` the base, with all that the older ones hold; returns those removed.
+
+    The new base keeps the digest that it had as `replaces`, which is what its child names. A crash
+    leaves a chain that verifies, with the older epochs still there at worst.
+    """
+    files = chain.verify(key)
+    view = chain.view(before, files)
+    older = [f for f in files if f.epoch < before]
+    if not older:
+        return []
+    old = view.epoch
+    writer = EpochWriter(old.path)
+    try:
+        for part in batches(view.pages):
+            contents = view.read(part)
+            runs = np.stack((part, part + 1), axis=1) * np.uint64(PAGE)
+            full = contents.any(axis=1)
+            writer.add(runs[full], contents[full].reshape(-1).data)
+            writer.add_zero(runs[~full])
+
+        def describe(pages: int, content: int) -> dict[str, Any]:
+            return {
+                **old.meta,
+                "base": True,
+                "parent": "",
+                "reset": [],
+                "keyed": bool(key),
+                "replaces": old.meta.get("replaces") or old.digest,
+                "row": {**old.meta["row"], "base": True, "pages": pages, "bytes": content},
+            }
+
+        notes = b"".join(note(n, k, d) for n, k, d in old.notes if n != NOTE_NAME)
+        writer.commit(describe, notes, old.regions, key)
+    except (UffdtrackError, OSError, struct.error):
+        writer.abort()
+        raise
+    # The oldest last: what is left after a crash still has its base.
+    for file in reversed(older):
+        try:
+            file.path.unlink()
+        except OSError as error:
+            raise translate(error, file.path) from error
+    return [f.epoch for f in older]

@@ -1,0 +1,71 @@
+"""How results are shown: sizes and times for people, tables, JSON lines."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+
+def size(n: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    raise AssertionError("unreachable")
+
+
+def duration(us: float) -> str:
+    """1234.0 -> "1.2 ms"."""
+    if us < 1000:
+        return f"{us:.0f} us"
+    return f"{us / 1000:.1f} ms" if us < 1e6 else f"{us / 1e6:.2f} s"
+
+
+def emit_json(row: dict[str, Any]) -> None:
+    """One object, one line."""
+    click.echo(json.dumps(row))
+
+
+def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 0) -> None:
+    """A table on stdout; the first `left` columns are text, the others numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(table)
+
+
+def epoch_rows(rows: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+    for row in rows:
+        yield [
+            f"{row['epoch']}" + ("*" if row["base"] else ""),
+            f"{row['pages']}",
+            size(row["bytes"]),
+            duration(row["pause_us"]),
+            duration(row["stop_us"]),
+            duration(row["harvest_us"]),
+            duration(row["copy_us"]),
+            duration(row["rearm_us"]),
+            f"{row['threads']}",
+        ]
+
+
+EPOCH_COLUMNS = (
+    "epoch", "pages", "bytes", "pause", "stop", "harvest", "copy", "rearm", "threads",
+)  # fmt: skip
+
+
+def pause_summary(rows: list[dict[str, Any]]) -> str:
+    pauses = [row["pause_us"] for row in rows]
+    return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}"

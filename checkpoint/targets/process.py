@@ -1,0 +1,223 @@
+"""A live process: what it is, whether we may touch it, what it has open."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uffdtrack import AddressSpace, Region, Tracee, open_pidfd, status_field
+from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
+
+_PF_KTHREAD = 0x00200000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Tells a process from every other one, also after its pid was used again."""
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+
+def proc_read(pid: int, name: str) -> bytes:
+    """A file of /proc/PID.
+
+    Raises:
+        TargetGoneError, PermissionDeniedError: as they say.
+    """
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGoneError(f"there is no process {pid}") from error
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"cannot read /proc/{pid}/{name}: run as root or as the user of process {pid}"
+        ) from error
+
+
+def stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat from the state on: index 0 is field 3 of proc_pid_stat(5)."""
+    text = proc_read(pid, "stat").decode(errors="replace")
+    return text[text.rindex(")") + 2 :].split()
+
+
+def identify(pid: int) -> Identity:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Identity(pid, int(stat_fields(pid)[19]), boot)
+
+
+def check_target(pid: int) -> None:
+    """Refuse what cannot be handled, before anything is touched.
+
+    Raises:
+        TargetGoneError, TargetRefusedError, PermissionDeniedError: with the reason.
+    """
+    fields = stat_fields(pid)
+    if int(status_field(pid, "Tgid") or pid) != pid:
+        raise TargetRefusedError(f"{pid} is a thread; give the process {status_field(pid, 'Tgid')}")
+    if pid == os.getpid():
+        raise TargetRefusedError("a process cannot checkpoint itself")
+    if int(fields[6]) & _PF_KTHREAD:
+        raise TargetRefusedError(f"{pid} is a thread of the kernel")
+    if fields[0] in "ZX":
+        raise TargetGoneError(f"process {pid} has ended")
+    tracer = int(status_field(pid, "TracerPid") or 0)
+    if tracer:
+        raise TargetRefusedError(
+            f"process {pid} is traced already, by process {tracer} (a debugger, strace?); end that first"
+        )
+    _check_program(pid)
+    for _, target, _ in descriptors(pid):
+        if target == "anon_inode:[userfaultfd]":
+            raise TargetRefusedError(f"process {pid} uses userfaultfd itself, which leaves no room for ours")
+    if any(flag in ("uw", "um", "ui") for flag in _vm_flags(pid)):
+        raise TargetRefusedError(
+            f"the memory of process {pid} is under a userfaultfd already: another uffdtrack, or its "
+            "own program"
+        )
+
+
+def _check_program(pid: int) -> None:
+    try:
+        with Path(f"/proc/{pid}/exe").open("rb") as file:
+            head = file.read(20)
+    except FileNotFoundError as error:
+        raise TargetGoneError(f"process {pid} has ended, or has no program") from error
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"not allowed to look into process {pid}: run as root or as its user"
+        ) from error
+    if len(head) < 20 or head[:4] != b"\x7fELF":
+        raise TargetRefusedError(f"the program of process {pid} is not ELF")
+    if head[4] != 2:
+        raise TargetRefusedError(f"process {pid} is a 32-bit program; only x86-64 is supported")
+    if struct.unpack_from("<H", head, 18)[0] != 62:
+        raise TargetRefusedError(f"process {pid} is of another architecture; only x86-64 is supported")
+
+
+def _vm_flags(pid: int) -> list[str]:
+    text = proc_read(pid, "smaps")
+    return [
+        flag
+        for line in text.splitlines()
+        if line.startswith(b"VmFlags:")
+        for flag in line[8:].decode().split()
+    ]
+
+
+def descriptors(pid: int) -> list[tuple[int, str, int]]:
+    """The open files: number, what /proc/PID/fd says it is, file offset (-1 where not known)."""
+    found = []
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"not allowed to look into process {pid}: run as root or as its user"
+        ) from error
+    for name in names:
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            offset = -1
+            if target.startswith("/"):
+                info = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+                offset = int(info.split(None, 2)[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        found.append((int(name), target, offset))
+    return sorted(found)
+
+
+def mapped_files(regions: list[Region]) -> dict[str, list[int]]:
+    """Mapped files that can be found by name: device, inode, size and mtime in ns."""
+    files: dict[str, list[int]] = {}
+    for name in {r.name for r in regions if r.inode and r.name.startswith("/") and not r.deleted}:
+        try:
+            s = os.stat(name)
+        except OSError:
+            continue
+        files[name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
+    return files
+
+
+def warnings_for(pid: int, regions: list[Region]) -> list[str]:
+    """What a checkpoint of this process may miss, in words."""
+    warnings = []
+    if any(target == "anon_inode:[io_uring]" for _, target, _ in descriptors(pid)):
+        warnings.append("io_uring is in use: writes into pinned buffers in flight escape every tracker")
+    if any(r.name.startswith("/[aio]") for r in regions):
+        warnings.append("aio is in use: writes into pinned buffers in flight escape every tracker")
+    shared = sum(r.size for r in regions if r.shared and r.stored)
+    if shared >= 256 << 20:
+        warnings.append(
+            f"{shared >> 20} MiB of shared mappings are compared at each epoch, since others can write "
+            "them: pauses grow with what of them is in use"
+        )
+    return warnings
+
+
+class ProcessTarget:
+    """A process that is being checkpointed. Closing it takes every trap away; the process runs on."""
+
+    def __init__(self, pid: int) -> None:
+        """Attach to a process that `check_target` has passed."""
+        self.pid = pid
+        self.identity = identify(pid)
+        self.pidfd = open_pidfd(pid)
+        self.tracee = Tracee(pid)
+        try:
+            self.space = AddressSpace.attach(pid)
+        except BaseException:
+            self.close()
+            raise
+
+    def reattach(self) -> None:
+        """After exec: the memory is another one."""
+        self.space.close()
+        self.space = AddressSpace.attach(self.pid)
+
+    def facts(self) -> dict[str, Any]:
+        """Who the process is, for the image."""
+        fields = stat_fields(self.pid)
+        cmdline = proc_read(self.pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
+        try:
+            exe = os.readlink(f"/proc/{self.pid}/exe")
+        except OSError:
+            exe = ""
+        return {
+            "pid": self.pid,
+            "ppid": int(fields[1]),
+            "pgrp": int(fields[2]),
+            "sid": int(fields[3]),
+            "uid": int(status_field(self.pid, "Uid").split()[0]),
+            "gid": int(status_field(self.pid, "Gid").split()[0]),
+            "comm": proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
+            "cmdline": cmdline.decode(errors="surrogateescape"),
+            "exe": exe,
+            "start_time": self.identity.start_time,
+            "boot_id": self.identity.boot_id,
+        }
+
+    def auxv(self) -> bytes:
+        return proc_read(self.pid, "auxv")
+
+    def close(self) -> None:
+        """Idempotent."""
+        if hasattr(self, "space"):
+            self.space.close()
+        if self.pidfd >= 0:
+            self.tracee.settle(5)
+            self.tracee.close()
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def __enter__(self) -> ProcessTarget:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

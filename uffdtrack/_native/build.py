@@ -1,0 +1,32 @@
+"""Compiles the C core. Run by setuptools, through cffi_modules in setup.py."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+SOURCES = ["maps.c", "probe.c", "runs.c", "space.c", "tracee.c"]
+
+ffi = FFI()
+ffi.cdef((HERE / "cdef.h").read_text())
+ffi.set_source(
+    "uffdtrack._native._core",
+    """
+    #include "compat.h"
+    #include "probe.h"
+    #include "space.h"
+
+    #include <errno.h>
+
+    static int ut_uffd_api(int fd, uint64_t features)
+    {
+        struct uffdio_api api = {.api = UFFD_API, .features = features};
+
+        return ioctl(fd, UFFDIO_API, &api) ? -errno : 0;
+    }
+    """,
+    sources=[str((HERE / name).relative_to(HERE.parent.parent)) for name in SOURCES],
+    include_dirs=[str(HERE)],
+    extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    py_limited_api=True,
+)

@@ -1,0 +1,129 @@
+/* What Python sees of the C core. cffi checks each line against the headers when it builds. */
+typedef struct {
+	uint64_t start, end;
+} ut_run;
+typedef struct {
+	ut_run *v;
+	size_t n;
+	...;
+} ut_runs;
+
+typedef struct {
+	uint64_t start, end, offset, inode;
+	uint32_t major, minor;
+	uint8_t prot;
+	uint8_t shared, kind;
+	uint32_t name;
+	...;
+} ut_region;
+typedef struct {
+	char *text;
+	size_t len;
+	ut_region *regions;
+	size_t n;
+	...;
+} ut_maps;
+int ut_maps_read(ut_maps *m, int pid, int tid);
+int ut_maps_parse(ut_maps *m);
+
+typedef struct {
+	int32_t tid;
+	uint32_t state;
+	uint64_t sigmask;
+	uint64_t regs[27];
+	uint32_t xstate_len;
+	uint32_t worker;
+} ut_thread;
+typedef struct {
+	int32_t pid;
+	int32_t pidfd;
+	int32_t seccomp;
+	int32_t exit_status;
+	ut_thread *threads;
+	size_t n;
+	uint8_t *xstate;
+	size_t xstate_stride;
+	...;
+} ut_tracee;
+#define UT_THREAD_PENDING ...
+#define UT_THREAD_STOPPED ...
+#define UT_THREAD_DEAD ...
+#define UT_THREAD_RUNNING ...
+int ut_tracee_open(int pid, ut_tracee **out);
+void ut_tracee_close(ut_tracee *t);
+int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_resume(ut_tracee *t);
+int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_index(const ut_tracee *t, int tid);
+int ut_tracee_pick(const ut_tracee *t);
+int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp);
+int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result);
+int ut_inject_exit(ut_tracee *t, size_t index);
+int ut_inject_end(ut_tracee *t, size_t index);
+int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
+		  size_t xstate_len, uint64_t sigmask);
+int ut_attach_uffd(int pid, int suspend_seccomp);
+
+#define UT_FULL ...
+#define UT_RUNNING ...
+#define UT_NEW_MM ...
+#define UT_SABOTAGE_FORGET ...
+#define UT_SABOTAGE_LATE_REARM ...
+#define UT_KIND_ANON ...
+#define UT_KIND_FILE ...
+#define UT_KIND_SHARED ...
+#define UT_KIND_VDSO ...
+#define UT_KIND_SKIP ...
+#define UT_KIND_DELETED ...
+typedef struct {
+	int32_t pid, tid, uffd, pagemap, mem;
+	int32_t tracked, compared, sabotage;
+	ut_maps maps;
+	ut_runs plan, gone, fresh, unreadable;
+	uint8_t *buf;
+	...;
+} ut_space;
+typedef struct {
+	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
+} ut_times;
+int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
+void ut_space_close(ut_space *s);
+int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
+int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
+int ut_space_reserve(ut_space *s, size_t bytes);
+int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
+	      int64_t timeout_ns, ut_times *times);
+int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
+int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out);
+void runs_free(ut_runs *r);
+
+struct uffdio_api {
+	uint64_t api, features, ioctls;
+};
+#define UFFD_API ...
+#define UFFDIO_API ...
+#define UFFD_FEATURE_PAGEFAULT_FLAG_WP ...
+#define UFFD_FEATURE_EVENT_FORK ...
+#define UFFD_FEATURE_EVENT_REMAP ...
+#define UFFD_FEATURE_EVENT_REMOVE ...
+#define UFFD_FEATURE_MISSING_HUGETLBFS ...
+#define UFFD_FEATURE_MISSING_SHMEM ...
+#define UFFD_FEATURE_EVENT_UNMAP ...
+#define UFFD_FEATURE_SIGBUS ...
+#define UFFD_FEATURE_THREAD_ID ...
+#define UFFD_FEATURE_MINOR_HUGETLBFS ...
+#define UFFD_FEATURE_MINOR_SHMEM ...
+#define UFFD_FEATURE_EXACT_ADDRESS ...
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM ...
+#define UFFD_FEATURE_WP_UNPOPULATED ...
+#define UFFD_FEATURE_WP_ASYNC ...
+#define UT_PAGEMAP_SCAN ...
+int ut_uffd_api(int fd, uint64_t features);
+
+int ut_probe_uffd(int user_mode_only, uint64_t *features);
+int ut_probe_wp_async(int user_mode_only);
+int ut_probe_zapped_pmd(int user_mode_only, int huge);
+int ut_probe_pagemap_scan(void);
+int ut_probe_pidfd_getfd(void);
+int ut_probe_ptrace(void);
+int ut_probe_suspend_seccomp(void);

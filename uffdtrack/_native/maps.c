@@ -1,0 +1,172 @@
+#include "maps.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *number(const char *p, const char *end, unsigned base, char stop, uint64_t *out)
+{
+	uint64_t v = 0;
+	const char *at = p;
+
+	for (; p < end && *p != stop; p++) {
+		unsigned d;
+
+		if (*p >= '0' && *p <= '9')
+			d = *p - '0';
+		else if (*p >= 'a' && *p <= 'f')
+			d = *p - 'a' + 10;
+		else
+			return NULL;
+		if (d >= base)
+			return NULL;
+		v = v * base + d;
+	}
+	if (p == at || p == end)
+		return NULL;
+	*out = v;
+	return p + 1;
+}
+
+static int starts(const char *s, const char *end, const char *prefix)
+{
+	size_t n = strlen(prefix);
+
+	return (size_t)(end - s) >= n && !memcmp(s, prefix, n);
+}
+
+static int ends(const char *s, const char *end, const char *suffix)
+{
+	size_t n = strlen(suffix);
+
+	return (size_t)(end - s) >= n && !memcmp(end - n, suffix, n);
+}
+
+static int kind_of(const ut_region *r, const char *s, const char *e)
+{
+	int memory = starts(s, e, "/memfd:") || starts(s, e, "/dev/shm/") ||
+		     starts(s, e, "/dev/zero") || starts(s, e, "/SYSV");
+
+	if (starts(s, e, "[vdso]"))
+		return UT_KIND_VDSO;
+	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "anon_inode:") ||
+	    starts(s, e, "/[aio]"))
+		return UT_KIND_SKIP;
+	if (r->shared) {
+		if (memory || ends(s, e, " (deleted)"))
+			return UT_KIND_SHARED;
+		if (starts(s, e, "/dev/"))
+			return UT_KIND_SKIP;
+		return r->prot & 2 ? UT_KIND_SHARED : UT_KIND_SKIP;
+	}
+	if (!r->inode || starts(s, e, "/anon_hugepage"))
+		return UT_KIND_ANON;
+	if (starts(s, e, "/dev/") && !memory)
+		return UT_KIND_SKIP;
+	return memory || ends(s, e, " (deleted)") ? UT_KIND_DELETED : UT_KIND_FILE;
+}
+
+static int parse_line(ut_maps *m, const char *p, const char *end, ut_region *r)
+{
+	uint64_t major, minor;
+
+	*r = (ut_region){0};
+	if (!(p = number(p, end, 16, '-', &r->start)) || !(p = number(p, end, 16, ' ', &r->end)) ||
+	    end - p < 5)
+		return -EINVAL;
+	r->prot = (p[0] == 'r') | (p[1] == 'w') << 1 | (p[2] == 'x') << 2;
+	r->shared = p[3] == 's';
+	p += 5;
+	if (!(p = number(p, end, 16, ' ', &r->offset)) || !(p = number(p, end, 16, ':', &major)) ||
+	    !(p = number(p, end, 16, ' ', &minor)))
+		return -EINVAL;
+	r->major = major;
+	r->minor = minor;
+	/* The inode ends at a space where a name follows, or at the line's end in old kernels. */
+	r->inode = 0;
+	for (; p < end && *p >= '0' && *p <= '9'; p++)
+		r->inode = r->inode * 10 + (*p - '0');
+	while (p < end && *p == ' ')
+		p++;
+	r->name = p - m->text;
+	r->kind = kind_of(r, p, end);
+	return r->start < r->end ? 0 : -EINVAL;
+}
+
+int ut_maps_parse(ut_maps *m)
+{
+	const char *p = m->text, *end = m->text + m->len;
+
+	m->n = 0;
+	while (p < end) {
+		const char *eol = memchr(p, '\n', end - p);
+		int err;
+
+		if (!eol)
+			return -EINVAL;
+		if (m->n == m->cap) {
+			size_t cap = m->cap ? m->cap * 2 : 128;
+			ut_region *v = realloc(m->regions, cap * sizeof(*v));
+
+			if (!v)
+				return -ENOMEM;
+			m->regions = v;
+			m->cap = cap;
+		}
+		err = parse_line(m, p, eol, &m->regions[m->n]);
+		if (err)
+			return err;
+		m->n++;
+		p = eol + 1;
+	}
+	return 0;
+}
+
+int ut_maps_read(ut_maps *m, int pid, int tid)
+{
+	char path[64];
+	int fd, err = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/maps", pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	m->len = 0;
+	for (;;) {
+		ssize_t n;
+
+		if (m->text_cap - m->len < 16384) {
+			char *v = realloc(m->text, m->text_cap * 2 + 65536);
+
+			if (!v) {
+				err = -ENOMEM;
+				break;
+			}
+			m->text = v;
+			m->text_cap = m->text_cap * 2 + 65536;
+		}
+		n = read(fd, m->text + m->len, m->text_cap - m->len);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			err = -errno;
+		if (n <= 0)
+			break;
+		m->len += n;
+	}
+	close(fd);
+	if (err)
+		return err;
+	/* A process that has given up its memory has an empty file. */
+	return m->len ? ut_maps_parse(m) : -ESRCH;
+}
+
+void ut_maps_free(ut_maps *m)
+{
+	free(m->text);
+	free(m->regions);
+	*m = (ut_maps){0};
+}

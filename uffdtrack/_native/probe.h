@@ -1,0 +1,16 @@
+/* Attempts on memory of our own, to find out what the running kernel does. 0, 1 or -errno. */
+#ifndef UT_PROBE_H
+#define UT_PROBE_H
+#include <stdint.h>
+
+/* Features of userfaultfd(2), the bits of UFFDIO_API. */
+int ut_probe_uffd(int user_mode_only, uint64_t *features);
+/* A page that was written under WP_ASYNC is found by PAGEMAP_SCAN, and no other. */
+int ut_probe_wp_async(int user_mode_only);
+/* A zapped 2 MiB of armed memory is reported by the next scan. */
+int ut_probe_zapped_pmd(int user_mode_only, int huge);
+int ut_probe_pagemap_scan(void);
+int ut_probe_pidfd_getfd(void);
+int ut_probe_ptrace(void);
+int ut_probe_suspend_seccomp(void);
+#endif

@@ -1,0 +1,736 @@
+#include "compat.h"
+#include "space.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define VEC 16384
+#define POPULATED (UT_PAGE_IS_PRESENT | UT_PAGE_IS_SWAPPED)
+#define TRY(call)                                                                                  \
+	do {                                                                                       \
+		int try_err = (call);                                                              \
+		if (try_err < 0)                                                                   \
+			return try_err;                                                            \
+	} while (0)
+
+typedef int (*found_fn)(void *arg, const struct ut_page_region *r);
+
+/* One PAGEMAP_SCAN over [start, end), in as many calls as it takes. */
+static int scan(int pagemap, struct ut_page_region *vec, uint64_t start, uint64_t end,
+		uint64_t flags, uint64_t mask, uint64_t anyof, uint64_t ret, found_fn found,
+		void *arg)
+{
+	while (start < end) {
+		struct ut_pm_scan_arg a = {
+			.size = sizeof(a), .flags = flags, .start = start, .end = end,
+			.vec = (uint64_t)vec, .vec_len = VEC, .category_mask = mask,
+			.category_anyof_mask = anyof, .return_mask = ret,
+		};
+		long n = ioctl(pagemap, UT_PAGEMAP_SCAN, &a);
+
+		if (n < 0)
+			return -errno;
+		for (long i = 0; i < n; i++)
+			TRY(found(arg, &vec[i]));
+		if (a.walk_end <= start)
+			return -EIO;
+		start = a.walk_end;
+	}
+	return 0;
+}
+
+/* -- contents ----------------------------------------------------------------------------------- */
+
+static uint64_t mix(uint64_t a, uint64_t b)
+{
+	__uint128_t p = (__uint128_t)a * b;
+
+	return (uint64_t)p ^ (uint64_t)(p >> 64);
+}
+
+static void page_hash(const ut_space *s, const uint8_t *page, uint64_t out[2])
+{
+	const uint64_t *w = (const uint64_t *)page, *k = s->seed;
+	uint64_t a = k[0], b = k[1], c = k[2], d = k[3];
+
+	for (int i = 0; i < 512; i += 4) {
+		a = mix(a ^ w[i], k[4] ^ w[i + 1]);
+		b = mix(b ^ w[i + 2], k[5] ^ w[i + 3]);
+		c = mix(c ^ w[i + 1], k[6] ^ w[i + 2]);
+		d = mix(d ^ w[i + 3], k[7] ^ w[i]);
+	}
+	out[0] = mix(a ^ k[7], b ^ k[6]);
+	out[1] = mix(c ^ k[5], d ^ k[4]);
+}
+
+static ut_digest *digest_slot(ut_digest *v, size_t cap, uint64_t page)
+{
+	size_t i = (page * 0x9e3779b97f4a7c15ull) >> 20 & (cap - 1);
+
+	while (v[i].page && v[i].page != page + 1)
+		i = (i + 1) & (cap - 1);
+	return &v[i];
+}
+
+static ut_digest *digest_find(const ut_space *s, uint64_t addr)
+{
+	ut_digest *d;
+
+	if (!s->digests_cap)
+		return NULL;
+	d = digest_slot(s->digests, s->digests_cap, addr / UT_PAGE);
+	return d->page ? d : NULL;
+}
+
+static int digest_put(ut_space *s, uint64_t addr, const uint64_t hash[2])
+{
+	ut_digest *d;
+
+	if (s->ndigests * 2 >= s->digests_cap) {
+		size_t cap = s->digests_cap ? s->digests_cap * 2 : 4096;
+		ut_digest *v = calloc(cap, sizeof(*v));
+
+		if (!v)
+			return -ENOMEM;
+		for (size_t i = 0; i < s->digests_cap; i++)
+			if (s->digests[i].page)
+				*digest_slot(v, cap, s->digests[i].page - 1) = s->digests[i];
+		free(s->digests);
+		s->digests = v;
+		s->digests_cap = cap;
+	}
+	d = digest_slot(s->digests, s->digests_cap, addr / UT_PAGE);
+	if (!d->page)
+		s->ndigests++;
+	*d = (ut_digest){addr / UT_PAGE + 1, {hash[0], hash[1]}};
+	return 0;
+}
+
+/* Read what one vectored call could not: without read permission (FOLL_FORCE, /proc/PID/mem), or
+ * page by page. */
+static int read_hard(ut_space *s, uint64_t addr, size_t len, uint8_t *to)
+{
+	while (len) {
+		ssize_t n = pread(s->mem, to, len, addr);
+
+		if (n <= 0) {
+			if (n < 0 && errno == EINTR)
+				continue;
+			if (n == 0) /* the memory is gone: the process has ended or called exec */
+				return -ESRCH;
+			if (errno != EIO && errno != EFAULT)
+				return -errno;
+			memset(to, 0, UT_PAGE);
+			TRY(runs_push(&s->unreadable, addr, addr + UT_PAGE));
+			n = UT_PAGE;
+		}
+		n &= ~(UT_PAGE - 1);
+		if (!n)
+			return -EIO;
+		addr += n;
+		to += n;
+		len -= n;
+	}
+	return 0;
+}
+
+static int update_digests(ut_space *s, const ut_run *run, const uint8_t *data)
+{
+	ut_runs part = {0};
+	int err = runs_clip(&part, &s->known, run->start, run->end);
+
+	for (size_t i = 0; i < part.n && !err; i++)
+		for (uint64_t a = part.v[i].start; a < part.v[i].end && !err; a += UT_PAGE) {
+			uint64_t hash[2];
+
+			page_hash(s, data + (a - run->start), hash);
+			err = digest_put(s, a, hash);
+		}
+	runs_free(&part);
+	return err;
+}
+
+int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
+{
+	struct iovec remote[512];
+	size_t i = 0, pos = 0;
+	uint8_t *out = to;
+
+	s->unreadable.n = 0;
+	while (i < n) {
+		size_t k = 0, want = 0;
+		ssize_t got;
+
+		for (size_t j = i; j < n && k < 512 && want < 64ul << 20; j++, k++) {
+			uint64_t from = runs[j].start + (k ? 0 : pos);
+
+			remote[k] = (struct iovec){(void *)from, runs[j].end - from};
+			want += remote[k].iov_len;
+		}
+		struct iovec local = {out, want};
+
+		got = process_vm_readv(s->pid, &local, 1, remote, k, 0);
+		if (got < 0) {
+			if (errno != EFAULT)
+				return -errno;
+			got = 0;
+		}
+		got &= ~(UT_PAGE - 1);
+		out += got;
+		for (size_t j = 0; j < k && got >= (ssize_t)remote[j].iov_len; j++) {
+			got -= remote[j].iov_len;
+			want -= remote[j].iov_len;
+			i++;
+			pos = 0;
+		}
+		pos += got;
+		if (!want)
+			continue;
+		/* Short: this range has something that only the hard way reads, or nothing does. */
+		TRY(read_hard(s, runs[i].start + pos, runs[i].end - runs[i].start - pos, out));
+		out += runs[i].end - runs[i].start - pos;
+		i++;
+		pos = 0;
+	}
+	if (!s->known.n)
+		return 0;
+	for (i = 0; i < n; i++) {
+		TRY(update_digests(s, &runs[i], to));
+		to += runs[i].end - runs[i].start;
+	}
+	return 0;
+}
+
+int ut_space_reserve(ut_space *s, size_t bytes)
+{
+	void *v;
+
+	if (bytes <= s->buf_cap)
+		return 0;
+	bytes = (bytes + bytes / 2 + UT_HUGE - 1) & ~(UT_HUGE - 1);
+	if (s->buf)
+		munmap(s->buf, s->buf_cap);
+	s->buf = NULL;
+	s->buf_cap = 0;
+	v = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0);
+	if (v == MAP_FAILED)
+		return -errno;
+	madvise(v, bytes, MADV_HUGEPAGE);
+	s->buf = v;
+	s->buf_cap = bytes;
+	return 0;
+}
+
+int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero)
+{
+	const uint8_t *from = buf;
+	uint8_t *to = buf;
+
+	data->n = zero->n = 0;
+	for (size_t i = 0; i < runs->n; i++)
+		for (uint64_t a = runs->v[i].start; a < runs->v[i].end; a += UT_PAGE) {
+			const uint64_t *w = (const uint64_t *)from;
+			uint64_t any = 0;
+
+			for (int k = 0; k < 512 && !any; k += 8)
+				any = w[k] | w[k + 1] | w[k + 2] | w[k + 3] | w[k + 4] | w[k + 5] |
+				      w[k + 6] | w[k + 7];
+			TRY(runs_push(any ? data : zero, a, a + UT_PAGE));
+			if (any) {
+				if (to != from)
+					memmove(to, from, UT_PAGE);
+				to += UT_PAGE;
+			}
+			from += UT_PAGE;
+		}
+	return 0;
+}
+
+/* -- what was written ---------------------------------------------------------------------------- */
+
+static int found_plain(void *arg, const struct ut_page_region *r)
+{
+	return runs_push(arg, r->start, r->end);
+}
+
+static int found_private(void *arg, const struct ut_page_region *r)
+{
+	/* A swapped entry of a file mapping may be a mere marker; reading it tells. */
+	if ((r->categories & UT_PAGE_IS_FILE) && !(r->categories & UT_PAGE_IS_SWAPPED))
+		return 0;
+	return runs_push(arg, r->start, r->end);
+}
+
+int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out)
+{
+	struct ut_page_region *vec = malloc(VEC * sizeof(*vec));
+	int err = -ENOMEM;
+
+	if (vec)
+		err = scan(pagemap, vec, start, end, 0, 0, POPULATED, POPULATED | UT_PAGE_IS_FILE,
+			   private_only ? found_private : found_plain, out);
+	free(vec);
+	return err;
+}
+
+/* Anonymous memory. Where pages are, the fast path of PAGEMAP_SCAN (category_mask and return_mask
+ * WRITTEN only) goes over every PTE, empty ones included: a zapped page is reported once. It would
+ * also build page tables for what was never touched, so the rest of a mapping, which may be a
+ * reservation of terabytes, is only looked through for pages that have come. */
+static int written_entries(ut_space *s, uint64_t start, uint64_t end)
+{
+	uint64_t entry[512];
+
+	/* Page table entries say which of a long run are there at all (bit 63 present, 62 swapped);
+	 * the others are back to zero. */
+	while (start < end) {
+		size_t n = (end - start) / UT_PAGE;
+		ssize_t got = pread(s->pagemap, entry, (n > 512 ? 512 : n) * 8, start / UT_PAGE * 8);
+
+		if (got <= 0)
+			return got ? -errno : -ESRCH;
+		for (ssize_t i = 0; i < got / 8; i++, start += UT_PAGE)
+			TRY(runs_push(entry[i] >> 62 ? &s->want : &s->gone, start, start + UT_PAGE));
+	}
+	return 0;
+}
+
+static int found_written(void *arg, const struct ut_page_region *r)
+{
+	ut_space *s = arg;
+
+	if (r->end - r->start < 16 * UT_PAGE)
+		return runs_push(&s->want, r->start, r->end);
+	return written_entries(s, r->start, r->end);
+}
+
+static uint64_t min64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static int widen(ut_space *s, const ut_runs *pages, const ut_region *r)
+{
+	for (size_t i = 0; i < pages->n; i++) {
+		uint64_t start = pages->v[i].start & ~(UT_HUGE - 1);
+		uint64_t end = (pages->v[i].end + UT_HUGE - 1) & ~(UT_HUGE - 1);
+
+		TRY(runs_push(&s->next_spans, start < r->start ? r->start : start, min64(end, r->end)));
+	}
+	return 0;
+}
+
+static int harvest_anon(ut_space *s, const ut_region *r)
+{
+	uint64_t flags = UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, at = r->start;
+	ut_runs spans = {0};
+	int err = runs_clip(&spans, &s->spans, r->start, r->end);
+
+	for (size_t i = 0; i <= spans.n && !err; i++) {
+		uint64_t next = i < spans.n ? spans.v[i].start : r->end;
+
+		s->found.n = 0;
+		err = scan(s->pagemap, s->vec, at, next, flags, 0, POPULATED, POPULATED,
+			   found_plain, &s->found);
+		for (size_t k = 0; k < s->found.n && !err; k++)
+			err = runs_push(&s->want, s->found.v[k].start, s->found.v[k].end);
+		if (!err)
+			err = widen(s, &s->found, r);
+		if (err || i == spans.n)
+			break;
+		err = scan(s->pagemap, s->vec, spans.v[i].start, spans.v[i].end, flags,
+			   UT_PAGE_IS_WRITTEN, 0, UT_PAGE_IS_WRITTEN, found_written, s);
+		if (!err)
+			err = runs_push(&s->next_spans, spans.v[i].start, spans.v[i].end);
+		at = spans.v[i].end;
+	}
+	runs_free(&spans);
+	return err;
+}
+
+struct diff {
+	ut_space *s;
+	int own_only; /* the file's own pages are not taken */
+	int all;      /* written or not */
+};
+
+static int found_diff(void *arg, const struct ut_page_region *r)
+{
+	struct diff *d = arg;
+	int swapped = !!(r->categories & UT_PAGE_IS_SWAPPED);
+
+	if (d->own_only && (r->categories & UT_PAGE_IS_FILE) && !swapped)
+		return 0;
+	TRY(runs_push(&d->s->found, r->start, r->end));
+	/* A swapped entry of a file mapping may be a marker left by a zapped page. Reading it makes
+	 * it a page again, so it is taken once. */
+	if (d->all || (r->categories & UT_PAGE_IS_WRITTEN) || (d->own_only && swapped))
+		return runs_push(&d->s->want, r->start, r->end);
+	return 0;
+}
+
+/* What is there now against what was: for file mappings, where a page that is not there any more is
+ * the file's again. */
+static int harvest_diff(ut_space *s, const ut_region *r, int all)
+{
+	struct diff d = {s, r->kind == UT_KIND_FILE, all};
+	ut_runs old = {0};
+	int err;
+
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC,
+		 0, POPULATED, POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE, found_diff, &d));
+	err = runs_clip(&old, &s->kept, r->start, r->end);
+	if (!err)
+		err = runs_minus(&s->gone, &old, &s->found);
+	for (size_t i = 0; i < s->found.n && !err; i++)
+		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
+	runs_free(&old);
+	return err;
+}
+
+static int same_object(const ut_region *a, const ut_region *b)
+{
+	return a->kind == b->kind && a->inode == b->inode && a->major == b->major &&
+	       a->minor == b->minor && a->offset - a->start == b->offset - b->start;
+}
+
+/* Whether all that stood at this place at the last harvest is the same object. */
+static int stood_before(const ut_space *s, const ut_region *r)
+{
+	int seen = 0;
+
+	for (size_t i = 0; i < s->before.n; i++) {
+		const ut_region *b = &s->before.regions[i];
+
+		if (b->end <= r->start || b->start >= r->end)
+			continue;
+		if (!same_object(b, r))
+			return 0;
+		seen = 1;
+	}
+	return seen;
+}
+
+/* Mappings that others may write through page tables of their own, and those that cannot be
+ * registered: compare every page that is or was there with the digest of what was stored. */
+static int harvest_compare(ut_space *s, const ut_region *r, int flags)
+{
+	static __thread uint8_t bounce[64 * 4096];
+	int known = !(flags & UT_FULL) && stood_before(s, r);
+	int err = 0;
+
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED, found_plain,
+		 &s->found));
+	if (known)
+		TRY(runs_clip(&s->found, &s->known, r->start, r->end));
+	else
+		TRY(runs_push(&s->fresh, r->start, r->end));
+	runs_normalise(&s->found);
+	s->compared++;
+	for (size_t i = 0; i < s->found.n; i++) {
+		TRY(runs_push(&s->next_known, s->found.v[i].start, s->found.v[i].end));
+		if (!known) {
+			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
+			continue;
+		}
+		for (uint64_t a = s->found.v[i].start; a < s->found.v[i].end && !err;) {
+			size_t len = min64(sizeof(bounce), s->found.v[i].end - a);
+			struct iovec local = {bounce, len}, remote = {(void *)a, len};
+
+			if (process_vm_readv(s->pid, &local, 1, &remote, 1, 0) != (ssize_t)len)
+				err = read_hard(s, a, len, bounce);
+			for (size_t k = 0; k < len && !err; k += UT_PAGE) {
+				const ut_digest *d = digest_find(s, a + k);
+				uint64_t hash[2];
+
+				page_hash(s, bounce + k, hash);
+				if (!d || d->hash[0] != hash[0] || d->hash[1] != hash[1])
+					err = runs_push(&s->want, a + k, a + k + UT_PAGE);
+			}
+			a += len;
+		}
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int harvest_tracked(ut_space *s, const ut_region *r, int all)
+{
+	size_t gone = s->gone.n, spans = s->next_spans.n, kept = s->next_kept.n;
+	ut_run last[3] = {
+		gone ? s->gone.v[gone - 1] : (ut_run){0},
+		spans ? s->next_spans.v[spans - 1] : (ut_run){0},
+		kept ? s->next_kept.v[kept - 1] : (ut_run){0},
+	};
+	int err = r->kind == UT_KIND_ANON && !s->diff_all ? harvest_anon(s, r)
+							  : harvest_diff(s, r, all);
+
+	if (err) {
+		/* As if nothing of this mapping had been looked at. */
+		s->want.n = 0;
+		s->gone.n = gone;
+		s->next_spans.n = spans;
+		s->next_kept.n = kept;
+		if (gone)
+			s->gone.v[gone - 1] = last[0];
+		if (spans)
+			s->next_spans.v[spans - 1] = last[1];
+		if (kept)
+			s->next_kept.v[kept - 1] = last[2];
+	}
+	return err;
+}
+
+static void forget_range(ut_runs *r, uint64_t start, uint64_t end)
+{
+	ut_runs hole = {&(ut_run){start, end}, 1, 1}, left = {0};
+
+	if (!r->n || runs_minus(&left, r, &hole))
+		return; /* too much is remembered, which is safe */
+	runs_free(r);
+	*r = left;
+}
+
+static int register_wp(ut_space *s, const ut_region *r)
+{
+	struct uffdio_register reg = {
+		.range = {r->start, r->end - r->start},
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+
+	return ioctl(s->uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
+{
+	int64_t t0 = ut_now_ns();
+	int err = register_wp(s, r);
+
+	forget_range(&s->spans, r->start, r->end);
+	forget_range(&s->kept, r->start, r->end);
+	if (!err)
+		err = harvest_tracked(s, r, 1);
+	s->rearm_ns += ut_now_ns() - t0;
+	if (!err) {
+		s->tracked++;
+		return runs_push(&s->fresh, r->start, r->end);
+	}
+	if (flags & UT_RUNNING)
+		return 0; /* it changes right now; the stop will see what it is */
+	return err;
+}
+
+/* Whether any mapping of the target is under write-protect, so that the uffd is of this memory. */
+static int any_registered(ut_space *s)
+{
+	ut_runs ignored = {0};
+	int yes = 0;
+
+	for (size_t i = 0; i < s->maps.n && !yes; i++) {
+		const ut_region *r = &s->maps.regions[i];
+
+		if (r->kind != UT_KIND_SKIP && r->kind != UT_KIND_SHARED)
+			yes = !scan(s->pagemap, s->vec, r->start, r->start + UT_PAGE,
+				    UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN, 0,
+				    UT_PAGE_IS_WRITTEN, found_plain, &ignored);
+	}
+	runs_free(&ignored);
+	return yes;
+}
+
+static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tracked)
+{
+	int err = -EPERM;
+
+	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO)
+		return harvest_compare(s, r, flags);
+	if (!(flags & UT_FULL))
+		err = harvest_tracked(s, r, 0);
+	if (!err)
+		s->tracked++;
+	/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
+	if (err != -EPERM)
+		return err;
+	err = harvest_fresh(s, r, flags);
+	if (err == -ENOMEM || err == -ESRCH || err == -EPERM) {
+		if (was_tracked && !s->tracked && !any_registered(s))
+			return UT_NEW_MM; /* the uffd belongs to another memory */
+	}
+	if (err == -EPERM || err == -EBUSY || err == -EINVAL)
+		return harvest_compare(s, r, flags);
+	return err;
+}
+
+static int reopen(ut_space *s, const char *name, int *fd)
+{
+	char path[64];
+
+	if (*fd >= 0)
+		close(*fd);
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", s->pid, s->tid, name);
+	*fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (*fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	return 0;
+}
+
+static void swap_runs(ut_runs *a, ut_runs *b)
+{
+	ut_runs t = *a;
+
+	*a = *b;
+	*b = t;
+	b->n = 0;
+}
+
+int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
+{
+	const ut_runs again = {(ut_run *)pending, npending, npending};
+	int was_tracked = s->tracked;
+	ut_maps old = s->before;
+	int err;
+
+	/* Opened anew each time: these files stay with the memory of before an exec. */
+	TRY(reopen(s, "pagemap", &s->pagemap));
+	TRY(reopen(s, "mem", &s->mem));
+	s->before = s->maps;
+	s->maps = old;
+	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
+	s->next_spans.n = s->next_kept.n = s->next_known.n = 0;
+	s->tracked = s->compared = 0;
+	s->rearm_ns = 0;
+	if (flags & UT_FULL)
+		s->spans.n = s->kept.n = s->known.n = 0;
+	err = ut_maps_read(&s->maps, s->pid, s->tid);
+	for (size_t i = 0; i < s->maps.n && !err; i++) {
+		const ut_region *r = &s->maps.regions[i];
+
+		if (r->kind == UT_KIND_SKIP)
+			continue;
+		s->want.n = 0;
+		err = harvest_region(s, r, flags, was_tracked);
+		if (!err)
+			err = runs_clip(&s->want, &again, r->start, r->end);
+		if (err)
+			break;
+		runs_normalise(&s->want);
+		for (size_t k = 0; k < s->want.n && !err; k++)
+			err = runs_push(&s->plan, s->want.v[k].start, s->want.v[k].end);
+	}
+	swap_runs(&s->spans, &s->next_spans);
+	swap_runs(&s->kept, &s->next_kept);
+	swap_runs(&s->known, &s->next_known);
+	runs_normalise(&s->spans);
+	return err;
+}
+
+int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
+{
+	ut_space *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	s->pid = s->tid = pid;
+	s->uffd = uffd;
+	s->pagemap = s->mem = -1;
+	s->diff_all = diff_all;
+	s->vec = malloc(VEC * sizeof(*s->vec));
+	if (!s->vec || getrandom(s->seed, sizeof(s->seed), 0) != sizeof(s->seed) ||
+	    ut_space_reserve(s, 32ul << 20)) {
+		s->uffd = -1; /* the caller's still */
+		ut_space_close(s);
+		return -ENOMEM;
+	}
+	*out = s;
+	return 0;
+}
+
+void ut_space_close(ut_space *s)
+{
+	ut_runs *lists[] = {&s->plan, &s->gone, &s->fresh, &s->spans, &s->kept, &s->known,
+			    &s->next_spans, &s->next_kept, &s->next_known, &s->want, &s->found,
+			    &s->unreadable};
+
+	if (s->uffd >= 0)
+		close(s->uffd); /* takes every trap away */
+	if (s->pagemap >= 0)
+		close(s->pagemap);
+	if (s->mem >= 0)
+		close(s->mem);
+	for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++)
+		runs_free(lists[i]);
+	ut_maps_free(&s->maps);
+	ut_maps_free(&s->before);
+	free(s->digests);
+	free(s->vec);
+	if (s->buf)
+		munmap(s->buf, s->buf_cap);
+	free(s);
+}
+
+static void sabotage(ut_space *s, int before_stop)
+{
+	size_t i = s->plan.n / 2;
+
+	if (!s->plan.n)
+		return;
+	if (s->sabotage == UT_SABOTAGE_FORGET && !before_stop) {
+		s->plan.v[i].start += UT_PAGE;
+		if (s->plan.v[i].start == s->plan.v[i].end) {
+			memmove(&s->plan.v[i], &s->plan.v[i + 1],
+				(s->plan.n - i - 1) * sizeof(ut_run));
+			s->plan.n--;
+		}
+	}
+	if (s->sabotage == UT_SABOTAGE_LATE_REARM && before_stop) {
+		ut_runs ignored = {0};
+
+		scan(s->pagemap, s->vec, s->plan.v[i].start, s->plan.v[i].end, UT_SCAN_WP_MATCHING,
+		     UT_PAGE_IS_WRITTEN, 0, UT_PAGE_IS_WRITTEN, found_plain, &ignored);
+		runs_free(&ignored);
+	}
+}
+
+int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
+	      int64_t timeout_ns, ut_times *times)
+{
+	int64_t t0, t1, t2, t3;
+	int err;
+
+	if (s->sabotage)
+		sabotage(s, 1);
+	t0 = ut_now_ns();
+	TRY(ut_tracee_stop(t, timeout_ns));
+	t1 = ut_now_ns();
+	s->tid = t->threads[ut_tracee_pick(t)].tid;
+	err = ut_space_harvest(s, flags, pending, npending);
+	if (s->sabotage)
+		sabotage(s, 0);
+	t2 = ut_now_ns();
+	if (!err)
+		err = ut_space_reserve(s, runs_bytes(&s->plan));
+	if (!err)
+		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
+	t3 = ut_now_ns();
+	ut_tracee_resume(t);
+	*times = (ut_times){
+		.stop_ns = t1 - t0,
+		.harvest_ns = t2 - t1 - (int64_t)s->rearm_ns,
+		.rearm_ns = s->rearm_ns,
+		.copy_ns = t3 - t2,
+		.pause_ns = ut_now_ns() - t0,
+	};
+	return err;
+}

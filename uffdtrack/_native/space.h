@@ -1,0 +1,67 @@
+/* The memory of one process: what is tracked, what was written, copies of it. */
+#ifndef UT_SPACE_H
+#define UT_SPACE_H
+#include "maps.h"
+#include "runs.h"
+#include "tracee.h"
+
+enum {
+	UT_FULL = 1,    /* every mapping is new: register, arm, take all of it */
+	UT_RUNNING = 2, /* the target is not stopped: mappings may change under us */
+};
+enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
+/* Faults on purpose, for the tests' negative controls. */
+enum { UT_SABOTAGE_FORGET = 1, UT_SABOTAGE_LATE_REARM = 2 };
+
+typedef struct {
+	uint64_t page; /* number + 1; 0: free slot */
+	uint64_t hash[2];
+} ut_digest;
+
+typedef struct {
+	int32_t pid, tid, uffd, pagemap, mem;
+	int32_t diff_all;  /* the kernel misses zapped PMDs: find what is gone by comparing sets */
+	int32_t tracked;   /* mappings under write-protect at the last harvest */
+	int32_t compared;  /* mappings whose contents are compared instead */
+	int32_t sabotage;
+	ut_maps maps, before;
+	ut_runs plan;      /* to copy */
+	ut_runs gone;      /* back to what the mapping is without writes: zero, or the file */
+	ut_runs fresh;     /* new mappings: nothing older holds there */
+	ut_runs spans;     /* anonymous memory scanned by the fast path, its empty PTEs armed too */
+	ut_runs kept;      /* private pages of file mappings */
+	ut_runs known;     /* pages of compared mappings */
+	ut_runs next_spans, next_kept, next_known, want, found;
+	ut_runs unreadable; /* planned, but without content: past a file's end, guard pages */
+	ut_digest *digests;
+	size_t ndigests, digests_cap;
+	uint64_t seed[8];
+	uint8_t *buf;
+	size_t buf_cap;
+	struct ut_page_region *vec;
+	uint64_t rearm_ns;
+} ut_space;
+
+typedef struct {
+	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
+} ut_times;
+
+int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
+void ut_space_close(ut_space *s);
+/* Find what was written since the last harvest, and arm it again, in one step. */
+int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
+/* Copy ranges of the target, one behind the other, to `to`. Pages that cannot be read become zero
+ * and are listed in `unreadable`. */
+int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
+/* Make room for `bytes` in s->buf. */
+int ut_space_reserve(ut_space *s, size_t bytes);
+/* Stop, registers, harvest, copy the plan to s->buf, rearm, resume. */
+int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
+	      int64_t timeout_ns, ut_times *times);
+/* Split runs, whose contents stand in `buf`, into those with content, which move together in `buf`,
+ * and zero ones. */
+int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
+/* Pages with a page table entry in use (private only: not the file's own pages), of
+ * [start, end). */
+int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out);
+#endif

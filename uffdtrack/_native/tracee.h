@@ -1,0 +1,75 @@
+/* Stopping the threads of another process, their registers, and system calls in their name. */
+#ifndef UT_TRACEE_H
+#define UT_TRACEE_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define UT_NREGS 27 /* struct user_regs_struct, x86-64 */
+
+enum {
+	UT_THREAD_PENDING = 0, /* seized and interrupted, not stopped yet */
+	UT_THREAD_STOPPED = 1,
+	UT_THREAD_DEAD = 2,
+	UT_THREAD_RUNNING = 3, /* was stopped, runs again */
+};
+
+typedef struct {
+	int32_t tid;
+	uint32_t state;
+	uint64_t sigmask;
+	uint64_t regs[UT_NREGS];
+	uint32_t xstate_len;
+	uint32_t worker; /* a thread of the kernel's (io_uring): it has no user registers */
+} ut_thread;
+
+/* A call with a time limit that a stop has interrupted and that the thread repeats. */
+typedef struct {
+	int32_t tid;
+	int64_t nr;
+	uint64_t rip, eflags;
+	int64_t deadline_ns;
+} ut_wait;
+
+typedef struct {
+	int32_t pid;
+	int32_t pidfd;
+	int32_t seccomp;     /* set by the caller: the target has a filter */
+	int32_t exit_status; /* wait status of the thread group leader, -1: alive */
+	int32_t held_stop;   /* a SIGSTOP that came during an injection, given back at its end */
+	ut_thread *threads;
+	size_t n, cap;
+	uint8_t *xstate; /* one slot of xstate_stride bytes a thread */
+	size_t xstate_cap, xstate_stride;
+	ut_wait *waits;
+	size_t nwaits, waits_cap;
+	uint64_t syscall_addr;
+	uint64_t inject_sigmask;
+} ut_tracee;
+
+/* All functions return >= 0 or -errno. */
+int ut_tracee_open(int pid, ut_tracee **out);
+void ut_tracee_close(ut_tracee *t);
+/* Stop every thread; registers and signal masks are in `threads` after. -ETIMEDOUT: one did not
+ * stop; the others run again. -ESRCH: the process is gone. */
+int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_resume(ut_tracee *t);
+/* Threads that did not stop in time are let go as they do; returns how many are left. */
+int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_index(const ut_tracee *t, int tid);
+/* A thread whose registers a system call can be put into, or -ESRCH. */
+int ut_tracee_pick(const ut_tracee *t);
+
+int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp);
+int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result);
+/* Make the thread end itself: inject exit(0) and wait for its end. */
+int ut_inject_exit(ut_tracee *t, size_t index);
+int ut_inject_end(ut_tracee *t, size_t index);
+int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
+		  size_t xstate_len, uint64_t sigmask);
+
+/* Make a userfaultfd of the target's memory, by a system call in its name; returns the fd, and no
+ * copy is left in the target. Done by a process of its own, so that the death of the caller leaves
+ * no thread of the target inside a call that it did not make. */
+int ut_attach_uffd(int pid, int suspend_seccomp);
+int64_t ut_now_ns(void);
+#endif

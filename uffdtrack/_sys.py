@@ -1,0 +1,65 @@
+"""The only importer of the compiled core: numbers become exceptions here, pointers become arrays."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uffdtrack._native._core import ffi, lib
+from uffdtrack.errors import (
+    NewMemoryError,
+    PermissionDeniedError,
+    StopTimeoutError,
+    TargetError,
+    TargetGoneError,
+    UnsupportedError,
+)
+
+Runs = npt.NDArray[np.uint64]
+"""Address ranges: shape (n, 2), bytes, start inclusive and end exclusive."""
+
+STOP_TIMEOUT_NS = 2_000_000_000
+
+__all__ = ["Runs", "check", "ffi", "lib", "runs_array", "runs_of"]
+
+
+def check(result: int, doing: str, pid: int) -> int:
+    """Turn a negative errno of the core into the exception that fits `doing` on process `pid`."""
+    if result >= 0:
+        return result
+    if result == lib.UT_NEW_MM:
+        raise NewMemoryError(f"process {pid} has replaced its program (exec)")
+    code = -result
+    why = os.strerror(code)
+    if code in (errno.ESRCH, errno.ECHILD):
+        raise TargetGoneError(f"process {pid} has ended")
+    if code == errno.ETIMEDOUT:
+        raise StopTimeoutError(
+            f"cannot {doing}: a thread of process {pid} did not stop in time (in an "
+            "uninterruptible system call?); all its threads run on"
+        )
+    if code in (errno.EPERM, errno.EACCES):
+        raise PermissionDeniedError(
+            f"cannot {doing} of process {pid}: {why}. Run as root or as the same user; where "
+            "/proc/sys/kernel/yama/ptrace_scope is not 0, only root or a parent (uffdtrack run) may"
+        )
+    if code in (errno.ENOSYS, errno.ENOTTY):
+        raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
+    raise TargetError(f"cannot {doing} of process {pid}: {why}")
+
+
+def runs_array(runs: Any) -> Runs:
+    """A copy of a list of the core's, as an array of shape (n, 2)."""
+    if not runs.n:
+        return np.empty((0, 2), np.uint64)
+    flat = np.frombuffer(ffi.buffer(runs.v, runs.n * 16), np.uint64)
+    return flat.reshape(-1, 2).copy()
+
+
+def runs_of(array: Runs) -> tuple[Any, int]:
+    """An array of shape (n, 2) as the core takes it. The array must outlive the call."""
+    return ffi.from_buffer("ut_run[]", np.ascontiguousarray(array, np.uint64)), len(array)

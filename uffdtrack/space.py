@@ -1,0 +1,222 @@
+"""The memory of an attached process: traps, what was written, copies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
+from uffdtrack.errors import TargetGoneError, UffdtrackError, UnsupportedError
+from uffdtrack.features import probe
+from uffdtrack.maps import Region, parse_maps
+from uffdtrack.tracee import ThreadState, Tracee, has_seccomp
+
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one stop of the target gave.
+
+    Attributes:
+        regions: the mappings at that instant.
+        threads: the registers at that instant.
+        data: ranges with contents; these stand one behind the other in `contents`.
+        zero: ranges that were written and hold zeros.
+        reset: ranges whose earlier contents are void: new mappings, and pages given back.
+        contents: valid until the next window of this address space.
+        unreadable: pages without content (past a file's end, guard pages).
+        compared: mappings followed by comparing contents, since others can write them.
+        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it.
+    """
+
+    regions: list[Region]
+    threads: list[ThreadState]
+    data: Runs
+    zero: Runs
+    reset: Runs
+    contents: memoryview
+    unreadable: int
+    compared: int
+    stop_us: float
+    harvest_us: float
+    copy_us: float
+    rearm_us: float
+    pause_us: float
+
+
+@dataclass(slots=True)
+class Pending:
+    """Ranges that were harvested and are not safe in an image yet."""
+
+    pages: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
+    reset: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
+    everything: bool = False
+
+    def add(self, pages: Runs, reset: Runs) -> None:
+        self.pages = merge_runs(self.pages, pages)
+        self.reset = merge_runs(self.reset, reset)
+
+    def clear(self) -> None:
+        self.pages = self.reset = np.empty((0, 2), np.uint64)
+        self.everything = False
+
+
+def merge_runs(*several: Runs) -> Runs:
+    """The union of lists of ranges, sorted, with touching ranges merged."""
+    runs = np.concatenate(several).astype(np.uint64, copy=False)
+    if len(runs) < 2:
+        return runs
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    ends = np.maximum.accumulate(runs[:, 1])
+    first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))
+    last = np.concatenate((first[1:], [True]))
+    return np.stack((runs[first, 0], ends[last]), axis=1)
+
+
+def populated(pagemap: int, start: int, end: int, private_only: bool) -> Runs:
+    """The pages of a range that exist, by an open /proc/PID/pagemap.
+
+    With `private_only`, not the pages that a private file mapping still has from its file.
+    """
+    out = ffi.new("ut_runs *")
+    try:
+        check(lib.ut_populated(pagemap, start, end, int(private_only), out), "read the pagemap", 0)
+        return runs_array(out)
+    finally:
+        lib.runs_free(out)
+
+
+class AddressSpace:
+    """Tracks one process's memory by userfaultfd write-protect (WP_ASYNC) and PAGEMAP_SCAN.
+
+    Made by `attach`. Closing it, or the death of this process, takes every trap away; the target
+    runs on. Sources: Documentation/admin-guide/mm/{userfaultfd,pagemap}.rst.
+    """
+
+    def __init__(self, pid: int, uffd: int, diff_all: bool = False) -> None:
+        self.pid = pid
+        out = ffi.new("ut_space **")
+        check(lib.ut_space_open(pid, uffd, int(diff_all), out), "track the memory", pid)
+        self._c = out[0]
+
+    @classmethod
+    def attach(cls, pid: int) -> AddressSpace:
+        """Make a userfaultfd of the target's memory; nothing is armed yet.
+
+        Raises:
+            UnsupportedError: no WP_ASYNC or no PAGEMAP_SCAN here.
+            PermissionDeniedError, TargetGoneError, StopTimeoutError: as they say.
+        """
+        features = probe()
+        if not features.scan:
+            raise UnsupportedError(
+                "this kernel lacks userfaultfd WP_ASYNC or PAGEMAP_SCAN (Linux 6.7); see uffdtrack doctor"
+            )
+        uffd = check(lib.ut_attach_uffd(pid, int(has_seccomp(pid))), "make a userfaultfd in the name", pid)
+        check(lib.ut_uffd_api(uffd, lib.UFFD_FEATURE_WP_ASYNC), "enable WP_ASYNC", pid)
+        return cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
+
+    def harvest(self, everything: bool) -> tuple[Runs, Runs]:
+        """Find and rearm what was written since the last harvest, while the target runs.
+
+        With `everything`, register and arm all mappings and report all pages that exist.
+
+        Returns:
+            What to copy, and ranges whose earlier contents are void.
+        """
+        flags = lib.UT_RUNNING | (lib.UT_FULL if everything else 0)
+        check(lib.ut_space_harvest(self._c, flags, ffi.NULL, 0), "harvest the memory", self.pid)
+        reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh))
+        return runs_array(self._c.plan), reset
+
+    def copy(self, runs: Runs) -> memoryview:
+        """Copy ranges, one behind the other; valid until the next copy or window."""
+        size = int((runs[:, 1] - runs[:, 0]).sum())
+        check(lib.ut_space_reserve(self._c, size), "make room for a copy", self.pid)
+        pointer, n = runs_of(runs)
+        check(lib.ut_space_copy(self._c, pointer, n, self._c.buf), "copy memory", self.pid)
+        return memoryview(ffi.buffer(self._c.buf, size)) if size else memoryview(b"")
+
+    def split_zero(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
+        """Part the last copy into ranges with contents and zero ranges; see `Window`."""
+        source, data, zero = (ffi.new("ut_runs *") for _ in range(3))
+        source.v, source.n = runs_of(runs)
+        try:
+            check(lib.ut_split_zero(self._c.buf, source, data, zero), "sort pages", self.pid)
+            full, empty = runs_array(data), runs_array(zero)
+        finally:
+            lib.runs_free(data)
+            lib.runs_free(zero)
+        size = int((full[:, 1] - full[:, 0]).sum())
+        return full, empty, memoryview(ffi.buffer(self._c.buf, size)) if size else memoryview(b"")
+
+    def window(self, tracee: Tracee, pending: Pending) -> Window:
+        """Stop the target, take registers, harvest, copy, rearm, resume: one call of C.
+
+        What was harvested goes into `pending`, and stays there until the caller clears it.
+
+        Raises:
+            TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
+        """
+        tracee.refresh()
+        times = ffi.new("ut_times *")
+        pointer, n = runs_of(pending.pages)
+        flags = lib.UT_FULL if pending.everything else 0
+        result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
+        try:
+            check(result, "checkpoint the memory", self.pid)
+        except UffdtrackError as error:
+            # What the harvest got at before it failed is not known page by page.
+            pending.everything = pending.everything or bool(times.pause_ns)
+            if isinstance(error, TargetGoneError):
+                tracee.settle(0)
+            raise
+        plan = runs_array(self._c.plan)
+        reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
+        pending.add(plan, reset)
+        pending.everything = False
+        data, zero, contents = self.split_zero(plan)
+        text = bytes(ffi.buffer(self._c.maps.text, self._c.maps.len))
+        unreadable = runs_array(self._c.unreadable)
+        return Window(
+            regions=parse_maps(text.decode(errors="surrogateescape")),
+            threads=tracee.threads,
+            data=data,
+            zero=zero,
+            reset=reset,
+            contents=contents,
+            unreadable=int((unreadable[:, 1] - unreadable[:, 0]).sum()) // PAGE,
+            compared=self._c.compared,
+            stop_us=times.stop_ns / 1e3,
+            harvest_us=times.harvest_ns / 1e3,
+            copy_us=times.copy_ns / 1e3,
+            rearm_us=times.rearm_ns / 1e3,
+            pause_us=times.pause_ns / 1e3,
+        )
+
+    def sabotage(self, kind: str) -> None:
+        """Break the tracking on purpose ("forget" or "late-rearm"), so that tests can see it fail."""
+        self._c.sabotage = {
+            "forget": lib.UT_SABOTAGE_FORGET,
+            "late-rearm": lib.UT_SABOTAGE_LATE_REARM,
+        }[kind]
+
+    def close(self) -> None:
+        """Take every trap away. Idempotent."""
+        if self._c is not None:
+            lib.ut_space_close(self._c)
+            self._c = None
+
+    def __enter__(self) -> AddressSpace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,194 @@
+"""The threads of another process: stopped together, read, changed, released."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
+from uffdtrack.errors import TargetError, TargetGoneError
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadState:
+    """The user-visible state of one stopped thread.
+
+    Attributes:
+        tid: thread id.
+        regs: 216 bytes, `struct user_regs_struct` of x86-64 (ptrace(2), PTRACE_GETREGS).
+        xstate: the XSAVE area (NT_X86_XSTATE); its first 512 bytes are the FXSAVE area.
+        sigmask: the blocked signals, bit n-1 for signal n.
+        worker: a thread of the kernel's own (io_uring), without user registers.
+    """
+
+    tid: int
+    regs: bytes
+    xstate: bytes
+    sigmask: int
+    worker: bool
+
+
+class Tracee:
+    """Traces a process for as long as its threads are stopped, and no longer.
+
+    All calls of one Tracee belong to the thread that made it: ptrace(2) ties a tracee to a thread.
+    Use as a context manager; leaving it resumes everything.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        out = ffi.new("ut_tracee **")
+        check(lib.ut_tracee_open(pid, out), "open", pid)
+        self._c = out[0]
+
+    @property
+    def native(self) -> object:
+        return self._c
+
+    def refresh(self) -> None:
+        """Learn whether the target has a seccomp filter: its calls are then repeated with care."""
+        self._c.seccomp = int(has_seccomp(self.pid))
+
+    def stop(self) -> None:
+        """Stop every thread.
+
+        Raises:
+            TargetGoneError: the process has ended.
+            StopTimeoutError: a thread did not stop; all run on.
+            PermissionDeniedError: not allowed to trace it.
+        """
+        self.refresh()
+        check(lib.ut_tracee_stop(self._c, STOP_TIMEOUT_NS), "stop the threads", self.pid)
+
+    def resume(self) -> None:
+        """Release every thread. Idempotent."""
+        lib.ut_tracee_resume(self._c)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait for threads that did not stop in time, to let them go; False: some still did not."""
+        return not lib.ut_tracee_settle(self._c, int(seconds * 1e9))
+
+    @property
+    def threads(self) -> list[ThreadState]:
+        """The state of each thread at the last stop."""
+        states = []
+        for i in range(self._c.n):
+            t = self._c.threads[i]
+            if t.state not in (lib.UT_THREAD_STOPPED, lib.UT_THREAD_RUNNING):
+                continue
+            xstate = self._c.xstate + i * self._c.xstate_stride
+            states.append(
+                ThreadState(
+                    t.tid,
+                    bytes(ffi.buffer(t.regs)),
+                    bytes(ffi.buffer(xstate, t.xstate_len)) if not t.worker else b"",
+                    t.sigmask,
+                    bool(t.worker),
+                )
+            )
+        return states
+
+    @property
+    def exit_status(self) -> int | None:
+        """The wait status of the target, where its end was seen here (a child of ours), else None."""
+        return None if self._c.exit_status < 0 else int(self._c.exit_status)
+
+    @contextmanager
+    def injector(self) -> Iterator[Injector]:
+        """System calls in the name of one stopped thread, whose state is put back after."""
+        at = check(lib.ut_tracee_pick(self._c), "find a thread", self.pid)
+        seccomp = int(has_seccomp(self.pid))
+        check(lib.ut_inject_begin(self._c, at, seccomp), "prepare a call in the name", self.pid)
+        try:
+            yield Injector(self, at)
+        finally:
+            check(lib.ut_inject_end(self._c, at), "put back the registers", self.pid)
+
+    def end_thread(self, tid: int) -> None:
+        """Make a stopped thread end itself, by exit(2) in its name."""
+        at = check(lib.ut_tracee_index(self._c, tid), f"find thread {tid}", self.pid)
+        seccomp = int(has_seccomp(self.pid))
+        check(lib.ut_inject_begin(self._c, at, seccomp), "prepare a call in the name", self.pid)
+        check(lib.ut_inject_exit(self._c, at), f"end thread {tid}", self.pid)
+
+    def set_state(self, state: ThreadState) -> None:
+        """Give a stopped thread the registers and the signal mask of `state`."""
+        at = check(lib.ut_tracee_index(self._c, state.tid), f"find thread {state.tid}", self.pid)
+        regs = ffi.from_buffer("uint64_t[]", state.regs)
+        result = lib.ut_tracee_set(self._c, at, regs, state.xstate, len(state.xstate), state.sigmask)
+        check(result, f"set the registers of thread {state.tid}", self.pid)
+
+    def close(self) -> None:
+        if self._c is not None:
+            lib.ut_tracee_close(self._c)
+            self._c = None
+
+    def __enter__(self) -> Tracee:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Injector:
+    """Runs system calls in a stopped thread."""
+
+    def __init__(self, tracee: Tracee, index: int) -> None:
+        self._tracee = tracee
+        self._index = index
+
+    def call(self, number: int, arguments: Sequence[int], doing: str) -> int:
+        """Run one system call and return its result.
+
+        Raises:
+            TargetError: the call failed; `doing` and the reason are in the message.
+        """
+        padded = [a & (1 << 64) - 1 for a in arguments] + [0] * (6 - len(arguments))
+        result = ffi.new("int64_t *")
+        native = self._tracee.native
+        check(lib.ut_inject(native, self._index, number, padded, result), doing, self._tracee.pid)
+        value = int(result[0])
+        if -4096 < value < 0:
+            name = errno.errorcode.get(-value, str(-value))
+            raise TargetError(f"cannot {doing} in process {self._tracee.pid}: {name}")
+        return value
+
+
+def has_seccomp(pid: int) -> bool:
+    """Whether the process has a seccomp filter (proc_pid_status(5))."""
+    return status_field(pid, "Seccomp") not in ("0", "")
+
+
+def status_field(pid: int, name: str) -> str:
+    """One field of /proc/PID/status, "" where the kernel has no such field.
+
+    Raises:
+        TargetGoneError: there is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGoneError(f"there is no process {pid}") from error
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return ""
+
+
+def open_pidfd(pid: int) -> int:
+    """A file descriptor that becomes readable when the process ends (pidfd_open(2))."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError as error:
+        raise TargetGoneError(f"there is no process {pid}") from error
