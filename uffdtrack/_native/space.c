@@ -28,10 +28,13 @@ static int scan(int pagemap, struct ut_page_region *vec, uint64_t start, uint64_
 		uint64_t flags, uint64_t mask, uint64_t anyof, uint64_t ret, found_fn found,
 		void *arg)
 {
+	/* The kernel allocates room for up to 512 results in each call, so most calls ask for few. */
+	uint64_t room = 32;
+
 	while (start < end) {
 		struct ut_pm_scan_arg a = {
 			.size = sizeof(a), .flags = flags, .start = start, .end = end,
-			.vec = (uint64_t)vec, .vec_len = VEC, .category_mask = mask,
+			.vec = (uint64_t)vec, .vec_len = room, .category_mask = mask,
 			.category_anyof_mask = anyof, .return_mask = ret,
 		};
 		long n = ioctl(pagemap, UT_PAGEMAP_SCAN, &a);
@@ -43,6 +46,7 @@ static int scan(int pagemap, struct ut_page_region *vec, uint64_t start, uint64_
 		if (a.walk_end <= start)
 			return -EIO;
 		start = a.walk_end;
+		room = VEC;
 	}
 	return 0;
 }
@@ -361,6 +365,7 @@ struct diff {
 	ut_space *s;
 	int own_only; /* the file's own pages are not taken */
 	int all;      /* written or not */
+	int written;  /* some page was: it has to be armed */
 };
 
 static int found_diff(void *arg, const struct ut_page_region *r)
@@ -368,6 +373,7 @@ static int found_diff(void *arg, const struct ut_page_region *r)
 	struct diff *d = arg;
 	int swapped = !!(r->categories & UT_PAGE_IS_SWAPPED);
 
+	d->written |= !!(r->categories & UT_PAGE_IS_WRITTEN);
 	if (d->own_only && (r->categories & UT_PAGE_IS_FILE) && !swapped)
 		return 0;
 	TRY(runs_push(&d->s->found, r->start, r->end));
@@ -378,17 +384,71 @@ static int found_diff(void *arg, const struct ut_page_region *r)
 	return 0;
 }
 
+static int found_any(void *arg, const struct ut_page_region *r)
+{
+	*(uint64_t *)arg += r->end - r->start;
+	return 0;
+}
+
+static int found_own(void *arg, const struct ut_page_region *r)
+{
+	if (!(r->categories & (UT_PAGE_IS_FILE | UT_PAGE_IS_SWAPPED)))
+		*(uint64_t *)arg += r->end - r->start;
+	return 0;
+}
+
+/* 1: nothing of a file mapping was written or given back, its pages are `kept` as they were. To know
+ * whether a page is the file's costs the kernel a look at the page itself, so that is asked only of
+ * the few that are not. */
+static int diff_unchanged(ut_space *s, const ut_region *r, int own_only)
+{
+	uint64_t written = 0, own = 0;
+	ut_runs old = {0};
+	int err;
+
+	if (!own_only)
+		return 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN,
+		 POPULATED, UT_PAGE_IS_WRITTEN, found_any, &written));
+	if (written)
+		return 0;
+	err = runs_clip(&old, &s->kept, r->start, r->end);
+	for (size_t i = 0; i < old.n && !err; i++)
+		err = scan(s->pagemap, s->vec, old.v[i].start, old.v[i].end, 0, 0, POPULATED,
+			   POPULATED | UT_PAGE_IS_FILE, found_own, &own);
+	if (!err && own == runs_bytes(&old)) {
+		for (size_t i = 0; i < old.n && !err; i++)
+			err = runs_push(&s->next_kept, old.v[i].start, old.v[i].end);
+		err = err ? err : 1;
+	}
+	runs_free(&old);
+	return err;
+}
+
 /* What is there now against what was: for file mappings, where a page that is not there any more is
  * the file's again. */
 static int harvest_diff(ut_space *s, const ut_region *r, int all)
 {
-	struct diff d = {s, r->kind == UT_KIND_FILE, all};
+	const uint64_t categories = POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE;
+	struct diff d = {s, r->kind == UT_KIND_FILE, all, 0};
 	ut_runs old = {0};
 	int err;
 
+	if (!all) {
+		int same = diff_unchanged(s, r, d.own_only);
+
+		if (same)
+			return same < 0 ? same : 0;
+	}
 	s->found.n = 0;
-	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC,
-		 0, POPULATED, POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE, found_diff, &d));
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, 0, POPULATED,
+		 categories, found_diff, &d));
+	/* Only what was written is armed; looking again finds what was written in between. */
+	if (d.written)
+		TRY(scan(s->pagemap, s->vec, r->start, r->end,
+			 UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN, POPULATED,
+			 categories, found_diff, &d));
+	runs_normalise(&s->found);
 	err = runs_clip(&old, &s->kept, r->start, r->end);
 	if (!err)
 		err = runs_minus(&s->gone, &old, &s->found);
