@@ -14,6 +14,7 @@ from uffdtrack.maps import Region, parse_maps
 from uffdtrack.tracee import ThreadState, Tracee, has_seccomp
 
 PAGE = 4096
+_TASK_SIZE = 1 << 47
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,10 @@ class AddressSpace:
                 tracee.settle(0)
             raise
         plan = runs_array(self._c.plan)
-        reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
+        if flags:
+            reset = np.array([[0, _TASK_SIZE]], np.uint64)
+        else:
+            reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
         pending.add(plan, reset)
         pending.everything = False
         data, zero, contents = self.split_zero(plan)

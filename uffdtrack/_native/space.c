@@ -363,9 +363,10 @@ static int harvest_anon(ut_space *s, const ut_region *r)
 
 struct diff {
 	ut_space *s;
-	int own_only; /* the file's own pages are not taken */
-	int all;      /* written or not */
-	int written;  /* some page was: it has to be armed */
+	int file;      /* a file is behind the mapping; only pages that are not the file's are kept */
+	int take_file; /* the file's pages are taken too, since nobody can open it any more */
+	int all;       /* written or not */
+	int written;   /* some page was: it has to be armed */
 };
 
 static int found_diff(void *arg, const struct ut_page_region *r)
@@ -374,12 +375,15 @@ static int found_diff(void *arg, const struct ut_page_region *r)
 	int swapped = !!(r->categories & UT_PAGE_IS_SWAPPED);
 
 	d->written |= !!(r->categories & UT_PAGE_IS_WRITTEN);
-	if (d->own_only && (r->categories & UT_PAGE_IS_FILE) && !swapped)
-		return 0;
+	if (d->file && (r->categories & UT_PAGE_IS_FILE) && !swapped) {
+		if (!d->take_file || !(d->all || (r->categories & UT_PAGE_IS_WRITTEN)))
+			return 0;
+		return runs_push(&d->s->want, r->start, r->end);
+	}
 	TRY(runs_push(&d->s->found, r->start, r->end));
 	/* A swapped entry of a file mapping may be a marker left by a zapped page. Reading it makes
 	 * it a page again, so it is taken once. */
-	if (d->all || (r->categories & UT_PAGE_IS_WRITTEN) || (d->own_only && swapped))
+	if (d->all || (r->categories & UT_PAGE_IS_WRITTEN) || (d->file && swapped))
 		return runs_push(&d->s->want, r->start, r->end);
 	return 0;
 }
@@ -400,14 +404,12 @@ static int found_own(void *arg, const struct ut_page_region *r)
 /* 1: nothing of a file mapping was written or given back, its pages are `kept` as they were. To know
  * whether a page is the file's costs the kernel a look at the page itself, so that is asked only of
  * the few that are not. */
-static int diff_unchanged(ut_space *s, const ut_region *r, int own_only)
+static int diff_unchanged(ut_space *s, const ut_region *r)
 {
 	uint64_t written = 0, own = 0;
 	ut_runs old = {0};
 	int err;
 
-	if (!own_only)
-		return 0;
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN,
 		 POPULATED, UT_PAGE_IS_WRITTEN, found_any, &written));
 	if (written)
@@ -430,12 +432,12 @@ static int diff_unchanged(ut_space *s, const ut_region *r, int own_only)
 static int harvest_diff(ut_space *s, const ut_region *r, int all)
 {
 	const uint64_t categories = POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE;
-	struct diff d = {s, r->kind == UT_KIND_FILE, all, 0};
+	struct diff d = {s, r->kind != UT_KIND_ANON, r->kind == UT_KIND_DELETED, all, 0};
 	ut_runs old = {0};
 	int err;
 
-	if (!all) {
-		int same = diff_unchanged(s, r, d.own_only);
+	if (!all && d.file) {
+		int same = diff_unchanged(s, r);
 
 		if (same)
 			return same < 0 ? same : 0;
@@ -451,7 +453,7 @@ static int harvest_diff(ut_space *s, const ut_region *r, int all)
 	runs_normalise(&s->found);
 	err = runs_clip(&old, &s->kept, r->start, r->end);
 	if (!err)
-		err = runs_minus(&s->gone, &old, &s->found);
+		err = runs_minus(d.take_file ? &s->want : &s->gone, &old, &s->found);
 	for (size_t i = 0; i < s->found.n && !err; i++)
 		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
 	runs_free(&old);
@@ -573,10 +575,37 @@ static int register_wp(ut_space *s, const ut_region *r)
 	return ioctl(s->uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
+/* Arm every page of a mapping that was not registered before.
+ *
+ * PAGEMAP_SCAN is not enough: it arms only pages without the write-protect bit, and takes the bit for the
+ * trap. mremap(2) of a registered mapping drops the registration, of a neighbour it merges with too, and
+ * leaves the bits; a write then makes such a page writable with the bit still set. The ioctl looks at no
+ * bit. It must only be given pages that exist: an empty entry would become a marker and count as clean. */
+static int arm_all(ut_space *s, const ut_region *r)
+{
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, 0, POPULATED, POPULATED,
+		 found_plain, &s->found));
+	for (size_t i = 0; i < s->found.n; i++) {
+		struct uffdio_writeprotect wp = {
+			.range = {s->found.v[i].start, s->found.v[i].end - s->found.v[i].start},
+			.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+		};
+
+		while (ioctl(s->uffd, UFFDIO_WRITEPROTECT, &wp))
+			if (errno != EAGAIN && errno != EINTR)
+				return -errno;
+	}
+	return 0;
+}
+
 static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
 {
 	int64_t t0 = ut_now_ns();
 	int err = register_wp(s, r);
+
+	if (!err)
+		err = arm_all(s, r);
 
 	forget_range(&s->spans, r->start, r->end);
 	forget_range(&s->kept, r->start, r->end);
@@ -655,6 +684,24 @@ static void swap_runs(ut_runs *a, ut_runs *b)
 	b->n = 0;
 }
 
+/* What was mapped at the last harvest and is not now has no history, should it be mapped again: a mapping
+ * may grow there in place (brk, mremap, a stack) and keep its registration. */
+static int unmapped(ut_space *s)
+{
+	ut_runs now = {0}, then = {0};
+	int err = 0;
+
+	for (size_t i = 0; i < s->before.n && !err; i++)
+		err = runs_push(&then, s->before.regions[i].start, s->before.regions[i].end);
+	for (size_t i = 0; i < s->maps.n && !err; i++)
+		err = runs_push(&now, s->maps.regions[i].start, s->maps.regions[i].end);
+	if (!err)
+		err = runs_minus(&s->fresh, &then, &now);
+	runs_free(&now);
+	runs_free(&then);
+	return err;
+}
+
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
@@ -674,6 +721,8 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	if (flags & UT_FULL)
 		s->spans.n = s->kept.n = s->known.n = 0;
 	err = ut_maps_read(&s->maps, s->pid, s->tid);
+	if (!err)
+		err = unmapped(s);
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
 		const ut_region *r = &s->maps.regions[i];
 

@@ -1,0 +1,108 @@
+"""Fixtures: programs to checkpoint, and what this host must be able to do for a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from uffdtrack import probe
+
+PROGRAMS = Path(__file__).parent / "programs"
+REQUIRE = os.environ.get("UFFDTRACK_REQUIRE")
+"""Unset: a missing kernel feature or program skips its tests. 1: it fails them. 0: they are not run."""
+
+
+def missing(reason: str) -> None:
+    if REQUIRE == "1":
+        pytest.fail(f"required here (UFFDTRACK_REQUIRE=1): {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def kernel() -> None:
+    """The test needs a kernel on which processes can be tracked, and ptrace."""
+    if REQUIRE == "0":
+        pytest.skip("UFFDTRACK_REQUIRE=0")
+    features = probe()
+    if not features.scan:
+        missing("userfaultfd WP_ASYNC and PAGEMAP_SCAN")
+    if features.ptrace:
+        missing(f"ptrace: {features.ptrace}")
+
+
+@pytest.fixture(scope="session")
+def root(kernel: None) -> None:
+    if os.geteuid():
+        missing("root")
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """The path of a program of the host's, by name."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if not path:
+            missing(f"the program {name}")
+        assert path
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compile tests/programs/NAME.c, once a session."""
+    directory = tmp_path_factory.mktemp("programs")
+
+    def compiled(name: str) -> Path:
+        out = directory / name
+        if not out.exists():
+            source = PROGRAMS / f"{name}.c"
+            subprocess.run(
+                ["cc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", out, source], check=True
+            )
+        return out
+
+    return compiled
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a process that is ended with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*argv: object, **options: object) -> subprocess.Popen[bytes]:
+        options.setdefault("stdin", subprocess.PIPE)
+        options.setdefault("stdout", subprocess.PIPE)
+        process = subprocess.Popen([str(a) for a in argv], **options)  # type: ignore[call-overload]
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+@pytest.fixture
+def uffdtrack() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line and give back what it said."""
+
+    def run(*argv: object, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "checkpoint", *[str(a) for a in argv]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+        assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run

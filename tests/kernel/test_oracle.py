@@ -1,0 +1,112 @@
+"""Every epoch is a state that the process was in; nothing is lost, nothing torn."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.cycle import Session
+from checkpoint.image import EpochFile
+from checkpoint.targets.process import ProcessTarget
+from tests.oracle import PAGE, Memory, OracleError
+from uffdtrack import choose_engine, probe
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+def start_writer(spawn: Spawn, build: Callable[[str], Path], threads: int, seed: int) -> tuple[int, int]:
+    """A running writer: its pid, and where its log is."""
+    process = spawn(build("writer"), threads, seed, "counter")
+    assert process.stdout
+    address, pid = process.stdout.readline().split()
+    return int(pid), int(address, 16)
+
+
+def take_epochs(pid: int, control: int, directory: Path, epochs: int, seed: int, sabotage: str = "") -> Memory:
+    """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping."""
+    rng = random.Random(seed)
+    memory = Memory(control)
+    with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid) as target:
+        session = Session(target, chain, choose_engine("auto", probe()))
+        for n in range(epochs):
+            row = session.take()
+            assert row["epoch"] == n
+            if n == 0 and sabotage:
+                target.space.sabotage(sabotage)
+            file = EpochFile(directory / f"epoch-{n:08d}.core")
+            memory.apply(file)
+            memory.check(file)
+            for _ in range(rng.choice([0, 0, 1, 10, 100])):
+                memory.read(control, 4096)
+            if n % 100 == 99:
+                remove_old(directory, n)
+    return memory
+
+
+def remove_old(directory: Path, last: int) -> None:
+    """The replay has them; the disk need not."""
+    for path in directory.glob("epoch-*.core"):
+        if int(path.stem.split("-")[1]) < last:
+            path.unlink()
+
+
+@pytest.mark.parametrize(("threads", "seed"), [(1, 1), (2, 2), (4, 3)])
+def test_every_epoch_is_a_state_of_the_writer(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, threads: int, seed: int
+) -> None:
+    pid, control = start_writer(spawn, build, threads, seed)
+    memory = take_epochs(pid, control, tmp_path / "chain", 250, seed)
+    assert memory.checked > 250 * threads * 8 * 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_thousands_of_epochs(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
+) -> None:
+    pid, control = start_writer(spawn, build, 1 + seed % 4, 100 + seed)
+    take_epochs(pid, control, tmp_path / "chain", 3000, seed)
+
+
+@pytest.mark.parametrize("sabotage", ["forget", "late-rearm"])
+def test_negative_control(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, sabotage: str
+) -> None:
+    """With one page forgotten, or one armed again too late, the oracle must see it."""
+    pid, control = start_writer(spawn, build, 2, 9)
+    with pytest.raises(OracleError):
+        take_epochs(pid, control, tmp_path / "chain", 500, 9, sabotage)
+
+
+def test_view_is_the_replay(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What export and rollback read is what the epochs give one after the other."""
+    pid, control = start_writer(spawn, build, 2, 4)
+    memory = Memory(control)
+    with ChainWriter(tmp_path, b"", force=False) as chain, ProcessTarget(pid) as target:
+        session = Session(target, chain, choose_engine("auto", probe()))
+        for _ in range(40):
+            session.take()
+    whole = Chain(tmp_path)
+    files = whole.verify(b"")
+    for file in files:
+        memory.apply(file)
+        view = whole.view(file.epoch, files)
+        inside = {
+            p: memory.pages[p]
+            for r in file.regions
+            if r.stored
+            for p in range(r.start // PAGE, r.end // PAGE)
+            if p in memory.pages
+        }
+        assert set(view.pages.tolist()) == set(inside)
+        contents = view.read(view.pages)
+        expected = np.frombuffer(b"".join(inside[p] for p in view.pages.tolist()), np.uint8)
+        assert (contents.reshape(-1) == expected).all()
