@@ -2,8 +2,8 @@
 
 Layout: ELF header, page contents from offset 4096 on, notes, program headers, and one section header
 where more than 65534 program headers need it (PN_XNUM, elf(5)). A PT_LOAD without file bytes is memory
-that holds zeros. Notes of our own carry the name "uffdtrack": type 1 is JSON, type 2 the digest of the
-whole file, taken with its own 32 bytes as zeros.
+that holds zeros. Notes of our own carry the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the digest of
+the whole file, taken with its own 32 bytes as zeros.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
 
 SCHEMA = "uffdtrack/image/1"
 NOTE_NAME = b"uffdtrack"
-NOTE_META, NOTE_DIGEST = 1, 2
+NOTE_META, NOTE_DIGEST = 0x75660001, 0x75660002
 NT_PRSTATUS, NT_FPREGSET, NT_PRPSINFO, NT_AUXV = 1, 2, 3, 6
 NT_X86_XSTATE, NT_FILE = 0x202, 0x46494C45
 PN_XNUM = 0xFFFF

@@ -35,7 +35,7 @@ class Time(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(value).strip().lower())
         if not found or found[2] not in _UNITS:
             self.fail(f"{value!r} is not a time such as 100ms, 2s or 5m", param, ctx)
         seconds = float(found[1]) * _UNITS[found[2]]

@@ -28,7 +28,9 @@ def start_writer(spawn: Spawn, build: Callable[[str], Path], threads: int, seed:
     return int(pid), int(address, 16)
 
 
-def take_epochs(pid: int, control: int, directory: Path, epochs: int, seed: int, sabotage: str = "") -> Memory:
+def take_epochs(
+    pid: int, control: int, directory: Path, epochs: int, seed: int, sabotage: str = ""
+) -> Memory:
     """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping."""
     rng = random.Random(seed)
     memory = Memory(control)
@@ -84,9 +86,7 @@ def test_negative_control(
         take_epochs(pid, control, tmp_path / "chain", 500, 9, sabotage)
 
 
-def test_view_is_the_replay(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path) -> None:
     """What export and rollback read is what the epochs give one after the other."""
     pid, control = start_writer(spawn, build, 2, 4)
     memory = Memory(control)

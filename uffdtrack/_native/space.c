@@ -65,11 +65,12 @@ static void page_hash(const ut_space *s, const uint8_t *page, uint64_t out[2])
 	const uint64_t *w = (const uint64_t *)page, *k = s->seed;
 	uint64_t a = k[0], b = k[1], c = k[2], d = k[3];
 
-	for (int i = 0; i < 512; i += 4) {
+	/* Four chains, each over its quarter of the words, with secrets that no target knows. */
+	for (int i = 0; i < 512; i += 8) {
 		a = mix(a ^ w[i], k[4] ^ w[i + 1]);
 		b = mix(b ^ w[i + 2], k[5] ^ w[i + 3]);
-		c = mix(c ^ w[i + 1], k[6] ^ w[i + 2]);
-		d = mix(d ^ w[i + 3], k[7] ^ w[i]);
+		c = mix(c ^ w[i + 4], k[6] ^ w[i + 5]);
+		d = mix(d ^ w[i + 6], k[7] ^ w[i + 7]);
 	}
 	out[0] = mix(a ^ k[7], b ^ k[6]);
 	out[1] = mix(c ^ k[5], d ^ k[4]);
@@ -146,10 +147,11 @@ static int read_hard(ut_space *s, uint64_t addr, size_t len, uint8_t *to)
 	return 0;
 }
 
-static int update_digests(ut_space *s, const ut_run *run, const uint8_t *data)
+/* Digests of what was stored, of the pages that are found by comparing. */
+static int update_digests(ut_space *s, const ut_runs *of, const ut_run *run, const uint8_t *data)
 {
 	ut_runs part = {0};
-	int err = runs_clip(&part, &s->known, run->start, run->end);
+	int err = runs_clip(&part, of, run->start, run->end);
 
 	for (size_t i = 0; i < part.n && !err; i++)
 		for (uint64_t a = part.v[i].start; a < part.v[i].end && !err; a += UT_PAGE) {
@@ -160,6 +162,54 @@ static int update_digests(ut_space *s, const ut_run *run, const uint8_t *data)
 		}
 	runs_free(&part);
 	return err;
+}
+
+/* Append to `out` the pages whose contents are not those that were stored. */
+static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
+{
+	static __thread uint8_t bounce[64 * 4096];
+	struct iovec remote[64];
+	size_t i = 0;
+	uint64_t at = pages->n ? pages->v[0].start : 0;
+
+	while (i < pages->n) {
+		size_t n = 0, len = 0;
+		ssize_t got;
+
+		for (; i < pages->n && len < sizeof(bounce); n++) {
+			size_t part = pages->v[i].end - at;
+
+			if (part > sizeof(bounce) - len)
+				part = sizeof(bounce) - len;
+			remote[n] = (struct iovec){(void *)at, part};
+			len += part;
+			at += part;
+			if (at == pages->v[i].end && ++i < pages->n)
+				at = pages->v[i].start;
+		}
+		struct iovec local = {bounce, len};
+
+		got = process_vm_readv(s->pid, &local, 1, remote, n, 0);
+		uint8_t *from = bounce;
+
+		for (size_t k = 0; k < n; k++) {
+			uint64_t a = (uint64_t)remote[k].iov_base;
+
+			if (got != (ssize_t)len)
+				TRY(read_hard(s, a, remote[k].iov_len, from));
+			for (size_t left = remote[k].iov_len; left; left -= UT_PAGE) {
+				const ut_digest *d = digest_find(s, a);
+				uint64_t hash[2];
+
+				page_hash(s, from, hash);
+				if (!d || d->hash[0] != hash[0] || d->hash[1] != hash[1])
+					TRY(runs_push(out, a, a + UT_PAGE));
+				a += UT_PAGE;
+				from += UT_PAGE;
+			}
+		}
+	}
+	return 0;
 }
 
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
@@ -204,10 +254,11 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 		i++;
 		pos = 0;
 	}
-	if (!s->known.n)
+	if (!s->known.n && !s->kept.n)
 		return 0;
 	for (i = 0; i < n; i++) {
-		TRY(update_digests(s, &runs[i], to));
+		TRY(update_digests(s, &s->known, &runs[i], to));
+		TRY(update_digests(s, &s->kept, &runs[i], to));
 		to += runs[i].end - runs[i].start;
 	}
 	return 0;
@@ -404,26 +455,36 @@ static int found_own(void *arg, const struct ut_page_region *r)
 /* 1: nothing of a file mapping was written or given back, its pages are `kept` as they were. To know
  * whether a page is the file's costs the kernel a look at the page itself, so that is asked only of
  * the few that are not. */
-static int diff_unchanged(ut_space *s, const ut_region *r)
+static int diff_unchanged(ut_space *s, const ut_region *r, const ut_runs *kept)
 {
 	uint64_t written = 0, own = 0;
-	ut_runs old = {0};
-	int err;
 
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN,
 		 POPULATED, UT_PAGE_IS_WRITTEN, found_any, &written));
 	if (written)
 		return 0;
-	err = runs_clip(&old, &s->kept, r->start, r->end);
-	for (size_t i = 0; i < old.n && !err; i++)
-		err = scan(s->pagemap, s->vec, old.v[i].start, old.v[i].end, 0, 0, POPULATED,
-			   POPULATED | UT_PAGE_IS_FILE, found_own, &own);
-	if (!err && own == runs_bytes(&old)) {
-		for (size_t i = 0; i < old.n && !err; i++)
-			err = runs_push(&s->next_kept, old.v[i].start, old.v[i].end);
-		err = err ? err : 1;
-	}
-	runs_free(&old);
+	for (size_t i = 0; i < kept->n; i++)
+		TRY(scan(s->pagemap, s->vec, kept->v[i].start, kept->v[i].end, 0, 0, POPULATED,
+			 POPULATED | UT_PAGE_IS_FILE, found_own, &own));
+	return own == runs_bytes(kept);
+}
+
+/* A page of a file mapping that was given back keeps its trap, in a marker. A write takes two faults then:
+ * the first makes a page out of the file's, armed by the marker, the second is the trap. A thread that
+ * stands between the two leaves a page that looks as if nothing had happened to it, so those of writable
+ * mappings are compared. */
+static int harvest_kept(ut_space *s, const ut_region *r, const ut_runs *kept)
+{
+	ut_runs rest = {0};
+	int err;
+
+	if (!(r->prot & 2) || !kept->n)
+		return 0;
+	runs_normalise(&s->want);
+	err = runs_minus(&rest, kept, &s->want);
+	if (!err)
+		err = changed_pages(s, &rest, &s->want);
+	runs_free(&rest);
 	return err;
 }
 
@@ -434,30 +495,32 @@ static int harvest_diff(ut_space *s, const ut_region *r, int all)
 	const uint64_t categories = POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE;
 	struct diff d = {s, r->kind != UT_KIND_ANON, r->kind == UT_KIND_DELETED, all, 0};
 	ut_runs old = {0};
-	int err;
+	int err = runs_clip(&old, &s->kept, r->start, r->end), same = 0;
 
-	if (!all && d.file) {
-		int same = diff_unchanged(s, r);
-
-		if (same)
-			return same < 0 ? same : 0;
-	}
 	s->found.n = 0;
-	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, 0, POPULATED,
-		 categories, found_diff, &d));
-	/* Only what was written is armed; looking again finds what was written in between. */
-	if (d.written)
-		TRY(scan(s->pagemap, s->vec, r->start, r->end,
-			 UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN, POPULATED,
-			 categories, found_diff, &d));
-	runs_normalise(&s->found);
-	err = runs_clip(&old, &s->kept, r->start, r->end);
-	if (!err)
-		err = runs_minus(d.take_file ? &s->want : &s->gone, &old, &s->found);
-	for (size_t i = 0; i < s->found.n && !err; i++)
+	if (!err && !all && d.file)
+		err = same = diff_unchanged(s, r, &old);
+	if (err >= 0 && same) {
+		err = runs_clip(&s->found, &old, r->start, r->end);
+	} else {
+		if (err >= 0)
+			err = scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, 0,
+				   POPULATED, categories, found_diff, &d);
+		/* Only what was written is armed; looking again finds what was written in between. */
+		if (err >= 0 && d.written)
+			err = scan(s->pagemap, s->vec, r->start, r->end,
+				   UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN,
+				   POPULATED, categories, found_diff, &d);
+		runs_normalise(&s->found);
+		if (err >= 0)
+			err = runs_minus(d.take_file ? &s->want : &s->gone, &old, &s->found);
+	}
+	for (size_t i = 0; i < s->found.n && err >= 0; i++)
 		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
+	if (err >= 0 && d.file && !all)
+		err = harvest_kept(s, r, &s->found);
 	runs_free(&old);
-	return err;
+	return err < 0 ? err : 0;
 }
 
 static int same_object(const ut_region *a, const ut_region *b)
@@ -487,9 +550,7 @@ static int stood_before(const ut_space *s, const ut_region *r)
  * registered: compare every page that is or was there with the digest of what was stored. */
 static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 {
-	static __thread uint8_t bounce[64 * 4096];
 	int known = !(flags & UT_FULL) && stood_before(s, r);
-	int err = 0;
 
 	s->found.n = 0;
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED, found_plain,
@@ -502,30 +563,10 @@ static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 	s->compared++;
 	for (size_t i = 0; i < s->found.n; i++) {
 		TRY(runs_push(&s->next_known, s->found.v[i].start, s->found.v[i].end));
-		if (!known) {
+		if (!known)
 			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
-			continue;
-		}
-		for (uint64_t a = s->found.v[i].start; a < s->found.v[i].end && !err;) {
-			size_t len = min64(sizeof(bounce), s->found.v[i].end - a);
-			struct iovec local = {bounce, len}, remote = {(void *)a, len};
-
-			if (process_vm_readv(s->pid, &local, 1, &remote, 1, 0) != (ssize_t)len)
-				err = read_hard(s, a, len, bounce);
-			for (size_t k = 0; k < len && !err; k += UT_PAGE) {
-				const ut_digest *d = digest_find(s, a + k);
-				uint64_t hash[2];
-
-				page_hash(s, bounce + k, hash);
-				if (!d || d->hash[0] != hash[0] || d->hash[1] != hash[1])
-					err = runs_push(&s->want, a + k, a + k + UT_PAGE);
-			}
-			a += len;
-		}
-		if (err)
-			return err;
 	}
-	return 0;
+	return known ? changed_pages(s, &s->found, &s->want) : 0;
 }
 
 static int harvest_tracked(ut_space *s, const ut_region *r, int all)

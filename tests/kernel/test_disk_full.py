@@ -1,0 +1,114 @@
+"""A full disk loses no page: the next epoch that can be written carries it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.cycle import Session
+from checkpoint.image import EpochFile
+from checkpoint.targets.process import ProcessTarget
+from tests.kernel.test_oracle import start_writer
+from tests.oracle import Memory, OracleError
+from uffdtrack import choose_engine, probe
+from uffdtrack.errors import StorageError
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def small_disk(root: None, tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs with room for a few epochs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no free byte."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    return filler
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_pages_of_a_failed_epoch_come_with_the_next(
+    small_disk: Path, spawn: Spawn, build: Callable[[str], Path], forgetful: bool
+) -> None:
+    """Checked against the writer's log; and with what is pending thrown away, the log must object."""
+    pid, control = start_writer(spawn, build, 2, 3)
+    memory = Memory(control)
+    directory = small_disk / "c"
+
+    def rounds() -> None:
+        with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid) as target:
+            session = Session(target, chain, choose_engine("auto", probe()))
+            memory.apply(EpochFile(directory / f"epoch-{session.take()['epoch']:08d}.core"))
+            for _ in range(6):
+                filler = fill(small_disk)
+                for _ in range(3):
+                    with pytest.raises(StorageError):
+                        session.take()
+                    if forgetful:
+                        session.pending.clear()
+                filler.unlink()
+                file = EpochFile(directory / f"epoch-{session.take()['epoch']:08d}.core")
+                memory.apply(file)
+                memory.check(file)
+
+    if forgetful:
+        with pytest.raises(OracleError):
+            rounds()
+    else:
+        rounds()
+        assert len(Chain(directory).verify(b"")) == 7
+    assert not list(directory.glob(".epoch*"))
+
+
+def test_command_line_on_a_full_disk(
+    small_disk: Path, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run
+) -> None:
+    process = spawn(build("writer"), 1, 1)
+    assert process.stdout and process.stdout.readline()
+    session = subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(small_disk / "c"),
+         "--every", "10ms", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert session.stdout
+    taken = json.loads(session.stdout.readline())["epoch"]
+    filler = fill(small_disk)
+    out, err = session.communicate(timeout=60)
+    assert session.returncode == 7, err
+    assert "No space left" in err
+    taken += len(out.splitlines())
+    assert len(Chain(small_disk / "c").verify(b"")) == taken + 1
+    filler.unlink()
+    uffdtrack("verify", small_disk / "c")
+    fill(small_disk)
+    done = uffdtrack("export", small_disk / "c", "-o", small_disk / "core", code=7)
+    assert "No space left" in done.stderr and not (small_disk / "core").exists()
+    done = uffdtrack("checkpoint", process.pid, "-o", small_disk / "d", "--count", "1", code=7)
+    assert not list((small_disk / "d").glob("*.core"))
+    assert process.poll() is None
+    assert "uw" not in Path(f"/proc/{process.pid}/smaps").read_text().split()
+
+
+def test_output_that_cannot_be_written(kernel: None, spawn: Spawn, uffdtrack: Run) -> None:
+    process = spawn("sleep", "60")
+    done = uffdtrack("checkpoint", process.pid, "-o", "/proc/uffdtrack", code=7)
+    assert "cannot write" in done.stderr
+    assert os.path.exists(f"/proc/{process.pid}")

@@ -1,0 +1,223 @@
+"""The target sees no EINTR, no signal, no changed register, no lost wake-up, and keeps nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.chain import Chain
+from checkpoint.targets.process import stat_fields
+from uffdtrack import parse_maps, status_field
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def ask(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """The counters of notices.c; asking also sends an event and a signal that must not be lost."""
+    assert process.stdin and process.stdout
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    assert line, f"the target died: {process.poll()}"
+    counters: dict[str, int] = json.loads(line)
+    return counters
+
+
+def start_notices(spawn: Spawn, build: Callable[[str], Path]) -> subprocess.Popen[bytes]:
+    process = spawn(build("notices"))
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    return process
+
+
+def state_of(pid: int) -> tuple[list[str], list[str], str]:
+    """Open files, mappings and tracer: what must be as before when we are gone."""
+    files = sorted(os.listdir(f"/proc/{pid}/fd"))
+    regions = parse_maps(Path(f"/proc/{pid}/maps").read_text())
+    names = [f"{r.start:x}-{r.end:x} {r.permissions} {r.name}" for r in regions]
+    return files, names, status_field(pid, "TracerPid")
+
+
+def test_calls_and_signals(kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path) -> None:
+    process = start_notices(spawn, build)
+    before = state_of(process.pid)
+    first = ask(process)
+    session = subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
+         "--every", "1ms", "--count", "400", "--json"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert session.stdout
+    rows = []
+    for line in session.stdout:
+        rows.append(json.loads(line))
+        last = ask(process)
+    session.stdout.close()
+    assert session.wait() == 0
+    assert len(rows) == 400
+    # Each kind of wait went on: limits ended, events and signals came.
+    for kind, count in first.items():
+        assert last[kind] > count, kind
+    assert ask(process)["events"] >= 400
+    assert state_of(process.pid) == before
+
+
+def test_call_limit_ends_although_stops_are_more_frequent(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    """A call of 50 ms that is repeated at each stop, every few ms, still ends."""
+    process = start_notices(spawn, build)
+    first = ask(process)
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "5ms", "--duration", "1s")
+    last = ask(process)
+    for kind in ("timeouts", "socket_timeouts", "sig_timeouts"):
+        assert last[kind] - first[kind] >= 5, kind
+
+
+FILTERED = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+class Filter(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte),
+                ("k", ctypes.c_uint)]
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(Filter))]
+# userfaultfd 323 and restart_syscall 219 kill; all else is allowed.
+rules = (Filter * 5)((0x20, 0, 0, 0), (0x15, 2, 0, 323), (0x15, 1, 0, 219), (0x06, 0, 0, 0x7fff0000),
+                     (0x06, 0, 0, 0x80000000))
+program = Program(5, rules)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(program)) == 0
+print("ready", flush=True)
+n = 0
+while True:
+    t = time.monotonic()
+    time.sleep(0.02)
+    assert time.monotonic() - t >= 0.02
+    n += 1
+    if n % 5 == 0:
+        print(n, flush=True)
+"""
+
+
+def test_seccomp_filter(root: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
+    """A filter that kills for userfaultfd(2) and for restart_syscall(2), which the kernel's restart uses."""
+    process = spawn(sys.executable, "-c", FILTERED)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "3ms", "--count", "100")
+    n = int(process.stdout.readline())
+    while int(process.stdout.readline()) <= n + 20:
+        pass
+    assert process.poll() is None
+    assert status_field(process.pid, "Seccomp") == "2"
+
+
+@pytest.mark.parametrize("round_", range(8))
+def test_survives_our_death(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, round_: int
+) -> None:
+    """kill -9 at any instant: the target runs on, untracked, and what was written is a chain."""
+    process = spawn(build("writer"), 2, round_)
+    assert process.stdout
+    process.stdout.readline()
+    before = status_field(process.pid, "TracerPid")
+    session = subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
+         "--every", "1us", "--json"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert session.stdout
+    for _ in range(1 + round_ * 7):
+        session.stdout.readline()
+    # Some instant within the next epochs: as long as this takes.
+    for _ in range(round_ * 1000):
+        pass
+    session.kill()
+    session.wait()
+    session.stdout.close()
+    assert status_field(process.pid, "TracerPid") == before == "0"
+    state_changes(process.pid)
+    flags = [line for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines()
+             if line.startswith("VmFlags")]  # fmt: skip
+    assert not any("uw" in line.split() for line in flags), "traps are left"
+    assert len(Chain(tmp_path / "c").verify(b"")) >= 1 + round_ * 7
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+
+
+def state_changes(pid: int) -> None:
+    """The target uses the processor."""
+
+    def used() -> int:
+        return int(stat_fields(pid)[11])
+
+    first = used()
+    wait_for(lambda: used() > first, "user time grows")
+
+
+def test_exec_gives_a_new_base(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
+    script = (
+        "import os, sys, time\n"
+        "time.sleep(0.4)\n"
+        "os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(0.6)'])\n"
+    )
+    done = uffdtrack(
+        "run", "-o", tmp_path / "c", "--every", "20ms", "--json", "--", sys.executable, "-c", script
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    bases = [r["epoch"] for r in rows if r["base"]]
+    assert len(bases) >= 2
+    assert [r["epoch"] for r in rows] == list(range(len(rows)))
+    uffdtrack("verify", tmp_path / "c")
+
+
+def test_exit_is_a_clean_end(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
+    done = uffdtrack("run", "-o", tmp_path / "c", "--every", "10ms", "--", "sleep", "0.3")
+    assert "has ended" in done.stderr
+    assert len(Chain(tmp_path / "c").verify(b"")) >= 2
+
+
+def test_stopped_target_stays_stopped(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    """Job control: SIGSTOP before, still stopped after, SIGCONT continues."""
+    process = start_notices(spawn, build)
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_for(lambda: status_field(process.pid, "State").startswith("T"), "stopped")
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "1ms", "--count", "5")
+    assert status_field(process.pid, "State").startswith("T")
+    os.kill(process.pid, signal.SIGCONT)
+    assert ask(process)
+
+
+def test_ctrl_c_ends_a_session(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    process = start_notices(spawn, build)
+    session = subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
+         "--every", "2ms", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert session.stdout
+    for _ in range(5):
+        session.stdout.readline()
+    session.send_signal(signal.SIGINT)
+    out, err = session.communicate(timeout=30)
+    assert session.returncode == 0, err
+    rows = 5 + len(out.splitlines())
+    assert len(Chain(tmp_path / "c").verify(b"")) == rows
+    assert ask(process)
+    assert not list((tmp_path / "c").glob(".epoch*"))

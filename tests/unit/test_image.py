@@ -1,0 +1,214 @@
+"""Epoch files and chains: what is written is read back, and every damage is reported by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.export import compact
+from checkpoint.image import SCHEMA, ZERO, EpochFile, thread_notes
+from uffdtrack import PAGE, Region, ThreadState
+from uffdtrack.errors import ImageError, InvalidInputError
+
+BASE = 0x10000000
+REGION = Region(BASE, BASE + 256 * PAGE, "rw-p", 0, "00:00", 0, "")
+PROCESS = {
+    "pid": 7, "ppid": 1, "pgrp": 7, "sid": 7, "uid": 0, "gid": 0, "comm": "x", "cmdline": "x y",
+    "start_time": 1, "boot_id": "b", "exe": "/x",
+}  # fmt: skip
+THREADS = [ThreadState(7 + i, bytes([i]) * 216, bytes([i + 1]) * 832, 1 << i, False) for i in range(3)]
+
+Content = dict[int, int]
+"""Page number relative to BASE -> the byte that fills it."""
+
+
+def write(
+    chain: ChainWriter, content: Content, reset: list[tuple[int, int]] | None = None, base: bool = False
+) -> None:
+    writer = chain.begin()
+    for page, byte in content.items():
+        run = np.array([[BASE + page * PAGE, BASE + (page + 1) * PAGE]], np.uint64)
+        if byte:
+            writer.add(run, memoryview(bytes([byte]) * PAGE))
+        else:
+            writer.add_zero(run)
+
+    def describe(pages: int, size: int) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA, "epoch": chain.next_epoch, "base": base, "parent": chain.parent,
+            "keyed": bool(chain.key), "process": PROCESS,
+            "regions": [[REGION.start, REGION.end, REGION.permissions, 0, "00:00", 0, ""]],
+            "reset": [[BASE + a * PAGE, BASE + b * PAGE] for a, b in reset or []],
+            "row": {"epoch": chain.next_epoch, "base": base, "pages": pages, "bytes": size},
+            "descriptors": [], "files": {}, "heap_end": 0, "threads": [7], "kernel_threads": [],
+        }  # fmt: skip
+
+    _, digest = writer.commit(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
+    chain.committed(digest)
+
+
+CONTENT = st.dictionaries(st.integers(0, 255), st.integers(0, 255), max_size=40)
+RESET = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4).map(
+    lambda pairs: [(a, a + n) for a, n in pairs]
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CONTENT, RESET), min_size=1, max_size=6), st.data())
+def test_chain_gives_each_epoch_back(
+    tmp_path_factory: pytest.TempPathFactory, epochs: list[tuple[Content, Any]], data: st.DataObject
+) -> None:
+    """Views, before and after compaction, against a model of plain dictionaries."""
+    directory = tmp_path_factory.mktemp("chain")
+    model: Content = {}
+    states: list[Content] = []
+    with ChainWriter(directory, b"", force=False) as chain:
+        for i, (content, reset) in enumerate(epochs):
+            for a, b in reset:
+                model = {p: v for p, v in model.items() if not a <= p < b}
+            model.update(content)
+            states.append(dict(model))
+            write(chain, content, reset, base=i == 0)
+    before = data.draw(st.integers(0, len(epochs) - 1))
+    for first in (0, before):
+        if first:
+            assert compact(Chain(directory), before, b"") == list(range(before))
+        whole = Chain(directory)
+        files = whole.verify(b"")
+        assert [f.epoch for f in files] == list(range(first, len(epochs)))
+        for n in range(first, len(epochs)):
+            view = whole.view(n, files)
+            contents = view.read(view.pages)
+            found = {int(p) - BASE // PAGE: int(c[0]) for p, c in zip(view.pages, contents, strict=True)}
+            assert found == states[n]
+            assert all((c == c[0]).all() for c in contents)
+            assert [t.tid for t in view.epoch.threads] == [7, 8, 9]
+            assert view.epoch.threads == THREADS
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("damaged")
+    with ChainWriter(directory, b"", force=False) as writer:
+        write(writer, {0: 1, 1: 2, 5: 0, 9: 9}, base=True)
+        write(writer, {1: 3})
+        write(writer, {2: 4, 5: 5}, [(0, 1)])
+    return directory
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 1 << 30), st.integers(1, 255))
+def test_every_damaged_byte_is_found(chain: Path, where: int, flip: int) -> None:
+    path = chain / "epoch-00000001.core"
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[where % len(bad)] ^= flip
+    path.write_bytes(bad)
+    try:
+        with pytest.raises(ImageError, match=r"epoch-0000000[12]\.core"):
+            Chain(chain).verify(b"")
+    finally:
+        path.write_bytes(good)
+    Chain(chain).verify(b"")
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 1 << 30), st.binary(max_size=40))
+def test_cut_and_lengthened_files(chain: Path, where: int, more: bytes) -> None:
+    path = chain / "epoch-00000002.core"
+    good = path.read_bytes()
+    bad = good[: where % len(good)] + more
+    if bad == good:
+        return
+    path.write_bytes(bad)
+    try:
+        with pytest.raises(ImageError, match=r"epoch-00000002\.core"):
+            Chain(chain).verify(b"")
+    finally:
+        path.write_bytes(good)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=300))
+def test_files_that_are_not_ours(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "epoch-00000000.core"
+    path.write_bytes(data)
+    with pytest.raises(ImageError):
+        EpochFile(path)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_missing_file_is_named(chain: Path, victim: int) -> None:
+    path = chain / f"epoch-{victim:08d}.core"
+    hidden = path.with_suffix(".hidden")
+    path.rename(hidden)
+    try:
+        with pytest.raises(ImageError, match=f"epoch-{victim:08d}.core is missing"):
+            Chain(chain).verify(b"")
+    finally:
+        hidden.rename(path)
+
+
+def test_exchanged_file_is_named(chain: Path, tmp_path: Path) -> None:
+    """The same epoch of another chain, whole in itself."""
+    with ChainWriter(tmp_path, b"", force=False) as writer:
+        write(writer, {0: 1}, base=True)
+        write(writer, {1: 4})
+    path = chain / "epoch-00000001.core"
+    good = path.read_bytes()
+    path.write_bytes((tmp_path / path.name).read_bytes())
+    try:
+        with pytest.raises(ImageError, match=r"epoch-00000001\.core does not follow"):
+            Chain(chain).verify(b"")
+    finally:
+        path.write_bytes(good)
+
+
+def test_key(tmp_path: Path) -> None:
+    with ChainWriter(tmp_path, b"secret", force=False) as writer:
+        write(writer, {0: 1}, base=True)
+    Chain(tmp_path).verify(b"secret")
+    with pytest.raises(ImageError, match="--key-file"):
+        Chain(tmp_path).verify(b"")
+    with pytest.raises(ImageError, match="key is another"):
+        Chain(tmp_path).verify(b"other")
+
+
+def test_many_program_headers(tmp_path: Path) -> None:
+    """More segments than e_phnum can say (PN_XNUM), read by us and by pyelftools."""
+    from elftools.elf.elffile import ELFFile
+
+    region = Region(BASE, BASE + 200_000 * PAGE, "rw-p", 0, "00:00", 0, "")
+    count = 70_000
+    starts = BASE + np.arange(count, dtype=np.uint64) * np.uint64(2 * PAGE)
+    with ChainWriter(tmp_path, b"", force=False) as chain:
+        writer = chain.begin()
+        writer.add_zero(np.stack((starts, starts + np.uint64(PAGE)), axis=1))
+        meta = {"schema": SCHEMA, "epoch": 0, "base": True, "parent": "", "reset": [], "regions": [
+            [region.start, region.end, "rw-p", 0, "00:00", 0, ""]]}  # fmt: skip
+        _, digest = writer.commit(lambda pages, size: meta, b"", [region], b"")
+        chain.committed(digest)
+    file = Chain(tmp_path).verify(b"")[0]
+    assert len(file.pages) == count and (file.offsets == ZERO).all()
+    with file.path.open("rb") as stream:
+        assert ELFFile(stream).num_segments() == count + 1
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with ChainWriter(tmp_path, b"", force=False) as chain:
+        writer = chain.begin()
+        writer.abort()
+        writer.abort()
+        assert [n for n in os.listdir(tmp_path) if "epoch" in n] == []
+        write(chain, {0: 1}, base=True)
+    with pytest.raises(InvalidInputError, match="--force"):
+        ChainWriter(tmp_path, b"", force=False)
+    mode = (tmp_path / "epoch-00000000.core").stat().st_mode
+    assert mode & 0o777 == 0o600
