@@ -2,8 +2,8 @@
 
 Layout: ELF header, page contents from offset 4096 on, notes, program headers, and one section header
 where more than 65534 program headers need it (PN_XNUM, elf(5)). A PT_LOAD without file bytes is memory
-that holds zeros. Notes of our own carry the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the digest of
-the whole file, taken with its own 32 bytes as zeros.
+that holds zeros. Notes of our own carry the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the
+digest of the whole file, taken with its own 32 bytes as zeros.
 """
 
 from __future__ import annotations

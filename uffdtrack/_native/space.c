@@ -3,16 +3,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #define VEC 16384
+#define SHARES 4
+#define SHARE_BYTES (1ul << 20) /* below that a thread costs more than it saves */
 #define POPULATED (UT_PAGE_IS_PRESENT | UT_PAGE_IS_SWAPPED)
 #define TRY(call)                                                                                  \
 	do {                                                                                       \
@@ -20,6 +24,11 @@
 		if (try_err < 0)                                                                   \
 			return try_err;                                                            \
 	} while (0)
+
+static uint64_t min64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
 
 typedef int (*found_fn)(void *arg, const struct ut_page_region *r);
 
@@ -121,7 +130,7 @@ static int digest_put(ut_space *s, uint64_t addr, const uint64_t hash[2])
 
 /* Read what one vectored call could not: without read permission (FOLL_FORCE, /proc/PID/mem), or
  * page by page. */
-static int read_hard(ut_space *s, uint64_t addr, size_t len, uint8_t *to)
+static int read_hard(const ut_space *s, uint64_t addr, size_t len, uint8_t *to, ut_runs *unreadable)
 {
 	while (len) {
 		ssize_t n = pread(s->mem, to, len, addr);
@@ -134,7 +143,7 @@ static int read_hard(ut_space *s, uint64_t addr, size_t len, uint8_t *to)
 			if (errno != EIO && errno != EFAULT)
 				return -errno;
 			memset(to, 0, UT_PAGE);
-			TRY(runs_push(&s->unreadable, addr, addr + UT_PAGE));
+			TRY(runs_push(unreadable, addr, addr + UT_PAGE));
 			n = UT_PAGE;
 		}
 		n &= ~(UT_PAGE - 1);
@@ -196,7 +205,7 @@ static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
 			uint64_t a = (uint64_t)remote[k].iov_base;
 
 			if (got != (ssize_t)len)
-				TRY(read_hard(s, a, remote[k].iov_len, from));
+				TRY(read_hard(s, a, remote[k].iov_len, from, &s->unreadable));
 			for (size_t left = remote[k].iov_len; left; left -= UT_PAGE) {
 				const ut_digest *d = digest_find(s, a);
 				uint64_t hash[2];
@@ -212,13 +221,21 @@ static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
 	return 0;
 }
 
-int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
-{
-	struct iovec remote[512];
-	size_t i = 0, pos = 0;
-	uint8_t *out = to;
+/* A share of a copy, for one thread. */
+struct share {
+	const ut_space *s;
+	ut_runs runs, unreadable;
+	uint8_t *to;
+	int err;
+};
 
-	s->unreadable.n = 0;
+static int copy_share(struct share *c)
+{
+	const ut_run *runs = c->runs.v;
+	struct iovec remote[512];
+	size_t i = 0, pos = 0, n = c->runs.n;
+	uint8_t *out = c->to;
+
 	while (i < n) {
 		size_t k = 0, want = 0;
 		ssize_t got;
@@ -231,7 +248,7 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 		}
 		struct iovec local = {out, want};
 
-		got = process_vm_readv(s->pid, &local, 1, remote, k, 0);
+		got = process_vm_readv(c->s->pid, &local, 1, remote, k, 0);
 		if (got < 0) {
 			if (errno != EFAULT)
 				return -errno;
@@ -249,14 +266,92 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 		if (!want)
 			continue;
 		/* Short: this range has something that only the hard way reads, or nothing does. */
-		TRY(read_hard(s, runs[i].start + pos, runs[i].end - runs[i].start - pos, out));
+		TRY(read_hard(c->s, runs[i].start + pos, runs[i].end - runs[i].start - pos, out,
+			      &c->unreadable));
 		out += runs[i].end - runs[i].start - pos;
 		i++;
 		pos = 0;
 	}
+	return 0;
+}
+
+static void *copy_thread(void *arg)
+{
+	struct share *c = arg;
+
+	c->err = copy_share(c);
+	return NULL;
+}
+
+/* Cut ranges into `n` shares of about the same size. */
+static int deal(const ut_run *runs, size_t nruns, uint64_t bytes, struct share *shares, int n, uint8_t *to)
+{
+	uint64_t each = (bytes / n + UT_PAGE - 1) & ~(UT_PAGE - 1), room = each;
+	int k = 0;
+
+	shares[0].to = to;
+	for (size_t i = 0; i < nruns; i++)
+		for (uint64_t at = runs[i].start; at < runs[i].end;) {
+			uint64_t part = min64(room, runs[i].end - at);
+
+			TRY(runs_push(&shares[k].runs, at, at + part));
+			at += part;
+			to += part;
+			room -= part;
+			if (!room && k + 1 < n) {
+				shares[++k].to = to;
+				room = each;
+			} else if (!room) {
+				room = ~0ull;
+			}
+		}
+	return 0;
+}
+
+/* The target's processors are idle while it stands, so a large copy takes them all. */
+static int copy_shared(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
+{
+	const ut_runs all = {(ut_run *)runs, n, n};
+	uint64_t bytes = runs_bytes(&all);
+	struct share shares[SHARES] = {{0}};
+	pthread_t threads[SHARES];
+	int cpus = get_nprocs(), k = bytes / SHARE_BYTES + 1, started = 1, err;
+
+	k = k > cpus ? cpus : k;
+	k = k > SHARES ? SHARES : k;
+	err = deal(runs, n, bytes, shares, k, to);
+	for (int i = 0; i < k; i++)
+		shares[i].s = s;
+	for (; started < k && !err; started++)
+		if (pthread_create(&threads[started], NULL, copy_thread, &shares[started]))
+			break;
+	if (!err)
+		err = copy_share(&shares[0]);
+	for (int i = 1; i < k; i++) {
+		if (i < started)
+			pthread_join(threads[i], NULL);
+		else if (!err)
+			shares[i].err = copy_share(&shares[i]);
+		if (!err)
+			err = shares[i].err;
+	}
+	for (int i = 0; i < k; i++) {
+		for (size_t j = 0; j < shares[i].unreadable.n && !err; j++)
+			err = runs_push(&s->unreadable, shares[i].unreadable.v[j].start,
+					shares[i].unreadable.v[j].end);
+		runs_free(&shares[i].unreadable);
+		runs_free(&shares[i].runs);
+	}
+	return err;
+}
+
+int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
+{
+	s->unreadable.n = 0;
+	TRY(copy_shared(s, runs, n, to));
 	if (!s->known.n && !s->kept.n)
 		return 0;
-	for (i = 0; i < n; i++) {
+	for (size_t i = 0; i < n; i++) {
 		TRY(update_digests(s, &s->known, &runs[i], to));
 		TRY(update_digests(s, &s->kept, &runs[i], to));
 		to += runs[i].end - runs[i].start;
@@ -366,11 +461,6 @@ static int found_written(void *arg, const struct ut_page_region *r)
 	if (r->end - r->start < 16 * UT_PAGE)
 		return runs_push(&s->want, r->start, r->end);
 	return written_entries(s, r->start, r->end);
-}
-
-static uint64_t min64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 static int widen(ut_space *s, const ut_runs *pages, const ut_region *r)
@@ -853,16 +943,28 @@ static void sabotage(ut_space *s, int before_stop)
 	}
 }
 
+/* From the stop to the resume nothing else may take our processor, where we may ask for that (root); the
+ * stop itself is not included, since the target's threads may need this very processor to stop. */
+static void set_urgent(int urgent)
+{
+	struct sched_param p = {.sched_priority = urgent ? 1 : 0};
+
+	sched_setscheduler(0, urgent ? SCHED_FIFO : SCHED_OTHER, &p);
+}
+
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times)
 {
 	int64_t t0, t1, t2, t3;
-	int err;
+	int err, urgent;
 
 	if (s->sabotage)
 		sabotage(s, 1);
+	urgent = sched_getscheduler(0) == SCHED_OTHER;
 	t0 = ut_now_ns();
 	TRY(ut_tracee_stop(t, timeout_ns));
+	if (urgent)
+		set_urgent(1);
 	t1 = ut_now_ns();
 	s->tid = t->threads[ut_tracee_pick(t)].tid;
 	err = ut_space_harvest(s, flags, pending, npending);
@@ -875,6 +977,8 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
 	t3 = ut_now_ns();
 	ut_tracee_resume(t);
+	if (urgent)
+		set_urgent(0);
 	*times = (ut_times){
 		.stop_ns = t1 - t0,
 		.harvest_ns = t2 - t1 - (int64_t)s->rearm_ns,

@@ -1,0 +1,41 @@
+# make demo, make test: each sets up what it needs (.venv, the C core, Debian packages where this is root).
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(wildcard uffdtrack/_native/*.c uffdtrack/_native/*.h uffdtrack/_native/build.py)
+
+.PHONY: demo test test-slow lint format bench clean
+
+demo: .venv/ready
+	@tools/need redis-server:redis-server redis-benchmark:redis-tools
+	$(BIN)/python examples/redis_rollback.py
+
+test: .venv/ready
+	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils
+	$(BIN)/pytest -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/pytest -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready
+	@tools/need gcore:gdb
+	$(BIN)/python -m benchmarks.checkpoint -o out/bench
+
+.venv/ready: pyproject.toml setup.py $(SOURCES)
+	@tools/need cc:gcc $(PYTHON):python3
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/need /ensurepip:python3-venv
+	@tools/need "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h:python3-dev"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build out *.egg-info uffdtrack/_native/*.so uffdtrack/_native/_core.c
