@@ -30,6 +30,8 @@ from uffdtrack import choose_engine, probe
 HERE = Path(__file__).parent
 DIRTY = [0, 10, 100, 300, 1000, 3000, 10000, 30000, 100000]
 SIZES = [64, 256, 1024, 4096]
+MEMORY = {"small": "", "huge": ", huge pages", "shared": ", shared"}
+"""Kinds of memory: all sizes in 4 KiB pages, the largest in huge ones, the smallest shared."""
 
 
 class Toucher:
@@ -103,8 +105,8 @@ def touchers(sizes: list[int], directory: Path) -> Iterator[list[Toucher]]:
         yield [
             Toucher(stack, program, mib, memory, directory)
             for mib in sizes
-            for memory in ("small", "huge")
-            if memory == "small" or mib == max(sizes)
+            for memory in MEMORY
+            if mib == {"small": mib, "huge": max(sizes), "shared": min(sizes)}[memory]
         ]
 
 
@@ -128,6 +130,12 @@ def measure(sizes: list[int], rounds: int, directory: Path) -> Iterator[dict[str
                     yield {**row, "round": n}
 
 
+def groups(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The kinds of process measured: memory and size in MiB."""
+    found = {(r["memory"], r["size_mib"]) for r in rows}
+    return sorted(found, key=lambda g: (list(MEMORY).index(g[0]), g[1]))
+
+
 def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Medians, with the least and the most in brackets."""
 
@@ -139,10 +147,9 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
 
     yield "| process | dirty pages | pause, ms | stop | harvest | copy | bytes |"
     yield "|---|---|---|---|---|---|---|"
-    groups = sorted({(r["memory"] == "huge", r["size_mib"]) for r in rows})
-    for huge, mib in groups:
-        mine = [r for r in rows if r["size_mib"] == mib and (r["memory"] == "huge") == huge]
-        label = f"{mib} MiB{', huge pages' if huge else ''}"
+    for memory, mib in groups(rows):
+        mine = [r for r in rows if (r["memory"], r["size_mib"]) == (memory, mib)]
+        label = f"{mib} MiB{MEMORY[memory]}"
         ours = [r for r in mine if r["tool"] == "uffdtrack"]
         for dirty in sorted({r["dirty"] for r in ours}):
             these = [r for r in ours if r["dirty"] == dirty]
@@ -169,17 +176,17 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for i, (huge, mib) in enumerate(sorted({(r["memory"] == "huge", r["size_mib"]) for r in rows})):
-        mine = [r for r in rows if r["size_mib"] == mib and (r["memory"] == "huge") == huge]
+    for i, (memory, mib) in enumerate(groups(rows)):
+        mine = [r for r in rows if (r["memory"], r["size_mib"]) == (memory, mib)]
         ours = [r for r in mine if r["tool"] == "uffdtrack" and r["dirty"] > 0]
         xs = sorted({r["dirty"] for r in ours})
         values = [[r["pause_us"] / 1000 for r in ours if r["dirty"] == x] for x in xs]
         middles = [statistics.median(v) for v in values]
-        label = f"{mib} MiB{', huge pages' if huge else ''}"
+        label = f"{mib} MiB{MEMORY[memory]}"
         axes.plot(xs, middles, marker="o", markersize=4, color=f"C{i}", label=f"uffdtrack, {label}")
         axes.fill_between(xs, list(map(min, values)), list(map(max, values)), color=f"C{i}", alpha=0.12)
         cores = [r["pause_us"] / 1000 for r in mine if r["tool"] == "gcore"]
-        if cores and not huge:
+        if cores and memory == "small":
             axes.axhline(statistics.median(cores), color=f"C{i}", linestyle=":", linewidth=1.2)
             axes.annotate(f"gcore, {label}", (DIRTY[1], statistics.median(cores)), fontsize=8, va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="pages written since the last epoch, scattered",

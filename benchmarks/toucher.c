@@ -1,6 +1,6 @@
 /* A process of a given size whose pages are written on demand.
  *
- * usage: toucher MIB huge|small. Each line "N SEED" writes N different pages, scattered, and answers. */
+ * usage: toucher MIB huge|small|shared. Each line "N SEED" writes N different pages, scattered, and answers. */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
@@ -16,7 +16,10 @@ int main(int argc, char **argv)
 	unsigned long n, seed, round = 1;
 	char *at, line[64];
 
-	at = mmap(NULL, pages << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int shared = argc > 2 && !strcmp(argv[2], "shared");
+
+	at = mmap(NULL, pages << 12, PROT_READ | PROT_WRITE,
+		  (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
 	if (!pages || at == MAP_FAILED)
 		return 2;
 	madvise(at, pages << 12, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
