@@ -38,11 +38,25 @@ class Plan:
     duration: float | None
 
 
+class SessionInterrupted(Exception):  # noqa: N818 - it is no error
+    """The user has asked for the end while a base was copied."""
+
+
 class Session:
     """Takes epochs of one target into one directory."""
 
-    def __init__(self, target: ProcessTarget, chain: ChainWriter, engine: Traits) -> None:
+    def __init__(
+        self,
+        target: ProcessTarget,
+        chain: ChainWriter,
+        engine: Traits,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Args:
+        interrupted: asked while a base is copied; where it says so the base is dropped.
+        """
         self.target = target
+        self.interrupted = interrupted
         self.chain = chain
         self.engine = engine
         self.pending = Pending()
@@ -55,6 +69,7 @@ class Session:
             StorageError: it could not be written; its pages come with the next one.
             StopTimeoutError: a thread did not stop; nothing was taken.
             TargetGoneError: the target has ended.
+            SessionInterrupted: a base was under way and has been dropped.
         """
         if self._based:
             try:
@@ -101,6 +116,8 @@ class Session:
                 self.pending.add(runs, reset)
                 return
             for part in chunks(runs, CHUNK):
+                if self.interrupted():
+                    raise SessionInterrupted
                 space.copy(part)
                 data, zero, contents = space.split_zero(part)
                 writer.add(data, contents)
@@ -228,6 +245,8 @@ def run_session(
             if not taken:
                 raise
             return True
+        except SessionInterrupted:
+            break
         except (StorageError, StopTimeoutError) as error:
             session.target.tracee.settle(30)
             failed, failure = failed + 1, error

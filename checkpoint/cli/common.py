@@ -214,10 +214,12 @@ def run_on(
         for warning in warnings_for(pid, parse_maps(maps)):
             say(f"warning: {warning}")
         with Interrupt(target.pidfd) as interrupt, Progress() as progress:
-            session = Session(target, chain, traits)
+            session = Session(target, chain, traits, lambda: interrupt.seen)
             ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
             ended = ended or interrupt.target_ended()
-    if not as_json:
+    if not rows:
+        say("interrupted before the base was whole: no epoch was taken")
+    elif not as_json:
         total = report.size(sum(row["bytes"] for row in rows))
         click.echo(
             f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "

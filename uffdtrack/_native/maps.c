@@ -45,10 +45,15 @@ static int ends(const char *s, const char *end, const char *suffix)
 	return (size_t)(end - s) >= n && !memcmp(end - n, suffix, n);
 }
 
+static int in_memory(const char *s, const char *e)
+{
+	return starts(s, e, "/memfd:") || starts(s, e, "/dev/shm/") || starts(s, e, "/dev/zero") ||
+	       starts(s, e, "/SYSV");
+}
+
 static int kind_of(const ut_region *r, const char *s, const char *e)
 {
-	int memory = starts(s, e, "/memfd:") || starts(s, e, "/dev/shm/") ||
-		     starts(s, e, "/dev/zero") || starts(s, e, "/SYSV");
+	int memory = r->in_memory;
 
 	if (starts(s, e, "[vdso]"))
 		return UT_KIND_VDSO;
@@ -92,6 +97,7 @@ static int parse_line(ut_maps *m, const char *p, const char *end, ut_region *r)
 	while (p < end && *p == ' ')
 		p++;
 	r->name = p - m->text;
+	r->in_memory = in_memory(p, end);
 	r->kind = kind_of(r, p, end);
 	return r->start < r->end ? 0 : -EINVAL;
 }

@@ -17,7 +17,8 @@ typedef struct {
 	uint64_t start, end, offset, inode;
 	uint32_t major, minor;
 	uint8_t prot; /* 1 read, 2 write, 4 execute */
-	uint8_t shared, kind, pad;
+	uint8_t shared, kind;
+	uint8_t in_memory; /* of a file that lives in memory: memfd, /dev/shm, System V, /dev/zero */
 	uint32_t name; /* offset of the name in the text */
 } ut_region;
 

@@ -636,6 +636,33 @@ static int stood_before(const ut_space *s, const ut_region *r)
 	return seen;
 }
 
+/* Pages of a file in memory that others have written and the target has not touched yet. Only who may open
+ * /proc/PID/map_files (CAP_CHECKPOINT_RESTORE) can know of them; without, they are what they are when the
+ * target touches them. */
+static int found_in_file(ut_space *s, const ut_region *r)
+{
+	char path[96];
+	off_t at = r->offset, end = r->offset + (r->end - r->start);
+	int fd, err = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", s->pid, r->start, r->end);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	while (!err && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
+		off_t hole = lseek(fd, at, SEEK_HOLE);
+		uint64_t first = at & ~(UT_PAGE - 1), last = (hole + UT_PAGE - 1) & ~(UT_PAGE - 1);
+
+		if (hole < 0)
+			break;
+		err = runs_push(&s->found, r->start + (first - r->offset),
+				r->start + (min64(last, end) - r->offset));
+		at = hole;
+	}
+	close(fd);
+	return err;
+}
+
 /* Mappings that others may write through page tables of their own, and those that cannot be
  * registered: compare every page that is or was there with the digest of what was stored. */
 static int harvest_compare(ut_space *s, const ut_region *r, int flags)
@@ -645,6 +672,8 @@ static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 	s->found.n = 0;
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED, found_plain,
 		 &s->found));
+	if (r->in_memory)
+		TRY(found_in_file(s, r));
 	if (known)
 		TRY(runs_clip(&s->found, &s->known, r->start, r->end));
 	else

@@ -1,0 +1,196 @@
+"""Kinds of mappings one by one: what of them an epoch holds."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.cycle import Session
+from checkpoint.targets.process import ProcessTarget
+from uffdtrack import PAGE, choose_engine, probe, status_field
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+MAPPER = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+def new(size, prot=3, flags=0x22, fd=-1):
+    at = libc.mmap(None, size, prot, flags, fd, 0)
+    assert at != 2**64 - 1, os.strerror(ctypes.get_errno())
+    return at
+def put(at, text):
+    ctypes.memmove(at, text, len(text))
+def get(at, n):
+    return ctypes.string_at(at, n)
+while True:
+    line = sys.stdin.readline()
+    if not line: break
+    print(eval(line), flush=True)
+"""
+
+
+class Mapper:
+    """A process that evaluates what it is told, with mmap at hand, and a session on it."""
+
+    def __init__(self, spawn: Spawn, directory: Path, pass_fds: tuple[int, ...] = ()) -> None:
+        self.process = spawn(sys.executable, "-c", MAPPER, pass_fds=pass_fds)
+        self.pid = self.process.pid
+        self.directory = directory
+
+    def __call__(self, expression: str) -> str:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(expression.encode() + b"\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().decode().strip()
+
+    def new(self, *arguments: object) -> int:
+        return int(self(f"new({', '.join(map(repr, arguments))})"))
+
+
+@pytest.fixture
+def mapper(kernel: None, spawn: Spawn, tmp_path: Path) -> Mapper:
+    made = Mapper(spawn, tmp_path / "c")
+    assert made("1") == "1"
+    return made
+
+
+@pytest.fixture
+def session(mapper: Mapper) -> Iterator[Session]:
+    yield from open_session(mapper)
+
+
+def open_session(mapper: Mapper) -> Iterator[Session]:
+    with ChainWriter(mapper.directory, b"", force=False) as chain, ProcessTarget(mapper.pid) as target:
+        yield Session(target, chain, choose_engine("auto", probe()))
+
+
+def read(mapper: Mapper, address: int, size: int = 3, epoch: int | None = None) -> bytes:
+    """Memory of an epoch as the image has it; b"" where it has none."""
+    view = Chain(mapper.directory).view(epoch)
+    page = address // PAGE
+    if page not in view.pages:
+        return b""
+    start = address % PAGE
+    return view.read(view.pages[view.pages == page])[0].tobytes()[start : start + size]
+
+
+def test_reservation_of_a_tebibyte(mapper: Mapper, session: Session) -> None:
+    """It is neither scanned page by page, nor do page tables appear for it."""
+    at = mapper.new(1 << 40, 3, 0x4022)
+    mapper(f"put({at + (5 << 30)}, b'one')")
+    before = int(status_field(mapper.pid, "VmPTE").split()[0])
+    session.take()
+    mapper(f"put({at + (700 << 30)}, b'two')")
+    for _ in range(3):
+        row = session.take()
+    assert read(mapper, at + (5 << 30)) == b"one" and read(mapper, at + (700 << 30)) == b"two"
+    assert int(status_field(mapper.pid, "VmPTE").split()[0]) < before + 64
+    assert row["pages"] < 2000
+
+
+@pytest.mark.parametrize("how", ["pwrite", "mapping", "untouched"])
+def test_shared_memory_that_another_process_writes(
+    root: None, spawn: Spawn, tmp_path: Path, how: str
+) -> None:
+    fd = os.memfd_create("shared")
+    os.ftruncate(fd, 64 * PAGE)
+    mapper = Mapper(spawn, tmp_path / "c", pass_fds=(fd,))
+    at = mapper.new(64 * PAGE, 3, 1, fd)
+    if how != "untouched":
+        mapper(f"put({at + 7 * PAGE}, b'own')")
+    with mmap.mmap(fd, 64 * PAGE) as ours:
+        for session in open_session(mapper):
+            session.take()
+            if how == "pwrite":
+                os.pwrite(fd, b"new", 7 * PAGE)
+            else:
+                ours[7 * PAGE : 7 * PAGE + 3] = b"new"
+            session.take()
+            assert session.take()["pages"] < 200
+    assert read(mapper, at + 7 * PAGE, epoch=1) == b"new"
+    assert read(mapper, at + 7 * PAGE, epoch=0) == (b"" if how == "untouched" else b"own")
+    # Looking has allocated nothing of what nobody wrote.
+    assert os.fstat(fd).st_blocks * 512 <= 2 * PAGE
+    os.close(fd)
+
+
+def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    session.take()
+    assert read(mapper, at) == b""
+    mapper(f"put({at}, b'new')")
+    session.take()
+    assert read(mapper, at) == b"new"
+    assert mapper(f"libc.madvise({at}, 4096, 4), get({at}, 3)") == "(0, b'abc')"
+    session.take()
+    assert read(mapper, at) == b""
+    mapper(f"put({at}, b'two')")
+    session.take()
+    assert read(mapper, at, 6) == b"twoabc"
+
+
+def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    path.unlink()
+    assert mapper(f"get({at}, 3)") == "b'abc'"
+    session.take()
+    assert read(mapper, at) == b"abc"
+    mapper(f"put({at}, b'new')")
+    session.take()
+    assert read(mapper, at) == b"new"
+    mapper(f"libc.madvise({at}, 4096, 4)")
+    session.take()
+    assert read(mapper, at) == b"abc"
+
+
+def test_file_that_was_cut_short(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    """Pages past the end of a file have no contents; the session goes on."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 8 * PAGE)
+    at = int(mapper(f"new({8 * PAGE}, 3, 1, os.open({str(path)!r}, os.O_RDWR))"))
+    mapper(f"[put({at} + i * {PAGE}, b'abc') for i in range(8)]")
+    session.take()
+    assert read(mapper, at + 6 * PAGE) == b"abc"
+    os.truncate(path, 2 * PAGE)
+    session.take()
+    assert read(mapper, at) == b"abc"
+    assert read(mapper, at + 6 * PAGE) in (b"", bytes(3))
+    session.take()
+
+
+def test_no_permission_to_read(mapper: Mapper, session: Session) -> None:
+    at = mapper.new(16 * PAGE)
+    mapper(f"put({at}, b'abc')")
+    mapper(f"libc.mprotect(ctypes.c_void_p({at}), {16 * PAGE}, 0)")
+    session.take()
+    assert read(mapper, at) == b"abc"
+
+
+def test_huge_pages(mapper: Mapper, session: Session) -> None:
+    at = mapper.new(8 << 20)
+    at = (at + (2 << 20) - 1) & ~((2 << 20) - 1)
+    mapper(f"libc.madvise({at}, {4 << 20}, 14)")
+    mapper(f"put({at}, b'a' * {4 << 20})")
+    session.take()
+    mapper(f"put({at + 100 * PAGE}, b'new')")
+    row = session.take()
+    assert read(mapper, at + 100 * PAGE, 4) == b"newa"
+    assert row["pages"] < 1024
+    mapper(f"libc.madvise({at}, {2 << 20}, 4)")
+    session.take()
+    assert read(mapper, at + 100 * PAGE) in (b"", bytes(3))
+    assert read(mapper, at + (2 << 20)) == b"aaa"
