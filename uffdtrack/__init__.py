@@ -10,6 +10,7 @@ from uffdtrack.tracee import (
     Tracee,
     has_seccomp,
     open_pidfd,
+    shares_memory,
     status_field,
 )
 from uffdtrack.tracker import ENGINES, choose_engine
@@ -36,5 +37,6 @@ __all__ = [
     "parse_maps",
     "populated",
     "probe",
+    "shares_memory",
     "status_field",
 ]

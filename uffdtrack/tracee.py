@@ -186,6 +186,11 @@ def status_field(pid: int, name: str) -> str:
     return ""
 
 
+def shares_memory(pid: int, other: int) -> bool:
+    """Whether two processes have one memory, as far as we may know (kcmp(2))."""
+    return int(lib.ut_same_memory(pid, other)) == 1
+
+
 def open_pidfd(pid: int) -> int:
     """A file descriptor that becomes readable when the process ends (pidfd_open(2))."""
     try:

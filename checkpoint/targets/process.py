@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uffdtrack import AddressSpace, Region, Tracee, open_pidfd, status_field
+from uffdtrack import AddressSpace, Region, Tracee, open_pidfd, shares_memory, status_field
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
 
 _PF_KTHREAD = 0x00200000
@@ -71,6 +71,12 @@ def check_target(pid: int) -> None:
             f"process {pid} is traced already, by process {tracer} (a debugger, strace?); end that first"
         )
     _check_program(pid)
+    for other in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if other != pid and shares_memory(pid, other):
+            raise TargetRefusedError(
+                f"process {pid} has one memory with process {other} (clone with CLONE_VM, vfork), which "
+                "would write on while this one is stopped"
+            )
     for _, target, _ in descriptors(pid):
         if target == "anon_inode:[userfaultfd]":
             raise TargetRefusedError(f"process {pid} uses userfaultfd itself, which leaves no room for ours")

@@ -221,3 +221,21 @@ def test_ctrl_c_ends_a_session(
     assert len(Chain(tmp_path / "c").verify(b"")) == rows
     assert ask(process)
     assert not list((tmp_path / "c").glob(".epoch*"))
+
+
+def test_ctrl_c_drops_a_base_whole(kernel: None, spawn: Spawn, tmp_path: Path) -> None:
+    """A base of a large process takes long; it is not waited for."""
+    process = spawn(
+        sys.executable, "-c", "x = b'x' * (1 << 30); print(flush=True); import time; time.sleep(60)"
+    )
+    assert process.stdout and process.stdout.readline()
+    session = subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c")],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: bool(list(tmp_path.glob("c/.epoch*"))), "the base is being written")
+    session.send_signal(signal.SIGINT)
+    err = session.communicate(timeout=30)[1]
+    assert session.returncode == 0 and "no epoch was taken" in err
+    assert not [n for n in os.listdir(tmp_path / "c") if "epoch" in n]
+    assert status_field(process.pid, "TracerPid") == "0" and process.poll() is None

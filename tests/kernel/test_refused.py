@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,6 +72,37 @@ def test_uses_userfaultfd_itself(kernel: None, spawn: Spawn, tmp_path: Path, uff
     process = spawn(sys.executable, "-c", script)
     assert process.stdout and process.stdout.readline()
     assert "uses userfaultfd" in uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", code=5).stderr
+
+
+def test_memory_shared_with_another_process(
+    kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
+) -> None:
+    """clone(2) with CLONE_VM and without CLONE_THREAD."""
+    script = (
+        "import ctypes, os, time; libc = ctypes.CDLL(None)\n"
+        "stack = ctypes.create_string_buffer(1 << 16)\n"
+        "libc.clone(libc.pause, ctypes.c_void_p(ctypes.addressof(stack) + (1 << 16) - 64), 0x100, None)\n"
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    process = spawn(sys.executable, "-c", script, start_new_session=True)
+    assert process.stdout and process.stdout.readline()
+    try:
+        assert "CLONE_VM" in uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", code=5).stderr
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_io_uring_gets_a_warning(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
+    script = (
+        "import ctypes, time; p = ctypes.create_string_buffer(120)\n"
+        "print(ctypes.CDLL(None).syscall(425, 8, p), flush=True); time.sleep(60)"
+    )
+    process = spawn(sys.executable, "-c", script)
+    assert process.stdout
+    if int(process.stdout.readline()) < 0:
+        pytest.skip("no io_uring here")
+    done = uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--count", "2", "--every", "1ms")
+    assert "warning: io_uring is in use" in done.stderr
 
 
 def test_two_sessions_on_one_process(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:

@@ -7,6 +7,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -308,6 +309,13 @@ static int on_stop(ut_tracee *t, ut_thread *th)
 
 	live.eflags |= MARK;
 	return trace(PTRACE_SETREGS, th->tid, NULL, &live);
+}
+
+int ut_same_memory(int a, int b)
+{
+	long r = syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0);
+
+	return r < 0 ? -errno : r == 0;
 }
 
 static int leader_died(ut_tracee *t, int tid, int status)

@@ -71,5 +71,7 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
  * copy is left in the target. Done by a process of its own, so that the death of the caller leaves
  * no thread of the target inside a call that it did not make. */
 int ut_attach_uffd(int pid, int suspend_seccomp);
+/* 1: the two processes have one memory (CLONE_VM without CLONE_THREAD, vfork). kcmp(2). */
+int ut_same_memory(int a, int b);
 int64_t ut_now_ns(void);
 #endif
