@@ -229,13 +229,13 @@ def run_session(
         Whether the target has ended.
 
     Raises:
-        StorageError, StopTimeoutError: the last epochs failed `ATTEMPTS` times in a row, or the very
-            last one did.
+        StorageError: `ATTEMPTS` epochs in a row could not be written, or the last one.
+        StopTimeoutError: the target could not be stopped for `ATTEMPTS` epochs in a row.
     """
     started = due = time.monotonic()
     taken = 0
     failed = 0
-    failure: StorageError | StopTimeoutError | None = None
+    failure: StorageError | None = None
     while plan.count is None or taken < plan.count:
         try:
             emit(session.take())
@@ -249,7 +249,8 @@ def run_session(
             break
         except (StorageError, StopTimeoutError) as error:
             session.target.tracee.settle(30)
-            failed, failure = failed + 1, error
+            failed += 1
+            failure = error if isinstance(error, StorageError) else None
             if not taken or failed == ATTEMPTS:
                 raise
             warn(f"{error}; what it would have held comes with the next epoch")

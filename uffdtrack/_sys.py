@@ -22,7 +22,8 @@ from uffdtrack.errors import (
 Runs = npt.NDArray[np.uint64]
 """Address ranges: shape (n, 2), bytes, start inclusive and end exclusive."""
 
-STOP_TIMEOUT_NS = 2_000_000_000
+STOP_TIMEOUT_NS = 500_000_000
+"""How long the threads that did stop stand at most for one that does not."""
 
 __all__ = ["Runs", "check", "ffi", "lib", "runs_array", "runs_of"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,7 @@ def check_target(pid: int) -> None:
             f"process {pid} is traced already, by process {tracer} (a debugger, strace?); end that first"
         )
     _check_program(pid)
-    for other in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        if other != pid and shares_memory(pid, other):
-            raise TargetRefusedError(
-                f"process {pid} has one memory with process {other} (clone with CLONE_VM, vfork), which "
-                "would write on while this one is stopped"
-            )
+    _check_memory(pid)
     for _, target, _ in descriptors(pid):
         if target == "anon_inode:[userfaultfd]":
             raise TargetRefusedError(f"process {pid} uses userfaultfd itself, which leaves no room for ours")
@@ -103,6 +99,19 @@ def _check_program(pid: int) -> None:
         raise TargetRefusedError(f"process {pid} is a 32-bit program; only x86-64 is supported")
     if struct.unpack_from("<H", head, 18)[0] != 62:
         raise TargetRefusedError(f"process {pid} is of another architecture; only x86-64 is supported")
+
+
+def _check_memory(pid: int) -> None:
+    """No other process writes the same memory. A vfork in progress, which is short, is waited for."""
+    deadline = time.monotonic() + 1
+    others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != pid]
+    while others:
+        others = [other for other in others if shares_memory(pid, other)]
+        if others and time.monotonic() > deadline:
+            raise TargetRefusedError(
+                f"process {pid} has one memory with process {others[0]} (clone with CLONE_VM, vfork), "
+                "which would write on while this one is stopped"
+            )
 
 
 def _vm_flags(pid: int) -> list[str]:
@@ -183,8 +192,9 @@ class ProcessTarget:
             raise
 
     def reattach(self) -> None:
-        """After exec: the memory is another one."""
+        """After exec: the memory is another one, and so may be the kind of program."""
         self.space.close()
+        check_target(self.pid)
         self.space = AddressSpace.attach(self.pid)
 
     def facts(self) -> dict[str, Any]:

@@ -239,3 +239,43 @@ def test_ctrl_c_drops_a_base_whole(kernel: None, spawn: Spawn, tmp_path: Path) -
     assert session.returncode == 0 and "no epoch was taken" in err
     assert not [n for n in os.listdir(tmp_path / "c") if "epoch" in n]
     assert status_field(process.pid, "TracerPid") == "0" and process.poll() is None
+
+
+VFORKS = """
+import os, subprocess, threading, time
+def spawn():
+    while True:
+        # posix_spawn and vfork: the parent cannot be stopped until the child has called exec
+        assert subprocess.run(["true"], close_fds=False).returncode == 0
+        assert os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[1] == 0
+for _ in range(2): threading.Thread(target=spawn, daemon=True).start()
+print("ready", flush=True)
+n = 0
+while True:
+    time.sleep(0.01); n += 1
+    if n % 10 == 0: print(n, flush=True)
+"""
+
+
+def test_target_that_spawns(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
+    process = spawn(sys.executable, "-c", VFORKS)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "5ms", "--count", "40")
+    n = int(process.stdout.readline())
+    while int(process.stdout.readline()) <= n + 20:
+        pass
+    assert process.poll() is None
+
+
+def test_thread_that_cannot_be_stopped(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    """The others run on meanwhile; the epoch is taken when it can be."""
+    process = spawn(build("unstoppable"))
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    argv = ("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "50ms", "--duration", "5s")
+    done = uffdtrack(*argv)
+    assert "did not stop in time" in done.stderr
+    assert len(Chain(tmp_path / "c").verify(b"")) > 5
+    lines = [process.stdout.readline() for _ in range(5)]
+    assert all(line == b"beat\n" for line in lines) and process.poll() is None

@@ -609,8 +609,11 @@ int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp)
 	ut_thread *th = &t->threads[index];
 	uint64_t all = ~0ull;
 	long options = PTRACE_O_TRACESYSGOOD;
-	int err = find_syscall(t);
+	int err;
 
+	if (regs_of(th)->cs != 0x33) /* __USER_CS: the thread runs 32-bit code */
+		return -ENOEXEC;
+	err = find_syscall(t);
 	if (err)
 		return err;
 	t->held_stop = 0;
