@@ -183,8 +183,7 @@ class _Rollback:
         return f"{self.pid}/task/{self.tracee.threads[0].tid}"
 
     def _maps(self) -> list[Region]:
-        text = proc_read(self.pid, f"task/{self.tracee.threads[0].tid}/maps")
-        return parse_maps(text.decode(errors="surrogateescape"))
+        return parse_maps(proc_read(self.pid, "maps").decode(errors="surrogateescape"))
 
     def run(self) -> Outcome:
         born = self._check_threads()
@@ -258,7 +257,7 @@ class _Rollback:
         major, minor = (int(part, 16) for part in region.device.split(":"))
         for number, _, _ in descriptors(self.pid):
             try:
-                s = os.stat(f"/proc/{self.pid}/fd/{number}")
+                s = os.stat(f"/proc/{self._live()}/fd/{number}")
             except OSError:
                 continue
             if (os.major(s.st_dev), os.minor(s.st_dev), s.st_ino) == (major, minor, region.inode):

@@ -12,6 +12,7 @@ from uffdtrack.tracee import (
     open_pidfd,
     shares_memory,
     status_field,
+    task_directory,
 )
 from uffdtrack.tracker import ENGINES, choose_engine
 from uffdtrack.traits import Traits
@@ -39,4 +40,5 @@ __all__ = [
     "probe",
     "shares_memory",
     "status_field",
+    "task_directory",
 ]

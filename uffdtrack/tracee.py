@@ -164,19 +164,30 @@ class Injector:
         return value
 
 
+def task_directory(pid: int) -> Path:
+    """/proc/PID/task/TID of a thread that lives.
+
+    A first thread that has ended, while others go on, has no memory and no files in /proc/PID.
+
+    Raises:
+        TargetGoneError: no thread lives.
+    """
+    return Path(f"/proc/{pid}/task/{check(lib.ut_live_thread(pid), 'find', pid)}")
+
+
 def has_seccomp(pid: int) -> bool:
     """Whether the process has a seccomp filter (proc_pid_status(5))."""
     return status_field(pid, "Seccomp") not in ("0", "")
 
 
 def status_field(pid: int, name: str) -> str:
-    """One field of /proc/PID/status, "" where the kernel has no such field.
+    """One field of the status of a living thread, "" where the kernel has no such field.
 
     Raises:
         TargetGoneError: there is no such process.
     """
     try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        text = (task_directory(pid) / "status").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
     for line in text.splitlines():
@@ -188,7 +199,7 @@ def status_field(pid: int, name: str) -> str:
 
 def shares_memory(pid: int, other: int) -> bool:
     """Whether two processes have one memory, as far as we may know (kcmp(2))."""
-    return int(lib.ut_same_memory(pid, other)) == 1
+    return int(lib.ut_same_memory(int(task_directory(pid).name), other)) == 1
 
 
 def open_pidfd(pid: int) -> int:

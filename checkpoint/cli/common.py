@@ -19,7 +19,7 @@ from rich.live import Live
 from checkpoint import report
 from checkpoint.chain import ChainWriter, parse_place
 from checkpoint.cycle import Plan, Session, run_session
-from checkpoint.targets.process import ProcessTarget, check_target, warnings_for
+from checkpoint.targets.process import ProcessTarget, check_target, proc_read, warnings_for
 from uffdtrack import choose_engine, parse_maps, probe
 from uffdtrack.errors import InvalidInputError
 
@@ -210,7 +210,7 @@ def run_on(
 
     check_target(pid)
     with ChainWriter(directory, key, force) as chain, ProcessTarget(pid) as target:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+        maps = proc_read(pid, "maps").decode(errors="surrogateescape")
         for warning in warnings_for(pid, parse_maps(maps)):
             say(f"warning: {warning}")
         with Interrupt(target.pidfd) as interrupt, Progress() as progress:

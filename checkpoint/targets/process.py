@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uffdtrack import AddressSpace, Region, Tracee, open_pidfd, shares_memory, status_field
+from uffdtrack import AddressSpace, Region, Tracee, open_pidfd, shares_memory, status_field, task_directory
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
 
 _PF_KTHREAD = 0x00200000
@@ -25,13 +25,13 @@ class Identity:
 
 
 def proc_read(pid: int, name: str) -> bytes:
-    """A file of /proc/PID.
+    """A file of /proc/PID, as a living thread has it.
 
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
     """
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
+        return (task_directory(pid) / name).read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
     except PermissionError as error:
@@ -41,8 +41,15 @@ def proc_read(pid: int, name: str) -> bytes:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on: index 0 is field 3 of proc_pid_stat(5)."""
-    text = proc_read(pid, "stat").decode(errors="replace")
+    """/proc/PID/stat from the state on: index 0 is field 3 of proc_pid_stat(5).
+
+    Raises:
+        TargetGoneError: there is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGoneError(f"there is no process {pid}") from error
     return text[text.rindex(")") + 2 :].split()
 
 
@@ -64,8 +71,7 @@ def check_target(pid: int) -> None:
         raise TargetRefusedError("a process cannot checkpoint itself")
     if int(fields[6]) & _PF_KTHREAD:
         raise TargetRefusedError(f"{pid} is a thread of the kernel")
-    if fields[0] in "ZX":
-        raise TargetGoneError(f"process {pid} has ended")
+    task_directory(pid)
     tracer = int(status_field(pid, "TracerPid") or 0)
     if tracer:
         raise TargetRefusedError(
@@ -85,7 +91,7 @@ def check_target(pid: int) -> None:
 
 def _check_program(pid: int) -> None:
     try:
-        with Path(f"/proc/{pid}/exe").open("rb") as file:
+        with (task_directory(pid) / "exe").open("rb") as file:
             head = file.read(20)
     except FileNotFoundError as error:
         raise TargetGoneError(f"process {pid} has ended, or has no program") from error
@@ -128,8 +134,9 @@ def descriptors(pid: int) -> list[tuple[int, str, int]]:
     """The open files: number, what /proc/PID/fd says it is, file offset (-1 where not known)."""
     found = []
     try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except (FileNotFoundError, ProcessLookupError):
+        task = task_directory(pid)
+        names = os.listdir(task / "fd")
+    except (FileNotFoundError, ProcessLookupError, TargetGoneError):
         return []
     except PermissionError as error:
         raise PermissionDeniedError(
@@ -137,10 +144,10 @@ def descriptors(pid: int) -> list[tuple[int, str, int]]:
         ) from error
     for name in names:
         try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            target = os.readlink(task / "fd" / name)
             offset = -1
             if target.startswith("/"):
-                info = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+                info = (task / "fdinfo" / name).read_text()
                 offset = int(info.split(None, 2)[1])
         except (OSError, ValueError, IndexError):
             continue
@@ -202,7 +209,7 @@ class ProcessTarget:
         fields = stat_fields(self.pid)
         cmdline = proc_read(self.pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
         try:
-            exe = os.readlink(f"/proc/{self.pid}/exe")
+            exe = os.readlink(task_directory(self.pid) / "exe")
         except OSError:
             exe = ""
         return {

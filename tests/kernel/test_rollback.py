@@ -262,3 +262,31 @@ def test_python_with_threads(kernel: None, spawn: Spawn, tmp_path: Path, uffdtra
     marker, n = ask("")
     assert marker == "old" and n < late
     wait_for(lambda: ask("")[1] > n + 100, "its threads go on")
+
+
+LEADERLESS = """
+import ctypes, threading, time, sys
+n = 0
+def work():
+    global n
+    while True:
+        n += 1
+        if n % 1000 == 0: print(n, flush=True)
+        time.sleep(0.0001)
+threading.Thread(target=work).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_first_thread_has_ended(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
+    """Without its first thread /proc/PID has no memory and no files; the process lives all the same."""
+    process = spawn(sys.executable, "-c", LEADERLESS)
+    assert process.stdout and process.stdout.readline()
+    wait_for(lambda: "Z" in Path(f"/proc/{process.pid}/status").read_text().split("State:")[1][:5], "zombie")
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--count", "10", "--every", "5ms")
+    late = [int(process.stdout.readline()) for _ in range(3)][-1]
+    uffdtrack("rollback", process.pid, f"{tmp_path}/c@4")
+    found = [int(process.stdout.readline()) for _ in range(6)]
+    assert any(b < a for a, b in zip([late, *found], found, strict=False)), "it has gone back"
+    assert found[-1] > found[-2]

@@ -54,6 +54,7 @@ void ut_tracee_close(ut_tracee *t);
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
+int ut_live_thread(int pid);
 int ut_tracee_index(const ut_tracee *t, int tid);
 int ut_tracee_pick(const ut_tracee *t);
 int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp);

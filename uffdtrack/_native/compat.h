@@ -3,7 +3,9 @@
 #ifndef UT_COMPAT_H
 #define UT_COMPAT_H
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <linux/userfaultfd.h>

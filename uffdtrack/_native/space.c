@@ -198,7 +198,7 @@ static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
 		}
 		struct iovec local = {bounce, len};
 
-		got = process_vm_readv(s->pid, &local, 1, remote, n, 0);
+		got = process_vm_readv(s->tid, &local, 1, remote, n, 0);
 		uint8_t *from = bounce;
 
 		for (size_t k = 0; k < n; k++) {
@@ -248,7 +248,7 @@ static int copy_share(struct share *c)
 		}
 		struct iovec local = {out, want};
 
-		got = process_vm_readv(c->s->pid, &local, 1, remote, k, 0);
+		got = process_vm_readv(c->s->tid, &local, 1, remote, k, 0);
 		if (got < 0) {
 			if (errno != EFAULT)
 				return -errno;
@@ -869,6 +869,10 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	ut_maps old = s->before;
 	int err;
 
+	if (flags & UT_RUNNING) {
+		s->tid = ut_live_thread(s->pid);
+		TRY(s->tid);
+	}
 	/* Opened anew each time: these files stay with the memory of before an exec. */
 	TRY(reopen(s, "pagemap", &s->pagemap));
 	TRY(reopen(s, "mem", &s->mem));

@@ -103,30 +103,88 @@ int ut_tracee_pick(const ut_tracee *t)
 	return -ESRCH;
 }
 
-static int read_remote(const ut_tracee *t, uint64_t addr, void *to, size_t len)
+/* 1: no process any more that could be stopped. */
+static int is_dead(int pid, int tid)
+{
+	char path[64], text[512], *p;
+	int fd, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 1;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return 1;
+	text[n] = 0;
+	p = strrchr(text, ')');
+	return !p || p[2] == 'Z' || p[2] == 'X';
+}
+
+int ut_live_thread(int pid)
+{
+	char path[32];
+	struct dirent *e;
+	int found = -ESRCH;
+	DIR *dir;
+
+	if (!is_dead(pid, pid))
+		return pid;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	if (!dir)
+		return -ESRCH;
+	while (found < 0 && (e = readdir(dir))) {
+		int tid = atoi(e->d_name);
+
+		if (tid > 0 && !is_dead(pid, tid))
+			found = tid;
+	}
+	closedir(dir);
+	return found;
+}
+
+int ut_tracee_getfd(const ut_tracee *t, int tid, int fd)
+{
+	int thread, own = syscall(SYS_pidfd_getfd, t->pidfd, fd, 0), err = -errno;
+
+	if (own >= 0)
+		return own;
+	/* The first thread has ended, so its pidfd has no files: PIDFD_THREAD, Linux 6.9. */
+	thread = syscall(SYS_pidfd_open, tid, O_EXCL);
+	if (thread < 0)
+		return err;
+	own = syscall(SYS_pidfd_getfd, thread, fd, 0);
+	err = -errno;
+	close(thread);
+	return own >= 0 ? own : err;
+}
+
+static int read_remote(int tid, uint64_t addr, void *to, size_t len)
 {
 	struct iovec local = {to, len}, remote = {(void *)addr, len};
 
-	return process_vm_readv(t->pid, &local, 1, &remote, 1, 0) == (ssize_t)len ? 0 : -EFAULT;
+	return process_vm_readv(tid, &local, 1, &remote, 1, 0) == (ssize_t)len ? 0 : -EFAULT;
 }
 
-static int64_t remote_timespec(const ut_tracee *t, uint64_t addr)
+static int64_t remote_timespec(int tid, uint64_t addr)
 {
 	struct timespec ts;
 
-	if (!addr || read_remote(t, addr, &ts, sizeof(ts)))
+	if (!addr || read_remote(tid, addr, &ts, sizeof(ts)))
 		return -1;
 	if (ts.tv_sec > 1000000000)
 		return -1;
 	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
 }
 
-static int64_t socket_limit(const ut_tracee *t, int fd, int option)
+static int64_t socket_limit(const ut_tracee *t, int tid, int fd, int option)
 {
 	struct timeval tv = {0};
 	socklen_t len = sizeof(tv);
 	int64_t limit = -1;
-	int own = syscall(SYS_pidfd_getfd, t->pidfd, fd, 0);
+	int own = ut_tracee_getfd(t, tid, fd);
 
 	if (own < 0)
 		return -1;
@@ -139,8 +197,8 @@ static int64_t socket_limit(const ut_tracee *t, int fd, int option)
 /* Calls that a stop ends with EINTR, since the kernel never restarts them (signal(7)), and that may
  * be repeated: nothing was done yet. The time limit of the call in ns or -1, and what the call
  * returns when that is over. */
-static int never_restarted(const ut_tracee *t, const struct user_regs_struct *r, int64_t *limit_ns,
-			   int64_t *expired)
+static int never_restarted(const ut_tracee *t, int tid, const struct user_regs_struct *r,
+			   int64_t *limit_ns, int64_t *expired)
 {
 	*limit_ns = -1;
 	*expired = 0;
@@ -151,19 +209,19 @@ static int never_restarted(const ut_tracee *t, const struct user_regs_struct *r,
 			*limit_ns = (int32_t)r->r10 * 1000000ll;
 		return 1;
 	case 441: /* epoll_pwait2 */
-		*limit_ns = remote_timespec(t, r->r10);
+		*limit_ns = remote_timespec(tid, r->r10);
 		return 1;
 	case SYS_semtimedop:
-		*limit_ns = remote_timespec(t, r->r10);
+		*limit_ns = remote_timespec(tid, r->r10);
 		*expired = -EAGAIN;
 		return 1;
 	case SYS_rt_sigtimedwait:
-		*limit_ns = remote_timespec(t, r->rdx);
+		*limit_ns = remote_timespec(tid, r->rdx);
 		*expired = -EAGAIN;
 		return 1;
 	case SYS_io_getevents:
 	case SYS_io_pgetevents:
-		*limit_ns = remote_timespec(t, r->r8);
+		*limit_ns = remote_timespec(tid, r->r8);
 		return 1;
 	case SYS_read:
 	case SYS_readv:
@@ -172,7 +230,7 @@ static int never_restarted(const ut_tracee *t, const struct user_regs_struct *r,
 	case SYS_recvmmsg:
 	case SYS_accept:
 	case SYS_accept4:
-		*limit_ns = socket_limit(t, r->rdi, SO_RCVTIMEO);
+		*limit_ns = socket_limit(t, tid, r->rdi, SO_RCVTIMEO);
 		*expired = -EAGAIN;
 		return 1;
 	case SYS_write:
@@ -181,7 +239,7 @@ static int never_restarted(const ut_tracee *t, const struct user_regs_struct *r,
 	case SYS_sendmsg:
 	case SYS_sendmmsg:
 	case SYS_connect:
-		*limit_ns = socket_limit(t, r->rdi, SO_SNDTIMEO);
+		*limit_ns = socket_limit(t, tid, r->rdi, SO_SNDTIMEO);
 		*expired = r->orig_rax == SYS_connect ? -EINPROGRESS : -EAGAIN;
 		return 1;
 	case SYS_semop:
@@ -195,18 +253,18 @@ static int never_restarted(const ut_tracee *t, const struct user_regs_struct *r,
 
 /* Calls that the kernel restarts through restart_syscall(2), with the time that was left. A seccomp
  * filter may forbid that one, so threads under a filter repeat the call itself. */
-static int restarted_by_block(const ut_tracee *t, const struct user_regs_struct *r,
-			      int64_t *limit_ns, int64_t *expired)
+static int restarted_by_block(int tid, const struct user_regs_struct *r, int64_t *limit_ns,
+			      int64_t *expired)
 {
 	*limit_ns = -1;
 	*expired = 0;
 	switch ((int64_t)r->orig_rax) {
 	case SYS_nanosleep:
-		*limit_ns = remote_timespec(t, r->rdi);
+		*limit_ns = remote_timespec(tid, r->rdi);
 		return 1;
 	case SYS_clock_nanosleep:
 		if (!(r->rsi & 1)) /* TIMER_ABSTIME */
-			*limit_ns = remote_timespec(t, r->rdx);
+			*limit_ns = remote_timespec(tid, r->rdx);
 		return 1;
 	case SYS_poll:
 		if ((int32_t)r->rdx >= 0)
@@ -214,7 +272,7 @@ static int restarted_by_block(const ut_tracee *t, const struct user_regs_struct 
 		return 1;
 	case SYS_futex:
 		if ((r->rsi & 0x7f) == 0) /* FUTEX_WAIT: relative; the others are absolute */
-			*limit_ns = remote_timespec(t, r->r10);
+			*limit_ns = remote_timespec(tid, r->r10);
 		*expired = -ETIMEDOUT;
 		return 1;
 	default:
@@ -222,15 +280,15 @@ static int restarted_by_block(const ut_tracee *t, const struct user_regs_struct 
 	}
 }
 
-static int to_repeat(const ut_tracee *t, const struct user_regs_struct *r, int64_t *limit_ns,
-		     int64_t *expired)
+static int to_repeat(const ut_tracee *t, int tid, const struct user_regs_struct *r,
+		     int64_t *limit_ns, int64_t *expired)
 {
 	if ((int64_t)r->orig_rax < 0)
 		return 0;
 	if ((int64_t)r->rax == -EINTR)
-		return never_restarted(t, r, limit_ns, expired);
+		return never_restarted(t, tid, r, limit_ns, expired);
 	if ((int64_t)r->rax == -ERESTART_RESTARTBLOCK && t->seccomp)
-		return restarted_by_block(t, r, limit_ns, expired);
+		return restarted_by_block(tid, r, limit_ns, expired);
 	return 0;
 }
 
@@ -280,7 +338,7 @@ static int on_stop(ut_tracee *t, ut_thread *th)
 		return err;
 	th->worker = !r->rip && !r->rsp;
 	th->state = UT_THREAD_STOPPED;
-	if (th->worker || !to_repeat(t, r, &limit, &expired)) {
+	if (th->worker || !to_repeat(t, th->tid, r, &limit, &expired)) {
 		forget_wait(t, th->tid);
 		return 0;
 	}
@@ -381,25 +439,6 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 		else
 			nanosleep(&nap, NULL);
 	}
-}
-
-/* 1: no process any more that could be stopped. */
-static int is_dead(int pid, int tid)
-{
-	char path[64], text[512], *p;
-	int fd, n;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 1;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (n <= 0)
-		return 1;
-	text[n] = 0;
-	p = strrchr(text, ')');
-	return !p || p[2] == 'Z' || p[2] == 'X';
 }
 
 static int add_thread(ut_tracee *t, int tid)
@@ -572,11 +611,12 @@ static int find_syscall(ut_tracee *t)
 {
 	ut_maps maps = {0};
 	uint8_t *text = NULL;
-	int err;
+	int err, tid;
 
 	if (t->syscall_addr)
 		return 0;
-	err = ut_maps_read(&maps, t->pid, t->threads[ut_tracee_pick(t)].tid);
+	tid = t->threads[ut_tracee_pick(t)].tid;
+	err = ut_maps_read(&maps, t->pid, tid);
 	if (err)
 		return err;
 	err = -ENOENT;
@@ -590,7 +630,7 @@ static int find_syscall(ut_tracee *t)
 				continue;
 			len = len > (1 << 20) ? 1 << 20 : len;
 			text = realloc(text, len);
-			if (!text || read_remote(t, r->start, text, len))
+			if (!text || read_remote(tid, r->start, text, len))
 				continue;
 			for (size_t k = 0; k + 1 < len && err; k++)
 				if (text[k] == 0x0f && text[k + 1] == 0x05) {
@@ -757,9 +797,9 @@ static int make_uffd(int pid, int suspend_seccomp)
 	if (!err && fd < 0)
 		err = fd;
 	if (!err) {
-		own = syscall(SYS_pidfd_getfd, t->pidfd, (int)fd, 0);
+		own = ut_tracee_getfd(t, t->threads[at].tid, fd);
 		if (own < 0)
-			err = -errno;
+			err = own;
 		if (ut_inject(t, at, SYS_close, (uint64_t[6]){fd}, &ignored))
 			err = -ESRCH;
 	}

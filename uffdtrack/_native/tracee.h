@@ -55,6 +55,11 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 /* Threads that did not stop in time are let go as they do; returns how many are left. */
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
+/* A thread of the process that lives: a first thread that has ended (pthread_exit in main) has no memory,
+ * no files and no /proc entries any more, while the others go on. */
+int ut_live_thread(int pid);
+/* A file descriptor of the target's, duplicated. */
+int ut_tracee_getfd(const ut_tracee *t, int tid, int fd);
 int ut_tracee_index(const ut_tracee *t, int tid);
 /* A thread whose registers a system call can be put into, or -ESRCH. */
 int ut_tracee_pick(const ut_tracee *t);
