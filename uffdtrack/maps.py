@@ -8,7 +8,7 @@ from dataclasses import dataclass
 _LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
-_MEMORY_FILES = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")
+_MEMORY_FILES = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/dev/hugepages/")
 
 
 @dataclass(frozen=True, slots=True)

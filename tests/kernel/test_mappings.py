@@ -194,3 +194,36 @@ def test_huge_pages(mapper: Mapper, session: Session) -> None:
     session.take()
     assert read(mapper, at + 100 * PAGE) in (b"", bytes(3))
     assert read(mapper, at + (2 << 20)) == b"aaa"
+
+
+@pytest.fixture
+def huge_pool(root: None) -> Iterator[None]:
+    """Eight pages of 2 MiB in the host's pool."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    before = pool.read_text()
+    pool.write_text(str(int(before) + 8))
+    if int(pool.read_text()) < int(before) + 8:
+        pool.write_text(before)
+        pytest.skip("no room for huge pages")
+    yield
+    pool.write_text(before)
+
+
+@pytest.mark.parametrize("then", ["nothing", "read", "write"])
+def test_hugetlb(huge_pool: None, mapper: Mapper, session: Session, then: str) -> None:
+    at = mapper.new(4 << 20, 3, 0x40022)
+    mapper(f"put({at}, b'abc'), put({at + (2 << 20)}, b'def')")
+    session.take()
+    assert read(mapper, at) == b"abc" and read(mapper, at + (2 << 20)) == b"def"
+    assert mapper(f"libc.madvise({at}, {2 << 20}, 4)") == "0"
+    expected = bytes(3)
+    if then == "read":
+        assert mapper(f"get({at}, 3)") == repr(expected)
+    elif then == "write":
+        expected = b"new"
+        mapper(f"put({at}, b'new')")
+    session.take()
+    assert (read(mapper, at) or bytes(3)) == expected
+    mapper(f"put({at}, b'abc')")  # what was stored of it once, and is void
+    session.take()
+    assert read(mapper, at) == b"abc" and read(mapper, at + (2 << 20)) == b"def"

@@ -14,7 +14,8 @@ from uffdtrack._sys import ffi, lib
 NAMES = st.sampled_from(
     ["", "[heap]", "[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[anon:glibc: malloc]",
      "/usr/lib/libc.so.6", "/usr/lib/libc.so.6 (deleted)", "/memfd:x (deleted)", "/dev/shm/a b",
-     "/dev/zero (deleted)", "/dev/nvidia0", "/SYSV00000000 (deleted)", "/anon_hugepage (deleted)", "/[aio]",
+     "/dev/zero (deleted)", "/dev/nvidia0", "/dev/hugepages/x", "/SYSV00000000 (deleted)",
+     "/anon_hugepage (deleted)", "/[aio]",
      "anon_inode:i915.gem", "/with\\012newline"]
 )  # fmt: skip
 PAGES = st.integers(0, (1 << 35) - 1)
@@ -65,6 +66,8 @@ def kind(r: Region) -> int:
         return int(lib.UT_KIND_SKIP)
     if r.shared:
         return int(lib.UT_KIND_SHARED)
+    if r.name.startswith("/anon_hugepage"):
+        return int(lib.UT_KIND_HUGE)
     if r.anonymous:
         return int(lib.UT_KIND_ANON)
     return int(lib.UT_KIND_FILE if r.file_backed else lib.UT_KIND_DELETED)

@@ -48,7 +48,7 @@ static int ends(const char *s, const char *end, const char *suffix)
 static int in_memory(const char *s, const char *e)
 {
 	return starts(s, e, "/memfd:") || starts(s, e, "/dev/shm/") || starts(s, e, "/dev/zero") ||
-	       starts(s, e, "/SYSV");
+	       starts(s, e, "/SYSV") || starts(s, e, "/dev/hugepages/");
 }
 
 static int kind_of(const ut_region *r, const char *s, const char *e)
@@ -67,7 +67,9 @@ static int kind_of(const ut_region *r, const char *s, const char *e)
 			return UT_KIND_SKIP;
 		return r->prot & 2 ? UT_KIND_SHARED : UT_KIND_SKIP;
 	}
-	if (!r->inode || starts(s, e, "/anon_hugepage"))
+	if (starts(s, e, "/anon_hugepage"))
+		return UT_KIND_HUGE;
+	if (!r->inode)
 		return UT_KIND_ANON;
 	if (starts(s, e, "/dev/") && !memory)
 		return UT_KIND_SKIP;

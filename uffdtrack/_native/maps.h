@@ -10,6 +10,7 @@ enum {
 	UT_KIND_SHARED = 2,  /* others can write it without our page tables */
 	UT_KIND_VDSO = 3,
 	UT_KIND_SKIP = 4,    /* vvar, devices, a file's read-only shared mapping */
+	UT_KIND_HUGE = 6,    /* private, zero, of hugetlb pages */
 	UT_KIND_DELETED = 5, /* private, of a file that nobody can open any more */
 };
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/sysinfo.h>
+#include <sys/vfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -642,6 +644,7 @@ static int stood_before(const ut_space *s, const ut_region *r)
 static int found_in_file(ut_space *s, const ut_region *r)
 {
 	char path[96];
+	struct statfs fs;
 	off_t at = r->offset, end = r->offset + (r->end - r->start);
 	int fd, err = 0;
 
@@ -649,7 +652,10 @@ static int found_in_file(ut_space *s, const ut_region *r)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
-	while (!err && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
+	/* hugetlbfs says of holes that they are data, and reading them takes pages from the pool. */
+	if (fstatfs(fd, &fs) || fs.f_type == HUGETLBFS_MAGIC)
+		at = end;
+	while (!err && at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
 		off_t hole = lseek(fd, at, SEEK_HOLE);
 		uint64_t first = at & ~(UT_PAGE - 1), last = (hole + UT_PAGE - 1) & ~(UT_PAGE - 1);
 
@@ -663,8 +669,29 @@ static int found_in_file(ut_space *s, const ut_region *r)
 	return err;
 }
 
-/* Mappings that others may write through page tables of their own, and those that cannot be
- * registered: compare every page that is or was there with the digest of what was stored. */
+/* Private hugetlb pages that were there and are not: zero. Reading one would take it from the pool. What was
+ * stored of it is void, so its digest must not match if the same contents come again. */
+static int harvest_huge_gone(ut_space *s, const ut_region *r)
+{
+	const uint64_t none[2] = {0, 0};
+	ut_runs old = {0}, gone = {0};
+	int err = runs_clip(&old, &s->known, r->start, r->end);
+
+	if (!err)
+		err = runs_minus(&gone, &old, &s->found);
+	for (size_t i = 0; i < gone.n && !err; i++) {
+		err = runs_push(&s->gone, gone.v[i].start, gone.v[i].end);
+		for (uint64_t a = gone.v[i].start; a < gone.v[i].end && !err; a += UT_PAGE)
+			err = digest_put(s, a, none);
+	}
+	runs_free(&old);
+	runs_free(&gone);
+	return err;
+}
+
+/* Mappings that others may write through page tables of their own, those that cannot be registered, and
+ * hugetlb pages, which keep their trap when they are given back: compare every page that is or was there
+ * with the digest of what was stored. */
 static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 {
 	int known = !(flags & UT_FULL) && stood_before(s, r);
@@ -674,7 +701,9 @@ static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 		 &s->found));
 	if (r->in_memory)
 		TRY(found_in_file(s, r));
-	if (known)
+	if (known && r->kind == UT_KIND_HUGE) {
+		TRY(harvest_huge_gone(s, r));
+	} else if (known)
 		TRY(runs_clip(&s->found, &s->known, r->start, r->end));
 	else
 		TRY(runs_push(&s->fresh, r->start, r->end));
@@ -790,7 +819,7 @@ static int any_registered(ut_space *s)
 	for (size_t i = 0; i < s->maps.n && !yes; i++) {
 		const ut_region *r = &s->maps.regions[i];
 
-		if (r->kind != UT_KIND_SKIP && r->kind != UT_KIND_SHARED)
+		if (r->kind != UT_KIND_SKIP && r->kind != UT_KIND_SHARED && r->kind != UT_KIND_HUGE)
 			yes = !scan(s->pagemap, s->vec, r->start, r->start + UT_PAGE,
 				    UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN, 0,
 				    UT_PAGE_IS_WRITTEN, found_plain, &ignored);
@@ -803,7 +832,7 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tr
 {
 	int err = -EPERM;
 
-	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO)
+	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO || r->kind == UT_KIND_HUGE)
 		return harvest_compare(s, r, flags);
 	if (!(flags & UT_FULL))
 		err = harvest_tracked(s, r, 0);
