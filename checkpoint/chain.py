@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -207,13 +208,19 @@ class Lock:
             self._fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise translate(error, directory) from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._fd)
-            raise InvalidInputError(
-                f"{directory} is in use by another uffdtrack; end that one first"
-            ) from error
+        # A session that was killed lets go when its epoch is finished.
+        deadline = time.monotonic() + 1
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    os.close(self._fd)
+                    raise InvalidInputError(
+                        f"{directory} is in use by another uffdtrack; end that one first"
+                    ) from error
+                time.sleep(0.01)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from checkpoint.cli.common import PID, run_on, session_options
+from checkpoint.cli.common import PID, session_options
+from checkpoint.cli.session import become_worker, run_on
 
 
 @click.command("checkpoint")
@@ -18,4 +19,5 @@ def command(pid: int, **options: Any) -> None:
     Without --count and --duration it goes on until Ctrl-C or until the process ends. The process runs
     on, untracked, however this ends.
     """
-    run_on(pid, **options)
+    lifeline = become_worker(options["engine"])
+    run_on(pid, lifeline, **options)

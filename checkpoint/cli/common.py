@@ -1,26 +1,15 @@
-"""What several verbs share: argument types, options, how a session is run."""
+"""What several verbs share: argument types and options."""
 
 from __future__ import annotations
 
-import os
 import re
-import select
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.live import Live
 
-from checkpoint import report
-from checkpoint.chain import ChainWriter, parse_place
-from checkpoint.cycle import Plan, Session, run_session
-from checkpoint.targets.process import ProcessTarget, check_target, proc_read, warnings_for
-from uffdtrack import choose_engine, parse_maps, probe
+from checkpoint.chain import parse_place
 from uffdtrack.errors import InvalidInputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,112 +107,3 @@ def session_options(function: F) -> F:
 
 def say(text: str) -> None:
     click.echo(f"uffdtrack: {text}", err=True)
-
-
-class Interrupt:
-    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first."""
-
-    def __init__(self, pidfd: int) -> None:
-        self._pidfd = pidfd
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._old: dict[int, Any] = {}
-        self.seen = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen = True
-        os.write(self._writer, b"x")
-
-    def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        os.close(self._reader)
-        os.close(self._writer)
-
-    def wait(self, seconds: float) -> bool:
-        """True: interrupted, or the target has ended."""
-        if self.seen:
-            return True
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-
-    def target_ended(self) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
-
-class Progress:
-    """One line on stderr, on a terminal only."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True, highlight=False, markup=False)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._on = console.is_terminal
-        self._started = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        if self._on:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._on:
-            self._live.stop()
-
-    def show(self, row: dict[str, Any]) -> None:
-        if self._on:
-            rate = (row["epoch"] + 1) / max(time.monotonic() - self._started, 1e-3)
-            self._live.update(
-                f"epoch {row['epoch']}   {row['pages']} pages   {report.size(row['bytes'])}   "
-                f"pause {report.duration(row['pause_us'])}   {rate:.1f} epochs/s",
-                refresh=True,
-            )
-
-
-def run_on(
-    pid: int,
-    directory: Path,
-    every: float,
-    count: int | None,
-    duration: float | None,
-    engine: str,
-    force: bool,
-    key: bytes,
-    as_json: bool,
-) -> bool:
-    """A whole session on one process, with its output; returns whether the process has ended."""
-    traits = choose_engine(engine, probe())
-    rows: list[dict[str, Any]] = []
-
-    def emit(row: dict[str, Any]) -> None:
-        rows.append(row)
-        if as_json:
-            report.emit_json(row)
-        progress.show(row)
-
-    check_target(pid)
-    with ChainWriter(directory, key, force) as chain, ProcessTarget(pid) as target:
-        maps = proc_read(pid, "maps").decode(errors="surrogateescape")
-        for warning in warnings_for(pid, parse_maps(maps)):
-            say(f"warning: {warning}")
-        with Interrupt(target.pidfd) as interrupt, Progress() as progress:
-            session = Session(target, chain, traits, lambda: interrupt.seen)
-            ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
-            ended = ended or interrupt.target_ended()
-    if not rows:
-        say("interrupted before the base was whole: no epoch was taken")
-    elif not as_json:
-        total = report.size(sum(row["bytes"] for row in rows))
-        click.echo(
-            f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "
-            + report.pause_summary(rows)
-        )
-    say(f"process {pid} has ended" if ended else f"process {pid} runs on, untracked")
-    return ended

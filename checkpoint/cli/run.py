@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from checkpoint.cli.common import run_on, say, session_options
+from checkpoint.cli.common import say, session_options
+from checkpoint.cli.session import become_worker, run_on
 from uffdtrack.errors import InvalidInputError
 
 
@@ -19,9 +20,10 @@ def command(argv: tuple[str, ...], **options: Any) -> None:
 
     Needs no privilege. When the session ends before the command, the command runs on.
     """
+    lifeline = become_worker(options["engine"])
     try:
         child = subprocess.Popen(argv)
     except OSError as error:
         raise InvalidInputError(f"cannot run {argv[0]}: {error.strerror}") from error
-    if run_on(child.pid, **options):
+    if run_on(child.pid, lifeline, **options):
         say(f"{argv[0]} (process {child.pid}) was checkpointed to its end")

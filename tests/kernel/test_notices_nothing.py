@@ -143,12 +143,38 @@ def test_survives_our_death(
     session.kill()
     session.wait()
     session.stdout.close()
+    # The worker sees our death, finishes its epoch and takes the traps away.
+    wait_for(lambda: not traps(process.pid), "the traps are gone")
     assert status_field(process.pid, "TracerPid") == before == "0"
     state_changes(process.pid)
-    flags = [line for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines()
-             if line.startswith("VmFlags")]  # fmt: skip
-    assert not any("uw" in line.split() for line in flags), "traps are left"
     assert len(Chain(tmp_path / "c").verify(b"")) >= 1 + round_ * 7
+
+
+def traps(pid: int) -> bool:
+    """Whether any mapping is under write-protect."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    return any("uw" in line.split() for line in text.splitlines() if line.startswith("VmFlags"))
+
+
+def test_death_is_not_noticed(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """kill -9 while threads sit in calls that a stop breaks off: none of them sees it."""
+    process = start_notices(spawn, build)
+    for n in range(12):
+        session = subprocess.Popen(
+            [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / str(n)),
+             "--every", "1us", "--json"],
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert session.stdout
+        for _ in range(2 + n):
+            session.stdout.readline()
+        session.kill()
+        session.wait()
+        session.stdout.close()
+        wait_for(lambda: not traps(process.pid), "the traps are gone")
+        assert ask(process)
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:

@@ -1,0 +1,171 @@
+"""How `checkpoint` and `run` hold a session: a worker, signals, progress, output."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from checkpoint import report
+from checkpoint.chain import ChainWriter
+from checkpoint.cli.common import say
+from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.targets.process import ProcessTarget, check_target, proc_read, warnings_for
+from uffdtrack import choose_engine, parse_maps, probe
+from uffdtrack.errors import TargetRefusedError
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def become_worker(engine: str) -> int:
+    """Where the engine works on this host, go on in a child; our own process only waits for it.
+
+    Whoever kills the process that was started kills the one that waits. The one that stops the target
+    and mends what the stop did to its system calls sees that, finishes the epoch and ends.
+
+    Returns:
+        A file descriptor that becomes readable when the waiting process has died.
+
+    Raises:
+        UnsupportedError: the engine does not work here.
+    """
+    choose_engine(engine, probe())
+    lifeline, held = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        os.close(held)
+        return lifeline
+    os.close(lifeline)
+    for number in ENDINGS:
+        signal.signal(number, lambda n, frame: os.kill(child, n))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        say(f"error: the worker was killed by {signal.Signals(-status).name}; the target runs on")
+        status = 128 - status
+    # The worker has said everything, and has flushed what it said.
+    os._exit(status)
+
+
+class Interrupt:
+    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first."""
+
+    def __init__(self, pidfd: int, lifeline: int) -> None:
+        self._pidfd = pidfd
+        self._lifeline = lifeline
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._old: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        os.write(self._writer, b"x")
+
+    def __enter__(self) -> Interrupt:
+        for number in ENDINGS:
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def wait(self, seconds: float) -> bool:
+        """True: interrupted, or the target has ended."""
+        return self._poll(seconds, self._reader, self._lifeline, self._pidfd)
+
+    def seen(self) -> bool:
+        """Interrupted."""
+        return self._poll(0, self._reader, self._lifeline)
+
+    def target_ended(self) -> bool:
+        return self._poll(0, self._pidfd)
+
+    def _poll(self, seconds: float, *fds: int) -> bool:
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+
+class Progress:
+    """One line on stderr, on a terminal only."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False, markup=False)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._on = console.is_terminal
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._on:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            self._live.stop()
+
+    def show(self, row: dict[str, Any]) -> None:
+        if self._on:
+            rate = (row["epoch"] + 1) / max(time.monotonic() - self._started, 1e-3)
+            self._live.update(
+                f"epoch {row['epoch']}   {row['pages']} pages   {report.size(row['bytes'])}   "
+                f"pause {report.duration(row['pause_us'])}   {rate:.1f} epochs/s",
+                refresh=True,
+            )
+
+
+def run_on(
+    pid: int,
+    lifeline: int,
+    directory: Path,
+    every: float,
+    count: int | None,
+    duration: float | None,
+    engine: str,
+    force: bool,
+    key: bytes,
+    as_json: bool,
+) -> bool:
+    """A whole session on one process, with its output; returns whether the process has ended."""
+    traits = choose_engine(engine, probe())
+    rows: list[dict[str, Any]] = []
+
+    def emit(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if as_json:
+            report.emit_json(row)
+        progress.show(row)
+
+    if pid == os.getppid():
+        raise TargetRefusedError("a process cannot checkpoint itself")
+    check_target(pid)
+    with ChainWriter(directory, key, force) as chain, ProcessTarget(pid) as target:
+        maps = proc_read(pid, "maps").decode(errors="surrogateescape")
+        for warning in warnings_for(pid, parse_maps(maps)):
+            say(f"warning: {warning}")
+        with Interrupt(target.pidfd, lifeline) as interrupt, Progress() as progress:
+            session = Session(target, chain, traits, interrupt.seen)
+            ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
+            ended = ended or interrupt.target_ended()
+    if not rows:
+        say("interrupted before the base was whole: no epoch was taken")
+    elif not as_json:
+        total = report.size(sum(row["bytes"] for row in rows))
+        click.echo(
+            f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "
+            + report.pause_summary(rows)
+        )
+    say(f"process {pid} has ended" if ended else f"process {pid} runs on, untracked")
+    return ended
