@@ -42,7 +42,7 @@ def checks() -> list[Check]:
         *_uffd_features(f),
         *_tracking(f),
         *_attaching(f),
-        _perf(),
+        _perf(f),
         *_kvm(),
         *_huge_pages(),
     ]
@@ -155,17 +155,15 @@ def _attaching(f: Features) -> list[Check]:
     return found
 
 
-def _perf() -> Check:
-    level = _read("/proc/sys/kernel/perf_event_paranoid")
-    if level is None:
-        return Check("perf events", "skip", "no perf events in this kernel")
-    if os.geteuid() == 0 or int(level) <= 1:
-        return Check("perf events", "pass", f"perf_event_paranoid is {level}")
+def _perf(f: Features) -> Check:
+    if f.perf_faults is None:
+        return Check("perf page-fault samples", "pass", "the kernel's own faults too: the ring engine works")
     return Check(
-        "perf events",
+        "perf page-fault samples",
         "warn",
-        f"perf_event_paranoid is {level}",
-        "sysctl kernel.perf_event_paranoid=1, or CAP_PERFMON; scan checkpoints do without",
+        f"{f.perf_faults}: no ring engine (perf_event_paranoid is "
+        f"{(_read('/proc/sys/kernel/perf_event_paranoid') or 'absent').strip()})",
+        "sysctl kernel.perf_event_paranoid=1, or CAP_PERFMON; the other engines do without",
     )
 
 

@@ -2,7 +2,10 @@
 
 from uffdtrack._sys import Runs
 from uffdtrack.features import UFFD_FEATURES, Features, probe
+from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
+from uffdtrack.pages import DirtyLog, DirtyPages, Stats
+from uffdtrack.ram import GuestRam, Memslot
 from uffdtrack.space import PAGE, AddressSpace, Pending, Window, merge_runs, populated
 from uffdtrack.tracee import (
     Injector,
@@ -14,27 +17,39 @@ from uffdtrack.tracee import (
     status_field,
     task_directory,
 )
-from uffdtrack.tracker import ENGINES, choose_engine
+from uffdtrack.tracker import ENGINES, Tracker, choose_engine, choose_for_process, open_tracker
 from uffdtrack.traits import Traits
+from uffdtrack.vcpu import Vcpu, join
 
 __all__ = [
     "ENGINES",
     "PAGE",
     "UFFD_FEATURES",
     "AddressSpace",
+    "DirtyLog",
+    "DirtyPages",
     "Features",
+    "GuestRam",
     "Injector",
+    "Memslot",
     "Pending",
     "Region",
     "Runs",
+    "Stats",
     "ThreadState",
     "Tracee",
+    "Tracker",
     "Traits",
+    "UffdTracker",
+    "Vcpu",
     "Window",
     "choose_engine",
+    "choose_for_process",
     "has_seccomp",
+    "join",
     "merge_runs",
     "open_pidfd",
+    "open_tracker",
     "parse_maps",
     "populated",
     "probe",

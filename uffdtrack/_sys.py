@@ -16,6 +16,7 @@ from uffdtrack.errors import (
     StopTimeoutError,
     TargetError,
     TargetGoneError,
+    TrackerError,
     UnsupportedError,
 )
 
@@ -25,7 +26,7 @@ Runs = npt.NDArray[np.uint64]
 STOP_TIMEOUT_NS = 500_000_000
 """How long the threads that did stop stand at most for one that does not."""
 
-__all__ = ["Runs", "check", "ffi", "lib", "runs_array", "runs_of"]
+__all__ = ["Runs", "check", "check_own", "ffi", "lib", "runs_array", "runs_of"]
 
 
 def check(result: int, doing: str, pid: int) -> int:
@@ -51,6 +52,19 @@ def check(result: int, doing: str, pid: int) -> int:
     if code in (errno.ENOSYS, errno.ENOTTY):
         raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
     raise TargetError(f"cannot {doing} of process {pid}: {why}")
+
+
+def check_own(result: int, doing: str) -> int:
+    """Turn a negative errno of the core into the exception that fits `doing` in this process."""
+    if result >= 0:
+        return result
+    code = -result
+    why = os.strerror(code)
+    if code in (errno.EPERM, errno.EACCES):
+        raise PermissionDeniedError(f"cannot {doing}: {why}; see uffdtrack doctor")
+    if code in (errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP):
+        raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
+    raise TrackerError(f"cannot {doing}: {why}")
 
 
 def runs_array(runs: Any) -> Runs:

@@ -65,3 +65,39 @@ class StorageError(UffdtrackError):
     """The disk is full, or a file could not be written."""
 
     exit_code = 7
+
+
+class TrackerError(UffdtrackError):
+    """A tracker was used in a way, or came into a state, in which it cannot say what was written."""
+
+
+class CycleError(TrackerError):
+    """A call out of order; the message says which one is due."""
+
+
+class PauseTimeoutError(TrackerError):
+    """vCPUs did not stop in time; all of them run on.
+
+    Attributes:
+        vcpus: those that did not stop.
+    """
+
+    def __init__(self, message: str, vcpus: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.vcpus = vcpus
+
+
+class VcpuGoneError(TrackerError):
+    """vCPUs have ended without leave. What they wrote is in the next cycle; their places are free.
+
+    Attributes:
+        vcpus: those that have ended.
+    """
+
+    def __init__(self, message: str, vcpus: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.vcpus = vcpus
+
+
+class HandlerGoneError(TrackerError):
+    """A fault handler thread has ended: what was written since is not known. Take a full copy."""

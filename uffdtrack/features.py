@@ -39,6 +39,7 @@ class Features:
         uffd_user, uffd_full: userfaultfd(2) with and without UFFD_USER_MODE_ONLY.
         uffd_features: names of `UFFD_FEATURES` that the kernel offers.
         wp_async: a written page was found again by a scan, and no other page.
+        perf_faults: page faults of own threads can be sampled, those in the kernel included.
         zapped_pmd_reported: a scan reports 2 MiB that were given back by MADV_DONTNEED.
     """
 
@@ -51,6 +52,7 @@ class Features:
     pidfd_getfd: str | None
     ptrace: str | None
     suspend_seccomp: str | None
+    perf_faults: str | None
 
     @property
     def scan(self) -> bool:
@@ -79,4 +81,5 @@ def probe() -> Features:
         pidfd_getfd=_answer(lib.ut_probe_pidfd_getfd()),
         ptrace=_answer(lib.ut_probe_ptrace()),
         suspend_seccomp=_answer(lib.ut_probe_suspend_seccomp()),
+        perf_faults=_answer(lib.ut_probe_perf_faults()),
     )

@@ -1,28 +1,139 @@
-"""Engines: what each promises, and the choice among them."""
+"""One interface to every tracking mechanism, and the choice among those on userfaultfd."""
 
 from __future__ import annotations
 
-from uffdtrack.engines import scan
+from typing import Protocol
+
+from uffdtrack.engines import inline, ring, scan, sync
+from uffdtrack.engines.cost import cheapest
 from uffdtrack.errors import InvalidInputError, UnsupportedError
-from uffdtrack.features import Features
+from uffdtrack.features import Features, probe
+from uffdtrack.lists import UffdTracker
+from uffdtrack.pages import DirtyPages
+from uffdtrack.ram import GuestRam
 from uffdtrack.traits import Traits
 
-ENGINES = {"scan": scan.TRAITS}
+_MODULES = {"ring": ring, "scan": scan, "sync": sync, "inline": inline}
+ENGINES = {name: module.TRAITS for name, module in _MODULES.items()}
+"""What each engine promises, by name."""
 
 
-def choose_engine(name: str, features: Features) -> Traits:
-    """The traits of the named engine, or of the best one here for "auto".
+class Tracker(Protocol):
+    """What every mechanism offers, those of KVM too.
+
+    A cycle ends with `prepare()`: `fetch()` hands out what was written in it, `rearm()` sets the traps of
+    those pages again. `exchange()` is all three. Read a page's content after its rearm: a write between the
+    two is in this cycle, a later one in the next.
+    """
+
+    traits: Traits
+
+    def activate(self) -> None: ...
+    def prepare(self) -> int: ...
+    def fetch(self, max_pages: int | None = None) -> DirtyPages: ...
+    def rearm(self, pages: DirtyPages) -> None: ...
+    def exchange(self) -> DirtyPages: ...
+    def wait_full(self, timeout: float | None = None) -> bool: ...
+    def deactivate(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def choose_engine(
+    name: str,
+    features: Features,
+    *,
+    pages: int,
+    max_dirty_pages: int | None = None,
+    per_vcpu: bool = False,
+    outside_writers: bool = True,
+) -> tuple[Traits, str]:
+    """The traits of an engine, and why it is this one.
+
+    Args:
+        name: an engine, or "auto": the cheapest of those that work here and do what is asked for.
+        pages: of the RAM.
+        max_dirty_pages: a forced pause is asked for.
+        per_vcpu: lists that say which vCPU wrote are asked for.
+        outside_writers: threads that are no vCPU write too, and not by `GuestRam.host_write()`.
 
     Raises:
-        InvalidInputError: no such engine.
+        InvalidInputError: no such engine, or it cannot do what is asked for.
         UnsupportedError: it does not work on this host.
     """
     if name != "auto" and name not in ENGINES:
         raise InvalidInputError(f"no engine {name!r}; there are auto, {', '.join(ENGINES)}")
-    traits = ENGINES["scan" if name == "auto" else name]
-    if not features.scan:
-        raise UnsupportedError(
-            f"engine {traits.name} needs userfaultfd WP_ASYNC and PAGEMAP_SCAN (Linux 6.7), "
-            "which this kernel lacks; see uffdtrack doctor"
-        )
-    return traits
+    out: dict[str, str] = {}
+    for engine in ENGINES if name == "auto" else [name]:
+        traits, lacking = ENGINES[engine], _MODULES[engine].lacks(features)
+        if max_dirty_pages and traits.forced_pause == "none":
+            out[engine] = "it has no forced pause (max_dirty_pages)"
+        elif per_vcpu and not traits.per_vcpu:
+            out[engine] = "it has no per-vCPU lists"
+        elif name == "auto" and outside_writers and not traits.sees_outside:
+            out[engine] = "it does not see writers outside of the vCPUs (outside_writers)"
+        elif name == "auto" and not (traits.sees_kernel_copies and traits.sees_gup):
+            out[engine] = "it does not see the kernel's writes"
+        elif lacking:
+            if name != "auto":
+                raise UnsupportedError(f"engine {engine} needs {lacking}; see uffdtrack doctor")
+            out[engine] = f"this host lacks {lacking}"
+    if name != "auto":
+        if name in out:
+            raise InvalidInputError(f"engine {name}: {out[name]}")
+        return ENGINES[name], "it was asked for"
+    able = [engine for engine in ENGINES if engine not in out]
+    refused = "; ".join(f"not {engine}: {why}" for engine, why in out.items())
+    if not able:
+        raise UnsupportedError(f"no engine can do what is asked for here: {refused}")
+    if len(able) == 1:
+        return ENGINES[able[0]], f"{able[0]} is the only one that can; {refused}"
+    engine, figures = cheapest(able, pages, max_dirty_pages)
+    return ENGINES[engine], "; ".join(filter(None, [f"{engine} is the cheapest ({figures})", refused]))
+
+
+def choose_for_process(name: str, features: Features) -> Traits:
+    """The traits of the engine for a process that is attached to; "auto" is `scan`, which sees every write.
+
+    Raises:
+        InvalidInputError: no such engine, or not for attached processes.
+        UnsupportedError: it does not work on this host.
+    """
+    if name not in ("auto", "scan"):
+        raise InvalidInputError(f"no engine {name!r} for attached processes; there are auto, scan")
+    lacking = scan.lacks(features)
+    if lacking:
+        raise UnsupportedError(f"engine scan needs {lacking}, which this kernel lacks; see uffdtrack doctor")
+    return scan.TRAITS
+
+
+def open_tracker(
+    ram: GuestRam,
+    engine: str = "auto",
+    *,
+    vcpus: int = 1,
+    max_dirty_pages: int | None = None,
+    per_vcpu: bool = False,
+    outside_writers: bool = True,
+) -> UffdTracker:
+    """A tracker of the RAM, not active yet; as a context manager it is active in the block.
+
+    Args:
+        engine: ring, scan, sync, inline, or auto (docs/engines.md).
+        vcpus: how many vCPUs there can be.
+        max_dirty_pages: the threshold of the forced pause, for the whole guest and a cycle.
+        per_vcpu: "auto" picks an engine that says who wrote.
+        outside_writers: False lets "auto" pick an engine that sees vCPUs and `host_write()` only.
+
+    Raises:
+        InvalidInputError: the engine cannot do what is asked for.
+        UnsupportedError: it does not work on this host.
+    """
+    traits, reason = choose_engine(
+        engine,
+        probe(),
+        pages=ram.size // 4096,
+        max_dirty_pages=max_dirty_pages,
+        per_vcpu=per_vcpu,
+        outside_writers=outside_writers,
+    )
+    return UffdTracker(ram, traits, vcpus, max_dirty_pages, reason)

@@ -10,10 +10,13 @@ from typing import Literal
 class Traits:
     """Attributes:
     name: the engine's name on the command line and in images.
-    per_vcpu: dirty lists say which thread wrote.
-    forced_pause: how well a threshold holds.
-    sees_kernel_copies: writes by system calls such as read(2).
-    sees_gup: writes through pinned pages: O_DIRECT, process_vm_writev, ptrace.
+    per_vcpu: dirty lists say which vCPU wrote.
+    forced_pause: how well a threshold holds. "exact": no user write goes beyond it.
+    sees_kernel_copies: writes by system calls of a vCPU, such as read(2).
+    sees_gup: writes of a vCPU through pinned pages: O_DIRECT, process_vm_writev. "audited": they are
+        missed at first and then noticed, and one scan makes up for them.
+    sees_outside: writes by threads that are no vCPU.
+    exact: a page that was only read is never listed.
     cost: of one harvest.
     """
 
@@ -21,5 +24,7 @@ class Traits:
     per_vcpu: bool
     forced_pause: Literal["exact", "bounded", "none"]
     sees_kernel_copies: bool
-    sees_gup: bool
+    sees_gup: bool | Literal["audited"]
+    sees_outside: bool
+    exact: bool
     cost: Literal["O(dirty)", "O(size)"]

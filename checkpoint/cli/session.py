@@ -20,7 +20,7 @@ from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.process import ProcessTarget, check_target, proc_read, warnings_for
-from uffdtrack import choose_engine, parse_maps, probe
+from uffdtrack import choose_for_process, parse_maps, probe
 from uffdtrack.errors import TargetRefusedError
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -38,7 +38,7 @@ def become_worker(engine: str) -> int:
     Raises:
         UnsupportedError: the engine does not work here.
     """
-    choose_engine(engine, probe())
+    choose_for_process(engine, probe())
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -139,7 +139,7 @@ def run_on(
     as_json: bool,
 ) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
-    traits = choose_engine(engine, probe())
+    traits = choose_for_process(engine, probe())
     rows: list[dict[str, Any]] = []
 
     def emit(row: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.targets.process import ProcessTarget
-from uffdtrack import PAGE, choose_engine, probe, status_field
+from uffdtrack import PAGE, choose_for_process, probe, status_field
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -71,7 +71,7 @@ def session(mapper: Mapper) -> Iterator[Session]:
 
 def open_session(mapper: Mapper) -> Iterator[Session]:
     with ChainWriter(mapper.directory, b"", force=False) as chain, ProcessTarget(mapper.pid) as target:
-        yield Session(target, chain, choose_engine("auto", probe()))
+        yield Session(target, chain, choose_for_process("auto", probe()))
 
 
 def read(mapper: Mapper, address: int, size: int = 3, epoch: int | None = None) -> bytes:

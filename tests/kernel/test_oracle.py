@@ -15,7 +15,7 @@ from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
 from tests.oracle import PAGE, Memory, OracleError
-from uffdtrack import choose_engine, probe
+from uffdtrack import choose_for_process, probe
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -35,7 +35,7 @@ def take_epochs(
     rng = random.Random(seed)
     memory = Memory(control)
     with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid) as target:
-        session = Session(target, chain, choose_engine("auto", probe()))
+        session = Session(target, chain, choose_for_process("auto", probe()))
         for n in range(epochs):
             row = session.take()
             assert row["epoch"] == n
@@ -91,7 +91,7 @@ def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Callable[[str], P
     pid, control = start_writer(spawn, build, 2, 4)
     memory = Memory(control)
     with ChainWriter(tmp_path, b"", force=False) as chain, ProcessTarget(pid) as target:
-        session = Session(target, chain, choose_engine("auto", probe()))
+        session = Session(target, chain, choose_for_process("auto", probe()))
         for _ in range(40):
             session.take()
     whole = Chain(tmp_path)

@@ -5,7 +5,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["maps.c", "probe.c", "runs.c", "space.c", "tracee.c"]
+SOURCES = [
+    "lists.c",
+    "maps.c",
+    "probe.c",
+    "rearm.c",
+    "ring.c",
+    "runs.c",
+    "space.c",
+    "sync.c",
+    "tracee.c",
+    "tracker.c",
+]
 
 ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())
@@ -15,6 +26,7 @@ ffi.set_source(
     #include "compat.h"
     #include "probe.h"
     #include "space.h"
+    #include "tracker.h"
 
     #include <errno.h>
 

@@ -130,3 +130,73 @@ int ut_probe_pagemap_scan(void);
 int ut_probe_pidfd_getfd(void);
 int ut_probe_ptrace(void);
 int ut_probe_suspend_seccomp(void);
+int ut_probe_perf_faults(void);
+
+#define UT_RING ...
+#define UT_SCAN ...
+#define UT_SYNC ...
+#define UT_INLINE ...
+#define UT_MAX_VCPUS ...
+#define UT_MAX_SLOTS ...
+#define UT_HOST ...
+#define UT_VCPU_FREE ...
+#define UT_VCPU_BOUND ...
+#define UT_VCPU_GONE ...
+#define UT_BREAK_FORGET ...
+#define UT_BREAK_REARM ...
+#define UT_BREAK_AUDIT ...
+#define UT_BREAK_HANDLER ...
+typedef struct {
+	uint64_t bytes, npages, capacity;
+	...;
+} ut_shared;
+int ut_shared_create(int engine, int nvcpus, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out);
+int ut_shared_map(int fd, ut_shared **out);
+void ut_shared_unmap(ut_shared *s);
+void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
+int ut_vcpu_state(ut_shared *s, int vcpu);
+int ut_vcpu_stands(ut_shared *s, int vcpu);
+int64_t ut_count(ut_shared *s);
+int ut_gate_closed(ut_shared *s);
+int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
+void ut_member_close(int member);
+void ut_member_perf(int member, int vcpu, int perf);
+
+typedef struct {
+	uint64_t gfn, index, npages;
+} ut_slot;
+typedef struct {
+	uint64_t cycles, pages, duplicates, scans, lost, audits, overflows, carried, everything;
+	uint64_t rearm_calls, rearm_pages, false_full;
+} ut_stats;
+typedef struct {
+	uint64_t *gfn;
+	int32_t *vcpu;
+	size_t n;
+} ut_log;
+typedef struct {
+	ut_log log[2];
+	int32_t open;
+	int32_t sabotage;
+	ut_stats stats;
+	...;
+} ut_tracker;
+int ut_own_uffd(int engine, int *kernel);
+int ut_arm(int uffd, uint64_t base, uint64_t bytes);
+int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out);
+void ut_tracker_close(ut_tracker *t);
+int ut_tracker_add(ut_tracker *t, int mm, int uffd, int pagemap, uint64_t base, int vcpu);
+int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count);
+int ut_tracker_drop(ut_tracker *t, int vcpu, int died);
+int64_t ut_prepare(ut_tracker *t);
+int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
+int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
+int64_t ut_exchange(ut_tracker *t);
+int64_t ut_pending(ut_tracker *t);
+int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
+int ut_pause(ut_tracker *t, int64_t timeout_ns);
+void ut_gate_open(ut_shared *s);
+int ut_resume(ut_tracker *t);
+int ut_set_threshold(ut_tracker *t, int64_t pages);
+int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n);
+int ut_ring_open(int tid, int threshold, int signal_tid, int *out);

@@ -13,4 +13,6 @@ int ut_probe_pagemap_scan(void);
 int ut_probe_pidfd_getfd(void);
 int ut_probe_ptrace(void);
 int ut_probe_suspend_seccomp(void);
+/* ring.c */
+int ut_probe_perf_faults(void);
 #endif

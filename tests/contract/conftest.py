@@ -1,0 +1,126 @@
+"""A guest of each kind: RAM, tracker, vCPUs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import PROGRAMS, missing
+from tests.contract.guests import WRITE, ProcessVcpu, ThreadVcpu, load
+from uffdtrack import ENGINES, DirtyPages, GuestRam, Memslot, UffdTracker, choose_engine, open_tracker, probe
+from uffdtrack.errors import UnsupportedError
+
+PAGES = 2048
+
+
+@dataclass(frozen=True)
+class Config:
+    """What kind of guest."""
+
+    vcpus: int
+    kind: str  # threads or processes
+    shared: bool
+    huge: bool = False
+    slots: tuple[Memslot, ...] = (Memslot(0, PAGES),)
+
+    def __str__(self) -> str:
+        memory = "shared" if self.shared else "huge" if self.huge else "private"
+        return f"{self.vcpus}-{self.kind}-{memory}-{len(self.slots)}slots"
+
+
+HOLES = (Memslot(16, 256), Memslot(1024, 1024), Memslot(1 << 20, PAGES - 1280))
+CONFIGS = [
+    Config(1, "threads", shared=True),
+    Config(2, "threads", shared=False),
+    Config(4, "threads", shared=False, huge=True),
+    Config(3, "threads", shared=True, slots=HOLES),
+    Config(1, "processes", shared=True),
+    Config(2, "processes", shared=True, slots=HOLES),
+    Config(4, "processes", shared=True),
+]
+
+
+@dataclass
+class Guest:
+    """A RAM, its tracker and its vCPUs; and a shadow copy, which only harvested pages go to."""
+
+    ram: GuestRam
+    tracker: UffdTracker
+    vcpus: list[Any]
+    shadow: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shadow = self.ram.array.copy()
+
+    def write(self, vcpu: int, pages: list[int], value: int = 1) -> None:
+        self.vcpus[vcpu].post(WRITE, pages, value)
+        assert self.vcpus[vcpu].wait()
+        assert self.vcpus[vcpu].result() == 0
+
+    def index(self, pages: DirtyPages) -> list[int]:
+        """Rows of the RAM: what the writers call a page."""
+        return self.ram.index(pages.gfn).tolist()
+
+    def copy(self, pages: DirtyPages) -> None:
+        rows = self.ram.index(pages.gfn)
+        self.shadow.reshape(-1, 4096)[rows] = self.ram.pages()[rows]
+
+    def stale(self) -> list[int]:
+        """Pages of which the shadow is not what the RAM is: lost ones."""
+        return np.flatnonzero((self.shadow.reshape(-1, 4096) != self.ram.pages()).any(axis=1)).tolist()
+
+
+@pytest.fixture(scope="session")
+def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("guest") / "guest.so"
+    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", out, PROGRAMS / "guest.c"], check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def library(library_path: Path) -> Any:
+    return load(library_path)
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine(request: pytest.FixtureRequest) -> str:
+    try:
+        choose_engine(request.param, probe(), pages=PAGES)
+    except UnsupportedError as error:
+        missing(str(error))
+    return str(request.param)
+
+
+@pytest.fixture
+def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
+    """Build guests; all is taken down with the test."""
+    with ExitStack() as stack:
+
+        def build(engine: str, config: Config, max_dirty_pages: int | None = None) -> Guest:
+            ram = stack.enter_context(GuestRam(slots=config.slots, shared=config.shared, huge=config.huge))
+            ram.pages()[:, 0] = 1  # populated, as the RAM of a guest that has booted is
+            tracker = stack.enter_context(
+                open_tracker(ram, engine, vcpus=config.vcpus, max_dirty_pages=max_dirty_pages)
+            )
+            vcpus: list[Any] = []
+            for i in range(config.vcpus):
+                vcpu = (
+                    ThreadVcpu(library, tracker, ram, i)
+                    if config.kind == "threads"
+                    else ProcessVcpu(library_path, ram, i)
+                )
+                stack.callback(vcpu.end)
+                vcpus.append(vcpu)
+            tracker.wait_joined()
+            stack.callback(tracker.close)  # first of all: nobody stands at a gate when it is told to end
+            return Guest(ram, tracker, vcpus)
+
+        yield build

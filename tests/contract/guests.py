@@ -1,0 +1,156 @@
+"""vCPUs that the contract tests command, as native threads and as processes."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from uffdtrack import GuestRam, UffdTracker, join
+
+WRITE, READ_FILE, DIRECT, PVM, LOAD, STORM = range(6)
+DEADLINE = 30.0
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+class Command(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("fd", ctypes.c_int),
+        ("base", ctypes.c_void_p),
+        ("pages", ctypes.POINTER(ctypes.c_uint64)),
+        ("n", ctypes.c_uint64),
+        ("value", ctypes.c_uint8),
+        ("done", ctypes.c_uint64),
+        ("stop", ctypes.c_int),
+        ("result", ctypes.c_long),
+    )
+
+
+def load(path: Path) -> Any:
+    """The functions of tests/programs/guest.c."""
+    library = ctypes.CDLL(str(path))
+    library.guest_start.restype = ctypes.c_void_p
+    library.guest_tid.argtypes = [ctypes.c_void_p]
+    library.guest_post.argtypes = [ctypes.c_void_p, ctypes.POINTER(Command)]
+    library.guest_wait.argtypes = [ctypes.c_void_p, ctypes.c_double]
+    library.guest_end.argtypes = [ctypes.c_void_p]
+    library.guest_do.argtypes = [ctypes.POINTER(Command)]
+    return library
+
+
+def command(address: int, kind: int, pages: Iterable[int], value: int, fd: int = -1) -> Command:
+    """Write `value` to each page, at the byte whose number is the page's (modulo 4096)."""
+    listed = list(pages)
+    array = (ctypes.c_uint64 * len(listed))(*listed)
+    made = Command(kind, fd, address, ctypes.cast(array, ctypes.POINTER(ctypes.c_uint64)), len(listed), value)
+    made.keep = array
+    return made
+
+
+class ThreadVcpu:
+    """A native thread of this process."""
+
+    def __init__(self, library: Any, tracker: UffdTracker, ram: GuestRam, number: int) -> None:
+        self._library = library
+        self._guest = library.guest_start()
+        self._address = ram.address
+        self._command: Command | None = None
+        tracker.bind(number, library.guest_tid(self._guest))
+
+    def post(self, kind: int, pages: Iterable[int], value: int = 1, fd: int = -1) -> None:
+        self._command = command(self._address, kind, pages, value, fd)
+        self._library.guest_post(self._guest, self._command)
+
+    def wait(self, timeout: float = DEADLINE) -> bool:
+        return bool(self._library.guest_wait(self._guest, timeout))
+
+    @property
+    def done(self) -> int:
+        """Pages written so far by the last command."""
+        assert self._command
+        return int(self._command.done)
+
+    def stop(self) -> None:
+        assert self._command
+        self._command.stop = 1
+
+    def result(self) -> int:
+        assert self._command
+        return int(self._command.result)
+
+    def end(self) -> None:
+        """Idempotent."""
+        if self._guest is None:
+            return
+        if self._command:
+            self._command.stop = 1
+        assert self.wait()
+        guest, self._guest = self._guest, None
+        self._library.guest_end(guest)
+
+
+def _process(path: Path, name: str, number: int, pipe: Connection) -> None:
+    library = load(path)
+    with join(name, number) as vcpu:
+        pipe.send("joined")
+        while True:
+            order = pipe.recv()
+            if order is None:
+                break
+            kind, pages, value, file, flags = order
+            fd = os.open(file, flags) if file else -1
+            made = command(vcpu.ram.address, kind, pages, value, fd)
+            library.guest_do(ctypes.byref(made))
+            if fd >= 0:
+                os.close(fd)
+            pipe.send(made.result)
+    pipe.send("left")
+
+
+class ProcessVcpu:
+    """A process that joins by the RAM's name."""
+
+    def __init__(self, path: Path, ram: GuestRam, number: int) -> None:
+        self._pipe, other = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_process, args=(path, ram.name, number, other), daemon=True)
+        self.process.start()
+        other.close()
+        assert self._pipe.poll(DEADLINE)
+        assert self._pipe.recv() == "joined"
+        self._result = 0
+        self._busy = False
+
+    def post(self, kind: int, pages: Iterable[int], value: int = 1, fd: int = -1) -> None:
+        file, flags = "", 0
+        if fd >= 0:
+            file = os.readlink(f"/proc/self/fd/{fd}")
+            flags = os.O_RDONLY | (os.O_DIRECT if kind == DIRECT else 0)
+        self._pipe.send((kind, list(pages), value, file, flags))
+        self._busy = True
+
+    def wait(self, timeout: float = DEADLINE) -> bool:
+        if self._busy:
+            if not self._pipe.poll(timeout):
+                return False
+            self._result = self._pipe.recv()
+            self._busy = False
+        return True
+
+    def result(self) -> int:
+        return self._result
+
+    def end(self) -> None:
+        if self.process.is_alive():
+            assert self.wait()
+            self._pipe.send(None)
+            assert self._pipe.poll(DEADLINE)
+            assert self._pipe.recv() == "left"
+        self.process.join(DEADLINE)
+        assert self.process.exitcode is not None
+        self.process.close()
+        self._pipe.close()

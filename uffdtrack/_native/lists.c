@@ -1,0 +1,541 @@
+#include "compat.h"
+#include "lists.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/perf_event.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define TAKE_SPINS 1000
+
+static uint64_t up(uint64_t n, uint64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+int ut_shared_create(int engine, int nvcpus, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out)
+{
+	ut_shared s = {.npages = npages, .engine = engine, .nvcpus = nvcpus, .capacity = 64};
+	int err;
+
+	while (s.capacity < capacity)
+		s.capacity *= 2;
+	s.words = up(npages, 4096 * 8) / 64;
+	s.lists_at = up(sizeof(s), 4096);
+	s.bitmap_at = up(s.lists_at + (nvcpus + 1) * s.capacity * 8, 4096);
+	s.trapped_at = s.bitmap_at + s.words * 8;
+	s.bytes = s.trapped_at + (nvcpus + 1) * s.words * 8;
+	*fd = memfd_create("uffdtrack", MFD_CLOEXEC);
+	if (*fd < 0)
+		return -errno;
+	if (ftruncate(*fd, s.bytes) || pwrite(*fd, &s, sizeof(s), 0) != sizeof(s)) {
+		err = -errno;
+		close(*fd);
+		return err;
+	}
+	err = ut_shared_map(*fd, out);
+	if (err)
+		close(*fd);
+	return err;
+}
+
+int ut_shared_map(int fd, ut_shared **out)
+{
+	struct stat st;
+	void *v;
+
+	if (fstat(fd, &st))
+		return -errno;
+	if ((size_t)st.st_size < sizeof(ut_shared))
+		return -EINVAL;
+	v = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (v == MAP_FAILED)
+		return -errno;
+	*out = v;
+	return 0;
+}
+
+void ut_shared_unmap(ut_shared *s)
+{
+	if (s)
+		munmap(s, s->bytes);
+}
+
+/* -- lists --------------------------------------------------------------------------------------- */
+
+static _Atomic uint64_t *slots(ut_shared *s, int vcpu)
+{
+	return (_Atomic uint64_t *)((char *)s + s->lists_at) + (uint64_t)(vcpu + 1) * s->capacity;
+}
+
+/* An entry carries its place in the sequence, so that one which its writer has not stored yet, or stored
+ * too late, is told from the one that belongs there. */
+static uint64_t tagged(uint64_t at, uint64_t index)
+{
+	return (at + 1) << 32 | index;
+}
+
+static void append_global(ut_shared *s, uint64_t index)
+{
+	uint64_t at = atomic_load(&s->global.head);
+
+	do {
+		if (at - atomic_load(&s->global.tail) >= s->capacity) {
+			atomic_store(&s->overflow, 1);
+			return;
+		}
+	} while (!atomic_compare_exchange_weak(&s->global.head, &at, at + 1));
+	atomic_store_explicit(&slots(s, UT_HOST)[at & (s->capacity - 1)], tagged(at, index),
+			      memory_order_release);
+}
+
+void ut_append(ut_shared *s, int vcpu, uint64_t index)
+{
+	ut_list *list;
+	uint64_t at;
+
+	if (vcpu < 0) {
+		append_global(s, index);
+		return;
+	}
+	list = &s->vcpu[vcpu].list;
+	at = atomic_load_explicit(&list->head, memory_order_relaxed);
+	if (at - atomic_load_explicit(&list->tail, memory_order_acquire) >= s->capacity) {
+		append_global(s, index);
+		return;
+	}
+	atomic_store_explicit(&slots(s, vcpu)[at & (s->capacity - 1)], tagged(at, index),
+			      memory_order_relaxed);
+	atomic_store_explicit(&list->head, at + 1, memory_order_release);
+}
+
+int64_t ut_take(ut_shared *s, int vcpu)
+{
+	ut_list *list = vcpu < 0 ? &s->global : &s->vcpu[vcpu].list;
+
+	for (;;) {
+		uint64_t tail = atomic_load_explicit(&list->tail, memory_order_relaxed), value;
+		int spins = 0;
+
+		if (tail == atomic_load_explicit(&list->head, memory_order_acquire))
+			return -1;
+		do
+			value = atomic_load_explicit(&slots(s, vcpu)[tail & (s->capacity - 1)],
+						     memory_order_acquire);
+		while (value >> 32 != (uint32_t)(tail + 1) && ++spins < TAKE_SPINS);
+		atomic_store_explicit(&list->tail, tail + 1, memory_order_release);
+		if (value >> 32 == (uint32_t)(tail + 1))
+			return (uint32_t)value;
+		/* Its writer was stopped or killed half-way. The bitmap has the page. */
+		atomic_store(&s->overflow, 1);
+	}
+}
+
+void ut_mark(ut_shared *s, uint64_t index)
+{
+	/* The mark comes after the write: a cycle that ends in between leaves the page to the next one. */
+	if (!bit_set(ut_bitmap(s), index)) {
+		atomic_fetch_add(&s->count, 1);
+		append_global(s, index);
+	}
+}
+
+int ut_try_list(ut_shared *s, int mm)
+{
+	atomic_fetch_add(&s->busy[mm], 1);
+	if (!atomic_load(&s->rearming))
+		return 1;
+	atomic_fetch_sub(&s->busy[mm], 1);
+	return 0;
+}
+
+void ut_listed(ut_shared *s, int mm)
+{
+	atomic_fetch_sub(&s->busy[mm], 1);
+}
+
+int ut_vcpu_of(const ut_shared *s, int pid, int tid)
+{
+	for (int i = 0; i < s->nvcpus; i++)
+		if (s->vcpu[i].tid == tid && s->vcpu[i].pid == pid && s->vcpu[i].state == UT_VCPU_BOUND)
+			return i;
+	return UT_HOST;
+}
+
+void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced)
+{
+	ut_vcpu *v = &s->vcpu[vcpu];
+
+	v->pid = pid;
+	v->tid = tid;
+	v->forced = forced;
+	atomic_store(&v->parked, 0);
+	atomic_store(&v->state, UT_VCPU_BOUND);
+}
+
+int ut_vcpu_state(ut_shared *s, int vcpu)
+{
+	return atomic_load(&s->vcpu[vcpu].state);
+}
+
+int ut_vcpu_stands(ut_shared *s, int vcpu)
+{
+	ut_vcpu *v = &s->vcpu[vcpu];
+	uint32_t word = atomic_load(&s->gate);
+
+	return (word & 1) && atomic_load(&v->parked) == word;
+}
+
+int64_t ut_count(ut_shared *s)
+{
+	return atomic_load(&s->count);
+}
+
+int ut_gate_closed(ut_shared *s)
+{
+	return atomic_load(&s->gate) & 1;
+}
+
+/* -- the gate ------------------------------------------------------------------------------------ */
+
+static int gate_signal(void)
+{
+	return SIGRTMAX - 2;
+}
+
+void ut_wake(_Atomic uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void ut_wait_word(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns)
+{
+	struct timespec ts = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+
+	syscall(SYS_futex, word, FUTEX_WAIT, value, &ts, NULL, 0);
+}
+
+void ut_event(ut_shared *s)
+{
+	atomic_fetch_add(&s->event, 1);
+	ut_wake(&s->event);
+}
+
+void ut_gate_call(ut_shared *s)
+{
+	uint32_t word = atomic_load(&s->gate);
+	int self = syscall(SYS_gettid);
+
+	for (int i = 0; i < s->nvcpus; i++) {
+		ut_vcpu *v = &s->vcpu[i];
+
+		if (v->state == UT_VCPU_BOUND && v->forced > 0 && v->tid != self &&
+		    atomic_load(&v->parked) != word &&
+		    syscall(SYS_tgkill, v->pid, v->tid, gate_signal()) && errno == ESRCH)
+			v->state = UT_VCPU_GONE;
+	}
+}
+
+uint32_t ut_gate_close(ut_shared *s)
+{
+	uint32_t word = atomic_load(&s->gate);
+
+	while (!(word & 1))
+		if (atomic_compare_exchange_weak(&s->gate, &word, word + 1)) {
+			word++;
+			ut_gate_call(s);
+		}
+	return word;
+}
+
+void ut_gate_open(ut_shared *s)
+{
+	if (atomic_load(&s->gate) & 1) {
+		atomic_fetch_add(&s->gate, 1);
+		ut_wake(&s->gate);
+	}
+}
+
+uint32_t ut_gate_full(ut_shared *s)
+{
+	uint32_t word;
+
+	atomic_store(&s->full, 1);
+	word = ut_gate_close(s);
+	ut_event(s);
+	return word;
+}
+
+int64_t ut_grant(ut_shared *s)
+{
+	int64_t left = atomic_load(&s->budget), part;
+	int bound = 0;
+
+	for (int i = 0; i < s->nvcpus; i++)
+		bound += s->vcpu[i].state == UT_VCPU_BOUND;
+	do {
+		if (left <= 0)
+			return 0;
+		/* A share that leaves something for the others; the nearer the end, the smaller. */
+		part = bound > 1 ? (left + 2 * bound - 1) / (2 * bound) : left;
+	} while (!atomic_compare_exchange_weak(&s->budget, &left, left - part));
+	return part;
+}
+
+int ut_set_period(int perf, int64_t period)
+{
+	uint64_t value = period;
+
+	/* Set while it is on, a period counts as just over, and the next fault would signal. */
+	if (ioctl(perf, PERF_EVENT_IOC_DISABLE, 0) || ioctl(perf, PERF_EVENT_IOC_PERIOD, &value) ||
+	    ioctl(perf, PERF_EVENT_IOC_ENABLE, 0))
+		return -errno;
+	return 0;
+}
+
+/* -- in the vCPU's own process ------------------------------------------------------------------- */
+
+typedef struct {
+	_Atomic int used, busy; /* busy: threads in a handler of ours */
+	ut_shared *shared;
+	uint8_t *base;
+	int mm, uffd, lifeline, pid;
+	int perf[UT_MAX_VCPUS];
+} ut_member;
+
+static ut_member members[UT_MAX_MEMBERS];
+static struct sigaction old_bus;
+/* Not from thread-local storage: its first use may allocate, and these are signal handlers. */
+static int tid_of_this(void)
+{
+	return syscall(SYS_gettid);
+}
+
+static int enter(ut_member *m)
+{
+	atomic_fetch_add(&m->busy, 1);
+	return atomic_load(&m->used);
+}
+
+static void leave(ut_member *m)
+{
+	atomic_fetch_sub(&m->busy, 1);
+}
+
+static int tracker_lives(const ut_member *m)
+{
+	struct pollfd p = {.fd = m->lifeline, .events = POLLRDHUP};
+
+	return m->lifeline < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & (POLLHUP | POLLRDHUP | POLLERR));
+}
+
+/* Stand at the gate while it is closed; 0: nobody is left to open it. */
+static int park(ut_member *m, int vcpu)
+{
+	ut_vcpu *v = &m->shared->vcpu[vcpu];
+	struct rusage usage;
+	uint32_t word;
+
+	if (!(atomic_load(&m->shared->gate) & 1))
+		return 1;
+	getrusage(RUSAGE_THREAD, &usage);
+	atomic_store(&v->faults, usage.ru_minflt + usage.ru_majflt);
+	while ((word = atomic_load(&m->shared->gate)) & 1) {
+		atomic_store(&v->parked, word);
+		ut_event(m->shared);
+		while (atomic_load(&m->shared->gate) == word) {
+			ut_wait_word(&m->shared->gate, word, 100000000);
+			if (atomic_load(&m->shared->gate) == word && !tracker_lives(m))
+				return 0;
+		}
+	}
+	atomic_store(&v->parked, 0);
+	return 1;
+}
+
+/* The share that the tracker granted is used up: another, or the end of the cycle. */
+static void on_period(ut_member *m, int vcpu)
+{
+	int64_t part = ut_grant(m->shared);
+
+	if (part)
+		ut_set_period(m->perf[vcpu], part);
+	else
+		ut_gate_full(m->shared);
+}
+
+static void on_gate_signal(int number, siginfo_t *info, void *context)
+{
+	int saved = errno, tid = tid_of_this();
+
+	for (int i = 0; i < UT_MAX_MEMBERS; i++) {
+		ut_member *m = &members[i];
+		int vcpu = enter(m) ? ut_vcpu_of(m->shared, m->pid, tid) : -1;
+
+		if (vcpu >= 0 && info->si_code > 0 && m->shared->threshold &&
+		    m->perf[vcpu] == info->si_fd)
+			on_period(m, vcpu);
+		if (vcpu >= 0 && m->shared->vcpu[vcpu].forced > 0 && !park(m, vcpu) && m->perf[vcpu] >= 0)
+			ioctl(m->perf[vcpu], PERF_EVENT_IOC_DISABLE, 0);
+		leave(m);
+	}
+	errno = saved;
+}
+
+static void unprotect(const ut_member *m, uint64_t index)
+{
+	struct uffdio_writeprotect w = {{(uint64_t)m->base + index * UT_PAGE, UT_PAGE}, 0};
+
+	while (ioctl(m->uffd, UFFDIO_WRITEPROTECT, &w) && errno == EAGAIN)
+		;
+}
+
+/* Nobody is left to rearm or to open the gate: write on, untracked. */
+static void let_go(const ut_member *m)
+{
+	struct uffdio_range all = {(uint64_t)m->base, m->shared->npages * UT_PAGE};
+
+	ioctl(m->uffd, UFFDIO_UNREGISTER, &all);
+}
+
+/* inline: the thread that was about to write lists the page itself. */
+static void list_own_fault(ut_member *m, uint64_t index)
+{
+	ut_shared *s = m->shared;
+	int vcpu = ut_vcpu_of(s, m->pid, tid_of_this());
+	int forced = vcpu >= 0 && s->vcpu[vcpu].forced > 0, full = 0;
+
+	if (forced && !park(m, vcpu)) {
+		let_go(m);
+		return;
+	}
+	for (int i = 1; !ut_try_list(s, m->mm); i++) {
+		sched_yield();
+		if (i % 4096 == 0 && !tracker_lives(m)) {
+			let_go(m);
+			return;
+		}
+	}
+	if (!bit_test(ut_bitmap(s), index)) {
+		int64_t limit = s->threshold, count = atomic_fetch_add(&s->count, 1);
+
+		full = limit && count >= limit;
+		if (full && forced) {
+			/* The write faults again, and waits at the gate. */
+			atomic_fetch_sub(&s->count, 1);
+			ut_listed(s, m->mm);
+			ut_gate_full(s);
+			return;
+		}
+		if (bit_set(ut_bitmap(s), index))
+			atomic_fetch_sub(&s->count, 1);
+		else
+			ut_append(s, vcpu, index);
+	}
+	bit_set(ut_trapped(s, m->mm), index);
+	unprotect(m, index);
+	ut_listed(s, m->mm);
+	if (full)
+		ut_gate_full(s);
+}
+
+static void on_bus(int number, siginfo_t *info, void *context)
+{
+	int saved = errno;
+	uint8_t *at = info->si_addr;
+
+	for (int i = 0; i < UT_MAX_MEMBERS; i++) {
+		ut_member *m = &members[i];
+
+		int ours = enter(m) && m->shared->engine == UT_INLINE && at >= m->base &&
+			   at < m->base + m->shared->npages * UT_PAGE;
+
+		if (ours)
+			list_own_fault(m, (at - m->base) / UT_PAGE);
+		leave(m);
+		if (ours) {
+			errno = saved;
+			return;
+		}
+	}
+	if (old_bus.sa_flags & SA_SIGINFO) {
+		old_bus.sa_sigaction(number, info, context);
+	} else if (old_bus.sa_handler != SIG_DFL && old_bus.sa_handler != SIG_IGN) {
+		old_bus.sa_handler(number);
+	} else {
+		/* Not ours: the write faults again, and has the default effect. */
+		signal(SIGBUS, SIG_DFL);
+	}
+}
+
+static int handlers(int engine)
+{
+	struct sigaction gate = {.sa_sigaction = on_gate_signal,
+				 .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+	struct sigaction bus = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK},
+			 now;
+
+	sigemptyset(&gate.sa_mask);
+	sigemptyset(&bus.sa_mask);
+	/* A pause that came inside of the fault would count the page and not list it. */
+	sigaddset(&bus.sa_mask, gate_signal());
+	if (sigaction(gate_signal(), &gate, NULL))
+		return -errno;
+	if (engine != UT_INLINE)
+		return 0;
+	if (sigaction(SIGBUS, NULL, &now))
+		return -errno;
+	if (now.sa_sigaction == on_bus)
+		return 0;
+	old_bus = now;
+	return sigaction(SIGBUS, &bus, NULL) ? -errno : 0;
+}
+
+int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline)
+{
+	int err = handlers(s->engine);
+
+	if (err)
+		return err;
+	for (int i = 0; i < UT_MAX_MEMBERS; i++) {
+		ut_member *m = &members[i];
+
+		if (atomic_load(&m->used))
+			continue;
+		m->shared = s;
+		m->base = base;
+		m->mm = mm;
+		m->uffd = uffd;
+		m->lifeline = lifeline;
+		m->pid = getpid();
+		for (int k = 0; k < UT_MAX_VCPUS; k++)
+			m->perf[k] = -1;
+		atomic_store(&m->used, 1);
+		return i;
+	}
+	return -EMFILE;
+}
+
+void ut_member_close(int member)
+{
+	atomic_store(&members[member].used, 0);
+	while (atomic_load(&members[member].busy))
+		sched_yield();
+}
+
+void ut_member_perf(int member, int vcpu, int perf)
+{
+	members[member].perf[vcpu] = perf;
+}

@@ -1,0 +1,115 @@
+/* Dirty lists in memory that the tracker and its vCPU processes share, the pause gate, and what a vCPU's
+ * own process does at a fault or a signal. */
+#ifndef UT_LISTS_H
+#define UT_LISTS_H
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { UT_RING = 1, UT_SCAN, UT_SYNC, UT_INLINE };
+enum { UT_MAX_VCPUS = 64, UT_MAX_MEMBERS = 16, UT_HOST = -1 };
+enum { UT_VCPU_FREE, UT_VCPU_BOUND, UT_VCPU_GONE };
+
+/* A ring of page indexes with one reader and one writer; the global list has several writers. */
+typedef struct {
+	_Alignas(64) _Atomic uint64_t head;
+	_Alignas(64) _Atomic uint64_t tail;
+} ut_list;
+
+typedef struct {
+	_Alignas(64) _Atomic uint32_t state;
+	int32_t pid, tid;
+	int32_t forced;            /* may be stopped; a Python thread of the tracker's process may not */
+	_Atomic uint32_t parked;   /* the gate's word that it stands at */
+	_Atomic uint64_t faults;   /* of the thread, when it parked */
+	ut_list list;
+} ut_vcpu;
+
+typedef struct {
+	uint64_t bytes, npages;
+	uint64_t capacity;         /* of each list; a power of two */
+	int32_t engine, nvcpus;
+	uint64_t lists_at, bitmap_at, trapped_at, words; /* offsets in bytes; 64-bit words of a bitmap */
+	_Alignas(64) _Atomic uint32_t gate;  /* odd: closed */
+	_Atomic uint32_t event;              /* futex: something for the tracker to look at */
+	_Atomic uint32_t full;               /* the threshold was reached */
+	_Atomic uint32_t overflow;           /* a page is in the bitmap and in no list */
+	_Alignas(64) _Atomic int64_t count;  /* pages in the open cycle's lists */
+	_Atomic int64_t threshold;           /* 0: none */
+	_Atomic int64_t budget;              /* ring: faults that no vCPU was granted yet */
+	_Alignas(64) _Atomic uint32_t rearming;
+	_Atomic uint32_t busy[UT_MAX_VCPUS + 1]; /* threads between listing a page and opening it, by mm */
+	ut_list global;
+	ut_vcpu vcpu[UT_MAX_VCPUS];
+} ut_shared;
+
+/* Functions return >= 0 or -errno. */
+int ut_shared_create(int engine, int nvcpus, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out);
+int ut_shared_map(int fd, ut_shared **out);
+void ut_shared_unmap(ut_shared *s);
+
+static inline _Atomic uint64_t *ut_bitmap(ut_shared *s)
+{
+	return (_Atomic uint64_t *)((char *)s + s->bitmap_at);
+}
+/* Pages whose trap has fired in address space `mm`: 0 is the tracker's own, i + 1 that of vCPU process i. */
+static inline _Atomic uint64_t *ut_trapped(ut_shared *s, int mm)
+{
+	return (_Atomic uint64_t *)((char *)s + s->trapped_at) + (uint64_t)mm * s->words;
+}
+static inline int bit_test(_Atomic uint64_t *map, uint64_t i)
+{
+	return atomic_load_explicit(&map[i / 64], memory_order_acquire) >> (i % 64) & 1;
+}
+/* 1: it was set already. */
+static inline int bit_set(_Atomic uint64_t *map, uint64_t i)
+{
+	uint64_t bit = 1ull << (i % 64);
+
+	return !!(atomic_fetch_or(&map[i / 64], bit) & bit);
+}
+static inline int bit_clear(_Atomic uint64_t *map, uint64_t i)
+{
+	uint64_t bit = 1ull << (i % 64);
+
+	return !!(atomic_fetch_and(&map[i / 64], ~bit) & bit);
+}
+
+/* Append to the list of a vCPU, or to the global one (UT_HOST, or the vCPU's is full). */
+void ut_append(ut_shared *s, int vcpu, uint64_t index);
+/* One entry of a list, or -1: empty. An entry that its writer never finishes counts as an overflow. */
+int64_t ut_take(ut_shared *s, int vcpu);
+/* The host wrote this page. */
+void ut_mark(ut_shared *s, uint64_t index);
+/* sync, inline: a page that has its bit is listed and open, one that has not is protected. Who changes that
+ * keeps the others out: many may list at once, or one rearms. */
+int ut_try_list(ut_shared *s, int mm);
+void ut_listed(ut_shared *s, int mm);
+int ut_vcpu_of(const ut_shared *s, int pid, int tid);
+void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
+int ut_vcpu_state(ut_shared *s, int vcpu);
+/* 1: it is at the gate. */
+int ut_vcpu_stands(ut_shared *s, int vcpu);
+int64_t ut_count(ut_shared *s);
+int ut_gate_closed(ut_shared *s);
+
+void ut_wake(_Atomic uint32_t *word);
+void ut_wait_word(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns);
+void ut_event(ut_shared *s);
+/* Close the gate and call every vCPU to it; returns the word that stands for this pause. */
+uint32_t ut_gate_close(ut_shared *s);
+void ut_gate_open(ut_shared *s);
+/* The threshold is reached: close the gate and tell the tracker; returns the word of the pause. */
+uint32_t ut_gate_full(ut_shared *s);
+/* Call those that do not stand at the gate yet. */
+void ut_gate_call(ut_shared *s);
+/* ring: so many faults more before the next signal; 0: none are left. */
+int64_t ut_grant(ut_shared *s);
+int ut_set_period(int perf, int64_t period);
+
+/* What this process knows of a tracker that one of its threads writes for. `lifeline` is a socket that
+ * hangs up when the tracker is gone, or -1 in the tracker's own process. */
+int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
+void ut_member_close(int member);
+void ut_member_perf(int member, int vcpu, int perf);
+#endif

@@ -1,0 +1,219 @@
+/* The ring engine: the kernel clears a trap by itself and appends the fault to a perf ring. */
+#include "compat.h"
+#include "probe.h"
+#include "tracker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/perf_event.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+	RECORD = 16, /* header and address */
+	AUDITS = 4,
+};
+
+static int open_event(int tid, int config, uint64_t period, uint64_t sample)
+{
+	struct perf_event_attr a = {
+		.type = PERF_TYPE_SOFTWARE, .size = sizeof(a), .config = config,
+		.sample_period = period, .sample_type = sample, .disabled = 1,
+		/* Nobody waits for the ring, and a wake-up costs more than a record. */
+		.watermark = 1, .wakeup_watermark = 0x7fffffff,
+	};
+	int fd = syscall(SYS_perf_event_open, &a, tid, -1, -1, PERF_FLAG_FD_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* PERF_COUNT_SW_PAGE_FAULTS would be recorded before the kernel opens the page: a harvest in between
+ * would take the record and rearm, and the write that follows would be in no list. MIN and MAJ are
+ * recorded after it (mm_account_fault in mm/memory.c), one of them for each fault. */
+int ut_ring_open(int tid, int threshold, int signal_tid, int out[3])
+{
+	struct f_owner_ex owner = {F_OWNER_TID, signal_tid};
+	int err;
+
+	out[0] = out[1] = out[2] = -1;
+	out[0] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1, PERF_SAMPLE_ADDR);
+	out[1] = out[0] < 0 ? -1 : open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, 1, PERF_SAMPLE_ADDR);
+	err = out[0] < 0 ? out[0] : out[1] < 0 ? out[1] : 0;
+	if (!err && threshold) {
+		out[2] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1ull << 40, 0);
+		if (out[2] < 0)
+			err = out[2];
+		else if (fcntl(out[2], F_SETOWN_EX, &owner) || fcntl(out[2], F_SETSIG, SIGRTMAX - 2) ||
+			 fcntl(out[2], F_SETFL, O_ASYNC))
+			err = -errno;
+	}
+	if (!err)
+		return 0;
+	for (int i = 0; i < 3; i++)
+		if (out[i] >= 0)
+			close(out[i]);
+	return err;
+}
+
+int ut_ring_map(ut_events *e, size_t records)
+{
+	size_t bytes = 4096;
+	void *v;
+
+	while (bytes < records * RECORD)
+		bytes *= 2;
+	e->bytes = bytes + 4096;
+	/* Populated: a thread that drains the ring of its own faults would fill it by draining. */
+	v = mmap(NULL, e->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, e->min, 0);
+	if (v == MAP_FAILED)
+		return -errno;
+	e->ring = v;
+	if (ioctl(e->maj, PERF_EVENT_IOC_SET_OUTPUT, e->min) || ioctl(e->min, PERF_EVENT_IOC_ENABLE, 0) ||
+	    ioctl(e->maj, PERF_EVENT_IOC_ENABLE, 0))
+		return -errno;
+	return 0;
+}
+
+void ut_ring_close(ut_events *e)
+{
+	if (e->ring)
+		munmap(e->ring, e->bytes);
+	for (int i = 0; i < 4; i++) {
+		int fd = (int[]){e->min, e->maj, e->count, e->stat}[i];
+
+		if (fd >= 0)
+			close(fd);
+	}
+	*e = (ut_events){.min = -1, .maj = -1, .count = -1, .stat = -1};
+}
+
+/* Faults of the thread so far, those without a sample (GUP) included. */
+static int64_t thread_faults(ut_tracker *t, int vcpu)
+{
+	ut_vcpu *v = &t->s->vcpu[vcpu];
+	char text[512], *p;
+	uint64_t min, maj;
+	uint32_t word = atomic_load(&t->s->gate);
+	ssize_t n;
+
+	if ((word & 1) && atomic_load(&v->parked) == word)
+		return atomic_load(&v->faults); /* it stands, and has said so itself */
+	n = pread(t->ev[vcpu].stat, text, sizeof(text) - 1, 0);
+	if (n <= 0)
+		return -ESRCH;
+	text[n] = 0;
+	p = strrchr(text, ')');
+	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu", &min, &maj) != 2)
+		return -EIO;
+	return min + maj;
+}
+
+/* Take the records out of the ring; 1: some may have been dropped. */
+static int drain(ut_tracker *t, int vcpu)
+{
+	ut_events *e = &t->ev[vcpu];
+	ut_mm *mm = &t->mm[e->mm];
+	uint64_t head = __atomic_load_n(&e->ring->data_head, __ATOMIC_ACQUIRE), tail = e->ring->data_tail;
+	uint64_t mask = e->bytes - 4096 - 1, length = t->s->npages * UT_PAGE;
+	const char *data = (char *)e->ring + 4096;
+	/* What finds no room is dropped, and the kernel says so only with the next record that fits: a ring
+	 * that is full now may have dropped some. */
+	int lost = head - tail + 2 * RECORD > mask + 1;
+
+	while (tail < head) {
+		const struct perf_event_header *h = (const void *)(data + (tail & mask));
+
+		if (h->type == PERF_RECORD_SAMPLE) {
+			uint64_t offset = *(const uint64_t *)(data + ((tail + 8) & mask)) - mm->base;
+
+			e->samples++;
+			if (offset < length && ut_emit(t, mm, offset / UT_PAGE,
+						       e->listed < t->s->capacity ? vcpu : UT_HOST))
+				e->listed++;
+		} else if (h->type == PERF_RECORD_LOST) {
+			lost = 1;
+		}
+		tail += h->size;
+	}
+	__atomic_store_n(&e->ring->data_tail, tail, __ATOMIC_RELEASE);
+	return lost;
+}
+
+/* Faults that have no sample (writes through GUP, dropped records) show in the thread's own count. Samples
+ * are counted first: a fault in between looks like one without a sample, never the other way round. A thread
+ * that runs on is asked again, since the ring is nearly empty then and the time in between is short. */
+static int audit(ut_tracker *t, int vcpu)
+{
+	ut_events *e = &t->ev[vcpu];
+	int64_t faults = -1;
+
+	for (int i = 0; i < AUDITS; i++) {
+		faults = thread_faults(t, vcpu);
+		if (faults < 0)
+			return 1;
+		if (faults <= (int64_t)e->samples + e->unseen)
+			return 0;
+		drain(t, vcpu);
+		if (faults > (int64_t)e->samples + e->unseen)
+			break; /* even with what came since */
+	}
+	if (faults > (int64_t)e->samples + e->unseen)
+		e->unseen = faults - (int64_t)e->samples;
+	return 1;
+}
+
+void ut_ring_drain(ut_tracker *t, int vcpu)
+{
+	int lost = drain(t, vcpu), unsampled = audit(t, vcpu);
+
+	t->stats.lost += lost;
+	t->stats.audits += unsampled && !lost;
+	if ((lost || unsampled) && !(t->sabotage & UT_BREAK_AUDIT))
+		t->mm[t->ev[vcpu].mm].need_scan = 1;
+}
+
+void ut_ring_start(ut_tracker *t, int vcpu)
+{
+	ut_events *e = &t->ev[vcpu];
+
+	e->unseen = INT64_MIN / 2;
+	drain(t, vcpu);
+	audit(t, vcpu);
+}
+
+int ut_ring_grant(ut_tracker *t)
+{
+	int64_t threshold = t->s->threshold;
+
+	if (!threshold)
+		return 0;
+	atomic_store(&t->s->budget, threshold - (int64_t)t->log[t->open].n);
+	for (int i = 0; i < t->s->nvcpus; i++) {
+		int64_t part;
+		int err;
+
+		if (!t->ev[i].used || t->ev[i].count < 0)
+			continue;
+		part = ut_grant(t->s);
+		err = ut_set_period(t->ev[i].count, part > 0 ? part : 1);
+		if (err && err != -ESRCH)
+			return err;
+	}
+	return 0;
+}
+
+int ut_probe_perf_faults(void)
+{
+	int fd[3], err = ut_ring_open(0, 0, 0, fd);
+
+	if (err)
+		return err;
+	close(fd[0]);
+	close(fd[1]);
+	return 1;
+}

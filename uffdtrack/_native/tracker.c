@@ -1,0 +1,673 @@
+#include "compat.h"
+#include "tracker.h"
+#include "tracee.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define VEC 4096
+#define SPIN_NS 50000
+#define PART 256 /* pages that are rearmed while no fault is listed */
+
+int ut_own_uffd(int engine, int *kernel)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_UNPOPULATED |
+							      UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	*kernel = fd >= 0;
+	if (fd < 0 && errno == EPERM)
+		fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	if (fd < 0)
+		return -errno;
+	if (engine == UT_RING || engine == UT_SCAN)
+		api.features |= UFFD_FEATURE_WP_ASYNC;
+	else
+		api.features |= UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+				(engine == UT_SYNC ? UFFD_FEATURE_THREAD_ID : UFFD_FEATURE_SIGBUS);
+	if (ioctl(fd, UFFDIO_API, &api)) {
+		int err = -errno;
+
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
+int ut_arm(int uffd, uint64_t base, uint64_t bytes)
+{
+	struct uffdio_register r = {{base, bytes}, UFFDIO_REGISTER_MODE_WP, 0};
+	struct uffdio_writeprotect w = {{base, bytes}, UFFDIO_WRITEPROTECT_MODE_WP};
+
+	if (ioctl(uffd, UFFDIO_REGISTER, &r))
+		return -errno;
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &w))
+		if (errno != EAGAIN)
+			return -errno;
+	return 0;
+}
+
+/* -- open and close ------------------------------------------------------------------------------ */
+
+int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out)
+{
+	ut_tracker *t;
+	size_t n = s->npages + 8;
+	char *at;
+
+	if (nslots < 1 || nslots > UT_MAX_SLOTS)
+		return -EINVAL;
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	/* One arena for all that a cycle needs; pages of it become real when they are used. */
+	t->bytes = 2 * n * (8 + 4) + 2 * n * 4 + s->words * 8 + VEC * sizeof(*t->vec) + 8 * 4096;
+	t->arena = mmap(NULL, t->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (t->arena == MAP_FAILED) {
+		free(t);
+		return -ENOMEM;
+	}
+	at = t->arena;
+#define CARVE(what, bytes) ((what) = (void *)at, at += ((bytes) + 4095) / 4096 * 4096)
+	for (int i = 0; i < 2; i++) {
+		CARVE(t->log[i].gfn, n * 8);
+		CARVE(t->log[i].vcpu, n * 4);
+	}
+	CARVE(t->scratch, n * 4);
+	CARVE(t->scratch2, n * 4);
+	CARVE(t->seen, s->words * 8);
+	CARVE(t->vec, VEC * sizeof(*t->vec));
+#undef CARVE
+	t->s = s;
+	t->engine = s->engine;
+	t->nslots = nslots;
+	memcpy(t->slots, slots, nslots * sizeof(*slots));
+	for (int i = 0; i < UT_MAX_VCPUS; i++)
+		t->ev[i] = (ut_events){.min = -1, .maj = -1, .count = -1, .stat = -1};
+	pthread_mutex_init(&t->lock, NULL);
+	*out = t;
+	return 0;
+}
+
+void ut_tracker_close(ut_tracker *t)
+{
+	if (!t)
+		return;
+	atomic_store(&t->s->threshold, 0);
+	for (int i = 0; i < t->s->nvcpus; i++)
+		atomic_store(&t->s->vcpu[i].state, UT_VCPU_FREE);
+	atomic_store(&t->s->full, 0);
+	ut_resume(t);
+	for (int i = 0; i < UT_MAX_VCPUS; i++)
+		ut_ring_close(&t->ev[i]);
+	for (int i = 0; i <= UT_MAX_VCPUS; i++)
+		ut_tracker_remove(t, i);
+	/* One that met the threshold just before may have closed it again. */
+	ut_gate_open(t->s);
+	pthread_mutex_destroy(&t->lock);
+	munmap(t->arena, t->bytes);
+	free(t);
+}
+
+int ut_tracker_add(ut_tracker *t, int index, int uffd, int pagemap, uint64_t base, int vcpu)
+{
+	ut_mm *mm = &t->mm[index];
+
+	if (mm->used)
+		return -EBUSY;
+	*mm = (ut_mm){.uffd = uffd, .pagemap = pagemap, .base = base, .index = index, .vcpu = vcpu,
+		      .tracker = t, .stop = -1};
+	atomic_store(&t->s->busy[index], 0); /* of one that was killed there */
+	if (t->engine == UT_SYNC) {
+		int err = ut_sync_start(t, mm);
+
+		if (err)
+			return err;
+	}
+	mm->used = 1;
+	return 0;
+}
+
+void ut_tracker_remove(ut_tracker *t, int index)
+{
+	ut_mm *mm = &t->mm[index];
+
+	if (!mm->used)
+		return;
+	if (t->engine == UT_SYNC)
+		ut_sync_stop(mm);
+	mm->used = 0;
+	/* The last copy of a userfaultfd takes its traps with it. */
+	close(mm->uffd);
+	close(mm->pagemap);
+}
+
+int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
+{
+	ut_events *e = &t->ev[vcpu];
+	ut_vcpu *v = &t->s->vcpu[vcpu];
+	char path[64];
+	int err;
+
+	*e = (ut_events){.mm = mm, .min = min, .maj = maj, .count = count};
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", v->pid, v->tid);
+	e->stat = open(path, O_RDONLY | O_CLOEXEC);
+	err = e->stat < 0 ? -errno : ut_ring_map(e, 2 * t->s->capacity);
+	if (!err) {
+		pthread_mutex_lock(&t->lock);
+		ut_ring_start(t, vcpu);
+		e->used = 1;
+		err = ut_ring_grant(t);
+		pthread_mutex_unlock(&t->lock);
+	}
+	if (err)
+		ut_ring_close(e);
+	return err;
+}
+
+/* -- harvest ------------------------------------------------------------------------------------- */
+
+static uint64_t gfn_of(const ut_tracker *t, uint64_t index)
+{
+	int i = 0;
+
+	while (i + 1 < t->nslots && index >= t->slots[i + 1].index)
+		i++;
+	return index - t->slots[i].index + t->slots[i].gfn;
+}
+
+static int64_t index_of(const ut_tracker *t, uint64_t gfn)
+{
+	for (int i = 0; i < t->nslots; i++)
+		if (gfn - t->slots[i].gfn < t->slots[i].npages)
+			return gfn - t->slots[i].gfn + t->slots[i].index;
+	return -EINVAL;
+}
+
+static void put(ut_tracker *t, uint64_t index, int vcpu)
+{
+	ut_log *log = &t->log[t->open];
+
+	log->gfn[log->n] = gfn_of(t, index);
+	log->vcpu[log->n++] = vcpu;
+}
+
+int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu)
+{
+	/* sync and inline have set the page's bit, and listed it once, when it was written. */
+	if (mm) {
+		bit_set(ut_trapped(t->s, mm->index), index);
+		if (bit_set(ut_bitmap(t->s), index)) {
+			t->stats.duplicates++;
+			return 0;
+		}
+	}
+	put(t, index, vcpu);
+	return 1;
+}
+
+static int scan_mm(ut_tracker *t, ut_mm *mm)
+{
+	uint64_t at = mm->base, end = mm->base + t->s->npages * UT_PAGE;
+
+	t->stats.scans++;
+	while (at < end) {
+		struct ut_pm_scan_arg a = {
+			.size = sizeof(a), .flags = UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC,
+			.start = at, .end = end, .vec = (uint64_t)t->vec, .vec_len = VEC,
+			.category_mask = UT_PAGE_IS_WRITTEN, .return_mask = UT_PAGE_IS_WRITTEN,
+		};
+		long n = ioctl(mm->pagemap, UT_PAGEMAP_SCAN, &a);
+
+		if (n < 0 && errno == ESRCH)
+			return 0;
+		if (n < 0)
+			return -errno;
+		for (long i = 0; i < n; i++)
+			for (uint64_t p = t->vec[i].start; p < t->vec[i].end; p += UT_PAGE)
+				ut_emit(t, mm, (p - mm->base) / UT_PAGE, mm->vcpu);
+		if (a.walk_end <= at)
+			return -EIO;
+		at = a.walk_end;
+	}
+	mm->need_scan = 0;
+	return 0;
+}
+
+static void take_list(ut_tracker *t, int vcpu)
+{
+	int64_t index;
+
+	while ((index = ut_take(t->s, vcpu)) >= 0)
+		ut_emit(t, NULL, index, vcpu);
+}
+
+/* What a vCPU has written so far stays in its cycle; from now on it writes nothing. `died`: it could not be
+ * asked, so that faults without a sample may have been missed. */
+int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
+{
+	ut_vcpu *v = &t->s->vcpu[vcpu];
+	ut_events *e = &t->ev[vcpu];
+	ut_mm *own = &t->mm[vcpu + 1];
+	pthread_mutex_lock(&t->lock);
+	if (e->used) {
+		ut_ring_drain(t, vcpu);
+		e->used = 0;
+	}
+	ut_ring_close(e);
+	if (own->used) {
+		/* Its page tables go with it. Where only they tell, all may have been written. */
+		if (!died && (t->engine == UT_SCAN || own->need_scan))
+			died = scan_mm(t, own) < 0;
+		if (died && (t->engine == UT_RING || t->engine == UT_SCAN))
+			t->everything = 1;
+		ut_tracker_remove(t, vcpu + 1);
+	}
+	take_list(t, vcpu);
+	atomic_store(&v->state, UT_VCPU_FREE);
+	pthread_mutex_unlock(&t->lock);
+	return 0;
+}
+
+/* Pages that are in the bitmap and in no list. */
+static void take_bitmap(ut_tracker *t)
+{
+	_Atomic uint64_t *bitmap = ut_bitmap(t->s);
+
+	t->stats.overflows++;
+	for (size_t i = 0; i < t->log[t->open].n; i++) {
+		uint64_t index = index_of(t, t->log[t->open].gfn[i]);
+
+		t->seen[index / 64] |= 1ull << (index % 64);
+	}
+	for (uint64_t w = 0; w < t->s->words; w++) {
+		uint64_t left = atomic_load(&bitmap[w]) & ~t->seen[w];
+
+		for (; left; left &= left - 1)
+			put(t, w * 64 + __builtin_ctzll(left), UT_HOST);
+		t->seen[w] = 0;
+	}
+}
+
+static int any_dead(const ut_tracker *t)
+{
+	for (int i = 0; i <= t->s->nvcpus; i++)
+		if (t->mm[i].used && atomic_load(&t->mm[i].dead))
+			return 1;
+	return 0;
+}
+
+static int collect(ut_tracker *t)
+{
+	int full = t->engine == UT_SCAN, overflow;
+
+	if (any_dead(t))
+		return -EPIPE;
+	for (int i = 0; i < t->s->nvcpus; i++) {
+		if (t->ev[i].used)
+			ut_ring_drain(t, i);
+		take_list(t, i);
+	}
+	for (int i = 0; i <= t->s->nvcpus; i++) {
+		if (t->mm[i].used && (full || t->mm[i].need_scan)) {
+			int err = scan_mm(t, &t->mm[i]);
+
+			if (err)
+				return err;
+		}
+	}
+	/* Read before the lists are emptied for the last time: what comes after it is in them. */
+	overflow = atomic_exchange(&t->s->overflow, 0);
+	take_list(t, UT_HOST);
+	overflow |= atomic_exchange(&t->s->overflow, 0);
+	if (t->everything) {
+		t->everything = 0;
+		t->stats.everything++;
+		for (uint64_t i = 0; i < t->s->npages; i++)
+			bit_set(ut_bitmap(t->s), i);
+		overflow = 1;
+	}
+	/* Until the last cycle's pages are rearmed, their bits stand too: the end of this cycle will do. */
+	if (overflow && atomic_load(&t->rearmed) < t->log[!t->open].n)
+		atomic_store(&t->s->overflow, 1);
+	else if (overflow)
+		take_bitmap(t);
+	return 0;
+}
+
+int64_t ut_pending(ut_tracker *t)
+{
+	int64_t n;
+
+	pthread_mutex_lock(&t->lock);
+	n = collect(t);
+	if (!n)
+		n = t->log[t->open].n;
+	pthread_mutex_unlock(&t->lock);
+	return n;
+}
+
+static int64_t cut(ut_tracker *t)
+{
+	ut_log *log;
+	int err;
+
+	if (atomic_load(&t->rearmed) < t->log[!t->open].n)
+		return -EBUSY;
+	err = collect(t);
+	if (err)
+		return err;
+	log = &t->log[t->open];
+	if ((t->sabotage & UT_BREAK_FORGET) && log->n > 8) {
+		bit_clear(ut_bitmap(t->s), index_of(t, log->gfn[--log->n]));
+		t->sabotage &= ~UT_BREAK_FORGET;
+	}
+	t->open = !t->open;
+	t->log[t->open].n = 0;
+	atomic_store(&t->next, 0);
+	atomic_store(&t->rearmed, 0);
+	atomic_fetch_sub(&t->s->count, log->n);
+	if (t->engine != UT_SYNC && t->engine != UT_INLINE)
+		atomic_store(&t->s->count, 0);
+	atomic_store(&t->s->full, 0);
+	for (int i = 0; i < t->s->nvcpus; i++)
+		t->ev[i].listed = 0;
+	err = ut_ring_grant(t);
+	t->stats.cycles++;
+	t->stats.pages += log->n;
+	return err ? err : (int64_t)log->n;
+}
+
+int64_t ut_prepare(ut_tracker *t)
+{
+	int64_t n;
+
+	pthread_mutex_lock(&t->lock);
+	n = cut(t);
+	pthread_mutex_unlock(&t->lock);
+	return n;
+}
+
+int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
+{
+	uint64_t n = t->log[!t->open].n, at = atomic_load(&t->next), part;
+
+	do {
+		part = n - at < max ? n - at : max;
+	} while (!atomic_compare_exchange_weak(&t->next, &at, at + part));
+	*first = at;
+	return part;
+}
+
+int64_t ut_exchange(ut_tracker *t)
+{
+	ut_log *log;
+	int64_t n;
+	int err;
+
+	pthread_mutex_lock(&t->lock);
+	n = cut(t);
+	log = &t->log[!t->open];
+	if (n >= 0)
+		atomic_store(&t->next, n);
+	pthread_mutex_unlock(&t->lock);
+	if (n < 0)
+		return n;
+	err = ut_rearm(t, log->gfn, n);
+	return err ? err : n;
+}
+
+/* -- rearm --------------------------------------------------------------------------------------- */
+
+/* Sorted by page, 11 bits a pass. `to` has room for n too; returns where the result is. */
+static uint32_t *sort(uint32_t *v, uint32_t *to, size_t n, uint64_t npages)
+{
+	for (int shift = 0; shift < 33 && npages >> shift; shift += 11) {
+		uint32_t at[2048] = {0}, sum = 0, *swap = v;
+
+		for (size_t i = 0; i < n; i++)
+			at[v[i] >> shift & 2047]++;
+		for (int i = 0; i < 2048; i++) {
+			uint32_t here = at[i];
+
+			at[i] = sum;
+			sum += here;
+		}
+		for (size_t i = 0; i < n; i++)
+			to[at[v[i] >> shift & 2047]++] = v[i];
+		v = to;
+		to = swap;
+	}
+	return v;
+}
+
+static uint32_t *sort_few(uint32_t *v, size_t n)
+{
+	for (size_t i = 1; i < n; i++) {
+		uint32_t x = v[i];
+		size_t k = i;
+
+		for (; k && v[k - 1] > x; k--)
+			v[k] = v[k - 1];
+		v[k] = x;
+	}
+	return v;
+}
+
+static void keep_out(ut_tracker *t)
+{
+	struct timespec nap = {0, 20000};
+
+	atomic_fetch_add(&t->s->rearming, 1);
+	for (int i = 0; i <= t->s->nvcpus; i++)
+		for (int k = 0; t->mm[i].used && atomic_load(&t->s->busy[i]); k++)
+			if (k < 100)
+				sched_yield();
+			else
+				nanosleep(&nap, NULL); /* until it is found out that its process died */
+}
+
+static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine)
+{
+	/* The bit goes first: a write that comes between it and the trap is listed anew. */
+	for (size_t i = 0; i < n; i++)
+		bit_clear(ut_bitmap(t->s), v[i]);
+	/* A scan has set the trap of what it found. */
+	for (int i = 0; i <= t->s->nvcpus && t->engine != UT_SCAN; i++) {
+		size_t k = 0;
+		int err;
+
+		if (!t->mm[i].used)
+			continue;
+		for (size_t j = 0; j < n; j++)
+			if (bit_clear(ut_trapped(t->s, i), v[j]))
+				mine[k++] = v[j];
+		if ((t->sabotage & UT_BREAK_REARM) && k > 8) {
+			k--;
+			t->sabotage &= ~UT_BREAK_REARM;
+		}
+		err = ut_rearm_sorted(t, &t->mm[i], mine, k);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
+{
+	size_t place = gfn - t->log[!t->open].gfn;
+	uint32_t *v = t->scratch + place, *other = t->scratch2 + place, *sorted;
+	int listing = t->engine == UT_SYNC || t->engine == UT_INLINE;
+	size_t done = 0;
+
+	if (place + n > t->log[!t->open].n)
+		return -EINVAL;
+	for (size_t i = 0; i < n; i++) {
+		int64_t index = index_of(t, gfn[i]);
+
+		if (index < 0)
+			return index;
+		v[i] = index;
+	}
+	sorted = n < 48 ? sort_few(v, n) : sort(v, other, n, t->s->npages);
+	if (sorted != v)
+		other = v;
+	while (done < n) {
+		size_t part = n - done;
+		int err;
+
+		/* Faults wait meanwhile, but not for long. */
+		if (listing && part > PART)
+			part = PART;
+		if (listing)
+			keep_out(t);
+		err = rearm_part(t, sorted + done, part, other + done);
+		if (listing)
+			atomic_fetch_sub(&t->s->rearming, 1);
+		if (err)
+			return err;
+		done += part;
+	}
+	atomic_fetch_add(&t->rearmed, n);
+	return 0;
+}
+
+/* -- pause --------------------------------------------------------------------------------------- */
+
+static int wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
+{
+	int64_t now = ut_now_ns(), deadline = now + timeout_ns, spin = now + SPIN_NS, call = now + 10000000;
+
+	for (;;) {
+		uint32_t event = atomic_load(&t->s->event);
+		int waiting = 0, gone = 0;
+
+		for (int i = 0; i < t->s->nvcpus; i++) {
+			ut_vcpu *v = &t->s->vcpu[i];
+			uint32_t state = atomic_load(&v->state);
+
+			gone |= state == UT_VCPU_GONE;
+			waiting |= state == UT_VCPU_BOUND && v->forced > 0 &&
+				   atomic_load(&v->parked) != word;
+		}
+		if (gone)
+			return -ESRCH;
+		if (!waiting)
+			return any_dead(t) ? -EPIPE : 0;
+		now = ut_now_ns();
+		if (now >= deadline)
+			return -ETIMEDOUT;
+		if (now < spin) {
+			sched_yield();
+			continue;
+		}
+		if (now >= call) {
+			ut_gate_call(t->s); /* and find out who has ended */
+			call = now + 10000000;
+		}
+		ut_wait_word(&t->s->event, event, 1000000);
+	}
+}
+
+int ut_pause(ut_tracker *t, int64_t timeout_ns)
+{
+	return wait_parked(t, ut_gate_close(t->s), timeout_ns);
+}
+
+/* Whether the lists are full; 1: not so, and the vCPUs may go on. A fault that was on its way when the cycle
+ * ended may have said so too late. ring: the threshold is met by granted shares, some of which are unused, and
+ * by faults outside of the RAM. */
+static int not_full(ut_tracker *t)
+{
+	int64_t bound = 0, threshold = atomic_load(&t->s->threshold);
+	int err = 0;
+
+	if (t->engine != UT_RING) {
+		if (atomic_load(&t->s->count) >= threshold)
+			return 0;
+		t->stats.false_full++;
+		atomic_store(&t->s->full, 0);
+		return 1;
+	}
+	for (int i = 0; i < t->s->nvcpus; i++)
+		bound += t->s->vcpu[i].state == UT_VCPU_BOUND;
+	pthread_mutex_lock(&t->lock);
+	err = collect(t);
+	if (!err && (int64_t)t->log[t->open].n + (bound > 1 ? bound - 1 : 0) < threshold) {
+		t->stats.false_full++;
+		atomic_store(&t->s->full, 0);
+		err = ut_ring_grant(t);
+		if (!err)
+			err = 1;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return err;
+}
+
+int ut_resume(ut_tracker *t)
+{
+	if (atomic_load(&t->s->full) && not_full(t) <= 0)
+		return -EBUSY;
+	ut_gate_open(t->s);
+	return 0;
+}
+
+int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
+{
+	int64_t deadline = ut_now_ns() + timeout_ns;
+
+	for (;;) {
+		uint32_t event = atomic_load(&t->s->event);
+		int64_t left;
+
+		if (any_dead(t))
+			return -EPIPE;
+		for (int i = 0; i < t->s->nvcpus; i++)
+			if (t->s->vcpu[i].state == UT_VCPU_GONE)
+				return -ESRCH;
+		if (atomic_load(&t->s->full)) {
+			int err = wait_parked(t, ut_gate_close(t->s), stop_ns);
+
+			if (!err)
+				err = not_full(t);
+			if (err <= 0)
+				return err ? err : 1;
+			ut_gate_open(t->s);
+			continue;
+		}
+		left = deadline - ut_now_ns();
+		if (left <= 0)
+			return 0;
+		ut_wait_word(&t->s->event, event, left < 100000000 ? left : 100000000);
+	}
+}
+
+int ut_set_threshold(ut_tracker *t, int64_t pages)
+{
+	int err;
+
+	pthread_mutex_lock(&t->lock);
+	atomic_store(&t->s->threshold, pages);
+	err = ut_ring_grant(t);
+	pthread_mutex_unlock(&t->lock);
+	return err;
+}
+
+int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n)
+{
+	for (uint64_t i = index; i < index + n; i++) {
+		if (t->mm[0].used)
+			bit_set(ut_trapped(t->s, 0), i);
+		ut_mark(t->s, i);
+	}
+	return 0;
+}

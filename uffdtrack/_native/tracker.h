@@ -1,0 +1,130 @@
+/* The tracker's side: address spaces under write-protect, harvest into lists, rearm. */
+#ifndef UT_TRACKER_H
+#define UT_TRACKER_H
+#include "lists.h"
+
+#include <pthread.h>
+
+enum { UT_MAX_SLOTS = 32 };
+/* Faults on purpose, for the tests' negative controls. */
+enum {
+	UT_BREAK_FORGET = 1,   /* one page of a harvest is dropped */
+	UT_BREAK_REARM = 2,    /* one page of a rearm is skipped */
+	UT_BREAK_AUDIT = 4,    /* ring: no fallback to a scan */
+	UT_BREAK_HANDLER = 8,  /* sync: the handler thread ends */
+};
+
+typedef struct {
+	uint64_t gfn, index, npages;
+} ut_slot;
+
+struct ut_tracker;
+
+/* One address space that has the RAM mapped. */
+typedef struct {
+	int32_t used, gone;
+	int32_t uffd, pagemap;
+	uint64_t base;
+	int32_t index;     /* of its trapped bitmap */
+	int32_t vcpu;      /* whose it is alone, or UT_HOST */
+	int32_t need_scan; /* the ring may have missed something */
+	/* sync */
+	struct ut_tracker *tracker;
+	pthread_t thread;
+	int32_t running, stop; /* stop: eventfd */
+	_Atomic int32_t dead;
+	uint32_t turned_word[UT_MAX_VCPUS];
+	int32_t turned[UT_MAX_VCPUS]; /* writes that were left unanswered in the pause of that word */
+} ut_mm;
+
+/* ring: the perf events of one vCPU. */
+typedef struct {
+	int32_t used, mm;
+	int32_t min, maj, count; /* fds; count -1: no threshold */
+	int32_t stat;            /* fd of /proc/PID/task/TID/stat */
+	struct perf_event_mmap_page *ring;
+	size_t bytes;
+	uint64_t samples;        /* taken from the ring, since bind */
+	int64_t unseen;          /* faults without a sample, which a scan has made good or came before */
+	uint64_t listed;         /* in this cycle */
+} ut_events;
+
+typedef struct {
+	uint64_t cycles, pages, duplicates, scans, lost, audits, overflows, carried, everything;
+	uint64_t rearm_calls, rearm_pages, false_full;
+} ut_stats;
+
+typedef struct {
+	uint64_t *gfn;
+	int32_t *vcpu;
+	size_t n;
+} ut_log;
+
+typedef struct ut_tracker {
+	ut_shared *s;
+	int32_t engine, nslots;
+	ut_slot slots[UT_MAX_SLOTS];
+	ut_mm mm[UT_MAX_VCPUS + 1];
+	ut_events ev[UT_MAX_VCPUS];
+	ut_log log[2];
+	int32_t open;          /* log[open] is being filled, the other one is handed out */
+	_Atomic uint64_t next; /* of log[!open], to hand out */
+	_Atomic uint64_t rearmed;
+	uint32_t *scratch, *scratch2;
+	uint64_t *seen;        /* bitmap, for overflows and get_dirty_log */
+	struct ut_page_region *vec;
+	int32_t everything;    /* nobody can say what was written: all of it */
+	int32_t sabotage;
+	uint64_t forgotten;
+	pthread_mutex_t lock;  /* collect and cut */
+	ut_stats stats;
+	size_t bytes;
+	void *arena;
+} ut_tracker;
+
+/* Functions return >= 0 or -errno. */
+/* A userfaultfd of this process with what the engine needs; *kernel: it takes faults of the kernel too. */
+int ut_own_uffd(int engine, int *kernel);
+/* Set every trap of [base, base + bytes), which the calling process has mapped. */
+int ut_arm(int uffd, uint64_t base, uint64_t bytes);
+int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out);
+void ut_tracker_close(ut_tracker *t);
+/* Take in an address space, and arm it; the tracker owns the fds from then on. */
+int ut_tracker_add(ut_tracker *t, int mm, int uffd, int pagemap, uint64_t base, int vcpu);
+void ut_tracker_remove(ut_tracker *t, int mm);
+/* ring: the events of a vCPU in address space `mm`. */
+int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count);
+int ut_tracker_drop(ut_tracker *t, int vcpu, int died);
+/* The end of the cycle: what was written goes to the log that ut_fetch hands out. Returns its length;
+ * -EBUSY: pages of the last one are not rearmed. */
+int64_t ut_prepare(ut_tracker *t);
+/* Claim up to `max` pages; returns how many, `*first` is the place of the first. */
+int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
+int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
+int64_t ut_exchange(ut_tracker *t);
+/* What is in the open cycle by now. */
+int64_t ut_pending(ut_tracker *t);
+/* 1: the threshold was reached, and every vCPU that can be stopped stands. 0: timeout. -ETIMEDOUT: one
+ * did not stop. -ESRCH: one has ended. The gate is closed after an error too. */
+int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
+int ut_pause(ut_tracker *t, int64_t timeout_ns);
+int ut_resume(ut_tracker *t);
+int ut_set_threshold(ut_tracker *t, int64_t pages);
+int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n);
+void ut_tracker_died(ut_tracker *t, int vcpu);
+
+/* ring.c */
+int ut_ring_open(int tid, int threshold, int signal_tid, int out[3]);
+int ut_ring_map(ut_events *e, size_t records);
+void ut_ring_close(ut_events *e);
+void ut_ring_drain(ut_tracker *t, int vcpu);
+void ut_ring_start(ut_tracker *t, int vcpu);
+int ut_ring_grant(ut_tracker *t);
+/* sync.c */
+int ut_sync_start(ut_tracker *t, ut_mm *mm);
+void ut_sync_stop(ut_mm *mm);
+/* tracker.c, for the above; 1: the page is new in this cycle */
+int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu);
+/* rearm.c */
+int ut_rearm_sorted(ut_tracker *t, ut_mm *mm, const uint32_t *index, size_t n);
+#endif

@@ -1,0 +1,27 @@
+"""WP_ASYNC + perf: the kernel clears a trap by itself and appends the fault to the vCPU's perf ring."""
+
+from uffdtrack.features import Features
+from uffdtrack.traits import Traits
+
+TRAITS = Traits(
+    name="ring",
+    per_vcpu=True,
+    forced_pause="exact",
+    sees_kernel_copies=True,
+    sees_gup="audited",
+    sees_outside=False,
+    exact=False,
+    cost="O(dirty)",
+)
+
+
+def lacks(features: Features) -> str | None:
+    """What of this host's keeps the engine from working, or None."""
+    if not features.scan:
+        return "userfaultfd WP_ASYNC and PAGEMAP_SCAN (Linux 6.7)"
+    if features.perf_faults:
+        return (
+            f"page-fault samples of the kernel's own faults ({features.perf_faults}): it needs CAP_PERFMON, "
+            "or /proc/sys/kernel/perf_event_paranoid at 1 or lower"
+        )
+    return None

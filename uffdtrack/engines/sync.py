@@ -1,0 +1,29 @@
+"""Write-protect faults to a handler thread of each address space: it lists the page and lets the write go."""
+
+from uffdtrack.features import Features
+from uffdtrack.traits import Traits
+
+TRAITS = Traits(
+    name="sync",
+    per_vcpu=True,
+    forced_pause="exact",
+    sees_kernel_copies=True,
+    sees_gup=True,
+    sees_outside=True,
+    exact=True,
+    cost="O(dirty)",
+)
+NEEDS = ("PAGEFAULT_FLAG_WP", "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED", "THREAD_ID")
+
+
+def lacks(features: Features) -> str | None:
+    """What of this host's keeps the engine from working, or None."""
+    missing = [name for name in NEEDS if name not in features.uffd_features]
+    if missing:
+        return f"userfaultfd {', '.join(missing)} (Linux 6.4)"
+    if features.uffd_full:
+        return (
+            "userfaultfd for the kernel's own faults: it needs CAP_SYS_PTRACE, or "
+            "/proc/sys/vm/unprivileged_userfaultfd at 1"
+        )
+    return None

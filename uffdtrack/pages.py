@@ -1,0 +1,109 @@
+"""Dirty pages as arrays, and their other forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Gfns = npt.NDArray[np.uint64]
+Vcpus = npt.NDArray[np.int32]
+
+
+class DirtyPages:
+    """Pages of one cycle, in lists: views of the tracker's memory, not copies.
+
+    They hold until the cycle after the next one ends (the second `prepare()` or `exchange()` from the one
+    that made them); copy what has to last longer.
+
+    Attributes:
+        gfn: shape (n,), uint64: guest frame numbers, each once, in no order.
+        vcpu: shape (n,), int32: who wrote first, -1 for the global list (host writes, what overflowed a
+            vCPU's list, and what a scan found).
+        cycle: number of the cycle, from 1.
+    """
+
+    __slots__ = ("cycle", "gfn", "rearmed", "vcpu")
+
+    def __init__(self, gfn: Gfns, vcpu: Vcpus, cycle: int) -> None:
+        self.gfn = gfn
+        self.vcpu = vcpu
+        self.cycle = cycle
+        self.rearmed = False
+
+    def __len__(self) -> int:
+        return len(self.gfn)
+
+    def __repr__(self) -> str:
+        return f"<DirtyPages: {len(self)} of cycle {self.cycle}>"
+
+    def of_vcpu(self, vcpu: int) -> Gfns:
+        """The frame numbers in one vCPU's list, or in the global one (-1)."""
+        found: Gfns = self.gfn[self.vcpu == vcpu]
+        return found
+
+    def runs(self) -> Gfns:
+        """Ranges of frame numbers: shape (n, 2), start inclusive and end exclusive, ascending."""
+        pages = np.sort(self.gfn)
+        if not len(pages):
+            return np.empty((0, 2), np.uint64)
+        breaks = np.flatnonzero(np.diff(pages) != 1)
+        starts = pages[np.concatenate(([0], breaks + 1))]
+        ends = pages[np.concatenate((breaks, [len(pages) - 1]))] + np.uint64(1)
+        return np.stack((starts, ends), axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyLog:
+    """A cycle's dirty log in its smaller form.
+
+    Attributes:
+        kind: "list" or "bitmap".
+        data: list: frame numbers, uint64. bitmap: one bit a page of the RAM, in the order of its memslots,
+            uint8, the lowest bit first (KVM_GET_DIRTY_LOG's order).
+    """
+
+    kind: Literal["list", "bitmap"]
+    data: npt.NDArray[np.uint64] | npt.NDArray[np.uint8]
+
+
+def smaller_log(gfn: Gfns, rows: npt.NDArray[np.int64], pages: int) -> DirtyLog:
+    """The log of some frames, whose places among the `pages` of the RAM are `rows`."""
+    if gfn.nbytes <= (pages + 7) // 8:
+        return DirtyLog("list", gfn)
+    bits = np.zeros(pages, np.bool_)
+    bits[rows] = True
+    return DirtyLog("bitmap", np.packbits(bits, bitorder="little"))
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts since `activate()`.
+
+    Attributes:
+        cycles, pages: ended cycles, and pages in them.
+        duplicates: a page was reported again in its cycle.
+        scans: PAGEMAP_SCANs of the whole RAM.
+        lost: ring: cycles in which a ring was full, made good by a scan.
+        audits: ring: cycles in which a thread had faults without a sample, made good by a scan.
+        overflows: cycles in which the lists were too small, made good by the bitmap.
+        carried: pages that a rearm found written meanwhile.
+        everything: cycles of which only the whole RAM could be said (a vCPU process died).
+        rearm_calls, rearm_pages: system calls that set traps, and of how many pages.
+        false_full: ring: pauses that ended by themselves, since the granted shares were not used up.
+    """
+
+    cycles: int
+    pages: int
+    duplicates: int
+    scans: int
+    lost: int
+    audits: int
+    overflows: int
+    carried: int
+    everything: int
+    rearm_calls: int
+    rearm_pages: int
+    false_full: int

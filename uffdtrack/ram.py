@@ -1,0 +1,237 @@
+"""Guest RAM: memory that vCPUs write and a tracker watches."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker, shared_memory
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from uffdtrack.errors import InvalidInputError, StorageError
+
+PAGE = 4096
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Memslot:
+    """A range of guest frame numbers.
+
+    Attributes:
+        gfn: the first one.
+        pages: how many.
+    """
+
+    gfn: int
+    pages: int
+
+
+class _Watcher(Protocol):
+    def host_wrote(self, first: int, pages: int) -> None: ...
+
+
+def parse_size(text: str | int) -> int:
+    """8GiB, 64M, or a number of bytes.
+
+    Raises:
+        InvalidInputError: not a size.
+    """
+    if isinstance(text, int):
+        return text
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([bkmgt]?)(i?b)?", text.strip().lower())
+    if not found:
+        raise InvalidInputError(f"{text!r} is not a size such as 64MiB or 8GiB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+class GuestRam:
+    """Memory of a guest, as one array.
+
+    Args:
+        size: of all the RAM, as one memslot from frame 0; a multiple of 4096 bytes.
+        slots: memslots instead, with ascending frame numbers, for a guest whose RAM has holes. In `array`
+            they stand one behind the other.
+        shared: shared memory, which vCPU processes, a checkpointer and a standby map by `name`. Otherwise
+            private anonymous memory, for guests whose vCPUs are threads of this process.
+        huge: back private memory by huge pages; the kernel splits one when a page of it is first written.
+
+    Attributes:
+        name: of the shared memory; "" for private memory.
+        array: shape (bytes,), uint8.
+        slots: the memslots.
+
+    Raises:
+        InvalidInputError: sizes or slots that cannot be right.
+        StorageError: no memory.
+    """
+
+    def __init__(
+        self,
+        size: str | int | None = None,
+        *,
+        slots: Sequence[Memslot] | None = None,
+        shared: bool = True,
+        huge: bool = False,
+    ) -> None:
+        if (size is None) == (slots is None):
+            raise InvalidInputError("give the size of the RAM, or its memslots")
+        if slots is None:
+            length = parse_size(size or 0)
+            if length <= 0 or length % PAGE:
+                raise InvalidInputError(f"{size} is not a multiple of {PAGE} bytes above 0")
+            slots = [Memslot(0, length // PAGE)]
+        if shared and huge:
+            raise InvalidInputError("huge pages are for private memory (shared=False)")
+        self.slots = checked_slots(slots)
+        length = sum(slot.pages for slot in self.slots) * PAGE
+        self._shm: shared_memory.SharedMemory | None = None
+        self._map: mmap.mmap | None = None
+        try:
+            if shared:
+                self._shm = shared_memory.SharedMemory(create=True, size=length)
+            else:
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+                self._map = mmap.mmap(-1, length, flags)
+                self._map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        except OSError as error:
+            raise StorageError(f"cannot get {length} bytes of guest RAM: {error.strerror}") from error
+        self._owner = True
+        self._open(length)
+
+    def _open(self, length: int) -> None:
+        memory: Any = self._shm.buf if self._shm else self._map
+        self.array: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8, length)
+        self.name = self._shm.name if self._shm else ""
+        self._watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @classmethod
+    def attach(cls, name: str, slots: Sequence[Memslot] | None = None) -> GuestRam:
+        """Map RAM that another process has made; `close()` leaves it there.
+
+        Raises:
+            InvalidInputError: there is none of that name.
+        """
+        ram = cls.__new__(cls)
+        register = resource_tracker.register
+        # Python before 3.13 would delete the memory when a process that merely attached to it ends.
+        resource_tracker.register = lambda *_: None
+        try:
+            ram._shm = shared_memory.SharedMemory(name)
+        except (FileNotFoundError, ValueError) as error:
+            raise InvalidInputError(f"there is no guest RAM of the name {name!r}") from error
+        finally:
+            resource_tracker.register = register
+        ram._map = None
+        ram._owner = False
+        ram.slots = checked_slots(slots or [Memslot(0, ram._shm.size // PAGE)])
+        ram._open(sum(slot.pages for slot in ram.slots) * PAGE)
+        return ram
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.array)
+
+    @property
+    def address(self) -> int:
+        """Where this process has it mapped."""
+        return int(self.array.ctypes.data)
+
+    @property
+    def shared(self) -> bool:
+        return self._shm is not None
+
+    def page(self, gfn: int) -> npt.NDArray[np.uint8]:
+        """The 4096 bytes of one guest frame."""
+        first = int(self.index(np.array([gfn], np.uint64))[0]) * PAGE
+        return self.array[first : first + PAGE]
+
+    def pages(self) -> npt.NDArray[np.uint8]:
+        """All pages: shape (pages, 4096); row i is that of `index()` i."""
+        return self.array.reshape(-1, PAGE)
+
+    def index(self, gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Rows of `pages()` for guest frame numbers.
+
+        Raises:
+            InvalidInputError: a frame in no memslot.
+        """
+        out = np.full(len(gfn), -1, np.int64)
+        first = 0
+        for slot in self.slots:
+            inside = (gfn >= slot.gfn) & (gfn < slot.gfn + slot.pages)
+            out[inside] = gfn[inside].astype(np.int64) - slot.gfn + first
+            first += slot.pages
+        if len(out) and out.min() < 0:
+            raise InvalidInputError(f"frame {int(gfn[out < 0][0]):#x} is in no memslot")
+        return out
+
+    def host_write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write as the host does (a device, a clock page): the pages go to the trackers' global lists.
+
+        A write to `array` from outside of the vCPUs may be missed (Traits.sees_outside); this one is not.
+
+        Raises:
+            InvalidInputError: outside of the RAM.
+        """
+        view = memoryview(data).cast("B")
+        if offset < 0 or offset + len(view) > self.size:
+            raise InvalidInputError(f"bytes {offset} to {offset + len(view)} are not in the RAM")
+        if not len(view):
+            return
+        self.array[offset : offset + len(view)] = np.frombuffer(view, np.uint8)
+        first = offset // PAGE
+        for watcher in list(self._watchers):
+            watcher.host_wrote(first, (offset + len(view) - 1) // PAGE - first + 1)
+
+    def watch(self, watcher: _Watcher) -> None:
+        """Tell a tracker of `host_write()`s from now on."""
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: _Watcher) -> None:
+        self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """Unmap; shared memory that was made here is deleted. Idempotent."""
+        del self.array
+        self.array = np.empty(0, np.uint8)
+        shm, self._shm = self._shm, None
+        memory, self._map = self._map, None
+        try:
+            if shm:
+                shm.close()
+            if memory:
+                memory.close()
+        except BufferError:
+            pass  # an array of the caller's still shows it: unmapped with that one
+        if shm and self._owner:
+            shm.unlink()
+
+    def __enter__(self) -> GuestRam:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:
+    out: list[Memslot] = []
+    for slot in slots:
+        if slot.pages <= 0 or slot.gfn < 0 or (out and slot.gfn < out[-1].gfn + out[-1].pages):
+            raise InvalidInputError("memslots have pages, and ascending frame numbers that do not overlap")
+        out.append(slot)
+    if not out:
+        raise InvalidInputError("no memslot")
+    return tuple(out)
