@@ -74,7 +74,8 @@ class UffdTracker(Gate):
         pages = self.ram.size // 4096
         capacity = min(self._threshold or LIST_CAPACITY, pages)
         fd, shared, native = ffi.new("int *"), ffi.new("ut_shared **"), ffi.new("ut_tracker **")
-        made = lib.ut_shared_create(self._engine, self.vcpus, pages, capacity, fd, shared)
+        spaces = self.vcpus + 1 if self.ram.shared else 1
+        made = lib.ut_shared_create(self._engine, self.vcpus, spaces, pages, capacity, fd, shared)
         check_own(made, "allocate the dirty lists")
         self._shared, self._shared_fd = shared[0], fd[0]
         slots = ffi.new("ut_slot[]", len(self.ram.slots))
@@ -132,7 +133,8 @@ class UffdTracker(Gate):
             self._member = -1
         lib.ut_shared_unmap(self._shared)
         self._shared = None
-        os.close(self._shared_fd)
+        if self._shared_fd >= 0:
+            os.close(self._shared_fd)
 
     def close(self) -> None:
         """`deactivate()`, for good. Idempotent."""

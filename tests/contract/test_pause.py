@@ -131,6 +131,26 @@ def test_kernel_writes_count_too(make: Callable[..., Guest], pausing: str, tmp_p
     os.close(fd)
 
 
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_close_while_vcpus_write(make: Callable[..., Guest], engine: str, limit: int | None) -> None:
+    if engine == "scan" and limit:
+        pytest.skip("no forced pause")
+    for _ in range(10):
+        guest = make(engine, CONFIGS[1], limit)
+        for vcpu in guest.vcpus:
+            vcpu.post(STORM, range(PAGES), 5)
+        if limit:
+            guest.tracker.wait_full(DEADLINE)
+        else:
+            guest.tracker.exchange()
+        guest.tracker.close()
+        for vcpu in guest.vcpus:
+            before = vcpu.done
+            while vcpu.done < before + 2 * PAGES:
+                pass  # it runs, and writes everywhere
+            vcpu.end()
+
+
 def test_python_thread_cannot_be_forced(make: Callable[..., Guest], engine: str) -> None:
     guest = make(engine, Config(2, "threads", shared=True))
     guest.tracker.unbind(0)

@@ -150,7 +150,8 @@ typedef struct {
 	uint64_t bytes, npages, capacity;
 	...;
 } ut_shared;
-int ut_shared_create(int engine, int nvcpus, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out);
+int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t capacity, int *fd,
+		     ut_shared **out);
 int ut_shared_map(int fd, ut_shared **out);
 void ut_shared_unmap(ut_shared *s);
 void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);

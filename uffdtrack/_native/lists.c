@@ -19,24 +19,38 @@
 #include <unistd.h>
 
 #define TAKE_SPINS 1000
+#define STRAYS 10000
 
 static uint64_t up(uint64_t n, uint64_t to)
 {
 	return (n + to - 1) / to * to;
 }
 
-int ut_shared_create(int engine, int nvcpus, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out)
+int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t capacity, int *fd,
+		     ut_shared **out)
 {
 	ut_shared s = {.npages = npages, .engine = engine, .nvcpus = nvcpus, .capacity = 64};
 	int err;
 
 	while (s.capacity < capacity)
 		s.capacity *= 2;
-	s.words = up(npages, 4096 * 8) / 64;
+	s.words = up(npages, 64) / 64;
+	s.stride = mms == 1 ? 1 : mms + 1;
 	s.lists_at = up(sizeof(s), 4096);
-	s.bitmap_at = up(s.lists_at + (nvcpus + 1) * s.capacity * 8, 4096);
-	s.trapped_at = s.bitmap_at + s.words * 8;
-	s.bytes = s.trapped_at + (nvcpus + 1) * s.words * 8;
+	s.bits_at = up(s.lists_at + (nvcpus + 1) * s.capacity * 8, 4096);
+	s.bytes = up(s.bits_at + s.words * s.stride * 8, UT_HUGE);
+	*fd = -1;
+	if (mms == 1) {
+		void *v = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (v == MAP_FAILED)
+			return -errno;
+		/* The bits are looked up in no order: with small pages, each would miss the TLB. */
+		madvise(v, s.bytes, MADV_HUGEPAGE);
+		memcpy(v, &s, sizeof(s));
+		*out = v;
+		return 0;
+	}
 	*fd = memfd_create("uffdtrack", MFD_CLOEXEC);
 	if (*fd < 0)
 		return -errno;
@@ -146,7 +160,7 @@ int64_t ut_take(ut_shared *s, int vcpu)
 void ut_mark(ut_shared *s, uint64_t index)
 {
 	/* The mark comes after the write: a cycle that ends in between leaves the page to the next one. */
-	if (!bit_set(ut_bitmap(s), index)) {
+	if (!bit_set(s, UT_LISTED, index)) {
 		atomic_fetch_add(&s->count, 1);
 		append_global(s, index);
 	}
@@ -309,6 +323,8 @@ int ut_set_period(int perf, int64_t period)
 
 typedef struct {
 	_Atomic int used, busy; /* busy: threads in a handler of ours */
+	_Atomic int strays;     /* signals that came when it was closed already */
+	uint64_t bytes;
 	ut_shared *shared;
 	uint8_t *base;
 	int mm, uffd, lifeline, pid;
@@ -428,7 +444,7 @@ static void list_own_fault(ut_member *m, uint64_t index)
 			return;
 		}
 	}
-	if (!bit_test(ut_bitmap(s), index)) {
+	if (!bit_test(s, UT_LISTED, index)) {
 		int64_t limit = s->threshold, count = atomic_fetch_add(&s->count, 1);
 
 		full = limit && count >= limit;
@@ -439,12 +455,12 @@ static void list_own_fault(ut_member *m, uint64_t index)
 			ut_gate_full(s);
 			return;
 		}
-		if (bit_set(ut_bitmap(s), index))
+		if (bit_set(s, UT_LISTED, index))
 			atomic_fetch_sub(&s->count, 1);
 		else
 			ut_append(s, vcpu, index);
 	}
-	bit_set(ut_trapped(s, m->mm), index);
+	trap_fired(s, m->mm, index);
 	unprotect(m, index);
 	ut_listed(s, m->mm);
 	if (full)
@@ -459,11 +475,12 @@ static void on_bus(int number, siginfo_t *info, void *context)
 	for (int i = 0; i < UT_MAX_MEMBERS; i++) {
 		ut_member *m = &members[i];
 
-		int ours = enter(m) && m->shared->engine == UT_INLINE && at >= m->base &&
-			   at < m->base + m->shared->npages * UT_PAGE;
+		int open = enter(m), ours = at >= m->base && at < m->base + m->bytes;
 
-		if (ours)
+		if (open && ours)
 			list_own_fault(m, (at - m->base) / UT_PAGE);
+		else if (ours) /* the fault is from before: the write may go on now */
+			ours = atomic_fetch_add(&m->strays, 1) < STRAYS;
 		leave(m);
 		if (ours) {
 			errno = saved;
@@ -516,6 +533,8 @@ int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline)
 			continue;
 		m->shared = s;
 		m->base = base;
+		m->bytes = s->engine == UT_INLINE ? s->npages * UT_PAGE : 0;
+		m->strays = 0;
 		m->mm = mm;
 		m->uffd = uffd;
 		m->lifeline = lifeline;

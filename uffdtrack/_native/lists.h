@@ -29,7 +29,8 @@ typedef struct {
 	uint64_t bytes, npages;
 	uint64_t capacity;         /* of each list; a power of two */
 	int32_t engine, nvcpus;
-	uint64_t lists_at, bitmap_at, trapped_at, words; /* offsets in bytes; 64-bit words of a bitmap */
+	uint64_t lists_at, bits_at; /* offsets in bytes */
+	uint64_t words, stride;     /* 64-bit words of a bitmap; between two words of the same one */
 	_Alignas(64) _Atomic uint32_t gate;  /* odd: closed */
 	_Atomic uint32_t event;              /* futex: something for the tracker to look at */
 	_Atomic uint32_t full;               /* the threshold was reached */
@@ -44,35 +45,53 @@ typedef struct {
 } ut_shared;
 
 /* Functions return >= 0 or -errno. */
-int ut_shared_create(int engine, int nvcpus, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out);
+/* `mms`: how many address spaces there can be. One: nobody else maps it, and *fd is -1. */
+int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t capacity, int *fd,
+		     ut_shared **out);
 int ut_shared_map(int fd, ut_shared **out);
 void ut_shared_unmap(ut_shared *s);
 
-static inline _Atomic uint64_t *ut_bitmap(ut_shared *s)
+/* Bits of 64 pages: of those that are listed, and behind it, for each address space, of those whose trap has
+ * fired there (0 is the tracker's own, i + 1 that of vCPU process i). One page's bits share a cache line. */
+enum { UT_LISTED = 0, UT_TRAPPED = 1 };
+
+static inline _Atomic uint64_t *ut_word(ut_shared *s, uint64_t i)
 {
-	return (_Atomic uint64_t *)((char *)s + s->bitmap_at);
+	return (_Atomic uint64_t *)((char *)s + s->bits_at) + i / 64 * s->stride;
 }
-/* Pages whose trap has fired in address space `mm`: 0 is the tracker's own, i + 1 that of vCPU process i. */
-static inline _Atomic uint64_t *ut_trapped(ut_shared *s, int mm)
+static inline int bit_test(ut_shared *s, int map, uint64_t i)
 {
-	return (_Atomic uint64_t *)((char *)s + s->trapped_at) + (uint64_t)mm * s->words;
-}
-static inline int bit_test(_Atomic uint64_t *map, uint64_t i)
-{
-	return atomic_load_explicit(&map[i / 64], memory_order_acquire) >> (i % 64) & 1;
+	return atomic_load_explicit(&ut_word(s, i)[map], memory_order_acquire) >> (i % 64) & 1;
 }
 /* 1: it was set already. */
-static inline int bit_set(_Atomic uint64_t *map, uint64_t i)
+static inline int bit_set(ut_shared *s, int map, uint64_t i)
 {
 	uint64_t bit = 1ull << (i % 64);
 
-	return !!(atomic_fetch_or(&map[i / 64], bit) & bit);
+	return !!(atomic_fetch_or(&ut_word(s, i)[map], bit) & bit);
 }
-static inline int bit_clear(_Atomic uint64_t *map, uint64_t i)
+static inline int bit_clear(ut_shared *s, int map, uint64_t i)
 {
 	uint64_t bit = 1ull << (i % 64);
 
-	return !!(atomic_fetch_and(&map[i / 64], ~bit) & bit);
+	return !!(atomic_fetch_and(&ut_word(s, i)[map], ~bit) & bit);
+}
+
+/* The same without a locked instruction, which costs more than all the rest of a harvest does. ring, scan: only
+ * the tracker changes bits there, under its lock. */
+static inline int bit_set_alone(ut_shared *s, int map, uint64_t i)
+{
+	uint64_t bit = 1ull << (i % 64), *word = (uint64_t *)&ut_word(s, i)[map], old = *word;
+
+	*word = old | bit;
+	return !!(old & bit);
+}
+
+/* The trap of a page has fired in an address space. Where there is only one, its listed pages are those. */
+static inline void trap_fired(ut_shared *s, int mm, uint64_t i)
+{
+	if (s->stride > 1)
+		bit_set(s, UT_TRAPPED + mm, i);
 }
 
 /* Append to the list of a vCPU, or to the global one (UT_HOST, or the vCPU's is full). */

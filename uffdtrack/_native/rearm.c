@@ -11,13 +11,13 @@
  * nothing, and sets the traps of those that were written. It needs WP_ASYNC. */
 enum {
 	CALL_WP = 870,
-	ENTRY_WP = 30,
-	CALL_SCAN = 900,
+	ENTRY_WP = 65,
+	CALL_SCAN = 1100,
 	FOUND_SCAN = 45,
-	GAP = 600,   /* pages that are walked for the price of another call */
+	GAP = 375,   /* pages that are walked for the price of another call */
 	ROOM = 128,  /* results of one call; the kernel allocates for them */
 };
-#define ENTRY_SCAN 1.4
+#define ENTRY_SCAN 2.2
 
 static int protect(const ut_mm *mm, uint64_t first, uint64_t pages)
 {
@@ -46,9 +46,11 @@ static size_t run_length(const uint32_t *v, size_t n)
  * through GUP. Its trap is set again, so this cycle is the last that can know of it. */
 static void carry(ut_tracker *t, ut_mm *mm, uint64_t index)
 {
+	pthread_mutex_lock(&t->lock);
 	t->stats.carried++;
-	bit_set(ut_trapped(t->s, mm->index), index);
+	trap_fired(t->s, mm->index, index);
 	ut_mark(t->s, index);
+	pthread_mutex_unlock(&t->lock);
 }
 
 static int scan_span(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)

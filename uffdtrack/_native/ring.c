@@ -11,12 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
 	RECORD = 16, /* header and address */
 	AUDITS = 4,
+	AHEAD = 12,
 };
 
 static int open_event(int tid, int config, uint64_t period, uint64_t sample)
@@ -96,6 +98,7 @@ void ut_ring_close(ut_events *e)
 static int64_t thread_faults(ut_tracker *t, int vcpu)
 {
 	ut_vcpu *v = &t->s->vcpu[vcpu];
+	struct rusage usage;
 	char text[512], *p;
 	uint64_t min, maj;
 	uint32_t word = atomic_load(&t->s->gate);
@@ -103,6 +106,10 @@ static int64_t thread_faults(ut_tracker *t, int vcpu)
 
 	if ((word & 1) && atomic_load(&v->parked) == word)
 		return atomic_load(&v->faults); /* it stands, and has said so itself */
+	if (v->tid == syscall(SYS_gettid)) {
+		getrusage(RUSAGE_THREAD, &usage);
+		return usage.ru_minflt + usage.ru_majflt;
+	}
 	n = pread(t->ev[vcpu].stat, text, sizeof(text) - 1, 0);
 	if (n <= 0)
 		return -ESRCH;
@@ -127,6 +134,11 @@ static int drain(ut_tracker *t, int vcpu)
 
 	while (tail < head) {
 		const struct perf_event_header *h = (const void *)(data + (tail & mask));
+		/* The bits are more than a cache holds, and the pages in no order. */
+		uint64_t ahead = *(const uint64_t *)(data + ((tail + AHEAD * RECORD + 8) & mask)) - mm->base;
+
+		if (ahead < length)
+			__builtin_prefetch(ut_word(t->s, ahead / UT_PAGE), 1);
 
 		if (h->type == PERF_RECORD_SAMPLE) {
 			uint64_t offset = *(const uint64_t *)(data + ((tail + 8) & mask)) - mm->base;

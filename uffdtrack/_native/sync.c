@@ -57,7 +57,7 @@ static void on_fault(ut_mm *mm, uint64_t index, int tid)
 
 	while (!ut_try_list(s, mm->index))
 		sched_yield();
-	if (!bit_test(ut_bitmap(s), index)) {
+	if (!bit_test(s, UT_LISTED, index)) {
 		int64_t limit = s->threshold, count = atomic_fetch_add(&s->count, 1);
 
 		full = limit && count >= limit;
@@ -66,7 +66,7 @@ static void on_fault(ut_mm *mm, uint64_t index, int tid)
 			ut_listed(s, mm->index);
 			return;
 		}
-		if (bit_set(ut_bitmap(s), index))
+		if (bit_set(s, UT_LISTED, index))
 			atomic_fetch_sub(&s->count, 1);
 		else
 			ut_append(s, vcpu, index);
@@ -74,25 +74,16 @@ static void on_fault(ut_mm *mm, uint64_t index, int tid)
 	/* Before the write goes on, and its thread may end the cycle. */
 	if (full)
 		ut_gate_full(s);
-	bit_set(ut_trapped(s, mm->index), index);
+	trap_fired(s, mm->index, index);
 	unprotect(mm, index);
 	ut_listed(s, mm->index);
 }
 
 /* No handler: no fault may wait. */
-static void let_go(const ut_mm *mm)
-{
-	struct uffdio_range all = {mm->base, mm->tracker->s->npages * UT_PAGE};
-
-	/* Unregistering wakes those that wait for a missing page, and not those that want to write. */
-	ioctl(mm->uffd, UFFDIO_UNREGISTER, &all);
-	ioctl(mm->uffd, UFFDIO_WAKE, &all);
-}
-
 static void give_up(ut_mm *mm)
 {
 	atomic_store(&mm->dead, 1);
-	let_go(mm);
+	ut_let_go(mm);
 	ut_event(mm->tracker->s);
 }
 
@@ -156,6 +147,5 @@ void ut_sync_stop(ut_mm *mm)
 		;
 	pthread_join(mm->thread, NULL);
 	mm->running = 0;
-	let_go(mm);
 	close(mm->stop);
 }

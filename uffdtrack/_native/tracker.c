@@ -76,6 +76,7 @@ int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker *
 		free(t);
 		return -ENOMEM;
 	}
+	madvise(t->arena, t->bytes, MADV_HUGEPAGE);
 	at = t->arena;
 #define CARVE(what, bytes) ((what) = (void *)at, at += ((bytes) + 4095) / 4096 * 4096)
 	for (int i = 0; i < 2; i++) {
@@ -137,6 +138,15 @@ int ut_tracker_add(ut_tracker *t, int index, int uffd, int pagemap, uint64_t bas
 	return 0;
 }
 
+void ut_let_go(const ut_mm *mm)
+{
+	struct uffdio_range all = {mm->base, mm->tracker->s->npages * UT_PAGE};
+
+	/* Unregistering wakes those that wait for a missing page, and not those that want to write. */
+	ioctl(mm->uffd, UFFDIO_UNREGISTER, &all);
+	ioctl(mm->uffd, UFFDIO_WAKE, &all);
+}
+
 void ut_tracker_remove(ut_tracker *t, int index)
 {
 	ut_mm *mm = &t->mm[index];
@@ -146,7 +156,8 @@ void ut_tracker_remove(ut_tracker *t, int index)
 	if (t->engine == UT_SYNC)
 		ut_sync_stop(mm);
 	mm->used = 0;
-	/* The last copy of a userfaultfd takes its traps with it. */
+	/* Closing alone would do, but where a thread is just in a call on it, only some time later. */
+	ut_let_go(mm);
 	close(mm->uffd);
 	close(mm->pagemap);
 }
@@ -205,8 +216,9 @@ int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu)
 {
 	/* sync and inline have set the page's bit, and listed it once, when it was written. */
 	if (mm) {
-		bit_set(ut_trapped(t->s, mm->index), index);
-		if (bit_set(ut_bitmap(t->s), index)) {
+		if (t->s->stride > 1)
+			bit_set_alone(t->s, UT_TRAPPED + mm->index, index);
+		if (bit_set_alone(t->s, UT_LISTED, index)) {
 			t->stats.duplicates++;
 			return 0;
 		}
@@ -281,8 +293,6 @@ int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
 /* Pages that are in the bitmap and in no list. */
 static void take_bitmap(ut_tracker *t)
 {
-	_Atomic uint64_t *bitmap = ut_bitmap(t->s);
-
 	t->stats.overflows++;
 	for (size_t i = 0; i < t->log[t->open].n; i++) {
 		uint64_t index = index_of(t, t->log[t->open].gfn[i]);
@@ -290,7 +300,7 @@ static void take_bitmap(ut_tracker *t)
 		t->seen[index / 64] |= 1ull << (index % 64);
 	}
 	for (uint64_t w = 0; w < t->s->words; w++) {
-		uint64_t left = atomic_load(&bitmap[w]) & ~t->seen[w];
+		uint64_t left = atomic_load(ut_word(t->s, w * 64)) & ~t->seen[w];
 
 		for (; left; left &= left - 1)
 			put(t, w * 64 + __builtin_ctzll(left), UT_HOST);
@@ -333,7 +343,7 @@ static int collect(ut_tracker *t)
 		t->everything = 0;
 		t->stats.everything++;
 		for (uint64_t i = 0; i < t->s->npages; i++)
-			bit_set(ut_bitmap(t->s), i);
+			bit_set(t->s, UT_LISTED, i);
 		overflow = 1;
 	}
 	/* Until the last cycle's pages are rearmed, their bits stand too: the end of this cycle will do. */
@@ -368,7 +378,7 @@ static int64_t cut(ut_tracker *t)
 		return err;
 	log = &t->log[t->open];
 	if ((t->sabotage & UT_BREAK_FORGET) && log->n > 8) {
-		bit_clear(ut_bitmap(t->s), index_of(t, log->gfn[--log->n]));
+		bit_clear(t->s, UT_LISTED, index_of(t, log->gfn[--log->n]));
 		t->sabotage &= ~UT_BREAK_FORGET;
 	}
 	t->open = !t->open;
@@ -479,8 +489,10 @@ static void keep_out(ut_tracker *t)
 static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine)
 {
 	/* The bit goes first: a write that comes between it and the trap is listed anew. */
+	pthread_mutex_lock(&t->lock);
 	for (size_t i = 0; i < n; i++)
-		bit_clear(ut_bitmap(t->s), v[i]);
+		bit_clear(t->s, UT_LISTED, v[i]);
+	pthread_mutex_unlock(&t->lock);
 	/* A scan has set the trap of what it found. */
 	for (int i = 0; i <= t->s->nvcpus && t->engine != UT_SCAN; i++) {
 		size_t k = 0;
@@ -488,9 +500,11 @@ static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine
 
 		if (!t->mm[i].used)
 			continue;
+		pthread_mutex_lock(&t->lock);
 		for (size_t j = 0; j < n; j++)
-			if (bit_clear(ut_trapped(t->s, i), v[j]))
+			if (t->s->stride == 1 || bit_clear(t->s, UT_TRAPPED + i, v[j]))
 				mine[k++] = v[j];
+		pthread_mutex_unlock(&t->lock);
 		if ((t->sabotage & UT_BREAK_REARM) && k > 8) {
 			k--;
 			t->sabotage &= ~UT_BREAK_REARM;
@@ -664,10 +678,12 @@ int ut_set_threshold(ut_tracker *t, int64_t pages)
 
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n)
 {
+	pthread_mutex_lock(&t->lock);
 	for (uint64_t i = index; i < index + n; i++) {
 		if (t->mm[0].used)
-			bit_set(ut_trapped(t->s, 0), i);
+			trap_fired(t->s, 0, i);
 		ut_mark(t->s, i);
 	}
+	pthread_mutex_unlock(&t->lock);
 	return 0;
 }

@@ -123,6 +123,8 @@ int ut_ring_grant(ut_tracker *t);
 /* sync.c */
 int ut_sync_start(ut_tracker *t, ut_mm *mm);
 void ut_sync_stop(ut_mm *mm);
+/* Take the traps of an address space away, and let every write go. */
+void ut_let_go(const ut_mm *mm);
 /* tracker.c, for the above; 1: the page is new in this cycle */
 int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu);
 /* rearm.c */

@@ -1,0 +1,422 @@
+"""The engines side by side: first write, harvest, rearm, arm, exchange, forced pause.
+
+    make bench
+
+Every measurement is a line of lists.jsonl with all of its parameters, in us. What is compared is interleaved,
+in one run. It asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import uffdtrack._native._core as core
+
+from uffdtrack import ENGINES, GuestRam, UffdTracker, open_tracker, probe
+from uffdtrack._sys import ffi
+
+HERE = Path(__file__).parent
+ROUNDS = 9
+DIRTY = [1, 10, 100, 300, 1000, 3000, 10000, 30000, 100000]
+SIZES = [64, 256, 1024, 2048, 4096, 8192]
+DENSITY = [1, 2, 4, 8, 16, 64, 512]
+Pages = npt.NDArray[np.uint64]
+
+
+def build(directory: Path) -> Any:
+    out = directory / "lists.so"
+    flags = ["-O2", "-Wall", "-Wextra", "-pthread", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", out, HERE / "lists.c"], check=True)
+    library = ctypes.CDLL(str(out))
+    p, n = ctypes.c_void_p, ctypes.c_uint64
+    for name, result, arguments in (
+        ("now", ctypes.c_int64, []),
+        ("write", ctypes.c_int64, [p, p, n]),
+        ("call", ctypes.c_int64, [p, p]),
+        ("rearm", ctypes.c_int64, [p, p, p, n]),
+        ("uffd", ctypes.c_int, [p, n, ctypes.c_int]),
+        ("protect", ctypes.c_int64, [ctypes.c_int, p, p, n]),
+        ("protect_all", ctypes.c_int64, [ctypes.c_int, p, n]),
+        ("poll", ctypes.c_int, [ctypes.c_int]),
+        ("segv", ctypes.c_int, [p, n]),
+        ("writer", p, [p, n, n]),
+        ("writer_tid", ctypes.c_int, [p]),
+        ("writer_go", None, [p]),
+        ("writer_last", ctypes.c_int64, [p]),
+        ("writer_end", None, [p]),
+    ):
+        function = getattr(library, f"bench_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Bench:
+    """One run: C helpers, the core's functions, the rows so far."""
+
+    def __init__(self, directory: Path) -> None:
+        self.c = build(directory)
+        self.core = ctypes.CDLL(core.__file__)
+        self.out = (directory / "lists.jsonl").open("w")
+        self.rows: list[dict[str, Any]] = []
+
+    def row(self, series: str, us: float, **parameters: Any) -> None:
+        self.rows.append({"series": series, "us": round(us, 3), **parameters})
+        self.out.write(json.dumps(self.rows[-1]) + "\n")
+
+    def write(self, ram: GuestRam, pages: Pages) -> float:
+        return float(self.c.bench_write(ram.address, pages.ctypes.data, len(pages))) / 1e3
+
+    def call(self, name: str, tracker: UffdTracker) -> float:
+        """A function of the C core, without Python."""
+        function = ctypes.cast(getattr(self.core, name), ctypes.c_void_p)
+        return float(self.c.bench_call(function, int(ffi.cast("uintptr_t", tracker._c)))) / 1e3
+
+    def rearm(self, tracker: UffdTracker) -> float:
+        """All pages of the ended cycle, in C."""
+        function = ctypes.cast(self.core.ut_rearm, ctypes.c_void_p)
+        log = tracker._c.log[1 - tracker._c.open]
+        gfn = int(ffi.cast("uintptr_t", log.gfn))
+        native = int(ffi.cast("uintptr_t", tracker._c))
+        return float(self.c.bench_rearm(function, native, gfn, log.n)) / 1e3
+
+
+def scattered(rng: random.Random, ram: GuestRam, n: int) -> Pages:
+    return np.array(rng.sample(range(ram.size // 4096), n), np.uint64)
+
+
+def dense(rng: random.Random, n: int, density: int) -> Pages:
+    """`density` pages in each 2 MiB, as many neighbouring 2 MiB as that takes."""
+    return np.array(
+        [block * 512 + i for block in range(n // density) for i in rng.sample(range(512), density)], np.uint64
+    )
+
+
+def touched(size: int, huge: bool = False) -> GuestRam:
+    ram = GuestRam(size << 20, shared=False, huge=huge)
+    ram.array[::4096] = 1
+    return ram
+
+
+def first_write(bench: Bench, pages: int = 2000, mib: int = 256) -> None:
+    """Every way to learn of a write, each on a RAM of its own, round by round."""
+    rng = random.Random(1)
+    with ExitStack() as stack:
+        own = {name: stack.enter_context(touched(mib)) for name in ("untracked", "bare", "poll", "segv")}
+        bare = bench.c.bench_uffd(own["bare"].address, own["bare"].size, 1)
+        poll = bench.c.bench_uffd(own["poll"].address, own["poll"].size, 0)
+        assert bare >= 0 and poll >= 0, "userfaultfd"
+        assert bench.c.bench_poll(poll) == 0
+        trackers: dict[str, UffdTracker] = {}
+        for engine in ENGINES:
+            ram = stack.enter_context(touched(mib))
+            trackers[engine] = stack.enter_context(open_tracker(ram, engine))
+        ways: dict[str, Callable[[Pages], float]] = {}
+
+        def protected(uffd: int, ram: GuestRam) -> Callable[[Pages], float]:
+            def run(listed: Pages) -> float:
+                bench.c.bench_protect(uffd, ram.address, listed.ctypes.data, len(listed))
+                return bench.write(ram, listed)
+
+            return run
+
+        def by_engine(tracker: UffdTracker) -> Callable[[Pages], float]:
+            def run(listed: Pages) -> float:
+                with tracker.vcpu(0):
+                    us = bench.write(tracker.ram, listed)
+                    tracker.exchange()
+                return us
+
+            return run
+
+        def by_segv(listed: Pages) -> float:
+            assert bench.c.bench_segv(own["segv"].address, own["segv"].size) == 0
+            return bench.write(own["segv"], listed)
+
+        ways["untracked"] = lambda listed: bench.write(own["untracked"], listed)
+        ways["bare WP_ASYNC"] = protected(bare, own["bare"])
+        ways.update({engine: by_engine(tracker) for engine, tracker in trackers.items()})
+        ways["mprotect + SIGSEGV"] = by_segv
+        ways["polling handler"] = protected(poll, own["poll"])
+        for round_ in range(ROUNDS + 1):
+            listed = scattered(rng, own["bare"], pages)
+            for way, run in ways.items():
+                us = run(listed) / pages
+                if round_:
+                    bench.row("first write", us, way=way, pages=pages, ram_mib=mib)
+
+
+def harvest(bench: Bench, sizes: list[int]) -> None:
+    """Harvest, rearm and exchange in C, and what Python adds; sizes one by one, the rest interleaved."""
+    for mib in sizes:
+        for huge in (False, True):
+            if huge and mib not in (1024, 8192):
+                continue
+            rng = random.Random(mib)
+            memory = "huge" if huge else "4 KiB"
+            with touched(mib, huge) as ram:
+                counts = [n for n in DIRTY if n <= ram.size // 8192] if mib in (64, 1024, 8192) else [3000]
+                for engine in ("scan", "ring", "inline"):
+                    with open_tracker(ram, engine) as tracker:
+                        tracker.exchange()
+                        rounds(bench, rng, tracker, mib, memory, counts)
+                uffd = bench.c.bench_uffd(ram.address, ram.size, 1)
+                us = bench.c.bench_protect_all(uffd, ram.address, ram.size) / 1e3
+                bench.row("arm", us, ram_mib=mib, memory=memory)
+                os.close(uffd)
+
+
+def rounds(
+    bench: Bench,
+    rng: random.Random,
+    tracker: UffdTracker,
+    engine: str,
+    mib: int,
+    memory: str,
+    counts: list[int],
+) -> None:
+    with tracker.vcpu(0):
+        for round_ in range(ROUNDS + 1):
+            for n in counts:
+                listed = scattered(rng, tracker.ram, n)
+                engine = tracker.traits.name
+                about = {"engine": engine, "dirty": n, "ram_mib": mib, "memory": memory}
+                bench.write(tracker.ram, listed)
+                us = bench.call("ut_prepare", tracker)
+                again = bench.rearm(tracker)
+                if round_:
+                    bench.row("harvest", us, **about)
+                    bench.row("rearm", again, pattern="scattered", density=0, **about)
+                if n > 3000:
+                    continue
+                bench.write(tracker.ram, listed)
+                in_c = bench.call("ut_exchange", tracker)
+                if round_:
+                    bench.row("exchange", in_c, **about)
+
+
+def python_side(bench: Bench, mib: int = 1024) -> None:
+    """What exchange() costs in Python on top of the core: nothing is dirty, so that the rest is small."""
+    with touched(mib) as ram, open_tracker(ram, "inline") as tracker:
+        for _ in range(ROUNDS * 20):
+            in_c = bench.call("ut_exchange", tracker)
+            started = time.perf_counter_ns()
+            tracker.exchange()
+            us = (time.perf_counter_ns() - started) / 1e3 - in_c
+            bench.row("exchange, python", us, ram_mib=mib, dirty=0, engine="inline", caches="warm")
+        ballast = np.zeros(64 << 20, np.uint8)
+        for _ in range(ROUNDS * 4):
+            ballast += 1
+            in_c = bench.call("ut_exchange", tracker)
+            ballast += 1
+            started = time.perf_counter_ns()
+            tracker.exchange()
+            us = (time.perf_counter_ns() - started) / 1e3 - in_c
+            bench.row("exchange, python", us, ram_mib=mib, dirty=0, engine="inline", caches="cold")
+
+
+def rearm(bench: Bench, mib: int = 1024, pages: int = 3000) -> None:
+    """Rearm as planned by cost, against one ioctl a page, by how many dirty pages share 2 MiB."""
+    rng = random.Random(3)
+    with ExitStack() as stack:
+        trackers = {
+            name: stack.enter_context(open_tracker(stack.enter_context(touched(mib)), name))
+            for name in ("ring", "inline")
+        }
+        ram = stack.enter_context(touched(mib))
+        uffd = bench.c.bench_uffd(ram.address, ram.size, 1)
+        bench.c.bench_protect_all(uffd, ram.address, ram.size)
+        for round_ in range(ROUNDS + 1):
+            for density in DENSITY:
+                listed = dense(rng, min(pages, density * (mib // 2)), density)
+                about = {"density": density, "pattern": "dense", "dirty": len(listed), "ram_mib": mib}
+                for name, tracker in trackers.items():
+                    with tracker.vcpu(0):
+                        bench.write(tracker.ram, listed)
+                        bench.call("ut_prepare", tracker)
+                        us = bench.rearm(tracker)
+                    if round_:
+                        bench.row("rearm", us, engine=name, memory="4 KiB", **about)
+                bench.write(ram, listed)
+                us = bench.c.bench_protect(uffd, ram.address, listed.ctypes.data, len(listed)) / 1e3
+                if round_:
+                    bench.row("rearm", us, engine="one ioctl a page", memory="4 KiB", **about)
+
+
+def forced_pause(bench: Bench, mib: int = 256) -> None:
+    """Native vCPU threads write at random until the threshold stops them."""
+    for round_ in range(ROUNDS):
+        for vcpus in (1, 2, 4):
+            for engine in ("ring", "sync", "inline"):
+                for limit in (300, 3000):
+                    with touched(mib) as ram:
+                        tracker = open_tracker(ram, engine, vcpus=vcpus, max_dirty_pages=limit)
+                        with tracker:
+                            stop_one(bench, tracker, vcpus, limit, engine, mib, round_)
+
+
+def stop_one(
+    bench: Bench, tracker: UffdTracker, vcpus: int, limit: int, engine: str, mib: int, seed: int
+) -> None:
+    ram = tracker.ram
+    writers = [bench.c.bench_writer(ram.address, ram.size // 4096, seed * 8 + i + 1) for i in range(vcpus)]
+    for i, writer in enumerate(writers):
+        tracker.bind(i, bench.c.bench_writer_tid(writer))
+    for writer in writers:
+        bench.c.bench_writer_go(writer)
+    for _ in range(3):
+        assert tracker.wait_full(10)
+        stopped = bench.c.bench_now()
+        last = max(bench.c.bench_writer_last(writer) for writer in writers)
+        with tracker.paused():
+            pages = len(tracker.exchange())
+        about = {"engine": engine, "vcpus": vcpus, "dirty": limit, "ram_mib": mib}
+        bench.row("pause latency", (stopped - last) / 1e3, overshoot=pages - limit, **about)
+    tracker.close()
+    for writer in writers:
+        bench.c.bench_writer_end(writer)
+
+
+def grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[float]]:
+    out: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        out[tuple(row.get(key) for key in keys)].append(row["us"])
+    return out
+
+
+def spread(values: list[float], scale: float = 1) -> str:
+    low, middle, high = (f(values) * scale for f in (min, statistics.median, max))
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    by = {name: [row for row in rows if row["series"] == name] for name in {row["series"] for row in rows}}
+    writes = {key[0]: values for key, values in grouped(by["first write"], "way").items()}
+    bare = statistics.median(writes["bare WP_ASYNC"])
+    yield "First write to a page, us: median (min-max)\n\n| way | us | of bare WP_ASYNC |\n|---|---|---|\n"
+    for way, values in writes.items():
+        yield f"| {way} | {spread(values)} | {statistics.median(values) / bare:.2f} |\n"
+    yield "\nHarvest into lists, rearm, and both in one call, us\n\n"
+    yield f"| engine | memory | RAM, MiB | dirty | harvest | rearm | exchange |\n{'|---' * 7}|\n"
+    keys = ("engine", "memory", "ram_mib", "dirty")
+    rearms = grouped([row for row in by["rearm"] if row["pattern"] == "scattered"], *keys)
+    exchanges = grouped(by["exchange"], *keys)
+    for key, values in sorted(grouped(by["harvest"], *keys).items()):
+        cells = [spread(d[key]) if key in d else "" for d in (rearms, exchanges)]
+        yield f"| {' | '.join(map(str, key))} | {spread(values)} | {' | '.join(cells)} |\n"
+    yield "\nWhat Python adds to an exchange, us\n\n| caches | us |\n|---|---|\n"
+    for key, values in sorted(grouped(by["exchange, python"], "caches").items()):
+        yield f"| {key[0]} | {spread(values)} |\n"
+    yield "\nRearm of 3000 pages, us a page, by dirty pages in each 2 MiB\n\n"
+    dense_rows = [row for row in by["rearm"] if row["pattern"] == "dense"]
+    per = defaultdict(list)
+    for row in dense_rows:
+        per[row["engine"], row["density"]].append(row["us"] / row["dirty"])
+    names = ["one ioctl a page", "ring", "inline"]
+    yield f"| pages in 2 MiB | {' | '.join(names)} |\n|---|---|---|---|\n"
+    for density in DENSITY:
+        yield f"| {density} | {' | '.join(spread(per[name, density]) for name in names)} |\n"
+    yield "\nArm, ms\n\n| memory | RAM, MiB | ms |\n|---|---|---|\n"
+    for key, values in sorted(grouped(by["arm"], "memory", "ram_mib").items()):
+        yield f"| {key[0]} | {key[1]} | {spread(values, 1e-3)} |\n"
+    yield "\nForced pause: from the last write to all vCPUs standing, us; pages beyond the threshold\n\n"
+    yield "| engine | vCPUs | threshold | us | beyond, most |\n|---|---|---|---|---|\n"
+    beyond: dict[tuple[Any, ...], int] = {}
+    for row in by["pause latency"]:
+        key = (row["engine"], row["vcpus"], row["dirty"])
+        beyond[key] = max(beyond.get(key, -1 << 40), row["overshoot"])
+    for key, values in sorted(grouped(by["pause latency"], "engine", "vcpus", "dirty").items()):
+        yield f"| {' | '.join(map(str, key))} | {spread(values)} | {beyond[key]} |\n"
+
+
+def plots(rows: list[dict[str, Any]], directory: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def median(series: str, key: str, **want: Any) -> tuple[list[Any], list[float]]:
+        chosen = [
+            r for r in rows if r["series"] == series and all(r.get(k) == value for k, value in want.items())
+        ]
+        points = grouped(chosen, key)
+        xs = sorted(x for (x,) in points)
+        return xs, [statistics.median(points[x,]) for x in xs]
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8))
+    writes = {key[0]: statistics.median(v) for key, v in grouped(
+        [r for r in rows if r["series"] == "first write"], "way").items()}  # fmt: skip
+    axis = axes[0][0]
+    axis.barh(list(writes), list(writes.values()))
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="us", title="First write to a page")
+    for i, value in enumerate(writes.values()):
+        axis.text(value, i, f" {value:.2g}", va="center")
+    axis.margins(x=0.15)
+    for axis, key, title, want in (
+        (axes[0][1], "ram_mib", "Harvest of 3000 pages against RAM", {"dirty": 3000}),
+        (axes[1][0], "dirty", "Harvest against dirty pages, 8 GiB", {"ram_mib": 8192}),
+    ):
+        for engine in ("scan", "ring", "inline"):
+            for memory, style in (("4 KiB", "o-"), ("huge", "s--")):
+                xs, ys = median("harvest", key, engine=engine, memory=memory, **want)
+                if len(xs) > 1:
+                    axis.plot(xs, ys, style, label=f"{engine}, {memory} pages", markersize=4)
+        axis.set(xscale="log", yscale="log", xlabel="RAM, MiB" if key == "ram_mib" else "dirty pages",
+                 ylabel="us", title=title)  # fmt: skip
+        if axis.lines:
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    axis = axes[1][1]
+    for engine in ("one ioctl a page", "ring", "inline"):
+        chosen = [
+            r for r in rows if r["series"] == "rearm" and r["pattern"] == "dense" and r["engine"] == engine
+        ]
+        per = defaultdict(list)
+        for r in chosen:
+            per[r["density"]].append(r["us"] / r["dirty"])
+        axis.plot(list(per), [statistics.median(v) for v in per.values()], "o-", label=engine, markersize=4)
+    axis.set(
+        xscale="log", yscale="log", xlabel="dirty pages in each 2 MiB", ylabel="us a page", title="Rearm"
+    )
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(directory / "lists.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="RAM in MiB")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.output)
+    probe()  # it forks, and a fork makes every private page fault once more
+    first_write(bench)
+    rearm(bench)
+    forced_pause(bench)
+    python_side(bench)
+    harvest(bench, options.sizes)
+    bench.out.close()
+    text = "".join(tables(bench.rows))
+    (options.output / "lists.md").write_text(text)
+    print(text)
+    plots(bench.rows, options.output)
+
+
+if __name__ == "__main__":
+    main()

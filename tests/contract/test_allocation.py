@@ -1,0 +1,68 @@
+"""Between activate and deactivate nothing is allocated or freed, in the C core or by numpy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROGRAMS
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+PROGRAM = """
+import ctypes, gc, sys
+import numpy as np
+from uffdtrack import GuestRam, open_tracker
+
+count = ctypes.CDLL(sys.argv[2])
+for line in open("/proc/self/maps"):
+    where, permissions, *_, name = line.split()
+    if "x" in permissions and ("/_core.abi3" in name or "/_multiarray_umath" in name):
+        start, end = (int(part, 16) for part in where.split("-"))
+        count.count_range(ctypes.c_ulong(start), ctypes.c_ulong(end))
+
+def cycles(tracker, ram, n):
+    for i in range(n):
+        ram.array[4096 * i] = 1
+        ram.array[4096 * 500] = 1
+        pages = tracker.exchange()
+        ram.array[4096 * i] = 2
+        tracker.prepare()
+        while len(part := tracker.fetch(1)):
+            tracker.rearm(part)
+        if tracker.traits.forced_pause != "none":
+            tracker.wait_full(0)
+        tracker.pause()
+        tracker.resume()
+
+limit = None if sys.argv[1] == "scan" else 100
+with GuestRam("16MiB") as ram, open_tracker(ram, sys.argv[1], vcpus=2, max_dirty_pages=limit) as tracker:
+    with tracker.vcpu(0):
+        cycles(tracker, ram, 50)
+        gc.disable()
+        before = count.count_so_far()
+        cycles(tracker, ram, 500)
+        print(count.count_so_far() - before)
+        array = np.empty(1 << 20, np.uint8)
+        del array
+        print(count.count_so_far() - before)
+"""
+
+
+def test_nothing_is_allocated_in_a_cycle(engine: str, tmp_path: Path) -> None:
+    library = tmp_path / "count.so"
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fno-builtin"]
+    subprocess.run(["cc", *flags, "-o", library, PROGRAMS / "count.c"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, engine, str(library)],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    in_cycles, control = map(int, done.stdout.split())
+    assert in_cycles == 0
+    assert control >= 2, "the counter counts"
