@@ -183,7 +183,6 @@ def rounds(
     bench: Bench,
     rng: random.Random,
     tracker: UffdTracker,
-    engine: str,
     mib: int,
     memory: str,
     counts: list[int],

@@ -15,8 +15,7 @@ Vcpus = npt.NDArray[np.int32]
 class DirtyPages:
     """Pages of one cycle, in lists: views of the tracker's memory, not copies.
 
-    They hold until the cycle after the next one ends (the second `prepare()` or `exchange()` from the one
-    that made them); copy what has to last longer.
+    They hold until the next `prepare()` or `exchange()`; copy what has to last longer.
 
     Attributes:
         gfn: shape (n,), uint64: guest frame numbers, each once, in no order.

@@ -105,6 +105,7 @@ static int rearm_group(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 		runs++;
 	by_run = runs * CALL_WP + (n - runs) * ENTRY_WP;
 	by_span = async ? CALL_SCAN + span * ENTRY_SCAN + n * FOUND_SCAN : CALL_WP + span * ENTRY_WP;
+	by_span += by_span / 4; /* only where it is worth it in cold caches too */
 	t->stats.rearm_calls += by_span < by_run ? 1 : runs;
 	if (by_span < by_run && async)
 		return scan_span(t, mm, v, n);

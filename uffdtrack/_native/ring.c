@@ -18,7 +18,7 @@
 enum {
 	RECORD = 16, /* header and address */
 	AUDITS = 4,
-	AHEAD = 12,
+	AHEAD = 48, /* a whole cache miss, and the walk of the page table before it */
 };
 
 static int open_event(int tid, int config, uint64_t period, uint64_t sample)
