@@ -28,6 +28,7 @@ format: .venv/ready
 bench: .venv/ready
 	@tools/need gcore:gdb
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
+	$(BIN)/python -m benchmarks.lists -o out/bench
 
 .venv/ready: pyproject.toml setup.py $(SOURCES)
 	@tools/need cc:gcc $(PYTHON):python3

@@ -182,14 +182,37 @@ class GuestRam:
             InvalidInputError: outside of the RAM.
         """
         view = memoryview(data).cast("B")
-        if offset < 0 or offset + len(view) > self.size:
-            raise InvalidInputError(f"bytes {offset} to {offset + len(view)} are not in the RAM")
-        if not len(view):
-            return
+        self._check(offset, len(view))
         self.array[offset : offset + len(view)] = np.frombuffer(view, np.uint8)
+        self._wrote(offset, len(view))
+
+    def discard(self, offset: int, size: int) -> None:
+        """Give memory back to the host, as a balloon does: its pages read as zero, and are listed as written.
+
+        madvise(2) alone takes the traps of private memory away and tells no tracker. Shared memory stays
+        allocated; it is only zeroed.
+
+        Raises:
+            InvalidInputError: outside of the RAM, or not whole pages.
+        """
+        self._check(offset, size)
+        if offset % PAGE or size % PAGE:
+            raise InvalidInputError(f"bytes {offset} to {offset + size} are not whole pages")
+        if size and self._map:
+            self._map.madvise(mmap.MADV_DONTNEED, offset, size)
+        elif size:
+            self.array[offset : offset + size] = 0
+        self._wrote(offset, size)
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset < 0 or offset + size > self.size:
+            raise InvalidInputError(f"bytes {offset} to {offset + size} are not in the RAM")
+
+    def _wrote(self, offset: int, size: int) -> None:
         first = offset // PAGE
         for watcher in list(self._watchers):
-            watcher.host_wrote(first, (offset + len(view) - 1) // PAGE - first + 1)
+            if size:
+                watcher.host_wrote(first, (offset + size - 1) // PAGE - first + 1)
 
     def watch(self, watcher: _Watcher) -> None:
         """Tell a tracker of `host_write()`s from now on."""

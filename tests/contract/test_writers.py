@@ -105,3 +105,26 @@ def test_audit_can_fail(make: Callable[..., Guest], engine: str, files: tuple[in
     assert guest.vcpus[0].wait()
     guest.copy(guest.tracker.exchange())
     assert guest.stale() == [44]
+
+
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[3], CONFIGS[5]], ids=str)
+def test_discarded_pages_are_zero_and_tracked(
+    make: Callable[..., Guest], engine: str, config: Config
+) -> None:
+    guest = make(engine, config)
+    guest.write(0, list(range(600)), 7)
+    guest.copy(guest.tracker.exchange())
+    for value in range(3):
+        guest.ram.discard(4096 * 100, 4096 * 50)
+        guest.write(1, [120, 121, 700], value + 9)
+        guest.copy(guest.tracker.exchange())
+        assert not guest.stale()
+        assert not guest.shadow[4096 * 100 : 4096 * 120].any()
+        guest.write(0, [101, 122], value + 20)
+        pages = guest.tracker.exchange()
+        assert set(guest.index(pages)) >= {101, 122}
+        guest.copy(pages)
+        assert not guest.stale()
+    # From now on as if nothing had been.
+    guest.write(0, [110], 1)
+    assert guest.index(guest.tracker.exchange()) == [110]
