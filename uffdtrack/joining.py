@@ -8,6 +8,7 @@ import selectors
 import socket
 import struct
 import threading
+import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -70,6 +71,29 @@ def own_uffd(engine: int, ram: GuestRam) -> int:
     return uffd
 
 
+class Forkable(Protocol):
+    """Holds file descriptors whose last copy means something to others."""
+
+    def forked(self) -> None: ...
+
+
+_forkable: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def after_fork(holder: Forkable) -> None:
+    """Have `forked()` called in children that this process forks, which get copies of every fd."""
+    _forkable.add(holder)
+
+
+def _in_child() -> None:
+    for holder in list(_forkable):
+        holder.forked()
+    _forkable.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 class Host(Protocol):
     """The tracker, as the listener sees it."""
 
@@ -84,6 +108,7 @@ class Listener:
     def __init__(self, name: str, host: Host) -> None:
         self._host = host
         self._connections: dict[int, socket.socket] = {}
+        self._joining: socket.socket | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.bind(address_of(name))
@@ -101,6 +126,12 @@ class Listener:
         self._thread.join()
         self._wake[1].close()
 
+    def forked(self) -> None:
+        """In a forked child, which must not keep the others waiting for our end."""
+        for connection in (self._socket, *self._wake, self._joining, *self._connections.values()):
+            if connection:
+                connection.close()
+
     def _serve(self) -> None:
         with selectors.DefaultSelector() as waiting, self._socket as listener:
             waiting.register(listener, selectors.EVENT_READ)
@@ -112,11 +143,11 @@ class Listener:
                             connection.close()
                         return
                     if key.fileobj is listener:
-                        connection, _ = listener.accept()
-                        vcpu = self._admit(connection)
+                        self._joining, _ = listener.accept()
+                        vcpu = self._admit(self._joining)
                         if vcpu is not None:
-                            self._connections[vcpu] = connection
-                            waiting.register(connection, selectors.EVENT_READ, vcpu)
+                            self._connections[vcpu] = self._joining
+                            waiting.register(self._joining, selectors.EVENT_READ, vcpu)
                     else:
                         waiting.unregister(key.fileobj)
                         self._part(key.data)

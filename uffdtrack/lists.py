@@ -97,6 +97,7 @@ class UffdTracker(Gate):
             raise
         self._cycle = 0
         self.ram.watch(self)
+        joining.after_fork(self)
 
     def _log_arrays(self, i: int, pages: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
         log = self._c.log[i]
@@ -135,6 +136,16 @@ class UffdTracker(Gate):
         self._shared = None
         if self._shared_fd >= 0:
             os.close(self._shared_fd)
+
+    def forked(self) -> None:
+        """In a forked child: let go of all that has to end with the tracker's process."""
+        if self._c is not None:
+            lib.ut_tracker_forked(self._c)
+        if self._listener:
+            self._listener.forked()
+        self._c = self._shared = self._listener = None
+        self._member = -1
+        self._closed = True
 
     def close(self) -> None:
         """`deactivate()`, for good. Idempotent."""

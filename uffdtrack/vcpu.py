@@ -10,7 +10,16 @@ from typing import Any
 
 from uffdtrack._sys import check_own, ffi, lib
 from uffdtrack.errors import InvalidInputError, TrackerError
-from uffdtrack.joining import JOIN_TIMEOUT, address_of, check_peer, open_perf, own_uffd, receive, send
+from uffdtrack.joining import (
+    JOIN_TIMEOUT,
+    address_of,
+    after_fork,
+    check_peer,
+    open_perf,
+    own_uffd,
+    receive,
+    send,
+)
 from uffdtrack.ram import GuestRam, Memslot
 
 
@@ -71,6 +80,7 @@ class Vcpu:
             lib.ut_member_perf(self._member, self.number, perf[2])
         send(self._socket, {"base": self.ram.address}, [uffd, pagemap, *perf])
         self._answer()
+        after_fork(self)
         # Our copy of the userfaultfd would keep the traps when the tracker dies. inline needs it, and its
         # threads need nobody else.
         if engine != lib.UT_INLINE:
@@ -85,6 +95,15 @@ class Vcpu:
         if "error" in answer:
             raise InvalidInputError(answer["error"])
         return answer, fds
+
+    def forked(self) -> None:
+        """In a forked child, which is no vCPU."""
+        self._socket.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._member = -1
+        self._shared = None
 
     def leave(self) -> None:
         """End being a vCPU: the tracker keeps what was written. Idempotent."""

@@ -252,13 +252,17 @@ def test_death_of_the_handler(make: Callable[..., Guest], engine: str) -> None:
 
 
 TRACKER = """
-import sys
+import os, sys
 from uffdtrack import GuestRam, open_tracker
 ram = GuestRam("8MiB")
 tracker = open_tracker(ram, sys.argv[1], vcpus=2, max_dirty_pages=int(sys.argv[2]) or None)
 tracker.activate()
 print(ram.name, flush=True)
 tracker.wait_joined(30)
+if not os.fork():
+    # A child that outlives the tracker must not keep the traps, nor the vCPUs waiting.
+    os.read(int(sys.argv[3]), 1)
+    os._exit(0)
 print("joined", flush=True)
 if int(sys.argv[2]):
     tracker.wait_full(30)
@@ -276,10 +280,12 @@ def test_death_of_the_tracker(engine: str, limit: int, library_path: Path) -> No
     """Its vCPUs run on, whatever they were doing, and can write everywhere."""
     if engine == "scan" and limit:
         pytest.skip("no forced pause")
+    until, end = os.pipe()
     tracker = subprocess.Popen(
-        [sys.executable, "-c", TRACKER, engine, str(limit)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", TRACKER, engine, str(limit), str(until)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[until],
     )  # fmt: skip
+    os.close(until)
     assert tracker.stdout and tracker.stdin
     try:
         name = tracker.stdout.readline().strip()
@@ -304,4 +310,5 @@ def test_death_of_the_tracker(engine: str, limit: int, library_path: Path) -> No
     assert [int(ram.pages()[page, page % 4096]) for page in range(2000)] == [8] * 2000
     for vcpu in vcpus:
         vcpu.end()
+    os.close(end)  # the end of the child that it left
     ram.close()

@@ -119,6 +119,15 @@ void ut_tracker_close(ut_tracker *t)
 	free(t);
 }
 
+void ut_tracker_forked(ut_tracker *t)
+{
+	for (int i = 0; i <= UT_MAX_VCPUS; i++)
+		if (t->mm[i].used) {
+			close(t->mm[i].uffd);
+			close(t->mm[i].pagemap);
+		}
+}
+
 int ut_tracker_add(ut_tracker *t, int index, int uffd, int pagemap, uint64_t base, int vcpu)
 {
 	ut_mm *mm = &t->mm[index];

@@ -89,6 +89,8 @@ int ut_own_uffd(int engine, int *kernel);
 int ut_arm(int uffd, uint64_t base, uint64_t bytes);
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out);
 void ut_tracker_close(ut_tracker *t);
+/* In a child that this process has forked: let go of what would outlive the tracker there. */
+void ut_tracker_forked(ut_tracker *t);
 /* Take in an address space, and arm it; the tracker owns the fds from then on. */
 int ut_tracker_add(ut_tracker *t, int mm, int uffd, int pagemap, uint64_t base, int vcpu);
 void ut_tracker_remove(ut_tracker *t, int mm);
