@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from uffdtrack.errors import (
 )
 from uffdtrack.gate import Gate, checked_threshold
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats, smaller_log
-from uffdtrack.ram import GuestRam
+from uffdtrack.ram import NORESERVE, GuestRam
 from uffdtrack.traits import Traits
 
 LIST_CAPACITY = 1 << 16
@@ -84,10 +85,14 @@ class UffdTracker(Gate):
             native_slot.gfn, native_slot.index, native_slot.npages = slot.gfn, first, slot.pages
             first += slot.pages
         try:
-            check_own(lib.ut_tracker_open(self._shared, slots, len(slots), native), "allocate the tracker")
+            # Python's, so that pages which somebody still holds outlive the tracker.
+            arena = mmap.mmap(-1, lib.ut_arena_bytes(self._shared), NORESERVE)
+            memory = ffi.from_buffer(arena)
+            opened = lib.ut_tracker_open(self._shared, slots, len(slots), memory, native)
+            check_own(opened, "allocate the tracker")
             self._c = native[0]
             check_own(lib.ut_set_threshold(self._c, self._threshold), "set the threshold")
-            self._logs = [self._log_arrays(i, pages) for i in range(2)]
+            self._logs = [self._log_arrays(arena, memory, i, pages) for i in range(2)]
             if self.ram.shared:
                 self._listener = joining.Listener(self.ram.name, self)
             else:
@@ -99,11 +104,14 @@ class UffdTracker(Gate):
         self.ram.watch(self)
         joining.after_fork(self)
 
-    def _log_arrays(self, i: int, pages: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-        log = self._c.log[i]
+    def _log_arrays(
+        self, arena: mmap.mmap, memory: Any, i: int, pages: int
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+        base, log = int(ffi.cast("uintptr_t", memory)), self._c.log[i]
+        gfn, vcpu = (int(ffi.cast("uintptr_t", at)) - base for at in (log.gfn, log.vcpu))
         return (
-            np.frombuffer(ffi.buffer(log.gfn, pages * 8), np.uint64),
-            np.frombuffer(ffi.buffer(log.vcpu, pages * 4), np.int32),
+            np.frombuffer(arena, np.uint64, pages, gfn),
+            np.frombuffer(arena, np.int32, pages, vcpu),
         )
 
     def _track_own(self) -> None:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from uffdtrack.errors import InvalidInputError, StorageError
 
 PAGE = 4096
+# MAP_NORESERVE has a name in Python from 3.12 on.
+NORESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -97,8 +99,7 @@ class GuestRam:
             if shared:
                 self._shm = shared_memory.SharedMemory(create=True, size=length)
             else:
-                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-                self._map = mmap.mmap(-1, length, flags)
+                self._map = mmap.mmap(-1, length, NORESERVE)
                 self._map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
         except OSError as error:
             raise StorageError(f"cannot get {length} bytes of guest RAM: {error.strerror}") from error

@@ -229,3 +229,13 @@ def test_calls_out_of_order(make: Callable[..., Guest], engine: str) -> None:
     tracker.close()
     with pytest.raises(CycleError, match="closed"):
         tracker.activate()
+
+
+def test_pages_outlive_the_tracker(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, CONFIGS[0])
+    guest.tracker.exchange()
+    guest.write(0, [5, 6])
+    pages = guest.tracker.exchange()
+    guest.tracker.close()
+    assert sorted(pages.gfn.tolist()) == [5, 6]
+    assert len(pages.vcpu.tolist()) == 2

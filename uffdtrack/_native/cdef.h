@@ -184,7 +184,8 @@ typedef struct {
 } ut_tracker;
 int ut_own_uffd(int engine, int *kernel);
 int ut_arm(int uffd, uint64_t base, uint64_t bytes);
-int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out);
+size_t ut_arena_bytes(const ut_shared *s);
+int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);
 void ut_tracker_close(ut_tracker *t);
 void ut_tracker_forked(ut_tracker *t);
 int ut_tracker_add(ut_tracker *t, int mm, int uffd, int pagemap, uint64_t base, int vcpu);

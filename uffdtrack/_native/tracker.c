@@ -58,35 +58,41 @@ int ut_arm(int uffd, uint64_t base, uint64_t bytes)
 
 /* -- open and close ------------------------------------------------------------------------------ */
 
-int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out)
+static size_t room(size_t n, size_t size)
 {
-	ut_tracker *t;
+	return (n * size + 4095) & ~4095ul;
+}
+
+/* All that a cycle needs, in one piece; pages of it become real when they are used. The logs' length is the
+ * RAM's: no cycle is too large. */
+size_t ut_arena_bytes(const ut_shared *s)
+{
 	size_t n = s->npages + 8;
-	char *at;
+
+	return 2 * room(n, 8) + 4 * room(n, 4) + room(s->words, 8) + room(VEC, sizeof(struct ut_page_region));
+}
+
+int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out)
+{
+	size_t n = s->npages + 8;
+	char *at = arena;
+	ut_tracker *t;
 
 	if (nslots < 1 || nslots > UT_MAX_SLOTS)
 		return -EINVAL;
 	t = calloc(1, sizeof(*t));
 	if (!t)
 		return -ENOMEM;
-	/* One arena for all that a cycle needs; pages of it become real when they are used. */
-	t->bytes = 2 * n * (8 + 4) + 2 * n * 4 + s->words * 8 + VEC * sizeof(*t->vec) + 8 * 4096;
-	t->arena = mmap(NULL, t->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (t->arena == MAP_FAILED) {
-		free(t);
-		return -ENOMEM;
-	}
-	madvise(t->arena, t->bytes, MADV_HUGEPAGE);
-	at = t->arena;
-#define CARVE(what, bytes) ((what) = (void *)at, at += ((bytes) + 4095) / 4096 * 4096)
+	madvise(arena, ut_arena_bytes(s), MADV_HUGEPAGE);
+#define CARVE(what, n, size) ((what) = (void *)at, at += room(n, size))
 	for (int i = 0; i < 2; i++) {
-		CARVE(t->log[i].gfn, n * 8);
-		CARVE(t->log[i].vcpu, n * 4);
+		CARVE(t->log[i].gfn, n, 8);
+		CARVE(t->log[i].vcpu, n, 4);
 	}
-	CARVE(t->scratch, n * 4);
-	CARVE(t->scratch2, n * 4);
-	CARVE(t->seen, s->words * 8);
-	CARVE(t->vec, VEC * sizeof(*t->vec));
+	CARVE(t->scratch, n, 4);
+	CARVE(t->scratch2, n, 4);
+	CARVE(t->seen, s->words, 8);
+	CARVE(t->vec, VEC, sizeof(*t->vec));
 #undef CARVE
 	t->s = s;
 	t->engine = s->engine;
@@ -115,7 +121,6 @@ void ut_tracker_close(ut_tracker *t)
 	/* One that met the threshold just before may have closed it again. */
 	ut_gate_open(t->s);
 	pthread_mutex_destroy(&t->lock);
-	munmap(t->arena, t->bytes);
 	free(t);
 }
 

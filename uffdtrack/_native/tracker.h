@@ -71,15 +71,13 @@ typedef struct ut_tracker {
 	_Atomic uint64_t next; /* of log[!open], to hand out */
 	_Atomic uint64_t rearmed;
 	uint32_t *scratch, *scratch2;
-	uint64_t *seen;        /* bitmap, for overflows and get_dirty_log */
+	uint64_t *seen;        /* bitmap, for overflows */
 	struct ut_page_region *vec;
 	int32_t everything;    /* nobody can say what was written: all of it */
 	int32_t sabotage;
 	uint64_t forgotten;
 	pthread_mutex_t lock;  /* collect and cut */
 	ut_stats stats;
-	size_t bytes;
-	void *arena;
 } ut_tracker;
 
 /* Functions return >= 0 or -errno. */
@@ -87,7 +85,9 @@ typedef struct ut_tracker {
 int ut_own_uffd(int engine, int *kernel);
 /* Set every trap of [base, base + bytes), which the calling process has mapped. */
 int ut_arm(int uffd, uint64_t base, uint64_t bytes);
-int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, ut_tracker **out);
+size_t ut_arena_bytes(const ut_shared *s);
+/* `arena`: zeroed, of that size, and the caller's; it has to outlive the tracker. */
+int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);
 void ut_tracker_close(ut_tracker *t);
 /* In a child that this process has forked: let go of what would outlive the tracker there. */
 void ut_tracker_forked(ut_tracker *t);
