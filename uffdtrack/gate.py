@@ -156,8 +156,7 @@ class Gate:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """All vCPUs stand in the block, and run after it. A pause that `wait_full()` began is taken over."""
-        if not lib.ut_gate_closed(self._shared):
-            self.pause()
+        self.pause()  # a closed gate is no pause yet: a vCPU may just have closed it
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -220,10 +221,10 @@ class UffdTracker(Gate):
             raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {self._cycle}")
         if pages.rearmed:
             raise CycleError("these pages are rearmed already")
-        pages.rearmed = True
         if len(pages):
             gfn = ffi.cast("uint64_t *", pages.gfn.ctypes.data)
             self._check(lib.ut_rearm(native, gfn, len(pages)), "rearm")
+        pages.rearmed = True
 
     def exchange(self) -> DirtyPages:
         """`prepare()`, `fetch()` of all, and `rearm()` of it, at the lowest cost.
@@ -235,6 +236,8 @@ class UffdTracker(Gate):
         native = self._active()
         n = lib.ut_exchange(native)
         if n < 0:
+            if n != -errno.EBUSY:
+                self._cycle += 1  # what is not rearmed can be fetched
             self._check(n, "end the cycle")
         self._cycle += 1
         gfn, vcpu = self._logs[1 - native.open]

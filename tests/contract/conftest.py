@@ -25,7 +25,7 @@ class Config:
     """What kind of guest."""
 
     vcpus: int
-    kind: str  # threads or processes
+    kind: str  # threads, processes, or mixed
     shared: bool
     huge: bool = False
     slots: tuple[Memslot, ...] = (Memslot(0, PAGES),)
@@ -43,7 +43,7 @@ CONFIGS = [
     Config(3, "threads", shared=True, slots=HOLES),
     Config(1, "processes", shared=True),
     Config(2, "processes", shared=True, slots=HOLES),
-    Config(4, "processes", shared=True),
+    Config(4, "mixed", shared=True),
 ]
 
 
@@ -114,7 +114,7 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
             for i in range(config.vcpus):
                 vcpu = (
                     ThreadVcpu(library, tracker, ram, i)
-                    if config.kind == "threads"
+                    if config.kind == "threads" or (config.kind == "mixed" and i % 2)
                     else ProcessVcpu(library_path, ram, i)
                 )
                 stack.callback(vcpu.end)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import random
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.conftest import CONFIGS, PAGES, Guest
-from tests.contract.guests import STORM
+from tests.contract.guests import PVM, READ_FILE, STORM, WRITE
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -98,11 +103,59 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     run()
 
 
+@pytest.mark.parametrize("limit", [None, 150])
+def test_all_at_once(make: Callable[..., Guest], engine: str, limit: int | None, tmp_path: Path) -> None:
+    """Threads and processes, system calls and GUP, a host that writes, cycles in a pause and without."""
+    if engine == "scan" and limit:
+        pytest.skip("no forced pause")
+    guest, rng = make(engine, CONFIGS[-1], limit), random.Random(5)
+    tracker, host, done = guest.tracker, threading.Lock(), threading.Event()
+    (tmp_path / "data").write_bytes(b"x" * 4096)
+    fd = os.open(tmp_path / "data", os.O_RDONLY)
+
+    def host_writes() -> None:
+        own = random.Random(6)
+        while not done.is_set():
+            with host:
+                guest.ram.host_write(own.randrange(guest.ram.size - 9000), bytes([own.randrange(256)]) * 9000)
+            done.wait(0.001)
+
+    writer = threading.Thread(target=host_writes)
+    writer.start()
+    kinds = [WRITE] if engine == "inline" else [WRITE, WRITE, READ_FILE]
+    try:
+        guest.copy(tracker.exchange())
+        for round_ in range(300):
+            # What was pinned before a rearm may be written after it: GUP only where cycles end in a pause.
+            calm = round_ >= 150
+            for vcpu in guest.vcpus:
+                if vcpu.wait(0):
+                    kind = rng.choice([*kinds, PVM] if calm and engine != "inline" else kinds)
+                    vcpu.post(kind, rng.sample(range(PAGES), 100), rng.randrange(256), fd)
+            if limit and rng.random() < 0.5:
+                tracker.wait_full(0.01)
+            if calm or rng.random() < 0.5:
+                with host, tracker.paused():
+                    guest.copy(tracker.exchange())
+                    assert not guest.stale()
+            else:
+                guest.copy(tracker.exchange())
+                with suppress(CycleError):
+                    tracker.resume()
+    finally:
+        done.set()
+        writer.join()
+        os.close(fd)
+    while not all(vcpu.wait(0) for vcpu in guest.vcpus):
+        with tracker.paused():
+            guest.copy(tracker.exchange())
+    guest.copy(tracker.exchange())
+    assert not guest.stale()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5]], ids=str)
 def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: object) -> None:
-    import random
-
     guest, rng = make(engine, config), random.Random(11)
     guest.copy(guest.tracker.exchange())
     for cycle in range(10_000):

@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -26,13 +28,24 @@ struct command {
 	long result;
 };
 
+/* No locks: the thread may be stopped anywhere, and nobody must wait for one that it holds then. */
 struct guest {
 	pthread_t thread;
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	struct command *work;
-	int tid;
+	_Atomic(struct command *) work;
+	_Atomic uint32_t changed; /* futex */
+	_Atomic int tid;
 };
+
+static void wake(struct guest *g)
+{
+	atomic_fetch_add(&g->changed, 1);
+	syscall(SYS_futex, &g->changed, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+static void sleep_on(struct guest *g, uint32_t seen, const struct timespec *limit)
+{
+	syscall(SYS_futex, &g->changed, FUTEX_WAIT, seen, limit, NULL, 0);
+}
 
 static long one(struct command *c, uint64_t page)
 {
@@ -77,39 +90,35 @@ static void *run(void *arg)
 {
 	struct guest *g = arg;
 
-	pthread_mutex_lock(&g->lock);
-	g->tid = syscall(SYS_gettid);
-	pthread_cond_broadcast(&g->changed);
+	atomic_store(&g->tid, syscall(SYS_gettid));
+	wake(g);
 	for (;;) {
-		struct command *c;
+		uint32_t seen = atomic_load(&g->changed);
+		struct command *c = atomic_load(&g->work);
 
-		while (!g->work)
-			pthread_cond_wait(&g->changed, &g->lock);
-		c = g->work;
-		pthread_mutex_unlock(&g->lock);
+		if (!c) {
+			sleep_on(g, seen, NULL);
+			continue;
+		}
 		if (c->kind == END)
 			return NULL;
 		guest_do(c);
-		pthread_mutex_lock(&g->lock);
-		g->work = NULL;
-		pthread_cond_broadcast(&g->changed);
+		atomic_store(&g->work, NULL);
+		wake(g);
 	}
 }
 
 struct guest *guest_start(void)
 {
 	struct guest *g = calloc(1, sizeof(*g));
-	pthread_condattr_t attr;
 
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&g->changed, &attr);
-	pthread_mutex_init(&g->lock, NULL);
 	pthread_create(&g->thread, NULL, run, g);
-	pthread_mutex_lock(&g->lock);
-	while (!g->tid)
-		pthread_cond_wait(&g->changed, &g->lock);
-	pthread_mutex_unlock(&g->lock);
+	while (!atomic_load(&g->tid)) {
+		uint32_t seen = atomic_load(&g->changed);
+
+		if (!atomic_load(&g->tid))
+			sleep_on(g, seen, NULL);
+	}
 	return g;
 }
 
@@ -120,30 +129,31 @@ int guest_tid(const struct guest *g)
 
 void guest_post(struct guest *g, struct command *c)
 {
-	pthread_mutex_lock(&g->lock);
-	g->work = c;
-	pthread_cond_broadcast(&g->changed);
-	pthread_mutex_unlock(&g->lock);
+	atomic_store(&g->work, c);
+	wake(g);
 }
 
 /* 1: done. 0: not in time. */
 int guest_wait(struct guest *g, double seconds)
 {
-	struct timespec until;
-	int err = 0;
+	struct timespec now, limit;
+	double left, until;
 
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += (time_t)seconds;
-	until.tv_nsec += (seconds - (time_t)seconds) * 1e9;
-	if (until.tv_nsec >= 1000000000) {
-		until.tv_nsec -= 1000000000;
-		until.tv_sec++;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	until = now.tv_sec + now.tv_nsec / 1e9 + seconds;
+	for (;;) {
+		uint32_t seen = atomic_load(&g->changed);
+
+		if (!atomic_load(&g->work))
+			return 1;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		left = until - (now.tv_sec + now.tv_nsec / 1e9);
+		if (left <= 0)
+			return 0;
+		limit.tv_sec = (time_t)left;
+		limit.tv_nsec = (left - (time_t)left) * 1e9;
+		sleep_on(g, seen, &limit);
 	}
-	pthread_mutex_lock(&g->lock);
-	while (g->work && !err)
-		err = pthread_cond_timedwait(&g->changed, &g->lock, &until);
-	pthread_mutex_unlock(&g->lock);
-	return !err;
 }
 
 void guest_end(struct guest *g)

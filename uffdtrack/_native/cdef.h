@@ -157,8 +157,6 @@ void ut_shared_unmap(ut_shared *s);
 void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
 int ut_vcpu_state(ut_shared *s, int vcpu);
 int ut_vcpu_stands(ut_shared *s, int vcpu);
-int64_t ut_count(ut_shared *s);
-int ut_gate_closed(ut_shared *s);
 int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
 void ut_member_close(int member);
 void ut_member_perf(int member, int vcpu, int perf);

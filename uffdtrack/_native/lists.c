@@ -212,16 +212,6 @@ int ut_vcpu_stands(ut_shared *s, int vcpu)
 	return (word & 1) && atomic_load(&v->parked) == word;
 }
 
-int64_t ut_count(ut_shared *s)
-{
-	return atomic_load(&s->count);
-}
-
-int ut_gate_closed(ut_shared *s)
-{
-	return atomic_load(&s->gate) & 1;
-}
-
 /* -- the gate ------------------------------------------------------------------------------------ */
 
 static int gate_signal(void)

@@ -109,8 +109,6 @@ void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
 int ut_vcpu_state(ut_shared *s, int vcpu);
 /* 1: it is at the gate. */
 int ut_vcpu_stands(ut_shared *s, int vcpu);
-int64_t ut_count(ut_shared *s);
-int ut_gate_closed(ut_shared *s);
 
 void ut_wake(_Atomic uint32_t *word);
 void ut_wait_word(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns);

@@ -4,15 +4,19 @@
 #include "tracee.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define SPIN_NS 20000
 #define BATCH 64
+#define GRACE_NS 1000000 /* for a thread that is called to the gate */
 #define TURNS 3
 
 static void unprotect(const ut_mm *mm, uint64_t index)
@@ -32,50 +36,111 @@ static int vcpu_of(const ut_shared *s, const ut_mm *mm, int tid)
 }
 
 /* The threshold is reached: leave the write unanswered, and call its thread to the gate. The signal ends its
- * wait; after the pause it faults again. In a system call it cannot go to the gate: there the kernel repeats
- * the fault at once, again and again, and the call has to be let through to its end. */
-static int turn_away(ut_mm *mm, int vcpu)
+ * wait, and after the pause it faults again. A system call cannot go to the gate: see `answer`. */
+static void turn_away(ut_mm *mm, int vcpu, uint64_t index)
+{
+	ut_vcpu *v = &mm->tracker->s->vcpu[vcpu];
+	uint32_t word = ut_gate_full(mm->tracker->s);
+
+	if (!mm->waiting[vcpu] || mm->waiting_word[vcpu] != word)
+		mm->turns[vcpu] = 0;
+	if (!mm->nwaiting)
+		mm->waiting_since = ut_now_ns();
+	mm->nwaiting = 1;
+	mm->waiting[vcpu] = index + 1;
+	mm->waiting_word[vcpu] = word;
+	mm->turns[vcpu]++;
+	syscall(SYS_tgkill, v->pid, v->tid, SIGRTMAX - 2);
+}
+
+/* A write is listed, and goes on; 1: it is the first one to its page. */
+static int let_through(ut_mm *mm, uint64_t index, int vcpu)
 {
 	ut_shared *s = mm->tracker->s;
-	ut_vcpu *v = &s->vcpu[vcpu];
-	uint32_t word = ut_gate_full(s);
+	int fresh = !bit_set(s, UT_LISTED, index);
 
-	if (mm->turned_word[vcpu] != word) {
-		mm->turned_word[vcpu] = word;
-		mm->turned[vcpu] = 0;
-	}
-	if (++mm->turned[vcpu] > TURNS)
+	if (fresh)
+		ut_append(s, vcpu, index);
+	trap_fired(s, mm->index, index);
+	unprotect(mm, index);
+	return fresh;
+}
+
+static int sleeps(const ut_vcpu *v)
+{
+	char path[64], text[256], *p;
+	int fd, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", v->pid, v->tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
 		return 0;
-	syscall(SYS_tgkill, v->pid, v->tid, SIGRTMAX - 2);
-	return 1;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return 0;
+	text[n] = 0;
+	p = strrchr(text, ')');
+	return p && (p[2] == 'S' || p[2] == 'D');
+}
+
+/* Whether a vCPU that was turned away is in a system call, which has to come to its end before it can stand. In
+ * read(2) into the RAM the kernel repeats the fault at once, again and again, since a signal is pending; in GUP
+ * it sleeps on, since only an answer wakes it. One that was in user code runs, towards the gate. */
+static int in_system_call(const ut_mm *mm, int vcpu)
+{
+	return mm->turns[vcpu] > TURNS || sleeps(&mm->tracker->s->vcpu[vcpu]);
+}
+
+static void answer(ut_mm *mm)
+{
+	ut_shared *s = mm->tracker->s;
+	uint32_t word = atomic_load(&s->gate);
+
+	mm->nwaiting = 0;
+	mm->waiting_since = ut_now_ns();
+	for (int i = 0; i < s->nvcpus; i++) {
+		int over = mm->waiting_word[i] != word;
+
+		if (!mm->waiting[i])
+			continue;
+		if (!over && atomic_load(&s->vcpu[i].parked) != word && !in_system_call(mm, i)) {
+			mm->nwaiting = 1;
+			continue;
+		}
+		if (over || atomic_load(&s->vcpu[i].parked) != word) {
+			while (!ut_try_list(s, mm->index))
+				sched_yield();
+			atomic_fetch_add(&s->count, let_through(mm, mm->waiting[i] - 1, i));
+			ut_listed(s, mm->index);
+		}
+		mm->waiting[i] = 0;
+	}
 }
 
 static void on_fault(ut_mm *mm, uint64_t index, int tid)
 {
 	ut_shared *s = mm->tracker->s;
-	int vcpu = vcpu_of(s, mm, tid), full = 0;
+	int vcpu = vcpu_of(s, mm, tid), forced = vcpu >= 0 && s->vcpu[vcpu].forced > 0;
+	int counted = 0, full = 0;
 
 	while (!ut_try_list(s, mm->index))
 		sched_yield();
 	if (!bit_test(s, UT_LISTED, index)) {
-		int64_t limit = s->threshold, count = atomic_fetch_add(&s->count, 1);
+		int64_t limit = s->threshold;
 
-		full = limit && count >= limit;
-		if (full && vcpu >= 0 && s->vcpu[vcpu].forced > 0 && turn_away(mm, vcpu)) {
-			atomic_fetch_sub(&s->count, 1);
-			ut_listed(s, mm->index);
-			return;
-		}
-		if (bit_set(s, UT_LISTED, index))
-			atomic_fetch_sub(&s->count, 1);
-		else
-			ut_append(s, vcpu, index);
+		counted = 1;
+		full = atomic_fetch_add(&s->count, 1) >= limit && limit;
 	}
-	/* Before the write goes on, and its thread may end the cycle. */
-	if (full)
-		ut_gate_full(s);
-	trap_fired(s, mm->index, index);
-	unprotect(mm, index);
+	if (full && forced) {
+		atomic_fetch_sub(&s->count, 1);
+		turn_away(mm, vcpu, index);
+	} else {
+		/* Before the write goes on, and its thread may end the cycle. */
+		if (full)
+			ut_gate_full(s);
+		atomic_fetch_add(&s->count, let_through(mm, index, vcpu) - counted);
+	}
 	ut_listed(s, mm->index);
 }
 
@@ -98,6 +163,8 @@ static void *handle(void *arg)
 		ssize_t n = read(mm->uffd, msg, sizeof(msg));
 		int saw;
 
+		if (mm->nwaiting && ut_now_ns() - mm->waiting_since > GRACE_NS)
+			answer(mm);
 		if (n > 0 && !(mm->tracker->sabotage & UT_BREAK_HANDLER)) {
 			for (size_t i = 0; i < n / sizeof(*msg); i++)
 				if (msg[i].event == UFFD_EVENT_PAGEFAULT)
@@ -111,7 +178,7 @@ static void *handle(void *arg)
 			return NULL;
 		}
 		/* The next fault of a thread that was just let go often follows at once. */
-		saw = poll(p, 2, ut_now_ns() - idle < SPIN_NS ? 0 : -1);
+		saw = poll(p, 2, ut_now_ns() - idle < SPIN_NS ? 0 : mm->nwaiting ? 1 : -1);
 		if (saw > 0 && (p[1].revents & POLLIN))
 			return NULL;
 		if (!saw)

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define VEC 4096
+#define SPARE 4096 /* a page whose lister was late may come from the bitmap and from its list */
 #define SPIN_NS 50000
 #define PART 256 /* pages that are rearmed while no fault is listed */
 
@@ -67,14 +68,14 @@ static size_t room(size_t n, size_t size)
  * RAM's: no cycle is too large. */
 size_t ut_arena_bytes(const ut_shared *s)
 {
-	size_t n = s->npages + 8;
+	size_t n = s->npages + SPARE;
 
 	return 2 * room(n, 8) + 4 * room(n, 4) + room(s->words, 8) + room(VEC, sizeof(struct ut_page_region));
 }
 
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out)
 {
-	size_t n = s->npages + 8;
+	size_t n = s->npages + SPARE;
 	char *at = arena;
 	ut_tracker *t;
 
@@ -254,8 +255,11 @@ static int scan_mm(ut_tracker *t, ut_mm *mm)
 		};
 		long n = ioctl(mm->pagemap, UT_PAGEMAP_SCAN, &a);
 
-		if (n < 0 && errno == ESRCH)
+		if (n < 0 && errno == ESRCH) {
+			/* Its process has died, and what it wrote last only its page tables knew. */
+			t->everything = 1;
 			return 0;
+		}
 		if (n < 0)
 			return -errno;
 		for (long i = 0; i < n; i++)
@@ -284,6 +288,7 @@ int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
 	ut_vcpu *v = &t->s->vcpu[vcpu];
 	ut_events *e = &t->ev[vcpu];
 	ut_mm *own = &t->mm[vcpu + 1];
+
 	pthread_mutex_lock(&t->lock);
 	if (e->used) {
 		ut_ring_drain(t, vcpu);
@@ -447,7 +452,10 @@ int64_t ut_exchange(ut_tracker *t)
 	if (n < 0)
 		return n;
 	err = ut_rearm(t, log->gfn, n);
-	return err ? err : n;
+	if (!err)
+		return n;
+	atomic_store(&t->next, 0); /* they can be fetched, and rearmed again */
+	return err;
 }
 
 /* -- rearm --------------------------------------------------------------------------------------- */

@@ -33,8 +33,11 @@ typedef struct {
 	pthread_t thread;
 	int32_t running, stop; /* stop: eventfd */
 	_Atomic int32_t dead;
-	uint32_t turned_word[UT_MAX_VCPUS];
-	int32_t turned[UT_MAX_VCPUS]; /* writes that were left unanswered in the pause of that word */
+	int32_t nwaiting;
+	int64_t waiting_since;
+	uint64_t waiting[UT_MAX_VCPUS];      /* page + 1 of a write that was left unanswered */
+	uint32_t waiting_word[UT_MAX_VCPUS]; /* in the pause of that word, */
+	int32_t turns[UT_MAX_VCPUS];         /* so often */
 } ut_mm;
 
 /* ring: the perf events of one vCPU. */
