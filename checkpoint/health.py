@@ -76,7 +76,7 @@ def _userfaultfd(f: Features) -> list[Check]:
             "userfaultfd(2)",
         ),
         _tried(
-            "userfaultfd, kernel faults", f.uffd_full, "allowed (not needed for checkpoints)", "warn",
+            "userfaultfd, kernel faults", f.uffd_full, "allowed: the sync engine works", "warn",
             "run as root, or sysctl vm.unprivileged_userfaultfd=1; checkpoints do without",
         ),
     ]  # fmt: skip
