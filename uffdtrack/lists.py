@@ -24,6 +24,7 @@ from uffdtrack.errors import (
 from uffdtrack.gate import Gate, checked_threshold
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats, smaller_log
 from uffdtrack.ram import NORESERVE, GuestRam
+from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
 
 LIST_CAPACITY = 1 << 16
@@ -73,7 +74,7 @@ class UffdTracker(Gate):
             raise CycleError("the tracker is closed: open another one")
         if self._c is not None:
             raise CycleError("the tracker is active already")
-        pages = self.ram.size // 4096
+        pages = self.ram.size // PAGE
         capacity = min(self._threshold or LIST_CAPACITY, pages)
         fd, shared, native = ffi.new("int *"), ffi.new("ut_shared **"), ffi.new("ut_tracker **")
         spaces = self.vcpus + 1 if self.ram.shared else 1
@@ -251,7 +252,7 @@ class UffdTracker(Gate):
         if not self._cycle:
             raise CycleError("no cycle has ended yet: prepare() comes first")
         gfn = self._logs[1 - native.open][0][: native.log[1 - native.open].n]
-        return smaller_log(gfn, self.ram.index(gfn), self.ram.size // 4096)
+        return smaller_log(gfn, self.ram.index(gfn), self.ram.size // PAGE)
 
     def pending(self) -> int:
         """Pages of the open cycle so far."""

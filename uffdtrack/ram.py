@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uffdtrack.errors import InvalidInputError, StorageError
+from uffdtrack.space import PAGE
 
-PAGE = 4096
 # MAP_NORESERVE has a name in Python from 3.12 on.
 NORESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

@@ -11,6 +11,7 @@ from uffdtrack.features import Features, probe
 from uffdtrack.lists import UffdTracker
 from uffdtrack.pages import DirtyPages
 from uffdtrack.ram import GuestRam
+from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
 
 _MODULES = {"ring": ring, "scan": scan, "sync": sync, "inline": inline}
@@ -131,7 +132,7 @@ def open_tracker(
     traits, reason = choose_engine(
         engine,
         probe(),
-        pages=ram.size // 4096,
+        pages=ram.size // PAGE,
         max_dirty_pages=max_dirty_pages,
         per_vcpu=per_vcpu,
         outside_writers=outside_writers,

@@ -8,7 +8,8 @@ from functools import cache
 
 from uffdtrack.engines import inline, ring, scan, sync
 from uffdtrack.lists import UffdTracker
-from uffdtrack.ram import PAGE, GuestRam
+from uffdtrack.ram import GuestRam
+from uffdtrack.space import PAGE
 
 _TRAITS = {m.TRAITS.name: m.TRAITS for m in (ring, scan, sync, inline)}
 _PAGES = 4096
