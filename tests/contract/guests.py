@@ -60,7 +60,14 @@ class ThreadVcpu:
         self._guest = library.guest_start()
         self._address = ram.address
         self._command: Command | None = None
-        tracker.bind(number, library.guest_tid(self._guest))
+        self._tid = library.guest_tid(self._guest)
+        tracker.bind(number, self._tid)
+
+    def faults(self) -> int:
+        """Of this thread so far."""
+        text = Path(f"/proc/self/task/{self._tid}/stat").read_text()
+        fields = text.rpartition(")")[2].split()
+        return int(fields[7]) + int(fields[9])
 
     def post(self, kind: int, pages: Iterable[int], value: int = 1, fd: int = -1) -> None:
         self._command = command(self._address, kind, pages, value, fd)

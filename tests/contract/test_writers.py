@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contract.conftest import CONFIGS, Config, Guest
-from tests.contract.guests import DIRECT, LOAD, PVM, READ_FILE
+from tests.contract.guests import DEADLINE, DIRECT, LOAD, PVM, READ_FILE
 
 pytestmark = pytest.mark.usefixtures("kernel")
 KINDS = {"read": READ_FILE, "O_DIRECT": DIRECT, "process_vm_writev": PVM}
@@ -105,6 +106,28 @@ def test_audit_can_fail(make: Callable[..., Guest], engine: str, files: tuple[in
     assert guest.vcpus[0].wait()
     guest.copy(guest.tracker.exchange())
     assert guest.stale() == [44]
+
+
+def test_faults_at_the_gate_hide_no_other(make: Callable[..., Guest], engine: str) -> None:
+    """A vCPU that stands takes faults outside of the RAM, with a sample, after it has counted its faults."""
+    if engine == "inline":
+        pytest.skip("the kernel's writes fail")
+    guest = make(engine, CONFIGS[3])
+    for _ in range(3):
+        guest.copy(guest.tracker.exchange())
+    guest.vcpus[0].post(PVM, [44], 9)
+    assert guest.vcpus[0].wait()
+    with guest.tracker.paused():
+        before = guest.vcpus[0].faults()
+        child = os.fork()  # the next write to its stack copies a page
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        deadline = time.monotonic() + DEADLINE
+        while guest.vcpus[0].faults() == before:
+            assert time.monotonic() < deadline
+        guest.copy(guest.tracker.exchange())
+        assert not guest.stale()
 
 
 @pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[3], CONFIGS[5]], ids=str)

@@ -196,6 +196,7 @@ void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced)
 	v->tid = tid;
 	v->forced = forced;
 	atomic_store(&v->parked, 0);
+	atomic_store(&v->stood, 0);
 	atomic_store(&v->state, UT_VCPU_BOUND);
 }
 
@@ -356,10 +357,11 @@ static int park(ut_member *m, int vcpu)
 
 	if (!(atomic_load(&m->shared->gate) & 1))
 		return 1;
-	getrusage(RUSAGE_THREAD, &usage);
-	atomic_store(&v->faults, usage.ru_minflt + usage.ru_majflt);
 	while ((word = atomic_load(&m->shared->gate)) & 1) {
+		getrusage(RUSAGE_THREAD, &usage);
+		atomic_store(&v->faults, usage.ru_minflt + usage.ru_majflt);
 		atomic_store(&v->parked, word);
+		atomic_store(&v->stood, word);
 		ut_event(m->shared);
 		while (atomic_load(&m->shared->gate) == word) {
 			ut_wait_word(&m->shared->gate, word, 100000000);

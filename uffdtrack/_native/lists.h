@@ -21,7 +21,8 @@ typedef struct {
 	int32_t pid, tid;
 	int32_t forced;            /* may be stopped; a Python thread of the tracker's process may not */
 	_Atomic uint32_t parked;   /* the gate's word that it stands at */
-	_Atomic uint64_t faults;   /* of the thread, when it parked */
+	_Atomic uint32_t stood;    /* the last one that it stood at */
+	_Atomic uint64_t faults;   /* of the thread, until it parked there */
 	ut_list list;
 } ut_vcpu;
 

@@ -104,8 +104,10 @@ static int64_t thread_faults(ut_tracker *t, int vcpu)
 	uint32_t word = atomic_load(&t->s->gate);
 	ssize_t n;
 
-	if ((word & 1) && atomic_load(&v->parked) == word)
-		return atomic_load(&v->faults); /* it stands, and has said so itself */
+	/* It stands, and has said so itself: the cheapest. At the gate it takes no faults in the RAM, but others,
+	 * whose samples would make up for a write without one. */
+	if ((word & 1) && atomic_load(&v->parked) == word && t->ev[vcpu].strayed != word)
+		return atomic_load(&v->faults);
 	if (v->tid == syscall(SYS_gettid)) {
 		getrusage(RUSAGE_THREAD, &usage);
 		return usage.ru_minflt + usage.ru_majflt;
@@ -130,7 +132,7 @@ static int drain(ut_tracker *t, int vcpu)
 	const char *data = (char *)e->ring + 4096;
 	/* What finds no room is dropped, and the kernel says so only with the next record that fits: a ring
 	 * that is full now may have dropped some. */
-	int lost = head - tail + 2 * RECORD > mask + 1;
+	int lost = head - tail + 2 * RECORD > mask + 1, strayed = 0;
 
 	while (tail < head) {
 		const struct perf_event_header *h = (const void *)(data + (tail & mask));
@@ -144,6 +146,7 @@ static int drain(ut_tracker *t, int vcpu)
 			uint64_t offset = *(const uint64_t *)(data + ((tail + 8) & mask)) - mm->base;
 
 			e->samples++;
+			strayed |= offset >= length;
 			if (offset < length && ut_emit(t, mm, offset / UT_PAGE,
 						       e->listed < t->s->capacity ? vcpu : UT_HOST))
 				e->listed++;
@@ -153,6 +156,8 @@ static int drain(ut_tracker *t, int vcpu)
 		tail += h->size;
 	}
 	__atomic_store_n(&e->ring->data_tail, tail, __ATOMIC_RELEASE);
+	if (strayed)
+		e->strayed = atomic_load(&t->s->gate);
 	return lost;
 }
 

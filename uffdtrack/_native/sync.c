@@ -92,32 +92,6 @@ static int in_system_call(const ut_mm *mm, int vcpu)
 	return mm->turns[vcpu] > TURNS || sleeps(&mm->tracker->s->vcpu[vcpu]);
 }
 
-static void answer(ut_mm *mm)
-{
-	ut_shared *s = mm->tracker->s;
-	uint32_t word = atomic_load(&s->gate);
-
-	mm->nwaiting = 0;
-	mm->waiting_since = ut_now_ns();
-	for (int i = 0; i < s->nvcpus; i++) {
-		int over = mm->waiting_word[i] != word;
-
-		if (!mm->waiting[i])
-			continue;
-		if (!over && atomic_load(&s->vcpu[i].parked) != word && !in_system_call(mm, i)) {
-			mm->nwaiting = 1;
-			continue;
-		}
-		if (over || atomic_load(&s->vcpu[i].parked) != word) {
-			while (!ut_try_list(s, mm->index))
-				sched_yield();
-			atomic_fetch_add(&s->count, let_through(mm, mm->waiting[i] - 1, i));
-			ut_listed(s, mm->index);
-		}
-		mm->waiting[i] = 0;
-	}
-}
-
 static void on_fault(ut_mm *mm, uint64_t index, int tid)
 {
 	ut_shared *s = mm->tracker->s;
@@ -142,6 +116,37 @@ static void on_fault(ut_mm *mm, uint64_t index, int tid)
 		atomic_fetch_add(&s->count, let_through(mm, index, vcpu) - counted);
 	}
 	ut_listed(s, mm->index);
+}
+
+/* Those who were turned away: whoever stood at the gate since then has left its fault, and faults again if it
+ * still wants to write. */
+static void answer(ut_mm *mm)
+{
+	ut_shared *s = mm->tracker->s;
+	uint32_t word = atomic_load(&s->gate);
+
+	mm->nwaiting = 0;
+	mm->waiting_since = ut_now_ns();
+	for (int i = 0; i < s->nvcpus; i++) {
+		uint64_t index = mm->waiting[i] - 1;
+
+		if (!mm->waiting[i])
+			continue;
+		if (atomic_load(&s->vcpu[i].stood) >= mm->waiting_word[i]) {
+			mm->waiting[i] = 0;
+		} else if (mm->waiting_word[i] != word) {
+			mm->waiting[i] = 0;
+			on_fault(mm, index, s->vcpu[i].tid);
+		} else if (in_system_call(mm, i)) {
+			mm->waiting[i] = 0;
+			while (!ut_try_list(s, mm->index))
+				sched_yield();
+			atomic_fetch_add(&s->count, let_through(mm, index, i));
+			ut_listed(s, mm->index);
+		} else {
+			mm->nwaiting = 1;
+		}
+	}
 }
 
 /* No handler: no fault may wait. */

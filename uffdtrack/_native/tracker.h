@@ -50,6 +50,7 @@ typedef struct {
 	uint64_t samples;        /* taken from the ring, since bind */
 	int64_t unseen;          /* faults without a sample, which a scan has made good or came before */
 	uint64_t listed;         /* in this cycle */
+	uint32_t strayed;        /* the gate's word when the last samples from outside of the RAM were taken */
 } ut_events;
 
 typedef struct {
