@@ -44,6 +44,7 @@ static void turn_away(ut_mm *mm, int vcpu, uint64_t index)
 
 	if (!mm->waiting[vcpu] || mm->waiting_word[vcpu] != word)
 		mm->turns[vcpu] = 0;
+	mm->asleep[vcpu] = 0;
 	if (!mm->nwaiting)
 		mm->waiting_since = ut_now_ns();
 	mm->nwaiting = 1;
@@ -81,15 +82,21 @@ static int sleeps(const ut_vcpu *v)
 		return 0;
 	text[n] = 0;
 	p = strrchr(text, ')');
-	return p && (p[2] == 'S' || p[2] == 'D');
+	return p && p[2] == 'D';
 }
 
 /* Whether a vCPU that was turned away is in a system call, which has to come to its end before it can stand. In
  * read(2) into the RAM the kernel repeats the fault at once, again and again, since a signal is pending; in GUP
- * it sleeps on, since only an answer wakes it. One that was in user code runs, towards the gate. */
-static int in_system_call(const ut_mm *mm, int vcpu)
+ * it sleeps on, since only an answer wakes it. One that was in user code runs, towards the gate, or sleeps for a
+ * lock of its address space for a moment. */
+static int in_system_call(ut_mm *mm, int vcpu)
 {
-	return mm->turns[vcpu] > TURNS || sleeps(&mm->tracker->s->vcpu[vcpu]);
+	ut_vcpu *v = &mm->tracker->s->vcpu[vcpu];
+
+	mm->asleep[vcpu] = sleeps(v) ? mm->asleep[vcpu] + 1 : 0;
+	/* It may have come to the gate since it was looked at. */
+	return (mm->turns[vcpu] > TURNS || mm->asleep[vcpu] > TURNS) &&
+	       atomic_load(&v->stood) < mm->waiting_word[vcpu];
 }
 
 static void on_fault(ut_mm *mm, uint64_t index, int tid)

@@ -37,7 +37,8 @@ typedef struct {
 	int64_t waiting_since;
 	uint64_t waiting[UT_MAX_VCPUS];      /* page + 1 of a write that was left unanswered */
 	uint32_t waiting_word[UT_MAX_VCPUS]; /* in the pause of that word, */
-	int32_t turns[UT_MAX_VCPUS];         /* so often */
+	int32_t turns[UT_MAX_VCPUS];         /* so often, */
+	int32_t asleep[UT_MAX_VCPUS];        /* and its vCPU was seen asleep in the kernel so often since */
 } ut_mm;
 
 /* ring: the perf events of one vCPU. */
