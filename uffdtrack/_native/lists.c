@@ -1,5 +1,6 @@
 #include "compat.h"
 #include "lists.h"
+#include "tracee.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +21,7 @@
 
 #define TAKE_SPINS 1000
 #define STRAYS 10000
+#define HOLD_NS 2000000
 
 static uint64_t up(uint64_t n, uint64_t to)
 {
@@ -197,6 +199,7 @@ void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced)
 	v->forced = forced;
 	atomic_store(&v->parked, 0);
 	atomic_store(&v->stood, 0);
+	atomic_store(&v->hold, 0);
 	atomic_store(&v->state, UT_VCPU_BOUND);
 }
 
@@ -283,6 +286,37 @@ uint32_t ut_gate_full(ut_shared *s)
 	return word;
 }
 
+int ut_hold(ut_shared *s, int vcpu)
+{
+	ut_vcpu *v = &s->vcpu[vcpu];
+	int64_t deadline = ut_now_ns() + HOLD_NS;
+	uint32_t ticket = atomic_load(&v->held) + 1;
+
+	ticket += !ticket; /* 0: go on */
+	atomic_store(&v->hold, ticket);
+	if (v->forced <= 0 || syscall(SYS_tgkill, v->pid, v->tid, gate_signal())) {
+		atomic_store(&v->hold, 0);
+		return 0;
+	}
+	for (;;) {
+		uint32_t seen = atomic_load(&v->held);
+
+		if (seen == ticket)
+			return 1;
+		if (ut_now_ns() >= deadline) {
+			ut_release(s, vcpu);
+			return 0;
+		}
+		ut_wait_word(&v->held, seen, HOLD_NS / 4);
+	}
+}
+
+void ut_release(ut_shared *s, int vcpu)
+{
+	atomic_store(&s->vcpu[vcpu].hold, 0);
+	ut_wake(&s->vcpu[vcpu].hold);
+}
+
 int64_t ut_grant(ut_shared *s)
 {
 	int64_t left = atomic_load(&s->budget), part;
@@ -348,18 +382,42 @@ static int tracker_lives(const ut_member *m)
 	return m->lifeline < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & (POLLHUP | POLLRDHUP | POLLERR));
 }
 
+static void count_faults(ut_vcpu *v)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_THREAD, &usage);
+	atomic_store(&v->faults, usage.ru_minflt + usage.ru_majflt);
+}
+
+/* Stand for a moment, where the tracker has to know how many faults there were. */
+static void stand(ut_member *m, int vcpu)
+{
+	ut_vcpu *v = &m->shared->vcpu[vcpu];
+	uint32_t ticket = atomic_load(&v->hold);
+
+	if (!ticket)
+		return;
+	count_faults(v);
+	atomic_store(&v->held, ticket);
+	ut_wake(&v->held);
+	while (atomic_load(&v->hold) == ticket) {
+		ut_wait_word(&v->hold, ticket, 100000000);
+		if (!tracker_lives(m))
+			return;
+	}
+}
+
 /* Stand at the gate while it is closed; 0: nobody is left to open it. */
 static int park(ut_member *m, int vcpu)
 {
 	ut_vcpu *v = &m->shared->vcpu[vcpu];
-	struct rusage usage;
 	uint32_t word;
 
 	if (!(atomic_load(&m->shared->gate) & 1))
 		return 1;
 	while ((word = atomic_load(&m->shared->gate)) & 1) {
-		getrusage(RUSAGE_THREAD, &usage);
-		atomic_store(&v->faults, usage.ru_minflt + usage.ru_majflt);
+		count_faults(v);
 		atomic_store(&v->parked, word);
 		atomic_store(&v->stood, word);
 		ut_event(m->shared);
@@ -395,6 +453,8 @@ static void on_gate_signal(int number, siginfo_t *info, void *context)
 		if (vcpu >= 0 && info->si_code > 0 && m->shared->threshold &&
 		    m->perf[vcpu] == info->si_fd)
 			on_period(m, vcpu);
+		if (vcpu >= 0)
+			stand(m, vcpu);
 		if (vcpu >= 0 && m->shared->vcpu[vcpu].forced > 0 && !park(m, vcpu) && m->perf[vcpu] >= 0)
 			ioctl(m->perf[vcpu], PERF_EVENT_IOC_DISABLE, 0);
 		leave(m);

@@ -22,7 +22,9 @@ typedef struct {
 	int32_t forced;            /* may be stopped; a Python thread of the tracker's process may not */
 	_Atomic uint32_t parked;   /* the gate's word that it stands at */
 	_Atomic uint32_t stood;    /* the last one that it stood at */
-	_Atomic uint64_t faults;   /* of the thread, until it parked there */
+	_Atomic uint64_t faults;   /* of the thread, until it parked there, or was held */
+	_Atomic uint32_t hold;     /* ring: it is to stand for a moment, so that its faults can be counted */
+	_Atomic uint32_t held;     /* and does: the same number */
 	ut_list list;
 } ut_vcpu;
 
@@ -121,6 +123,9 @@ void ut_gate_open(ut_shared *s);
 uint32_t ut_gate_full(ut_shared *s);
 /* Call those that do not stand at the gate yet. */
 void ut_gate_call(ut_shared *s);
+/* Make one vCPU stand until `ut_release`, in its own code; 0: it did not come in time, or has ended. */
+int ut_hold(ut_shared *s, int vcpu);
+void ut_release(ut_shared *s, int vcpu);
 /* ring: so many faults more before the next signal; 0: none are left. */
 int64_t ut_grant(ut_shared *s);
 int ut_set_period(int perf, int64_t period);

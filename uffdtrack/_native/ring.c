@@ -19,6 +19,8 @@ enum {
 	RECORD = 16, /* header and address */
 	AUDITS = 4,
 	AHEAD = 48, /* a whole cache miss, and the walk of the page table before it */
+	DRAIN_LOST = 1,
+	DRAIN_STRAYED = 2,
 };
 
 static int open_event(int tid, int config, uint64_t period, uint64_t sample)
@@ -122,7 +124,7 @@ static int64_t thread_faults(ut_tracker *t, int vcpu)
 	return min + maj;
 }
 
-/* Take the records out of the ring; 1: some may have been dropped. */
+/* Take the records out of the ring. LOST: some may have been dropped; STRAYED: some are not of the RAM. */
 static int drain(ut_tracker *t, int vcpu)
 {
 	ut_events *e = &t->ev[vcpu];
@@ -158,16 +160,23 @@ static int drain(ut_tracker *t, int vcpu)
 	__atomic_store_n(&e->ring->data_tail, tail, __ATOMIC_RELEASE);
 	if (strayed)
 		e->strayed = atomic_load(&t->s->gate);
-	return lost;
+	return (lost ? DRAIN_LOST : 0) | (strayed ? DRAIN_STRAYED : 0);
 }
 
 /* Faults that have no sample (writes through GUP, dropped records) show in the thread's own count. Samples
  * are counted first: a fault in between looks like one without a sample, never the other way round. A thread
- * that runs on is asked again, since the ring is nearly empty then and the time in between is short. */
+ * that runs on is asked again, since the ring is nearly empty then and the time in between is short.
+ *
+ * What is found missing is taken as made good by the scan that follows. That figure must not be too high, or
+ * it hides the next one: a fault of a thread that runs may be counted and its sample still to come, so the
+ * thread says itself how many there were, from its own code. */
 static int audit(ut_tracker *t, int vcpu)
 {
 	ut_events *e = &t->ev[vcpu];
-	int64_t faults = -1;
+	ut_vcpu *v = &t->s->vcpu[vcpu];
+	int64_t faults = -1, missing = 1;
+	uint32_t word;
+	int stands, held = 0;
 
 	for (int i = 0; i < AUDITS; i++) {
 		faults = thread_faults(t, vcpu);
@@ -179,16 +188,33 @@ static int audit(ut_tracker *t, int vcpu)
 		if (faults > (int64_t)e->samples + e->unseen)
 			break; /* even with what came since */
 	}
-	if (faults > (int64_t)e->samples + e->unseen)
-		e->unseen = faults - (int64_t)e->samples;
+	word = atomic_load(&t->s->gate);
+	stands = (word & 1) && atomic_load(&v->parked) == word;
+	if (!stands && v->tid != syscall(SYS_gettid))
+		held = ut_hold(t->s, vcpu);
+	if (stands || held) {
+		int strayed = drain(t, vcpu) & DRAIN_STRAYED;
+
+		faults = atomic_load(&v->faults);
+		missing = faults - (int64_t)e->samples;
+		strayed |= stands && e->strayed == word;
+		if (held)
+			ut_release(t->s, vcpu);
+		if (missing <= e->unseen)
+			return strayed;
+	} else {
+		missing = faults - (int64_t)e->samples - (v->tid != syscall(SYS_gettid));
+	}
+	if (missing > e->unseen)
+		e->unseen = missing;
 	return 1;
 }
 
 void ut_ring_drain(ut_tracker *t, int vcpu)
 {
-	int lost = drain(t, vcpu), unsampled = audit(t, vcpu);
+	int lost = drain(t, vcpu) & DRAIN_LOST, unsampled = audit(t, vcpu);
 
-	t->stats.lost += lost;
+	t->stats.lost += !!lost;
 	t->stats.audits += unsampled && !lost;
 	if ((lost || unsampled) && !(t->sabotage & UT_BREAK_AUDIT))
 		t->mm[t->ev[vcpu].mm].need_scan = 1;
