@@ -25,7 +25,6 @@ from typing import Any
 from checkpoint.chain import ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.targets.process import ProcessTarget
-from uffdtrack import choose_for_process, probe
 
 HERE = Path(__file__).parent
 DIRTY = [0, 10, 100, 300, 1000, 3000, 10000, 30000, 100000]
@@ -50,7 +49,7 @@ class Toucher:
         chain = stack.enter_context(ChainWriter(directory / f"{memory}{mib}", b"", force=False))
         self.directory = chain.directory
         self.target = stack.enter_context(ProcessTarget(self.pid))
-        self.session = Session(self.target, chain, choose_for_process("auto", probe()))
+        self.session = Session(self.target, chain)
 
     def touch(self, pages: int, seed: int) -> None:
         assert self.process.stdin and self.process.stdout

@@ -12,7 +12,7 @@ import numpy as np
 from checkpoint.chain import ChainWriter
 from checkpoint.image import SCHEMA, EpochWriter, file_note, note, thread_notes
 from checkpoint.targets.process import ProcessTarget, descriptors, mapped_files
-from uffdtrack import PAGE, Pending, Runs, Traits, Window
+from uffdtrack import PAGE, Pending, Runs, Window
 from uffdtrack.errors import (
     NewMemoryError,
     StopTimeoutError,
@@ -49,7 +49,6 @@ class Session:
         self,
         target: ProcessTarget,
         chain: ChainWriter,
-        engine: Traits,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Args:
@@ -58,7 +57,6 @@ class Session:
         self.target = target
         self.interrupted = interrupted
         self.chain = chain
-        self.engine = engine
         self.pending = Pending()
         self._based = False
 
@@ -134,9 +132,10 @@ class Session:
                 epoch=self.chain.next_epoch,
                 base=base,
                 pid=self.target.pid,
-                engine=self.engine.name,
+                engine=self.target.engine,
                 pages=pages,
                 bytes=content,
+                scanned=window.scanned,
                 pause_us=round(window.pause_us, 1),
                 stop_us=round(window.stop_us, 1),
                 harvest_us=round(window.harvest_us, 1),
@@ -148,6 +147,11 @@ class Session:
                 unreadable=window.unreadable,
                 time_ns=time.time_ns(),
             )
+            if self.target.max_dirty:
+                row.update(
+                    max_dirty=self.target.max_dirty,
+                    overshoot=0 if base else max(0, pages - self.target.max_dirty),
+                )
             return self._meta(row, window, facts)
 
         writer = None
@@ -221,7 +225,8 @@ def run_session(
     """Take epochs as planned.
 
     Args:
-        wait: sleeps for some seconds; True: the session is to end, or the target has.
+        wait: sleeps for some seconds, or until the target's limit of dirty pages is reached; True: the
+            session is to end, or the target has.
         emit: gets the row of each epoch.
         warn: gets what went wrong and did not end the session.
 
@@ -262,6 +267,7 @@ def run_session(
             break
         if wait(max(0.0, due - time.monotonic())):
             break
+        due = min(due, time.monotonic())
     if failure:
         raise failure
     return False

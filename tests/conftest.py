@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from uffdtrack import probe
+from uffdtrack import choose_for_process, probe
+from uffdtrack.errors import UnsupportedError
 
 PROGRAMS = Path(__file__).parent / "programs"
 REQUIRE = os.environ.get("UFFDTRACK_REQUIRE")
@@ -34,6 +35,16 @@ def kernel() -> None:
         missing("userfaultfd WP_ASYNC and PAGEMAP_SCAN")
     if features.ptrace:
         missing(f"ptrace: {features.ptrace}")
+
+
+@pytest.fixture(params=["scan", "ring"])
+def process_engine(request: pytest.FixtureRequest, kernel: None) -> str:
+    """Each engine for attached processes."""
+    try:
+        return choose_for_process(request.param, probe()).name
+    except UnsupportedError as error:
+        missing(str(error))
+        raise
 
 
 @pytest.fixture(scope="session")

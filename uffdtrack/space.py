@@ -30,6 +30,7 @@ class Window:
         contents: valid until the next window of this address space.
         unreadable: pages without content (past a file's end, guard pages).
         compared: mappings followed by comparing contents, since others can write them.
+        scanned: the page tables of the whole memory were looked through.
         stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it.
     """
 
@@ -41,6 +42,7 @@ class Window:
     contents: memoryview
     unreadable: int
     compared: int
+    scanned: bool
     stop_us: float
     harvest_us: float
     copy_us: float
@@ -95,7 +97,12 @@ class AddressSpace:
 
     Made by `attach`. Closing it, or the death of this process, takes every trap away; the target
     runs on. Sources: Documentation/admin-guide/mm/{userfaultfd,pagemap}.rst.
+
+    Attributes:
+        full_fd: readable once `max_dirty` pages were touched since the last window; -1: no such limit.
     """
+
+    full_fd = -1
 
     def __init__(self, pid: int, uffd: int, diff_all: bool = False) -> None:
         self.pid = pid
@@ -104,8 +111,13 @@ class AddressSpace:
         self._c = out[0]
 
     @classmethod
-    def attach(cls, pid: int) -> AddressSpace:
+    def attach(cls, pid: int, engine: str = "scan", max_dirty: int | None = None) -> AddressSpace:
         """Make a userfaultfd of the target's memory; nothing is armed yet.
+
+        Args:
+            engine: "scan" looks through all page tables at each window, "ring" only where the faults of
+                the target's threads have been.
+            max_dirty: "ring": pages after which `full_fd` becomes readable.
 
         Raises:
             UnsupportedError: no WP_ASYNC or no PAGEMAP_SCAN here.
@@ -117,8 +129,23 @@ class AddressSpace:
                 "this kernel lacks userfaultfd WP_ASYNC or PAGEMAP_SCAN (Linux 6.7); see uffdtrack doctor"
             )
         uffd = check(lib.ut_attach_uffd(pid, int(has_seccomp(pid))), "make a userfaultfd in the name", pid)
-        check(lib.ut_uffd_api(uffd, lib.UFFD_FEATURE_WP_ASYNC), "enable WP_ASYNC", pid)
-        return cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
+        wanted = lib.UFFD_FEATURE_WP_ASYNC
+        if engine == "ring":
+            # Else memory that is given back, and not touched after, would leave no sign.
+            wanted |= (
+                lib.UFFD_FEATURE_EVENT_REMOVE | lib.UFFD_FEATURE_EVENT_UNMAP | lib.UFFD_FEATURE_EVENT_REMAP
+            )
+        check(lib.ut_uffd_api(uffd, wanted), "enable WP_ASYNC", pid)
+        space = cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
+        if engine == "ring":
+            try:
+                check(lib.ut_space_watch(space._c, max_dirty or 0), "follow the faults", pid)
+            except BaseException:
+                space.close()
+                raise
+            if max_dirty:
+                space.full_fd = space._c.watch.full
+        return space
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         """Find and rearm what was written since the last harvest, while the target runs.
@@ -194,6 +221,7 @@ class AddressSpace:
             contents=contents,
             unreadable=int((unreadable[:, 1] - unreadable[:, 0]).sum()) // PAGE,
             compared=self._c.compared,
+            scanned=not self._c.by_ring,
             stop_us=times.stop_ns / 1e3,
             harvest_us=times.harvest_ns / 1e3,
             copy_us=times.copy_ns / 1e3,
@@ -202,7 +230,17 @@ class AddressSpace:
         )
 
     def sabotage(self, kind: str) -> None:
-        """Break the tracking on purpose ("forget" or "late-rearm"), so that tests can see it fail."""
+        """Break the tracking on purpose, so that tests can see it fail.
+
+        Args:
+            kind: "forget", "late-rearm"; of the ring "audit", "events".
+        """
+        if kind in ("audit", "events"):
+            self._c.watch.sabotage = {
+                "audit": lib.UT_WATCH_BREAK_AUDIT,
+                "events": lib.UT_WATCH_BREAK_EVENTS,
+            }[kind]
+            return
         self._c.sabotage = {
             "forget": lib.UT_SABOTAGE_FORGET,
             "late-rearm": lib.UT_SABOTAGE_LATE_REARM,

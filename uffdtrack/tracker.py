@@ -92,19 +92,32 @@ def choose_engine(
     return ENGINES[engine], "; ".join(filter(None, [f"{engine} is the cheapest ({figures})", refused]))
 
 
-def choose_for_process(name: str, features: Features) -> Traits:
-    """The traits of the engine for a process that is attached to; "auto" is `scan`, which sees every write.
+def choose_for_process(name: str, features: Features, max_dirty: int | None = None) -> Traits:
+    """The traits of the engine for a process that is attached to.
+
+    "auto" is `scan`, which sees every writer, but where a limit asks for `ring`.
 
     Raises:
-        InvalidInputError: no such engine, or not for attached processes.
+        InvalidInputError: no such engine, not for attached processes, or it cannot do what is asked for.
         UnsupportedError: it does not work on this host.
     """
-    if name not in ("auto", "scan"):
-        raise InvalidInputError(f"no engine {name!r} for attached processes; there are auto, scan")
-    lacking = scan.lacks(features)
+    if name == "auto":
+        name = "ring" if max_dirty else "scan"
+    if name not in ("ring", "scan"):
+        raise InvalidInputError(f"no engine {name!r} for attached processes; there are auto, ring, scan")
+    if max_dirty and name == "scan":
+        raise InvalidInputError(
+            "engine scan learns of writes only when it looks, so it has no limit to keep (--max-dirty): "
+            "use --engine ring"
+        )
+    lacking: str | None = _MODULES[name].lacks(features)
+    events = {"EVENT_REMOVE", "EVENT_UNMAP", "EVENT_REMAP"} - features.uffd_features
+    if name == "ring" and not lacking and events:
+        lacking = f"userfaultfd {', '.join(sorted(events))}"
     if lacking:
-        raise UnsupportedError(f"engine scan needs {lacking}, which this kernel lacks; see uffdtrack doctor")
-    return scan.TRAITS
+        raise UnsupportedError(f"engine {name} needs {lacking}; see uffdtrack doctor")
+    traits: Traits = ENGINES[name]
+    return traits
 
 
 def open_tracker(

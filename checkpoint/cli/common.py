@@ -93,8 +93,12 @@ def session_options(function: F) -> F:
             ),
             click.option("--duration", type=Time(), help="Stop after this time."),
             click.option(
-                "--engine", type=click.Choice(["auto", "scan"]), default="auto", show_default=True,
-                help="How writes are tracked.",
+                "--engine", type=click.Choice(["auto", "ring", "scan"]), default="auto",
+                show_default=True, help="How writes are tracked (docs/engines.md).",
+            ),
+            click.option(
+                "--max-dirty", type=click.IntRange(min=1), metavar="PAGES",
+                help="Take an epoch as soon as so many pages are dirty, too.",
             ),
             click.option("--force", is_flag=True, help="Delete a chain that is there already."),
             key_option,

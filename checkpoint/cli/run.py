@@ -20,7 +20,7 @@ def command(argv: tuple[str, ...], **options: Any) -> None:
 
     Needs no privilege. When the session ends before the command, the command runs on.
     """
-    lifeline = become_worker(options["engine"])
+    lifeline = become_worker(options["engine"], options["max_dirty"])
     try:
         child = subprocess.Popen(argv)
     except OSError as error:

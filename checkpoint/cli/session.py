@@ -26,7 +26,7 @@ from uffdtrack.errors import TargetRefusedError
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def become_worker(engine: str) -> int:
+def become_worker(engine: str, max_dirty: int | None) -> int:
     """Where the engine works on this host, go on in a child; our own process only waits for it.
 
     Whoever kills the process that was started kills the one that waits. The one that stops the target
@@ -36,9 +36,10 @@ def become_worker(engine: str) -> int:
         A file descriptor that becomes readable when the waiting process has died.
 
     Raises:
-        UnsupportedError: the engine does not work here.
+        InvalidInputError: the engine cannot do what is asked for.
+        UnsupportedError: it does not work here.
     """
-    choose_for_process(engine, probe())
+    choose_for_process(engine, probe(), max_dirty)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -60,8 +61,9 @@ def become_worker(engine: str) -> int:
 class Interrupt:
     """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first."""
 
-    def __init__(self, pidfd: int, lifeline: int) -> None:
-        self._pidfd = pidfd
+    def __init__(self, target: ProcessTarget, lifeline: int) -> None:
+        self._target = target
+        self._pidfd = target.pidfd
         self._lifeline = lifeline
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._old: dict[int, Any] = {}
@@ -81,21 +83,24 @@ class Interrupt:
         os.close(self._writer)
 
     def wait(self, seconds: float) -> bool:
-        """True: interrupted, or the target has ended."""
-        return self._poll(seconds, self._reader, self._lifeline, self._pidfd)
+        """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
+        full = self._target.space.full_fd
+        ready = self._poll(seconds, self._reader, self._lifeline, self._pidfd, full)
+        return bool(ready - {full})
 
     def seen(self) -> bool:
         """Interrupted."""
-        return self._poll(0, self._reader, self._lifeline)
+        return bool(self._poll(0, self._reader, self._lifeline))
 
     def target_ended(self) -> bool:
-        return self._poll(0, self._pidfd)
+        return bool(self._poll(0, self._pidfd))
 
-    def _poll(self, seconds: float, *fds: int) -> bool:
+    def _poll(self, seconds: float, *fds: int) -> set[int]:
         poll = select.poll()
         for fd in fds:
-            poll.register(fd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        return {fd for fd, _ in poll.poll(seconds * 1000)}
 
 
 class Progress:
@@ -134,12 +139,13 @@ def run_on(
     count: int | None,
     duration: float | None,
     engine: str,
+    max_dirty: int | None,
     force: bool,
     key: bytes,
     as_json: bool,
 ) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
-    traits = choose_for_process(engine, probe())
+    traits = choose_for_process(engine, probe(), max_dirty)
     rows: list[dict[str, Any]] = []
 
     def emit(row: dict[str, Any]) -> None:
@@ -151,12 +157,12 @@ def run_on(
     if pid == os.getppid():
         raise TargetRefusedError("a process cannot checkpoint itself")
     check_target(pid)
-    with ChainWriter(directory, key, force) as chain, ProcessTarget(pid) as target:
+    with ChainWriter(directory, key, force) as chain, ProcessTarget(pid, traits.name, max_dirty) as target:
         maps = proc_read(pid, "maps").decode(errors="surrogateescape")
         for warning in warnings_for(pid, parse_maps(maps)):
             say(f"warning: {warning}")
-        with Interrupt(target.pidfd, lifeline) as interrupt, Progress() as progress:
-            session = Session(target, chain, traits, interrupt.seen)
+        with Interrupt(target, lifeline) as interrupt, Progress() as progress:
+            session = Session(target, chain, interrupt.seen)
             ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
             ended = ended or interrupt.target_ended()
     if not rows:

@@ -186,14 +186,20 @@ def warnings_for(pid: int, regions: list[Region]) -> list[str]:
 class ProcessTarget:
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on."""
 
-    def __init__(self, pid: int) -> None:
-        """Attach to a process that `check_target` has passed."""
+    def __init__(self, pid: int, engine: str = "scan", max_dirty: int | None = None) -> None:
+        """Attach to a process that `check_target` has passed.
+
+        Args:
+            engine, max_dirty: see `AddressSpace.attach`.
+        """
         self.pid = pid
+        self.engine = engine
+        self.max_dirty = max_dirty
         self.identity = identify(pid)
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
         try:
-            self.space = AddressSpace.attach(pid)
+            self.space = AddressSpace.attach(pid, engine, max_dirty)
         except BaseException:
             self.close()
             raise
@@ -202,7 +208,7 @@ class ProcessTarget:
         """After exec: the memory is another one, and so may be the kind of program."""
         self.space.close()
         check_target(self.pid)
-        self.space = AddressSpace.attach(self.pid)
+        self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
 
     def facts(self) -> dict[str, Any]:
         """Who the process is, for the image."""

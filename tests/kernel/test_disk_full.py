@@ -18,7 +18,6 @@ from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
-from uffdtrack import choose_for_process, probe
 from uffdtrack.errors import StorageError
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -55,7 +54,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
 
     def rounds() -> None:
         with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid) as target:
-            session = Session(target, chain, choose_for_process("auto", probe()))
+            session = Session(target, chain)
             memory.apply(EpochFile(directory / f"epoch-{session.take()['epoch']:08d}.core"))
             for _ in range(6):
                 filler = fill(small_disk)

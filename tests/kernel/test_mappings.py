@@ -14,7 +14,7 @@ import pytest
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.targets.process import ProcessTarget
-from uffdtrack import PAGE, choose_for_process, probe, status_field
+from uffdtrack import PAGE, status_field
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -65,13 +65,13 @@ def mapper(kernel: None, spawn: Spawn, tmp_path: Path) -> Mapper:
 
 
 @pytest.fixture
-def session(mapper: Mapper) -> Iterator[Session]:
-    yield from open_session(mapper)
+def session(mapper: Mapper, process_engine: str) -> Iterator[Session]:
+    yield from open_session(mapper, process_engine)
 
 
-def open_session(mapper: Mapper) -> Iterator[Session]:
-    with ChainWriter(mapper.directory, b"", force=False) as chain, ProcessTarget(mapper.pid) as target:
-        yield Session(target, chain, choose_for_process("auto", probe()))
+def open_session(mapper: Mapper, engine: str) -> Iterator[Session]:
+    with ChainWriter(mapper.directory, b"", False) as chain, ProcessTarget(mapper.pid, engine) as target:
+        yield Session(target, chain)
 
 
 def read(mapper: Mapper, address: int, size: int = 3, epoch: int | None = None) -> bytes:
@@ -100,7 +100,7 @@ def test_reservation_of_a_tebibyte(mapper: Mapper, session: Session) -> None:
 
 @pytest.mark.parametrize("how", ["pwrite", "mapping", "untouched"])
 def test_shared_memory_that_another_process_writes(
-    root: None, spawn: Spawn, tmp_path: Path, how: str
+    root: None, process_engine: str, spawn: Spawn, tmp_path: Path, how: str
 ) -> None:
     fd = os.memfd_create("shared")
     os.ftruncate(fd, 64 * PAGE)
@@ -109,7 +109,7 @@ def test_shared_memory_that_another_process_writes(
     if how != "untouched":
         mapper(f"put({at + 7 * PAGE}, b'own')")
     with mmap.mmap(fd, 64 * PAGE) as ours:
-        for session in open_session(mapper):
+        for session in open_session(mapper, process_engine):
             session.take()
             if how == "pwrite":
                 os.pwrite(fd, b"new", 7 * PAGE)

@@ -15,9 +15,9 @@ from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
 from tests.oracle import PAGE, Memory, OracleError
-from uffdtrack import choose_for_process, probe
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
+EPOCHS = 150
 
 
 def start_writer(spawn: Spawn, build: Callable[[str], Path], threads: int, seed: int) -> tuple[int, int]:
@@ -29,17 +29,17 @@ def start_writer(spawn: Spawn, build: Callable[[str], Path], threads: int, seed:
 
 
 def take_epochs(
-    pid: int, control: int, directory: Path, epochs: int, seed: int, sabotage: str = ""
+    pid: int, control: int, directory: Path, epochs: int, seed: int, engine: str, sabotage: str = ""
 ) -> Memory:
     """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping."""
     rng = random.Random(seed)
     memory = Memory(control)
-    with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid) as target:
-        session = Session(target, chain, choose_for_process("auto", probe()))
+    with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid, engine) as target:
+        session = Session(target, chain)
         for n in range(epochs):
             row = session.take()
             assert row["epoch"] == n
-            if n == 0 and sabotage:
+            if n == 1 and sabotage:
                 target.space.sabotage(sabotage)
             file = EpochFile(directory / f"epoch-{n:08d}.core")
             memory.apply(file)
@@ -60,30 +60,45 @@ def remove_old(directory: Path, last: int) -> None:
 
 @pytest.mark.parametrize(("threads", "seed"), [(1, 1), (2, 2), (4, 3)])
 def test_every_epoch_is_a_state_of_the_writer(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, threads: int, seed: int
+    kernel: None,
+    process_engine: str,
+    spawn: Spawn,
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    threads: int,
+    seed: int,
 ) -> None:
     pid, control = start_writer(spawn, build, threads, seed)
-    memory = take_epochs(pid, control, tmp_path / "chain", 250, seed)
-    assert memory.checked > 250 * threads * 8 * 60
+    memory = take_epochs(pid, control, tmp_path / "chain", EPOCHS, seed, process_engine)
+    assert memory.checked > EPOCHS * threads * 8 * 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_thousands_of_epochs(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
+    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
 ) -> None:
     pid, control = start_writer(spawn, build, 1 + seed % 4, 100 + seed)
-    take_epochs(pid, control, tmp_path / "chain", 3000, seed)
+    take_epochs(pid, control, tmp_path / "chain", 3000, seed, process_engine)
 
 
-@pytest.mark.parametrize("sabotage", ["forget", "late-rearm"])
+@pytest.mark.parametrize(
+    ("engine", "sabotage"),
+    [
+        ("scan", "forget"),
+        ("scan", "late-rearm"),
+        ("ring", "forget"),
+        ("ring", "late-rearm"),
+        ("ring", "events"),
+    ],
+)
 def test_negative_control(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, sabotage: str
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, engine: str, sabotage: str
 ) -> None:
     """With one page forgotten, or one armed again too late, the oracle must see it."""
     pid, control = start_writer(spawn, build, 2, 9)
     with pytest.raises(OracleError):
-        take_epochs(pid, control, tmp_path / "chain", 500, 9, sabotage)
+        take_epochs(pid, control, tmp_path / "chain", 500, 9, engine, sabotage)
 
 
 def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path) -> None:
@@ -91,7 +106,7 @@ def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Callable[[str], P
     pid, control = start_writer(spawn, build, 2, 4)
     memory = Memory(control)
     with ChainWriter(tmp_path, b"", force=False) as chain, ProcessTarget(pid) as target:
-        session = Session(target, chain, choose_for_process("auto", probe()))
+        session = Session(target, chain)
         for _ in range(40):
             session.take()
     whole = Chain(tmp_path)

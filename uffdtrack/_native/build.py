@@ -16,6 +16,7 @@ SOURCES = [
     "sync.c",
     "tracee.c",
     "tracker.c",
+    "watch.c",
 ]
 
 ffi = FFI()

@@ -78,12 +78,21 @@ int ut_attach_uffd(int pid, int suspend_seccomp);
 #define UT_KIND_SKIP ...
 #define UT_KIND_DELETED ...
 #define UT_KIND_HUGE ...
+#define UT_WATCH_BREAK_AUDIT ...
+#define UT_WATCH_BREAK_EVENTS ...
+typedef struct {
+	int32_t full;
+	int32_t sabotage;
+	...;
+} ut_watch;
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
 	int32_t tracked, compared, sabotage;
 	ut_maps maps;
 	ut_runs plan, gone, fresh, unreadable;
 	uint8_t *buf;
+	ut_watch *watch;
+	int32_t by_ring;
 	...;
 } ut_space;
 typedef struct {
@@ -91,6 +100,7 @@ typedef struct {
 } ut_times;
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
+int ut_space_watch(ut_space *s, uint64_t limit);
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
 int ut_space_reserve(ut_space *s, size_t bytes);

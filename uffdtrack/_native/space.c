@@ -18,6 +18,7 @@
 
 #define VEC 16384
 #define SHARES 4
+#define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 #define SHARE_BYTES (1ul << 20) /* below that a thread costs more than it saves */
 #define POPULATED (UT_PAGE_IS_PRESENT | UT_PAGE_IS_SWAPPED)
 #define TRY(call)                                                                                  \
@@ -476,30 +477,107 @@ static int widen(ut_space *s, const ut_runs *pages, const ut_region *r)
 	return 0;
 }
 
-static int harvest_anon(ut_space *s, const ut_region *r)
+/* The rest of a mapping: pages that have come. */
+static int look_for_new(ut_space *s, const ut_region *r, uint64_t start, uint64_t end)
 {
-	uint64_t flags = UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, at = r->start;
-	ut_runs spans = {0};
-	int err = runs_clip(&spans, &s->spans, r->start, r->end);
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, start, end, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, 0, POPULATED,
+		 POPULATED, found_plain, &s->found));
+	for (size_t k = 0; k < s->found.n; k++)
+		TRY(runs_push(&s->want, s->found.v[k].start, s->found.v[k].end));
+	return widen(s, &s->found, r);
+}
 
-	for (size_t i = 0; i <= spans.n && !err; i++) {
-		uint64_t next = i < spans.n ? spans.v[i].start : r->end;
+static int look_for_written(ut_space *s, uint64_t start, uint64_t end)
+{
+	return scan(s->pagemap, s->vec, start, end, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC,
+		    UT_PAGE_IS_WRITTEN, 0, UT_PAGE_IS_WRITTEN, found_written, s);
+}
 
-		s->found.n = 0;
-		err = scan(s->pagemap, s->vec, at, next, flags, 0, POPULATED, POPULATED,
-			   found_plain, &s->found);
-		for (size_t k = 0; k < s->found.n && !err; k++)
-			err = runs_push(&s->want, s->found.v[k].start, s->found.v[k].end);
-		if (!err)
-			err = widen(s, &s->found, r);
-		if (err || i == spans.n)
-			break;
-		err = scan(s->pagemap, s->vec, spans.v[i].start, spans.v[i].end, flags,
-			   UT_PAGE_IS_WRITTEN, 0, UT_PAGE_IS_WRITTEN, found_written, s);
-		if (!err)
-			err = runs_push(&s->next_spans, spans.v[i].start, spans.v[i].end);
-		at = spans.v[i].end;
+/* Everywhere: `spans` are under traps but for what was written. */
+static int look_everywhere(ut_space *s, const ut_region *r, const ut_runs *spans)
+{
+	uint64_t at = r->start;
+
+	for (size_t i = 0; i < spans->n; i++) {
+		TRY(look_for_new(s, r, at, spans->v[i].start));
+		TRY(look_for_written(s, spans->v[i].start, spans->v[i].end));
+		at = spans->v[i].end;
 	}
+	return look_for_new(s, r, at, r->end);
+}
+
+static int is_registered(ut_space *s, uint64_t page)
+{
+	ut_runs ignored = {0};
+	int err = scan(s->pagemap, s->vec, page, page + UT_PAGE, UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN,
+		       0, UT_PAGE_IS_WRITTEN, found_plain, &ignored);
+
+	runs_free(&ignored);
+	return err;
+}
+
+/* Only where there were faults. In `spans` one fault is one page; elsewhere it may have brought a huge one. */
+static int look_where_touched(ut_space *s, const ut_region *r, const ut_runs *spans, const ut_runs *zapped)
+{
+	ut_runs touched = {0}, inside = {0}, outside = {0}, blocks = {0}, rest = {0};
+	int err = runs_clip(&touched, &s->touched, r->start, r->end);
+
+	if (!err)
+		err = runs_minus(&outside, &touched, spans);
+	if (!err)
+		err = runs_minus(&inside, &touched, &outside);
+	for (size_t i = 0; i < zapped->n && !err; i++)
+		err = runs_push(&blocks, zapped->v[i].start, zapped->v[i].end);
+	for (size_t i = 0; i < outside.n && !err; i++) {
+		uint64_t start = outside.v[i].start & ~(UT_HUGE - 1);
+		uint64_t end = (outside.v[i].end + UT_HUGE - 1) & ~(UT_HUGE - 1);
+
+		err = runs_push(&blocks, start < r->start ? r->start : start, min64(end, r->end));
+	}
+	runs_normalise(&blocks);
+	if (!err)
+		err = runs_minus(&rest, &blocks, spans);
+	for (size_t i = 0; i < rest.n && !err; i++)
+		err = look_for_new(s, r, rest.v[i].start, rest.v[i].end);
+	for (size_t i = 0, k; i < inside.n && !err; i = k) {
+		for (k = i + 1; k < inside.n && inside.v[k].start - inside.v[k - 1].end <= GAP; k++)
+			;
+		err = look_for_written(s, inside.v[i].start, inside.v[k - 1].end);
+	}
+	if (!err && !rest.n && !inside.n)
+		err = is_registered(s, r->start);
+	for (ut_runs *v[] = {&touched, &inside, &outside, &blocks, &rest}, **at = v; at < v + 5; at++)
+		runs_free(*at);
+	return err;
+}
+
+/* What was given back is zero, but for the pages that have come again. */
+static int note_zapped(ut_space *s, const ut_runs *zapped)
+{
+	if (!zapped->n)
+		return 0;
+	runs_normalise(&s->want);
+	return runs_minus(&s->gone, zapped, &s->want);
+}
+
+static int harvest_anon(ut_space *s, const ut_region *r, int all)
+{
+	ut_runs before = {0}, zapped = {0}, spans = {0};
+	int err = runs_clip(&before, &s->spans, r->start, r->end);
+
+	if (!err)
+		err = runs_clip(&zapped, &s->zapped, r->start, r->end);
+	if (!err)
+		err = runs_minus(&spans, &before, &zapped);
+	if (!err)
+		err = s->by_ring && !all ? look_where_touched(s, r, &spans, &zapped) : look_everywhere(s, r, &spans);
+	for (size_t i = 0; i < spans.n && !err; i++)
+		err = runs_push(&s->next_spans, spans.v[i].start, spans.v[i].end);
+	if (!err)
+		err = note_zapped(s, &zapped);
+	runs_free(&before);
+	runs_free(&zapped);
 	runs_free(&spans);
 	return err;
 }
@@ -725,7 +803,7 @@ static int harvest_tracked(ut_space *s, const ut_region *r, int all)
 		spans ? s->next_spans.v[spans - 1] : (ut_run){0},
 		kept ? s->next_kept.v[kept - 1] : (ut_run){0},
 	};
-	int err = r->kind == UT_KIND_ANON && !s->diff_all ? harvest_anon(s, r)
+	int err = r->kind == UT_KIND_ANON && !s->diff_all ? harvest_anon(s, r, all)
 							  : harvest_diff(s, r, all);
 
 	if (err) {
@@ -813,19 +891,24 @@ static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
 /* Whether any mapping of the target is under write-protect, so that the uffd is of this memory. */
 static int any_registered(ut_space *s)
 {
-	ut_runs ignored = {0};
 	int yes = 0;
 
 	for (size_t i = 0; i < s->maps.n && !yes; i++) {
 		const ut_region *r = &s->maps.regions[i];
 
 		if (r->kind != UT_KIND_SKIP && r->kind != UT_KIND_SHARED && r->kind != UT_KIND_HUGE)
-			yes = !scan(s->pagemap, s->vec, r->start, r->start + UT_PAGE,
-				    UT_SCAN_CHECK_WPASYNC, UT_PAGE_IS_WRITTEN, 0,
-				    UT_PAGE_IS_WRITTEN, found_plain, &ignored);
+			yes = !is_registered(s, r->start);
 	}
-	runs_free(&ignored);
 	return yes;
+}
+
+/* A mapping that has come to this place with its traps, which say nothing of what stood here. */
+static int was_moved(const ut_space *s, const ut_region *r)
+{
+	for (size_t i = 0; i < s->moved.n; i++)
+		if (s->moved.v[i].start < r->end && s->moved.v[i].end > r->start)
+			return 1;
+	return 0;
 }
 
 static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tracked)
@@ -834,7 +917,7 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tr
 
 	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO || r->kind == UT_KIND_HUGE)
 		return harvest_compare(s, r, flags);
-	if (!(flags & UT_FULL))
+	if (!(flags & UT_FULL) && !was_moved(s, r))
 		err = harvest_tracked(s, r, 0);
 	if (!err)
 		s->tracked++;
@@ -891,6 +974,22 @@ static int unmapped(ut_space *s)
 	return err;
 }
 
+/* Where to look. While the target runs what is known of it may be too new, so it is kept for the stop. */
+static int ask_watch(ut_space *s, int flags)
+{
+	int scan = 1;
+
+	s->by_ring = 0;
+	s->touched.n = s->zapped.n = s->moved.n = 0;
+	if (!s->watch)
+		return 0;
+	if (flags & UT_RUNNING)
+		return ut_watch_moved(s->watch, &s->moved);
+	scan = ut_watch_take(s->watch, &s->touched, &s->zapped, &s->moved);
+	s->by_ring = !scan && !(flags & UT_FULL) && !s->diff_all;
+	return scan < 0 ? scan : 0;
+}
+
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
@@ -913,7 +1012,9 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->rearm_ns = 0;
 	if (flags & UT_FULL)
 		s->spans.n = s->kept.n = s->known.n = 0;
-	err = ut_maps_read(&s->maps, s->pid, s->tid);
+	err = ask_watch(s, flags);
+	if (!err)
+		err = ut_maps_read(&s->maps, s->pid, s->tid);
 	if (!err)
 		err = unmapped(s);
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
@@ -959,12 +1060,19 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
 	return 0;
 }
 
+int ut_space_watch(ut_space *s, uint64_t limit)
+{
+	return ut_watch_open(s->pid, s->uffd, limit, &s->watch);
+}
+
 void ut_space_close(ut_space *s)
 {
 	ut_runs *lists[] = {&s->plan, &s->gone, &s->fresh, &s->spans, &s->kept, &s->known,
 			    &s->next_spans, &s->next_kept, &s->next_known, &s->want, &s->found,
-			    &s->unreadable};
+			    &s->unreadable, &s->touched, &s->zapped, &s->moved};
 
+	if (s->watch)
+		ut_watch_close(s->watch);
 	if (s->uffd >= 0)
 		close(s->uffd); /* takes every trap away */
 	if (s->pagemap >= 0)
@@ -1038,6 +1146,8 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	if (!err)
 		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
 	t3 = ut_now_ns();
+	if (s->watch && !err)
+		ut_watch_threads(s->watch);
 	ut_tracee_resume(t);
 	if (urgent)
 		set_urgent(0);

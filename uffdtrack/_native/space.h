@@ -4,6 +4,7 @@
 #include "maps.h"
 #include "runs.h"
 #include "tracee.h"
+#include "watch.h"
 
 enum {
 	UT_FULL = 1,    /* every mapping is new: register, arm, take all of it */
@@ -40,6 +41,10 @@ typedef struct {
 	size_t buf_cap;
 	struct ut_page_region *vec;
 	uint64_t rearm_ns;
+	/* ring: where to look, instead of everywhere */
+	ut_watch *watch; /* NULL: scan */
+	ut_runs touched, zapped, moved;
+	int32_t by_ring; /* this harvest looks only there */
 } ut_space;
 
 typedef struct {
@@ -48,6 +53,8 @@ typedef struct {
 
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
+/* Follow the faults of its threads from the next stop on; `limit`: touched pages that make `full` readable. */
+int ut_space_watch(ut_space *s, uint64_t limit);
 /* Find what was written since the last harvest, and arm it again, in one step. */
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
 /* Copy ranges of the target, one behind the other, to `to`. Pages that cannot be read become zero

@@ -1,0 +1,492 @@
+/* A thread reads the perf rings of the target's threads, and the events of its userfaultfd: a thread of the
+ * target that gives memory back waits until its event was read. */
+#include "compat.h"
+#include "watch.h"
+#include "tracee.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/perf_event.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+	RECORDS = 8192,     /* of a thread's ring */
+	RECORD = 16,
+	MOST = 1 << 18,     /* pages; with more of them, a scan is cheaper */
+	MOST_IDLE = 1 << 14, /* entries of a table that is nearly empty */
+	MOST_RANGES = 4096, /* before they are merged */
+	TICK_MS = 10,       /* new threads are looked for, where a limit counts what they touch */
+};
+
+static int table_grow(ut_watch *w)
+{
+	size_t cap = w->table_cap ? w->table_cap * 2 : 4096;
+	uint64_t *v = calloc(cap, sizeof(*v)), *old = w->table;
+
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < w->table_cap; i++)
+		if (old[i]) {
+			size_t at = (old[i] * 0x9e3779b97f4a7c15ull) >> 20 & (cap - 1);
+
+			while (v[at])
+				at = (at + 1) & (cap - 1);
+			v[at] = old[i];
+		}
+	w->table = v;
+	w->table_cap = cap;
+	free(old);
+	return 0;
+}
+
+static void touch(ut_watch *w, uint64_t page)
+{
+	uint64_t key = page + 1;
+	size_t at;
+
+	if (w->npages >= MOST || (w->npages * 2 >= w->table_cap && table_grow(w))) {
+		w->lost = 1;
+		return;
+	}
+	at = (key * 0x9e3779b97f4a7c15ull) >> 20 & (w->table_cap - 1);
+	while (w->table[at] && w->table[at] != key)
+		at = (at + 1) & (w->table_cap - 1);
+	if (!w->table[at]) {
+		w->table[at] = key;
+		w->npages++;
+	}
+}
+
+static void drain(ut_watch *w, ut_events *e)
+{
+	uint64_t head = __atomic_load_n(&e->ring->data_head, __ATOMIC_ACQUIRE), tail = e->ring->data_tail;
+	uint64_t mask = e->bytes - 4096 - 1;
+	const char *data = (char *)e->ring + 4096;
+
+	/* A record that finds no room is told of only with the next one that does. */
+	if (head - tail + 2 * RECORD > mask + 1)
+		w->lost = 1;
+	while (tail < head) {
+		const struct perf_event_header *h = (const void *)(data + (tail & mask));
+
+		if (h->type == PERF_RECORD_SAMPLE) {
+			w->samples++;
+			touch(w, *(const uint64_t *)(data + ((tail + 8) & mask)) / UT_PAGE);
+		} else if (h->type == PERF_RECORD_LOST || h->type == PERF_RECORD_FORK) {
+			/* A thread that is new is watched from the next stop on. A process may be one of
+			 * vfork(2), which writes in its parent's memory and whose faults are its own. */
+			w->lost = 1;
+		}
+		tail += h->size;
+	}
+	__atomic_store_n(&e->ring->data_tail, tail, __ATOMIC_RELEASE);
+}
+
+static void forget_thread(ut_watch *w, size_t i)
+{
+	drain(w, &w->ev[i]);
+	ut_ring_close(&w->ev[i]);
+	w->n--;
+	memmove(&w->ev[i], &w->ev[i + 1], (w->n - i) * sizeof(*w->ev));
+	memmove(&w->tid[i], &w->tid[i + 1], (w->n - i) * sizeof(*w->tid));
+}
+
+/* As the ring engine does (ring.c), but that a reader is woken, and told of new threads and processes. */
+static int open_event(int tid, int config, uint32_t wake_bytes)
+{
+	struct perf_event_attr a = {
+		.type = PERF_TYPE_SOFTWARE, .size = sizeof(a), .config = config,
+		.sample_period = 1, .sample_type = PERF_SAMPLE_ADDR, .disabled = 1,
+		.task = config == PERF_COUNT_SW_PAGE_FAULTS_MIN,
+		.watermark = 1, .wakeup_watermark = wake_bytes,
+	};
+
+	return syscall(SYS_perf_event_open, &a, tid, -1, -1, PERF_FLAG_FD_CLOEXEC);
+}
+
+static void watch_thread(ut_watch *w, int tid)
+{
+	ut_events e = {.min = -1, .maj = -1, .count = -1, .stat = -1};
+	uint32_t wake = RECORDS * RECORD / 2;
+
+	if (w->n == w->cap) {
+		size_t cap = w->cap ? w->cap * 2 : 16;
+		ut_events *ev = realloc(w->ev, cap * sizeof(*ev));
+		int32_t *ids;
+
+		if (!ev)
+			return;
+		w->ev = ev;
+		ids = realloc(w->tid, cap * sizeof(*ids));
+		if (!ids)
+			return;
+		w->tid = ids;
+		w->cap = cap;
+	}
+	/* A limit is met by several threads at once, so each tells of a part of it. */
+	if (w->limit && w->limit * RECORD / 8 < wake)
+		wake = w->limit / 8 ? w->limit / 8 * RECORD : RECORD;
+	e.min = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, wake);
+	e.maj = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, wake);
+	/* Where that fails, the audit finds faults without a sample. */
+	if (e.min < 0 || e.maj < 0 || ut_ring_map(&e, RECORDS)) {
+		ut_ring_close(&e);
+		return;
+	}
+	w->ev[w->n] = e;
+	w->tid[w->n++] = tid;
+}
+
+static void watch_threads(ut_watch *w)
+{
+	char path[64];
+	struct dirent *entry;
+	size_t hint = 0, before = w->n;
+	uint8_t *lives = calloc(before + 1, 1);
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", w->pid);
+	dir = opendir(path);
+	while (dir && lives && (entry = readdir(dir))) {
+		int tid = atoi(entry->d_name);
+		size_t i = 0;
+
+		if (tid <= 0)
+			continue;
+		while (i < before && w->tid[(hint + i) % before] != tid)
+			i++;
+		if (i < before) {
+			hint = (hint + i) % before;
+			lives[hint++] = 1;
+		} else {
+			watch_thread(w, tid);
+		}
+	}
+	for (size_t i = before; dir && lives && i-- > 0;)
+		if (!lives[i])
+			forget_thread(w, i);
+	if (dir)
+		closedir(dir);
+	free(lives);
+}
+
+/* Threads poll the events that were there when they went to sleep. */
+static void poke(ut_watch *w)
+{
+	uint64_t one = 1;
+
+	while (write(w->poke, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void ut_watch_threads(ut_watch *w)
+{
+	size_t before;
+
+	pthread_mutex_lock(&w->lock);
+	before = w->n;
+	watch_threads(w);
+	if (w->n != before)
+		poke(w);
+	pthread_mutex_unlock(&w->lock);
+}
+
+static int note_range(ut_runs *r, uint64_t start, uint64_t end)
+{
+	if (r->n && r->n % MOST_RANGES == 0)
+		runs_normalise(r);
+	return runs_push(r, start & ~(UT_PAGE - 1), (end + UT_PAGE - 1) & ~(UT_PAGE - 1));
+}
+
+/* They have to be read whatever happens, since the target waits for that. */
+static int read_events(ut_watch *w)
+{
+	struct uffd_msg msg[64];
+	ssize_t n;
+	int err = 0;
+
+	while ((n = read(w->uffd, msg, sizeof(msg))) > 0)
+		for (size_t i = 0; i < n / sizeof(*msg) && !err; i++) {
+			if (w->sabotage & UT_WATCH_BREAK_EVENTS)
+				continue;
+			if (msg[i].event == UFFD_EVENT_REMOVE || msg[i].event == UFFD_EVENT_UNMAP) {
+				err = note_range(&w->zapped, msg[i].arg.remove.start,
+						 msg[i].arg.remove.end);
+			} else if (msg[i].event == UFFD_EVENT_REMAP) {
+				uint64_t from = msg[i].arg.remap.from, to = msg[i].arg.remap.to;
+
+				err = note_range(&w->zapped, from, from + msg[i].arg.remap.len);
+				if (!err)
+					err = note_range(&w->moved, to, to + msg[i].arg.remap.len);
+			}
+		}
+	return err;
+}
+
+static void look(ut_watch *w)
+{
+	uint64_t one = 1;
+
+	if (read_events(w))
+		w->broken = 1;
+	for (size_t i = 0; i < w->n; i++)
+		drain(w, &w->ev[i]);
+	if (w->limit && w->npages >= w->limit && !w->told) {
+		w->told = 1;
+		while (write(w->full, &one, sizeof(one)) < 0 && errno == EINTR)
+			;
+	}
+}
+
+static void drop_ended(ut_watch *w, int fd)
+{
+	for (size_t i = 0; i < w->n; i++)
+		if (w->ev[i].min == fd) {
+			forget_thread(w, i);
+			return;
+		}
+}
+
+static void *collect(void *arg)
+{
+	struct pollfd *p = NULL;
+	ut_watch *w = arg;
+	size_t cap = 0;
+
+	pthread_mutex_lock(&w->lock);
+	while (!w->stop) {
+		size_t n = 2;
+		uint64_t pokes;
+		int found;
+
+		if (w->n + 2 > cap) {
+			struct pollfd *more = realloc(p, (w->n + 2) * 2 * sizeof(*p));
+
+			if (more) {
+				p = more;
+				cap = (w->n + 2) * 2;
+			}
+		}
+		if (!p)
+			break;
+		p[0] = (struct pollfd){w->uffd, POLLIN, 0};
+		p[1] = (struct pollfd){w->poke, POLLIN, 0};
+		for (size_t i = 0; i < w->n && n < cap; i++)
+			p[n++] = (struct pollfd){w->ev[i].min, POLLIN, 0};
+		pthread_mutex_unlock(&w->lock);
+		found = poll(p, n, w->limit ? TICK_MS : -1);
+		pthread_mutex_lock(&w->lock);
+		if (p[1].revents && read(w->poke, &pokes, sizeof(pokes)) < 0)
+			pokes = 0;
+		if (!found)
+			watch_threads(w);
+		look(w);
+		for (size_t i = 2; i < n && found > 0; i++)
+			if (p[i].revents & (POLLHUP | POLLERR))
+				drop_ended(w, p[i].fd);
+	}
+	w->stop = 1;
+	pthread_mutex_unlock(&w->lock);
+	free(p);
+	return NULL;
+}
+
+int ut_watch_open(int pid, int uffd, uint64_t limit, ut_watch **out)
+{
+	ut_watch *w = calloc(1, sizeof(*w));
+	pthread_mutexattr_t inherit;
+	sigset_t all, old;
+	int err;
+
+	if (!w)
+		return -ENOMEM;
+	*w = (ut_watch){.pid = pid, .uffd = uffd, .limit = limit, .unseen = INT64_MIN / 2};
+	/* Who stops the target may run at a higher priority than the collecting thread. */
+	pthread_mutexattr_init(&inherit);
+	pthread_mutexattr_setprotocol(&inherit, PTHREAD_PRIO_INHERIT);
+	pthread_mutex_init(&w->lock, &inherit);
+	pthread_mutexattr_destroy(&inherit);
+	w->poke = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	w->full = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	err = w->poke < 0 || w->full < 0 ? -errno : table_grow(w);
+	/* The first event of a host costs the kernel milliseconds, which is too long for a stop. */
+	if (!err)
+		watch_threads(w);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	if (!err)
+		err = -pthread_create(&w->thread, NULL, collect, w);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	w->running = !err;
+	if (err) {
+		ut_watch_close(w);
+		return err;
+	}
+	*out = w;
+	return 0;
+}
+
+void ut_watch_close(ut_watch *w)
+{
+	if (w->running) {
+		pthread_mutex_lock(&w->lock);
+		w->stop = 1;
+		poke(w);
+		pthread_mutex_unlock(&w->lock);
+		pthread_join(w->thread, NULL);
+	}
+	for (size_t i = 0; i < w->n; i++)
+		ut_ring_close(&w->ev[i]);
+	if (w->poke >= 0)
+		close(w->poke);
+	if (w->full >= 0)
+		close(w->full);
+	pthread_mutex_destroy(&w->lock);
+	runs_free(&w->zapped);
+	runs_free(&w->moved);
+	free(w->table);
+	free(w->ev);
+	free(w->tid);
+	free(w);
+}
+
+/* Faults of the whole process so far, those of threads that have ended included. */
+static int64_t all_faults(const ut_watch *w)
+{
+	char path[64], text[1024], *p;
+	uint64_t min, maj;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", w->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return -ESRCH;
+	text[n] = 0;
+	p = strrchr(text, ')');
+	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu", &min, &maj) != 2)
+		return -EIO;
+	return min + maj;
+}
+
+static void swap(ut_runs *to, ut_runs *from)
+{
+	ut_runs t = *to;
+
+	*to = *from;
+	*from = t;
+	from->n = 0;
+	runs_normalise(to);
+}
+
+static void sort(uint64_t *v, uint64_t *to, size_t n)
+{
+	uint64_t *first = v;
+
+	for (int shift = 0; shift < 44; shift += 11) {
+		uint32_t at[2048] = {0}, sum = 0;
+		uint64_t *swap = v;
+
+		for (size_t i = 0; i < n; i++)
+			at[v[i] >> shift & 2047]++;
+		if (at[v[0] >> shift & 2047] == n)
+			continue;
+		for (int i = 0; i < 2048; i++) {
+			uint32_t here = at[i];
+
+			at[i] = sum;
+			sum += here;
+		}
+		for (size_t i = 0; i < n; i++)
+			to[at[v[i] >> shift & 2047]++] = v[i];
+		v = to;
+		to = swap;
+	}
+	if (v != first)
+		memcpy(first, v, n * sizeof(*v));
+}
+
+/* Sorted, and the table is empty after. */
+static int take_pages(ut_watch *w, ut_runs *touched)
+{
+	size_t n = 0, cap = w->table_cap;
+	uint64_t *v = malloc((w->npages * 2 + 1) * sizeof(*v)), *old = w->table;
+	int err = 0;
+
+	touched->n = 0;
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < cap && n < w->npages; i++)
+		if (old[i])
+			v[n++] = old[i] - 1;
+	if (cap > MOST_IDLE && n * 8 < cap) {
+		/* A long table costs each stop that it is looked through. */
+		w->table = NULL;
+		w->table_cap = 0;
+		free(old);
+		err = table_grow(w);
+	} else {
+		memset(old, 0, cap * sizeof(*old));
+	}
+	w->npages = 0;
+	if (n)
+		sort(v, v + n, n);
+	for (size_t i = 0; i < n && !err; i++)
+		err = runs_push(touched, v[i] * UT_PAGE, (v[i] + 1) * UT_PAGE);
+	free(v);
+	return err;
+}
+
+int ut_watch_take(ut_watch *w, ut_runs *touched, ut_runs *zapped, ut_runs *moved)
+{
+	int64_t faults;
+	uint64_t told;
+	int err, scan;
+
+	pthread_mutex_lock(&w->lock);
+	look(w);
+	faults = all_faults(w);
+	scan = w->lost;
+	if (!(w->sabotage & UT_WATCH_BREAK_AUDIT))
+		scan |= faults < 0 || faults != (int64_t)w->samples + w->unseen;
+	/* They stand, so nothing is under way. */
+	w->unseen = faults < 0 ? INT64_MIN / 2 : faults - (int64_t)w->samples;
+	err = take_pages(w, touched);
+	swap(zapped, &w->zapped);
+	swap(moved, &w->moved);
+	w->lost = 0;
+	w->told = 0;
+	if (read(w->full, &told, sizeof(told)) < 0)
+		told = 0;
+	if (w->broken)
+		err = -ENOMEM;
+	pthread_mutex_unlock(&w->lock);
+	return err ? err : scan;
+}
+
+int ut_watch_moved(ut_watch *w, ut_runs *moved)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&w->lock);
+	look(w);
+	for (size_t i = 0; i < w->moved.n && !err; i++)
+		err = runs_push(moved, w->moved.v[i].start, w->moved.v[i].end);
+	if (w->broken)
+		err = -ENOMEM;
+	pthread_mutex_unlock(&w->lock);
+	runs_normalise(moved);
+	return err;
+}

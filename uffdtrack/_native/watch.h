@@ -1,0 +1,45 @@
+/* Faults and zaps of an attached process, collected while it runs: where a harvest has to look. */
+#ifndef UT_WATCH_H
+#define UT_WATCH_H
+#include "runs.h"
+#include "tracker.h"
+
+#include <pthread.h>
+
+/* Faults on purpose, for the tests' negative controls. */
+enum { UT_WATCH_BREAK_AUDIT = 1, UT_WATCH_BREAK_EVENTS = 2 };
+
+typedef struct {
+	int32_t pid, uffd;
+	int32_t poke; /* eventfd: the collecting thread has something to look at */
+	int32_t full; /* eventfd: `limit` pages were touched since the last stop */
+	int32_t running, stop;
+	pthread_t thread;
+	pthread_mutex_t lock;
+	ut_events *ev; /* one for each thread of the target */
+	int32_t *tid;
+	size_t n, cap;
+	uint64_t *table; /* page numbers + 1, open addressing; 0: free */
+	size_t npages, table_cap;
+	ut_runs zapped;  /* given back or unmapped */
+	ut_runs moved;   /* new places of mappings, which keep their traps, so that these tell nothing */
+	uint64_t samples;
+	int64_t unseen; /* faults without a sample up to the last stop */
+	int32_t lost;   /* some touched pages are not in the table */
+	int32_t broken; /* no memory to note an event: nothing is known */
+	uint64_t limit; /* 0: none */
+	int32_t told;
+	int32_t sabotage;
+} ut_watch;
+
+/* Functions return >= 0 or -errno. The caller keeps `uffd`, which has the events REMOVE, UNMAP and REMAP. */
+int ut_watch_open(int pid, int uffd, uint64_t limit, ut_watch **out);
+void ut_watch_close(ut_watch *w);
+/* The target stands: what was touched, given back and moved since the last stop, normalised. 1: pages were
+ * touched that are in none of these. */
+int ut_watch_take(ut_watch *w, ut_runs *touched, ut_runs *zapped, ut_runs *moved);
+/* The target runs: what was moved, appended; it is kept for the next stop too. */
+int ut_watch_moved(ut_watch *w, ut_runs *moved);
+/* Watch every thread that there is now; best while they stand. */
+void ut_watch_threads(ut_watch *w);
+#endif
