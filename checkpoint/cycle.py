@@ -150,7 +150,7 @@ class Session:
             if self.target.max_dirty:
                 row.update(
                     max_dirty=self.target.max_dirty,
-                    overshoot=0 if base else max(0, pages - self.target.max_dirty),
+                    overshoot=max(0, (window.touched or pages) - self.target.max_dirty) if not base else 0,
                 )
             return self._meta(row, window, facts)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from uffdtrack import choose_for_process, probe
+from uffdtrack import PROCESS_ENGINES, choose_for_process, probe
 from uffdtrack.errors import UnsupportedError
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -37,14 +37,24 @@ def kernel() -> None:
         missing(f"ptrace: {features.ptrace}")
 
 
-@pytest.fixture(params=["scan", "ring"])
-def process_engine(request: pytest.FixtureRequest, kernel: None) -> str:
-    """Each engine for attached processes."""
+def usable(engine: str) -> str:
     try:
-        return choose_for_process(request.param, probe()).name
+        return choose_for_process(engine, probe()).name
     except UnsupportedError as error:
         missing(str(error))
         raise
+
+
+@pytest.fixture(params=list(PROCESS_ENGINES))
+def process_engine(request: pytest.FixtureRequest, kernel: None) -> str:
+    """Each engine for attached processes."""
+    return usable(request.param)
+
+
+@pytest.fixture(params=["ring", "sync"])
+def following(request: pytest.FixtureRequest, kernel: None) -> str:
+    """Each engine for attached processes that follows faults."""
+    return usable(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,21 @@ from uffdtrack.tracee import (
     status_field,
     task_directory,
 )
-from uffdtrack.tracker import ENGINES, Tracker, choose_engine, choose_for_process, open_tracker
+from uffdtrack.tracker import (
+    ENGINES,
+    PROCESS_ENGINES,
+    Tracker,
+    choose_engine,
+    choose_for_process,
+    open_tracker,
+)
 from uffdtrack.traits import Traits
 from uffdtrack.vcpu import Vcpu, join
 
 __all__ = [
     "ENGINES",
     "PAGE",
+    "PROCESS_ENGINES",
     "UFFD_FEATURES",
     "AddressSpace",
     "DirtyLog",

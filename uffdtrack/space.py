@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
-from uffdtrack.errors import TargetGoneError, UffdtrackError, UnsupportedError
+from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UffdtrackError, UnsupportedError
 from uffdtrack.features import probe
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.tracee import ThreadState, Tracee, has_seccomp
@@ -31,6 +32,7 @@ class Window:
         unreadable: pages without content (past a file's end, guard pages).
         compared: mappings followed by comparing contents, since others can write them.
         scanned: the page tables of the whole memory were looked through.
+        touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
         stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it.
     """
 
@@ -43,6 +45,7 @@ class Window:
     unreadable: int
     compared: int
     scanned: bool
+    touched: int
     stop_us: float
     harvest_us: float
     copy_us: float
@@ -116,8 +119,9 @@ class AddressSpace:
 
         Args:
             engine: "scan" looks through all page tables at each window, "ring" only where the faults of
-                the target's threads have been.
-            max_dirty: "ring": pages after which `full_fd` becomes readable.
+                the target's threads have been; with "sync" each write waits until it was noted here.
+            max_dirty: "ring", "sync": pages after which `full_fd` becomes readable. With "sync" the write
+                that would be one too many waits for the next window.
 
         Raises:
             UnsupportedError: no WP_ASYNC or no PAGEMAP_SCAN here.
@@ -128,18 +132,25 @@ class AddressSpace:
             raise UnsupportedError(
                 "this kernel lacks userfaultfd WP_ASYNC or PAGEMAP_SCAN (Linux 6.7); see uffdtrack doctor"
             )
-        uffd = check(lib.ut_attach_uffd(pid, int(has_seccomp(pid))), "make a userfaultfd in the name", pid)
-        wanted = lib.UFFD_FEATURE_WP_ASYNC
-        if engine == "ring":
+        sync = engine == "sync"
+        uffd = lib.ut_attach_uffd(pid, int(has_seccomp(pid)), int(not sync))
+        if sync and uffd == -errno.EPERM:
+            raise PermissionDeniedError(
+                f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
+                "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
+            )
+        check(uffd, "make a userfaultfd in the name", pid)
+        wanted = lib.UFFD_FEATURE_PAGEFAULT_FLAG_WP if sync else lib.UFFD_FEATURE_WP_ASYNC
+        if engine != "scan":
             # Else memory that is given back, and not touched after, would leave no sign.
             wanted |= (
                 lib.UFFD_FEATURE_EVENT_REMOVE | lib.UFFD_FEATURE_EVENT_UNMAP | lib.UFFD_FEATURE_EVENT_REMAP
             )
-        check(lib.ut_uffd_api(uffd, wanted), "enable WP_ASYNC", pid)
+        check(lib.ut_uffd_api(uffd, wanted), "set the userfaultfd up", pid)
         space = cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
-        if engine == "ring":
+        if engine != "scan":
             try:
-                check(lib.ut_space_watch(space._c, max_dirty or 0), "follow the faults", pid)
+                check(lib.ut_space_watch(space._c, int(sync), max_dirty or 0), "follow the faults", pid)
             except BaseException:
                 space.close()
                 raise
@@ -221,13 +232,18 @@ class AddressSpace:
             contents=contents,
             unreadable=int((unreadable[:, 1] - unreadable[:, 0]).sum()) // PAGE,
             compared=self._c.compared,
-            scanned=not self._c.by_ring,
+            scanned=not self._c.by_news,
+            touched=self._touched() if self._c.by_news else 0,
             stop_us=times.stop_ns / 1e3,
             harvest_us=times.harvest_ns / 1e3,
             copy_us=times.copy_ns / 1e3,
             rearm_us=times.rearm_ns / 1e3,
             pause_us=times.pause_ns / 1e3,
         )
+
+    def _touched(self) -> int:
+        runs = runs_array(self._c.news.touched)
+        return int((runs[:, 1] - runs[:, 0]).sum()) // PAGE
 
     def sabotage(self, kind: str) -> None:
         """Break the tracking on purpose, so that tests can see it fail.

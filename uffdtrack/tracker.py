@@ -17,6 +17,8 @@ from uffdtrack.traits import Traits
 _MODULES = {"ring": ring, "scan": scan, "sync": sync, "inline": inline}
 ENGINES = {name: module.TRAITS for name, module in _MODULES.items()}
 """What each engine promises, by name."""
+PROCESS_ENGINES = ("ring", "scan", "sync")
+"""Those for processes that are attached to; `inline` runs in the writer's own program."""
 
 
 class Tracker(Protocol):
@@ -103,16 +105,18 @@ def choose_for_process(name: str, features: Features, max_dirty: int | None = No
     """
     if name == "auto":
         name = "ring" if max_dirty else "scan"
-    if name not in ("ring", "scan"):
-        raise InvalidInputError(f"no engine {name!r} for attached processes; there are auto, ring, scan")
+    if name not in PROCESS_ENGINES:
+        raise InvalidInputError(
+            f"no engine {name!r} for attached processes; there are auto, {', '.join(PROCESS_ENGINES)}"
+        )
     if max_dirty and name == "scan":
         raise InvalidInputError(
             "engine scan learns of writes only when it looks, so it has no limit to keep (--max-dirty): "
-            "use --engine ring"
+            "use --engine ring or sync"
         )
     lacking: str | None = _MODULES[name].lacks(features)
     events = {"EVENT_REMOVE", "EVENT_UNMAP", "EVENT_REMAP"} - features.uffd_features
-    if name == "ring" and not lacking and events:
+    if name != "scan" and not lacking and events:
         lacking = f"userfaultfd {', '.join(sorted(events))}"
     if lacking:
         raise UnsupportedError(f"engine {name} needs {lacking}; see uffdtrack doctor")

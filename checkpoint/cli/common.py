@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from checkpoint.chain import parse_place
+from uffdtrack import PROCESS_ENGINES
 from uffdtrack.errors import InvalidInputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,7 +94,7 @@ def session_options(function: F) -> F:
             ),
             click.option("--duration", type=Time(), help="Stop after this time."),
             click.option(
-                "--engine", type=click.Choice(["auto", "ring", "scan"]), default="auto",
+                "--engine", type=click.Choice(["auto", *PROCESS_ENGINES]), default="auto",
                 show_default=True, help="How writes are tracked (docs/engines.md).",
             ),
             click.option(

@@ -135,7 +135,8 @@ def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_pa
     assert read(mapper, at) == b"new"
     assert mapper(f"libc.madvise({at}, 4096, 4), get({at}, 3)") == "(0, b'abc')"
     session.take()
-    assert read(mapper, at) == b""
+    # sync compares file mappings, and stores the file's own pages too.
+    assert read(mapper, at) == (b"abc" if session.target.engine == "sync" else b"")
     mapper(f"put({at}, b'two')")
     session.take()
     assert read(mapper, at, 6) == b"twoabc"

@@ -90,6 +90,8 @@ def test_thousands_of_epochs(
         ("ring", "forget"),
         ("ring", "late-rearm"),
         ("ring", "events"),
+        ("sync", "forget"),
+        ("sync", "events"),
     ],
 )
 def test_negative_control(

@@ -64,7 +64,7 @@ int ut_inject_end(ut_tracee *t, size_t index);
 int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
 		  size_t xstate_len, uint64_t sigmask);
 int ut_same_memory(int a, int b);
-int ut_attach_uffd(int pid, int suspend_seccomp);
+int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
 
 #define UT_FULL ...
 #define UT_RUNNING ...
@@ -86,13 +86,18 @@ typedef struct {
 	...;
 } ut_watch;
 typedef struct {
+	ut_runs touched;
+	...;
+} ut_news;
+typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
 	int32_t tracked, compared, sabotage;
 	ut_maps maps;
 	ut_runs plan, gone, fresh, unreadable;
 	uint8_t *buf;
 	ut_watch *watch;
-	int32_t by_ring;
+	ut_news news;
+	int32_t by_news;
 	...;
 } ut_space;
 typedef struct {
@@ -100,7 +105,7 @@ typedef struct {
 } ut_times;
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
-int ut_space_watch(ut_space *s, uint64_t limit);
+int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
 int ut_space_reserve(ut_space *s, size_t bytes);

@@ -521,7 +521,7 @@ static int is_registered(ut_space *s, uint64_t page)
 static int look_where_touched(ut_space *s, const ut_region *r, const ut_runs *spans, const ut_runs *zapped)
 {
 	ut_runs touched = {0}, inside = {0}, outside = {0}, blocks = {0}, rest = {0};
-	int err = runs_clip(&touched, &s->touched, r->start, r->end);
+	int err = runs_clip(&touched, &s->news.touched, r->start, r->end);
 
 	if (!err)
 		err = runs_minus(&outside, &touched, spans);
@@ -567,11 +567,11 @@ static int harvest_anon(ut_space *s, const ut_region *r, int all)
 	int err = runs_clip(&before, &s->spans, r->start, r->end);
 
 	if (!err)
-		err = runs_clip(&zapped, &s->zapped, r->start, r->end);
+		err = runs_clip(&zapped, &s->news.zapped, r->start, r->end);
 	if (!err)
 		err = runs_minus(&spans, &before, &zapped);
 	if (!err)
-		err = s->by_ring && !all ? look_where_touched(s, r, &spans, &zapped) : look_everywhere(s, r, &spans);
+		err = s->by_news && !all ? look_where_touched(s, r, &spans, &zapped) : look_everywhere(s, r, &spans);
 	for (size_t i = 0; i < spans.n && !err; i++)
 		err = runs_push(&s->next_spans, spans.v[i].start, spans.v[i].end);
 	if (!err)
@@ -836,7 +836,7 @@ static int register_wp(ut_space *s, const ut_region *r)
 {
 	struct uffdio_register reg = {
 		.range = {r->start, r->end - r->start},
-		.mode = UFFDIO_REGISTER_MODE_WP,
+		.mode = UFFDIO_REGISTER_MODE_WP | (s->sync ? UFFDIO_REGISTER_MODE_MISSING : 0),
 	};
 
 	return ioctl(s->uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
@@ -848,11 +848,8 @@ static int register_wp(ut_space *s, const ut_region *r)
  * trap. mremap(2) of a registered mapping drops the registration, of a neighbour it merges with too, and
  * leaves the bits; a write then makes such a page writable with the bit still set. The ioctl looks at no
  * bit. It must only be given pages that exist: an empty entry would become a marker and count as clean. */
-static int arm_all(ut_space *s, const ut_region *r)
+static int arm_found(ut_space *s)
 {
-	s->found.n = 0;
-	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, 0, POPULATED, POPULATED,
-		 found_plain, &s->found));
 	for (size_t i = 0; i < s->found.n; i++) {
 		struct uffdio_writeprotect wp = {
 			.range = {s->found.v[i].start, s->found.v[i].end - s->found.v[i].start},
@@ -864,6 +861,14 @@ static int arm_all(ut_space *s, const ut_region *r)
 				return -errno;
 	}
 	return 0;
+}
+
+static int arm_all(ut_space *s, const ut_region *r)
+{
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, UT_SCAN_CHECK_WPASYNC, 0, POPULATED, POPULATED,
+		 found_plain, &s->found));
+	return arm_found(s);
 }
 
 static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
@@ -905,10 +910,72 @@ static int any_registered(ut_space *s)
 /* A mapping that has come to this place with its traps, which say nothing of what stood here. */
 static int was_moved(const ut_space *s, const ut_region *r)
 {
-	for (size_t i = 0; i < s->moved.n; i++)
-		if (s->moved.v[i].start < r->end && s->moved.v[i].end > r->start)
+	for (size_t i = 0; i < s->news.moved.n; i++)
+		if (s->news.moved.v[i].start < r->end && s->news.moved.v[i].end > r->start)
 			return 1;
 	return 0;
+}
+
+static int populated_of(ut_space *s, const ut_runs *runs)
+{
+	s->found.n = 0;
+	for (size_t i = 0; i < runs->n; i++)
+		TRY(scan(s->pagemap, s->vec, runs->v[i].start, runs->v[i].end, 0, 0, POPULATED, POPULATED,
+			 found_plain, &s->found));
+	return 0;
+}
+
+/* sync: what is written waits for our thread, so that all is known of what has been under traps; the rest of a
+ * mapping has come. A page that does not exist must not be read: that is a fault too. */
+static int harvest_sync(ut_space *s, const ut_region *r, int flags)
+{
+	const ut_runs whole = {&(ut_run){r->start, r->end}, 1, 1};
+	ut_runs armed = {0}, come = {0}, look = {0};
+	size_t gone = s->gone.n;
+	int64_t t0;
+	int err = runs_clip(&armed, &s->armed, r->start, r->end);
+
+	if (!err)
+		err = runs_minus(&come, &whole, &armed);
+	if (!err && come.n)
+		err = register_wp(s, r);
+	if (err) {
+		if ((flags & UT_RUNNING) && (err == -ENOMEM || err == -ESRCH))
+			err = 0; /* it changes right now; the stop will see what it is */
+		goto out;
+	}
+	s->tracked++;
+	for (size_t i = 0; i < come.n && !err; i++) {
+		err = runs_push(&look, come.v[i].start, come.v[i].end);
+		if (!err)
+			err = runs_push(&s->fresh, come.v[i].start, come.v[i].end);
+	}
+	if (!err)
+		err = runs_clip(&look, &s->news.touched, r->start, r->end);
+	if (!err)
+		err = runs_clip(&look, &s->news.zapped, r->start, r->end);
+	runs_normalise(&look);
+	if (!err)
+		err = populated_of(s, &look);
+	if (!err)
+		err = runs_minus(&s->gone, &look, &s->found);
+	t0 = ut_now_ns();
+	if (!err)
+		err = arm_found(s);
+	s->rearm_ns += ut_now_ns() - t0;
+	for (size_t i = 0; i < s->found.n && !err; i++)
+		err = runs_push(&s->want, s->found.v[i].start, s->found.v[i].end);
+	if (!err)
+		err = runs_push(&s->next_armed, r->start, r->end);
+	if (err && (flags & UT_RUNNING)) {
+		s->gone.n = gone;
+		err = err == -ENOENT || err == -ESRCH ? 0 : err;
+	}
+out:
+	runs_free(&armed);
+	runs_free(&come);
+	runs_free(&look);
+	return err;
 }
 
 static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tracked)
@@ -917,6 +984,11 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tr
 
 	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO || r->kind == UT_KIND_HUGE)
 		return harvest_compare(s, r, flags);
+	if (s->sync) {
+		if (r->kind == UT_KIND_ANON)
+			err = harvest_sync(s, r, flags);
+		return err == -EPERM || err == -EBUSY || err == -EINVAL ? harvest_compare(s, r, flags) : err;
+	}
 	if (!(flags & UT_FULL) && !was_moved(s, r))
 		err = harvest_tracked(s, r, 0);
 	if (!err)
@@ -974,20 +1046,38 @@ static int unmapped(ut_space *s)
 	return err;
 }
 
+/* A page that nobody can map: only the memory itself can be missing. */
+static int memory_is_gone(const ut_space *s)
+{
+	struct uffdio_writeprotect none = {{0, UT_PAGE}, 0};
+
+	return ioctl(s->uffd, UFFDIO_WRITEPROTECT, &none) && errno == ESRCH;
+}
+
 /* Where to look. While the target runs what is known of it may be too new, so it is kept for the stop. */
 static int ask_watch(ut_space *s, int flags)
 {
+	ut_news *news = &s->news;
+	ut_runs left = {0};
 	int scan = 1;
 
-	s->by_ring = 0;
-	s->touched.n = s->zapped.n = s->moved.n = 0;
+	s->by_news = 0;
+	news->touched.n = news->zapped.n = news->unmapped.n = news->moved.n = 0;
 	if (!s->watch)
 		return 0;
+	if (s->sync && memory_is_gone(s))
+		return UT_NEW_MM;
 	if (flags & UT_RUNNING)
-		return ut_watch_moved(s->watch, &s->moved);
-	scan = ut_watch_take(s->watch, &s->touched, &s->zapped, &s->moved);
-	s->by_ring = !scan && !(flags & UT_FULL) && !s->diff_all;
-	return scan < 0 ? scan : 0;
+		TRY(ut_watch_peek(s->watch, news));
+	else
+		TRY(scan = ut_watch_take(s->watch, news));
+	s->by_news = !(flags & UT_FULL) && (s->sync || (!scan && !s->diff_all));
+	if (flags & UT_FULL)
+		s->armed.n = 0;
+	TRY(runs_minus(&left, &s->armed, &news->unmapped));
+	runs_free(&s->armed);
+	s->armed = left;
+	return 0;
 }
 
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
@@ -1007,7 +1097,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->before = s->maps;
 	s->maps = old;
 	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
-	s->next_spans.n = s->next_kept.n = s->next_known.n = 0;
+	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
 	s->tracked = s->compared = 0;
 	s->rearm_ns = 0;
 	if (flags & UT_FULL)
@@ -1035,6 +1125,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	swap_runs(&s->spans, &s->next_spans);
 	swap_runs(&s->kept, &s->next_kept);
 	swap_runs(&s->known, &s->next_known);
+	swap_runs(&s->armed, &s->next_armed);
 	runs_normalise(&s->spans);
 	return err;
 }
@@ -1060,16 +1151,17 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
 	return 0;
 }
 
-int ut_space_watch(ut_space *s, uint64_t limit)
+int ut_space_watch(ut_space *s, int sync, uint64_t limit)
 {
-	return ut_watch_open(s->pid, s->uffd, limit, &s->watch);
+	s->sync = sync;
+	return ut_watch_open(s->pid, s->uffd, sync, limit, &s->watch);
 }
 
 void ut_space_close(ut_space *s)
 {
 	ut_runs *lists[] = {&s->plan, &s->gone, &s->fresh, &s->spans, &s->kept, &s->known,
 			    &s->next_spans, &s->next_kept, &s->next_known, &s->want, &s->found,
-			    &s->unreadable, &s->touched, &s->zapped, &s->moved};
+			    &s->unreadable, &s->armed, &s->next_armed};
 
 	if (s->watch)
 		ut_watch_close(s->watch);
@@ -1081,6 +1173,7 @@ void ut_space_close(ut_space *s)
 		close(s->mem);
 	for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++)
 		runs_free(lists[i]);
+	ut_news_free(&s->news);
 	ut_maps_free(&s->maps);
 	ut_maps_free(&s->before);
 	free(s->digests);
@@ -1132,7 +1225,14 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		sabotage(s, 1);
 	urgent = sched_getscheduler(0) == SCHED_OTHER;
 	t0 = ut_now_ns();
-	TRY(ut_tracee_stop(t, timeout_ns));
+	if (s->watch)
+		ut_watch_stopping(s->watch);
+	err = ut_tracee_stop(t, timeout_ns);
+	if (err < 0) {
+		if (s->watch)
+			ut_watch_resumed(s->watch);
+		return err;
+	}
 	if (urgent)
 		set_urgent(1);
 	t1 = ut_now_ns();
@@ -1148,6 +1248,8 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	t3 = ut_now_ns();
 	if (s->watch && !err)
 		ut_watch_threads(s->watch);
+	if (s->watch)
+		ut_watch_resumed(s->watch);
 	ut_tracee_resume(t);
 	if (urgent)
 		set_urgent(0);

@@ -41,10 +41,12 @@ typedef struct {
 	size_t buf_cap;
 	struct ut_page_region *vec;
 	uint64_t rearm_ns;
-	/* ring: where to look, instead of everywhere */
+	/* ring, sync: where to look, instead of everywhere */
 	ut_watch *watch; /* NULL: scan */
-	ut_runs touched, zapped, moved;
-	int32_t by_ring; /* this harvest looks only there */
+	ut_news news;
+	int32_t by_news;             /* this harvest looks only there */
+	int32_t sync;                /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell what has none */
+	ut_runs armed, next_armed;   /* sync: what is registered and under traps */
 } ut_space;
 
 typedef struct {
@@ -53,8 +55,8 @@ typedef struct {
 
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
-/* Follow the faults of its threads from the next stop on; `limit`: touched pages that make `full` readable. */
-int ut_space_watch(ut_space *s, uint64_t limit);
+/* Follow the faults of its threads; `limit`: touched pages that make `full` readable, and that sync keeps. */
+int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 /* Find what was written since the last harvest, and arm it again, in one step. */
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
 /* Copy ranges of the target, one behind the other, to `to`. Pages that cannot be read become zero

@@ -775,11 +775,9 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 	return err;
 }
 
-static int make_uffd(int pid, int suspend_seccomp)
+static int make_uffd(int pid, int suspend_seccomp, int user_mode_only)
 {
-	/* Under WP_ASYNC no fault waits for user space, the kernel's own included, so the mode that
-	 * needs no privilege loses nothing. */
-	uint64_t flags = O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY;
+	uint64_t flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
 	int64_t fd = -1, ignored;
 	ut_tracee *t;
 	int own = -1, at, err = ut_tracee_open(pid, &t);
@@ -862,7 +860,7 @@ static int receive_fd(int sock)
 	return fd;
 }
 
-int ut_attach_uffd(int pid, int suspend_seccomp)
+int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only)
 {
 	int pair[2], fd, child;
 
@@ -882,7 +880,7 @@ int ut_attach_uffd(int pid, int suspend_seccomp)
 		sigprocmask(SIG_SETMASK, &all, NULL);
 		setsid();
 		close(pair[0]);
-		send_fd(pair[1], make_uffd(pid, suspend_seccomp));
+		send_fd(pair[1], make_uffd(pid, suspend_seccomp, user_mode_only));
 		_exit(0);
 	}
 	close(pair[1]);
@@ -892,6 +890,6 @@ int ut_attach_uffd(int pid, int suspend_seccomp)
 		;
 	/* Yama's scope 1 lets ancestors trace, not their other children. */
 	if (fd == -EPERM)
-		fd = make_uffd(pid, suspend_seccomp);
+		fd = make_uffd(pid, suspend_seccomp, user_mode_only);
 	return fd;
 }

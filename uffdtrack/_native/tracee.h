@@ -74,8 +74,9 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 
 /* Make a userfaultfd of the target's memory, by a system call in its name; returns the fd, and no
  * copy is left in the target. Done by a process of its own, so that the death of the caller leaves
- * no thread of the target inside a call that it did not make. */
-int ut_attach_uffd(int pid, int suspend_seccomp);
+ * no thread of the target inside a call that it did not make. `user_mode_only` needs no privilege of the
+ * target's; under WP_ASYNC it loses nothing, since no fault waits for user space. */
+int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
 /* 1: the two processes have one memory (CLONE_VM without CLONE_THREAD, vfork). kcmp(2). */
 int ut_same_memory(int a, int b);
 int64_t ut_now_ns(void);

@@ -1,5 +1,5 @@
-/* A thread reads the perf rings of the target's threads, and the events of its userfaultfd: a thread of the
- * target that gives memory back waits until its event was read. */
+/* A thread reads the events of the target's userfaultfd: who gives memory back there waits until that was read. For
+ * the ring engine it reads the perf rings of the target's threads too; for sync it answers its faults. */
 #include "compat.h"
 #include "watch.h"
 #include "tracee.h"
@@ -24,6 +24,7 @@ enum {
 	MOST_IDLE = 1 << 14, /* entries of a table that is nearly empty */
 	MOST_RANGES = 4096, /* before they are merged */
 	TICK_MS = 10,       /* new threads are looked for, where a limit counts what they touch */
+	GRACE_NS = 1000000, /* in which a thread that is called to stop leaves its fault */
 };
 
 static int table_grow(ut_watch *w)
@@ -52,7 +53,7 @@ static void touch(ut_watch *w, uint64_t page)
 	uint64_t key = page + 1;
 	size_t at;
 
-	if (w->npages >= MOST || (w->npages * 2 >= w->table_cap && table_grow(w))) {
+	if ((w->npages >= MOST && !w->sync) || (w->npages * 2 >= w->table_cap && table_grow(w))) {
 		w->lost = 1;
 		return;
 	}
@@ -63,6 +64,16 @@ static void touch(ut_watch *w, uint64_t page)
 		w->table[at] = key;
 		w->npages++;
 	}
+}
+
+static int touched(const ut_watch *w, uint64_t page)
+{
+	uint64_t key = page + 1;
+	size_t at = (key * 0x9e3779b97f4a7c15ull) >> 20 & (w->table_cap - 1);
+
+	while (w->table[at] && w->table[at] != key)
+		at = (at + 1) & (w->table_cap - 1);
+	return !!w->table[at];
 }
 
 static void drain(ut_watch *w, ut_events *e)
@@ -191,6 +202,8 @@ void ut_watch_threads(ut_watch *w)
 {
 	size_t before;
 
+	if (w->sync)
+		return;
 	pthread_mutex_lock(&w->lock);
 	before = w->n;
 	watch_threads(w);
@@ -206,44 +219,127 @@ static int note_range(ut_runs *r, uint64_t start, uint64_t end)
 	return runs_push(r, start & ~(UT_PAGE - 1), (end + UT_PAGE - 1) & ~(UT_PAGE - 1));
 }
 
+static int note_fault(ut_watch *w, uint64_t page, int missing)
+{
+	for (size_t i = 0; i < w->nfaults; i++)
+		if (w->faults[i].page == page && w->faults[i].missing == missing)
+			return 0;
+	if (w->nfaults == w->faults_cap) {
+		size_t cap = w->faults_cap ? w->faults_cap * 2 : 64;
+		ut_fault *v = realloc(w->faults, cap * sizeof(*v));
+
+		if (!v)
+			return -ENOMEM;
+		w->faults = v;
+		w->faults_cap = cap;
+	}
+	w->faults[w->nfaults++] = (ut_fault){page, missing, 0};
+	return 0;
+}
+
+static int note_event(ut_watch *w, const struct uffd_msg *m)
+{
+	uint64_t from = m->arg.remap.from, to = m->arg.remap.to, len = m->arg.remap.len;
+	int err;
+
+	if (m->event == UFFD_EVENT_PAGEFAULT)
+		return note_fault(w, m->arg.pagefault.address / UT_PAGE,
+				  !(m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP));
+	if (w->sabotage & UT_WATCH_BREAK_EVENTS)
+		return 0;
+	if (m->event == UFFD_EVENT_REMAP) {
+		err = note_range(&w->moved, to, to + len);
+	} else if (m->event == UFFD_EVENT_REMOVE || m->event == UFFD_EVENT_UNMAP) {
+		from = m->arg.remove.start;
+		len = m->arg.remove.end - from;
+		err = 0;
+	} else {
+		return 0;
+	}
+	if (!err && m->event != UFFD_EVENT_REMOVE)
+		err = note_range(&w->unmapped, from, from + len);
+	return err ? err : note_range(&w->zapped, from, from + len);
+}
+
 /* They have to be read whatever happens, since the target waits for that. */
-static int read_events(ut_watch *w)
+static void read_events(ut_watch *w)
 {
 	struct uffd_msg msg[64];
 	ssize_t n;
-	int err = 0;
 
 	while ((n = read(w->uffd, msg, sizeof(msg))) > 0)
-		for (size_t i = 0; i < n / sizeof(*msg) && !err; i++) {
-			if (w->sabotage & UT_WATCH_BREAK_EVENTS)
-				continue;
-			if (msg[i].event == UFFD_EVENT_REMOVE || msg[i].event == UFFD_EVENT_UNMAP) {
-				err = note_range(&w->zapped, msg[i].arg.remove.start,
-						 msg[i].arg.remove.end);
-			} else if (msg[i].event == UFFD_EVENT_REMAP) {
-				uint64_t from = msg[i].arg.remap.from, to = msg[i].arg.remap.to;
+		for (size_t i = 0; i < n / sizeof(*msg); i++)
+			if (note_event(w, &msg[i]))
+				w->broken = 1;
+}
 
-				err = note_range(&w->zapped, from, from + msg[i].arg.remap.len);
-				if (!err)
-					err = note_range(&w->moved, to, to + msg[i].arg.remap.len);
-			}
+static void tell(ut_watch *w)
+{
+	uint64_t one = 1;
+
+	if (w->told)
+		return;
+	w->told = 1;
+	while (write(w->full, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+static void wake(const ut_watch *w, uint64_t page)
+{
+	struct uffdio_range range = {page * UT_PAGE, UT_PAGE};
+
+	ioctl(w->uffd, UFFDIO_WAKE, &range);
+}
+
+/* 0: not now, somebody changes the mappings and waits for an event to be read first. */
+static int answer(const ut_watch *w, const ut_fault *f)
+{
+	struct uffdio_zeropage zero = {{f->page * UT_PAGE, UT_PAGE}, 0, 0};
+	struct uffdio_writeprotect wp = {{f->page * UT_PAGE, UT_PAGE}, 0};
+
+	if (!(f->missing ? ioctl(w->uffd, UFFDIO_ZEROPAGE, &zero) : ioctl(w->uffd, UFFDIO_WRITEPROTECT, &wp)))
+		return 1;
+	if (errno == EAGAIN)
+		return 0;
+	/* There is a page by now, or no mapping: whoever waits finds out. */
+	wake(w, f->page);
+	return 1;
+}
+
+static void answer_all(ut_watch *w)
+{
+	int pass = w->broken || (w->pass_at && ut_now_ns() >= w->pass_at); /* a stop waits for system calls */
+	size_t left = 0;
+
+	for (size_t i = 0; i < w->nfaults; i++) {
+		ut_fault *f = &w->faults[i];
+		int known = touched(w, f->page);
+
+		/* Who was held in user code has been stopped by now; a system call tries again. */
+		if (f->held && pass && !w->broken) {
+			wake(w, f->page);
+			continue;
 		}
-	return err;
+		f->held = w->limit && w->limited && !pass && !known && w->npages >= w->limit;
+		if (f->held)
+			tell(w);
+		else if (!known)
+			touch(w, f->page);
+		if (f->held || !answer(w, f))
+			w->faults[left++] = *f;
+	}
+	w->nfaults = left;
 }
 
 static void look(ut_watch *w)
 {
-	uint64_t one = 1;
-
-	if (read_events(w))
-		w->broken = 1;
+	read_events(w);
 	for (size_t i = 0; i < w->n; i++)
 		drain(w, &w->ev[i]);
-	if (w->limit && w->npages >= w->limit && !w->told) {
-		w->told = 1;
-		while (write(w->full, &one, sizeof(one)) < 0 && errno == EINTR)
-			;
-	}
+	if (w->sync)
+		answer_all(w);
+	else if (w->limit && w->npages >= w->limit)
+		tell(w);
 }
 
 static void drop_ended(ut_watch *w, int fd)
@@ -265,7 +361,7 @@ static void *collect(void *arg)
 	while (!w->stop) {
 		size_t n = 2;
 		uint64_t pokes;
-		int found;
+		int found, wait;
 
 		if (w->n + 2 > cap) {
 			struct pollfd *more = realloc(p, (w->n + 2) * 2 * sizeof(*p));
@@ -281,12 +377,13 @@ static void *collect(void *arg)
 		p[1] = (struct pollfd){w->poke, POLLIN, 0};
 		for (size_t i = 0; i < w->n && n < cap; i++)
 			p[n++] = (struct pollfd){w->ev[i].min, POLLIN, 0};
+		wait = w->nfaults ? 1 : w->limit && !w->sync ? TICK_MS : -1;
 		pthread_mutex_unlock(&w->lock);
-		found = poll(p, n, w->limit ? TICK_MS : -1);
+		found = poll(p, n, wait);
 		pthread_mutex_lock(&w->lock);
 		if (p[1].revents && read(w->poke, &pokes, sizeof(pokes)) < 0)
 			pokes = 0;
-		if (!found)
+		if (!found && !w->sync)
 			watch_threads(w);
 		look(w);
 		for (size_t i = 2; i < n && found > 0; i++)
@@ -299,7 +396,7 @@ static void *collect(void *arg)
 	return NULL;
 }
 
-int ut_watch_open(int pid, int uffd, uint64_t limit, ut_watch **out)
+int ut_watch_open(int pid, int uffd, int sync, uint64_t limit, ut_watch **out)
 {
 	ut_watch *w = calloc(1, sizeof(*w));
 	pthread_mutexattr_t inherit;
@@ -308,7 +405,7 @@ int ut_watch_open(int pid, int uffd, uint64_t limit, ut_watch **out)
 
 	if (!w)
 		return -ENOMEM;
-	*w = (ut_watch){.pid = pid, .uffd = uffd, .limit = limit, .unseen = INT64_MIN / 2};
+	*w = (ut_watch){.pid = pid, .uffd = uffd, .sync = sync, .limit = limit, .unseen = INT64_MIN / 2};
 	/* Who stops the target may run at a higher priority than the collecting thread. */
 	pthread_mutexattr_init(&inherit);
 	pthread_mutexattr_setprotocol(&inherit, PTHREAD_PRIO_INHERIT);
@@ -318,7 +415,7 @@ int ut_watch_open(int pid, int uffd, uint64_t limit, ut_watch **out)
 	w->full = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	err = w->poke < 0 || w->full < 0 ? -errno : table_grow(w);
 	/* The first event of a host costs the kernel milliseconds, which is too long for a stop. */
-	if (!err)
+	if (!err && !sync)
 		watch_threads(w);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -351,7 +448,9 @@ void ut_watch_close(ut_watch *w)
 		close(w->full);
 	pthread_mutex_destroy(&w->lock);
 	runs_free(&w->zapped);
+	runs_free(&w->unmapped);
 	runs_free(&w->moved);
+	free(w->faults);
 	free(w->table);
 	free(w->ev);
 	free(w->tid);
@@ -449,44 +548,96 @@ static int take_pages(ut_watch *w, ut_runs *touched)
 	return err;
 }
 
-int ut_watch_take(ut_watch *w, ut_runs *touched, ut_runs *zapped, ut_runs *moved)
+static void forget_full(ut_watch *w)
+{
+	uint64_t told;
+
+	w->told = 0;
+	if (read(w->full, &told, sizeof(told)) < 0)
+		told = 0;
+}
+
+int ut_watch_take(ut_watch *w, ut_news *news)
 {
 	int64_t faults;
-	uint64_t told;
 	int err, scan;
 
 	pthread_mutex_lock(&w->lock);
 	look(w);
-	faults = all_faults(w);
 	scan = w->lost;
-	if (!(w->sabotage & UT_WATCH_BREAK_AUDIT))
-		scan |= faults < 0 || faults != (int64_t)w->samples + w->unseen;
-	/* They stand, so nothing is under way. */
-	w->unseen = faults < 0 ? INT64_MIN / 2 : faults - (int64_t)w->samples;
-	err = take_pages(w, touched);
-	swap(zapped, &w->zapped);
-	swap(moved, &w->moved);
+	if (!w->sync) {
+		faults = all_faults(w);
+		if (!(w->sabotage & UT_WATCH_BREAK_AUDIT))
+			scan |= faults < 0 || faults != (int64_t)w->samples + w->unseen;
+		/* They stand, so nothing is under way. */
+		w->unseen = faults < 0 ? INT64_MIN / 2 : faults - (int64_t)w->samples;
+	}
+	/* Who was held has left its fault, or tries again. */
+	for (size_t i = 0; i < w->nfaults; i++)
+		wake(w, w->faults[i].page);
+	w->nfaults = 0;
+	w->limited = 1;
+	err = take_pages(w, &news->touched);
+	swap(&news->zapped, &w->zapped);
+	swap(&news->unmapped, &w->unmapped);
+	swap(&news->moved, &w->moved);
 	w->lost = 0;
-	w->told = 0;
-	if (read(w->full, &told, sizeof(told)) < 0)
-		told = 0;
-	if (w->broken)
+	forget_full(w);
+	if (w->broken || (w->sync && scan))
 		err = -ENOMEM;
 	pthread_mutex_unlock(&w->lock);
 	return err ? err : scan;
 }
 
-int ut_watch_moved(ut_watch *w, ut_runs *moved)
+static int copy(ut_runs *to, const ut_runs *from)
+{
+	to->n = 0;
+	for (size_t i = 0; i < from->n; i++)
+		if (runs_push(to, from->v[i].start, from->v[i].end))
+			return -ENOMEM;
+	runs_normalise(to);
+	return 0;
+}
+
+int ut_watch_peek(ut_watch *w, ut_news *news)
 {
 	int err = 0;
 
 	pthread_mutex_lock(&w->lock);
 	look(w);
-	for (size_t i = 0; i < w->moved.n && !err; i++)
-		err = runs_push(moved, w->moved.v[i].start, w->moved.v[i].end);
-	if (w->broken)
+	news->touched.n = 0;
+	if (w->sync)
+		err = take_pages(w, &news->touched);
+	if (!err)
+		err = copy(&news->zapped, &w->zapped);
+	if (!err)
+		err = copy(&news->unmapped, &w->unmapped);
+	if (!err)
+		err = copy(&news->moved, &w->moved);
+	if (w->broken || (w->sync && w->lost))
 		err = -ENOMEM;
 	pthread_mutex_unlock(&w->lock);
-	runs_normalise(moved);
 	return err;
+}
+
+void ut_watch_stopping(ut_watch *w)
+{
+	pthread_mutex_lock(&w->lock);
+	w->pass_at = ut_now_ns() + GRACE_NS;
+	pthread_mutex_unlock(&w->lock);
+}
+
+void ut_watch_resumed(ut_watch *w)
+{
+	pthread_mutex_lock(&w->lock);
+	w->pass_at = 0;
+	pthread_mutex_unlock(&w->lock);
+}
+
+void ut_news_free(ut_news *news)
+{
+	runs_free(&news->touched);
+	runs_free(&news->zapped);
+	runs_free(&news->unmapped);
+	runs_free(&news->moved);
 }

@@ -9,8 +9,16 @@
 /* Faults on purpose, for the tests' negative controls. */
 enum { UT_WATCH_BREAK_AUDIT = 1, UT_WATCH_BREAK_EVENTS = 2 };
 
+/* sync: a fault that waits for its answer. */
+typedef struct {
+	uint64_t page;
+	int32_t missing; /* there is no page yet */
+	int32_t held;    /* the limit is reached */
+} ut_fault;
+
 typedef struct {
 	int32_t pid, uffd;
+	int32_t sync; /* each write waits until it was noted here; else perf rings tell of them */
 	int32_t poke; /* eventfd: the collecting thread has something to look at */
 	int32_t full; /* eventfd: `limit` pages were touched since the last stop */
 	int32_t running, stop;
@@ -22,7 +30,12 @@ typedef struct {
 	uint64_t *table; /* page numbers + 1, open addressing; 0: free */
 	size_t npages, table_cap;
 	ut_runs zapped;  /* given back or unmapped */
-	ut_runs moved;   /* new places of mappings, which keep their traps, so that these tell nothing */
+	ut_runs unmapped; /* of these, what is under no trap any more */
+	ut_runs moved;    /* new places of mappings, which keep their traps, so that these tell nothing */
+	ut_fault *faults;
+	size_t nfaults, faults_cap;
+	int32_t limited;  /* the limit holds; not so in a stop, nor before the first one */
+	int64_t pass_at;  /* held faults are answered from then on; 0: not at all */
 	uint64_t samples;
 	int64_t unseen; /* faults without a sample up to the last stop */
 	int32_t lost;   /* some touched pages are not in the table */
@@ -32,14 +45,25 @@ typedef struct {
 	int32_t sabotage;
 } ut_watch;
 
+/* What a harvest is told; normalised. */
+typedef struct {
+	ut_runs touched, zapped, unmapped, moved;
+} ut_news;
+
 /* Functions return >= 0 or -errno. The caller keeps `uffd`, which has the events REMOVE, UNMAP and REMAP. */
-int ut_watch_open(int pid, int uffd, uint64_t limit, ut_watch **out);
+int ut_watch_open(int pid, int uffd, int sync, uint64_t limit, ut_watch **out);
 void ut_watch_close(ut_watch *w);
-/* The target stands: what was touched, given back and moved since the last stop, normalised. 1: pages were
- * touched that are in none of these. */
-int ut_watch_take(ut_watch *w, ut_runs *touched, ut_runs *zapped, ut_runs *moved);
-/* The target runs: what was moved, appended; it is kept for the next stop too. */
-int ut_watch_moved(ut_watch *w, ut_runs *moved);
+void ut_news_free(ut_news *news);
+/* A stop begins: threads that are held in user code leave it, others are let through before long. */
+void ut_watch_stopping(ut_watch *w);
+/* It has ended, or failed. */
+void ut_watch_resumed(ut_watch *w);
+/* The target stands: what was touched, given back, unmapped and moved since the last stop. 1: pages were touched
+ * that are in none of these. */
+int ut_watch_take(ut_watch *w, ut_news *news);
+/* The target runs: what is known so far, which is kept for the next stop too; of what was touched only sync's,
+ * which is not kept. */
+int ut_watch_peek(ut_watch *w, ut_news *news);
 /* Watch every thread that there is now; best while they stand. */
 void ut_watch_threads(ut_watch *w);
 #endif
