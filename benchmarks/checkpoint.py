@@ -30,14 +30,28 @@ HERE = Path(__file__).parent
 DIRTY = [0, 10, 100, 300, 1000, 3000, 10000, 30000, 100000]
 SIZES = [64, 256, 1024, 4096]
 MEMORY = {"small": "", "huge": ", huge pages", "shared": ", shared"}
-"""Kinds of memory: all sizes in 4 KiB pages, the largest in huge ones, the smallest shared."""
+
+
+def variants(sizes: list[int]) -> list[tuple[str, str, int]]:
+    """Memory, engine and MiB of each process: all sizes by scan, the others beside some of them."""
+    small = [("small", "scan", mib) for mib in sizes]
+    beside = {
+        ("huge", "scan", sorted(sizes)[-2:][0]),
+        ("shared", "scan", min(sizes)),
+        ("small", "ring", min(sizes)),
+        ("small", "ring", max(sizes)),
+        ("small", "sync", sorted(sizes)[:2][-1]),
+    }
+    return small + sorted(beside)
 
 
 class Toucher:
     """A running toucher.c under a session."""
 
-    def __init__(self, stack: ExitStack, program: Path, mib: int, memory: str, directory: Path) -> None:
-        self.mib, self.memory = mib, memory
+    def __init__(
+        self, stack: ExitStack, program: Path, memory: str, engine: str, mib: int, directory: Path
+    ) -> None:
+        self.mib, self.memory, self.engine = mib, memory, engine
         self.process = stack.enter_context(
             subprocess.Popen(
                 [program, str(mib), memory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -46,9 +60,9 @@ class Toucher:
         stack.callback(self.process.kill)
         assert self.process.stdout
         self.pid = int(self.process.stdout.readline())
-        chain = stack.enter_context(ChainWriter(directory / f"{memory}{mib}", b"", force=False))
+        chain = stack.enter_context(ChainWriter(directory / f"{memory}-{engine}-{mib}", b"", force=False))
         self.directory = chain.directory
-        self.target = stack.enter_context(ProcessTarget(self.pid))
+        self.target = stack.enter_context(ProcessTarget(self.pid, engine))
         self.session = Session(self.target, chain)
 
     def touch(self, pages: int, seed: int) -> None:
@@ -74,8 +88,8 @@ def gcore(toucher: Toucher, directory: Path) -> dict[str, Any]:
     core = directory / f"gcore.{toucher.pid}"
     size = core.stat().st_size
     core.unlink()
-    return {"tool": "gcore", "size_mib": toucher.mib, "memory": toucher.memory, "bytes": size,
-            "pause_us": round(seconds * 1e6, 1)}  # fmt: skip
+    return {"tool": "gcore", "size_mib": toucher.mib, "memory": toucher.memory, "engine": toucher.engine,
+            "bytes": size, "pause_us": round(seconds * 1e6, 1)}  # fmt: skip
 
 
 def criu(toucher: Toucher, directory: Path) -> dict[str, Any] | None:
@@ -92,8 +106,8 @@ def criu(toucher: Toucher, directory: Path) -> dict[str, Any] | None:
     shutil.rmtree(images)
     if done.returncode:
         return None
-    return {"tool": "criu", "size_mib": toucher.mib, "memory": toucher.memory, "bytes": size,
-            "pause_us": round(seconds * 1e6, 1)}  # fmt: skip
+    return {"tool": "criu", "size_mib": toucher.mib, "memory": toucher.memory, "engine": toucher.engine,
+            "bytes": size, "pause_us": round(seconds * 1e6, 1)}  # fmt: skip
 
 
 @contextmanager
@@ -102,10 +116,7 @@ def touchers(sizes: list[int], directory: Path) -> Iterator[list[Toucher]]:
     subprocess.run(["cc", "-O2", "-o", program, HERE / "toucher.c"], check=True)
     with ExitStack() as stack:
         yield [
-            Toucher(stack, program, mib, memory, directory)
-            for mib in sizes
-            for memory in MEMORY
-            if mib == {"small": mib, "huge": max(sizes), "shared": min(sizes)}[memory]
+            Toucher(stack, program, memory, engine, mib, directory) for memory, engine, mib in variants(sizes)
         ]
 
 
@@ -123,16 +134,25 @@ def measure(sizes: list[int], rounds: int, directory: Path) -> Iterator[dict[str
         for t in all_:
             # A debugger and CRIU want the traps off: they are measured on the same process, after.
             t.target.close()
+            if t.engine != "scan":
+                continue
             for n in range(3 if t.mib <= 1024 else 1):
                 yield {**gcore(t, directory), "round": n}
                 if shutil.which("criu") and (row := criu(t, directory)):
                     yield {**row, "round": n}
 
 
-def groups(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """The kinds of process measured: memory and size in MiB."""
-    found = {(r["memory"], r["size_mib"]) for r in rows}
-    return sorted(found, key=lambda g: (list(MEMORY).index(g[0]), g[1]))
+def groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each kind of process, by its name."""
+    found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    engines = ["scan", "ring", "sync"]
+    for r in rows:
+        key = (list(MEMORY).index(r["memory"]), engines.index(r["engine"]), r["size_mib"])
+        found.setdefault(key, []).append(r)
+    return {
+        f"{mib} MiB{list(MEMORY.values())[memory]}{'' if not engine else f', {engines[engine]}'}": mine
+        for (memory, engine, mib), mine in sorted(found.items())
+    }
 
 
 def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -146,9 +166,7 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
 
     yield "| process | dirty pages | pause, ms | stop | harvest | copy | bytes |"
     yield "|---|---|---|---|---|---|---|"
-    for memory, mib in groups(rows):
-        mine = [r for r in rows if (r["memory"], r["size_mib"]) == (memory, mib)]
-        label = f"{mib} MiB{MEMORY[memory]}"
+    for label, mine in groups(rows).items():
         ours = [r for r in mine if r["tool"] == "uffdtrack"]
         for dirty in sorted({r["dirty"] for r in ours}):
             these = [r for r in ours if r["dirty"] == dirty]
@@ -175,17 +193,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for i, (memory, mib) in enumerate(groups(rows)):
-        mine = [r for r in rows if (r["memory"], r["size_mib"]) == (memory, mib)]
+    for i, (label, mine) in enumerate(groups(rows).items()):
         ours = [r for r in mine if r["tool"] == "uffdtrack" and r["dirty"] > 0]
         xs = sorted({r["dirty"] for r in ours})
         values = [[r["pause_us"] / 1000 for r in ours if r["dirty"] == x] for x in xs]
         middles = [statistics.median(v) for v in values]
-        label = f"{mib} MiB{MEMORY[memory]}"
         axes.plot(xs, middles, marker="o", markersize=4, color=f"C{i}", label=f"uffdtrack, {label}")
         axes.fill_between(xs, list(map(min, values)), list(map(max, values)), color=f"C{i}", alpha=0.12)
         cores = [r["pause_us"] / 1000 for r in mine if r["tool"] == "gcore"]
-        if cores and memory == "small":
+        if cores and mine[0]["memory"] == "small":
             axes.axhline(statistics.median(cores), color=f"C{i}", linestyle=":", linewidth=1.2)
             axes.annotate(f"gcore, {label}", (DIRTY[1], statistics.median(cores)), fontsize=8, va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="pages written since the last epoch, scattered",
