@@ -5,6 +5,7 @@ from uffdtrack.features import UFFD_FEATURES, Features, probe
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
+from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam, Memslot
 from uffdtrack.space import PAGE, AddressSpace, Pending, Window, merge_runs, populated
 from uffdtrack.tracee import (
@@ -41,6 +42,8 @@ __all__ = [
     "Injector",
     "Memslot",
     "Pending",
+    "ProcessRam",
+    "ProcessTracker",
     "Region",
     "Runs",
     "Stats",

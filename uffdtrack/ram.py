@@ -164,15 +164,7 @@ class GuestRam:
         Raises:
             InvalidInputError: a frame in no memslot.
         """
-        out = np.full(len(gfn), -1, np.int64)
-        first = 0
-        for slot in self.slots:
-            inside = (gfn >= slot.gfn) & (gfn < slot.gfn + slot.pages)
-            out[inside] = gfn[inside].astype(np.int64) - slot.gfn + first
-            first += slot.pages
-        if len(out) and out.min() < 0:
-            raise InvalidInputError(f"frame {int(gfn[out < 0][0]):#x} is in no memslot")
-        return out
+        return index_in(self.slots, gfn)
 
     def host_write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write as the host does (a device, a clock page): the pages go to the trackers' global lists.
@@ -259,3 +251,20 @@ def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:
     if not out:
         raise InvalidInputError("no memslot")
     return tuple(out)
+
+
+def index_in(slots: Sequence[Memslot], gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Rows of pages that stand one behind the other, for guest frame numbers.
+
+    Raises:
+        InvalidInputError: a frame in no memslot.
+    """
+    out = np.full(len(gfn), -1, np.int64)
+    first = 0
+    for slot in slots:
+        inside = (gfn >= slot.gfn) & (gfn < slot.gfn + slot.pages)
+        out[inside] = gfn[inside].astype(np.int64) - slot.gfn + first
+        first += slot.pages
+    if len(out) and out.min() < 0:
+        raise InvalidInputError(f"frame {int(gfn[out < 0][0]):#x} is in no memslot")
+    return out

@@ -140,7 +140,9 @@ class AddressSpace:
                 "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
             )
         check(uffd, "make a userfaultfd in the name", pid)
-        wanted = lib.UFFD_FEATURE_PAGEFAULT_FLAG_WP if sync else lib.UFFD_FEATURE_WP_ASYNC
+        wanted = lib.UFFD_FEATURE_WP_ASYNC
+        if sync:
+            wanted = lib.UFFD_FEATURE_PAGEFAULT_FLAG_WP | lib.UFFD_FEATURE_THREAD_ID
         if engine != "scan":
             # Else memory that is given back, and not touched after, would leave no sign.
             wanted |= (

@@ -54,7 +54,7 @@ class Tracee:
         """Learn whether the target has a seccomp filter: its calls are then repeated with care."""
         self._c.seccomp = int(has_seccomp(self.pid))
 
-    def stop(self) -> None:
+    def stop(self, timeout_ns: int = STOP_TIMEOUT_NS) -> None:
         """Stop every thread.
 
         Raises:
@@ -63,7 +63,7 @@ class Tracee:
             PermissionDeniedError: not allowed to trace it.
         """
         self.refresh()
-        check(lib.ut_tracee_stop(self._c, STOP_TIMEOUT_NS), "stop the threads", self.pid)
+        check(lib.ut_tracee_stop(self._c, timeout_ns), "stop the threads", self.pid)
 
     def resume(self) -> None:
         """Release every thread. Idempotent."""
@@ -72,6 +72,12 @@ class Tracee:
     def settle(self, seconds: float) -> bool:
         """Wait for threads that did not stop in time, to let them go; False: some still did not."""
         return not lib.ut_tracee_settle(self._c, int(seconds * 1e9))
+
+    @property
+    def late(self) -> list[int]:
+        """Threads that did not stop in time at the last stop."""
+        threads = (self._c.threads[i] for i in range(self._c.n))
+        return [int(t.tid) for t in threads if t.state == lib.UT_THREAD_PENDING]
 
     @property
     def threads(self) -> list[ThreadState]:

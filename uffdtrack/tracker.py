@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from uffdtrack.engines import inline, ring, scan, sync
@@ -10,6 +11,7 @@ from uffdtrack.errors import InvalidInputError, UnsupportedError
 from uffdtrack.features import Features, probe
 from uffdtrack.lists import UffdTracker
 from uffdtrack.pages import DirtyPages
+from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam
 from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
@@ -49,6 +51,7 @@ def choose_engine(
     max_dirty_pages: int | None = None,
     per_vcpu: bool = False,
     outside_writers: bool = True,
+    attached: bool = False,
 ) -> tuple[Traits, str]:
     """The traits of an engine, and why it is this one.
 
@@ -58,6 +61,7 @@ def choose_engine(
         max_dirty_pages: a forced pause is asked for.
         per_vcpu: lists that say which vCPU wrote are asked for.
         outside_writers: threads that are no vCPU write too, and not by `GuestRam.host_write()`.
+        attached: the RAM is of a process that is attached to.
 
     Raises:
         InvalidInputError: no such engine, or it cannot do what is asked for.
@@ -68,7 +72,9 @@ def choose_engine(
     out: dict[str, str] = {}
     for engine in ENGINES if name == "auto" else [name]:
         traits, lacking = ENGINES[engine], _MODULES[engine].lacks(features)
-        if max_dirty_pages and traits.forced_pause == "none":
+        if attached and engine not in PROCESS_ENGINES:
+            out[engine] = "it runs in the writer's own program, so not in a process that was attached to"
+        elif max_dirty_pages and traits.forced_pause == "none":
             out[engine] = "it has no forced pause (max_dirty_pages)"
         elif per_vcpu and not traits.per_vcpu:
             out[engine] = "it has no per-vCPU lists"
@@ -125,7 +131,7 @@ def choose_for_process(name: str, features: Features, max_dirty: int | None = No
 
 
 def open_tracker(
-    ram: GuestRam,
+    ram: GuestRam | ProcessRam,
     engine: str = "auto",
     *,
     vcpus: int = 1,
@@ -136,6 +142,7 @@ def open_tracker(
     """A tracker of the RAM, not active yet; as a context manager it is active in the block.
 
     Args:
+        ram: ours, or a range of another process's memory.
         engine: ring, scan, sync, inline, or auto (docs/engines.md).
         vcpus: how many vCPUs there can be.
         max_dirty_pages: the threshold of the forced pause, for the whole guest and a cycle.
@@ -153,5 +160,10 @@ def open_tracker(
         max_dirty_pages=max_dirty_pages,
         per_vcpu=per_vcpu,
         outside_writers=outside_writers,
+        attached=isinstance(ram, ProcessRam),
     )
+    if isinstance(ram, ProcessRam):
+        if traits.forced_pause != "none" and traits.name == "ring":
+            traits = replace(traits, forced_pause="bounded")
+        return ProcessTracker(ram, traits, vcpus, max_dirty_pages, reason)
     return UffdTracker(ram, traits, vcpus, max_dirty_pages, reason)

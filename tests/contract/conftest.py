@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 
 from tests.conftest import PROGRAMS, missing
-from tests.contract.guests import WRITE, ProcessVcpu, ThreadVcpu, load
-from uffdtrack import ENGINES, DirtyPages, GuestRam, Memslot, UffdTracker, choose_engine, open_tracker, probe
+from tests.contract.guests import WRITE, AttachedVcpu, ProcessVcpu, Target, ThreadVcpu, load
+from uffdtrack import (
+    ENGINES,
+    DirtyPages,
+    GuestRam,
+    Memslot,
+    ProcessRam,
+    UffdTracker,
+    choose_engine,
+    open_tracker,
+    probe,
+)
 from uffdtrack.errors import UnsupportedError
 
 PAGES = 2048
@@ -25,7 +35,7 @@ class Config:
     """What kind of guest."""
 
     vcpus: int
-    kind: str  # threads, processes, or mixed
+    kind: str  # threads, processes, mixed, or attached: threads of another process
     shared: bool
     huge: bool = False
     slots: tuple[Memslot, ...] = (Memslot(0, PAGES),)
@@ -44,6 +54,7 @@ CONFIGS = [
     Config(1, "processes", shared=True),
     Config(2, "processes", shared=True, slots=HOLES),
     Config(4, "mixed", shared=True),
+    Config(3, "attached", shared=False, slots=HOLES),
 ]
 
 
@@ -51,7 +62,7 @@ CONFIGS = [
 class Guest:
     """A RAM, its tracker and its vCPUs; and a shadow copy, which only harvested pages go to."""
 
-    ram: GuestRam
+    ram: GuestRam | ProcessRam
     tracker: UffdTracker
     vcpus: list[Any]
     shadow: Any = field(init=False)
@@ -105,6 +116,8 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
     with ExitStack() as stack:
 
         def build(engine: str, config: Config, max_dirty_pages: int | None = None) -> Guest:
+            if config.kind == "attached":
+                return attached(engine, config, max_dirty_pages)
             ram = stack.enter_context(GuestRam(slots=config.slots, shared=config.shared, huge=config.huge))
             ram.pages()[:, 0] = 1  # populated, as the RAM of a guest that has booted is
             tracker = stack.enter_context(
@@ -121,6 +134,21 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
                 vcpus.append(vcpu)
             tracker.wait_joined()
             stack.callback(tracker.close)  # first of all: nobody stands at a gate when it is told to end
+            return Guest(ram, tracker, vcpus)
+
+        def attached(engine: str, config: Config, max_dirty_pages: int | None) -> Guest:
+            if engine == "inline":
+                pytest.skip("not in a process that was attached to")
+            target = Target(library_path, PAGES * 4096, config.vcpus)
+            stack.callback(target.end)
+            ram = stack.enter_context(ProcessRam(target.process.pid, target.address, slots=config.slots))
+            tracker = stack.enter_context(
+                open_tracker(ram, engine, vcpus=config.vcpus, max_dirty_pages=max_dirty_pages)
+            )
+            vcpus = [AttachedVcpu(target, tracker, i) for i in range(config.vcpus)]
+            for vcpu in vcpus:
+                stack.callback(vcpu.end)
+            stack.callback(tracker.close)
             return Guest(ram, tracker, vcpus)
 
         yield build

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import multiprocessing
 import os
+import time
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from uffdtrack import GuestRam, UffdTracker, join
+from uffdtrack import GuestRam, ProcessTracker, UffdTracker, join
 
 WRITE, READ_FILE, DIRECT, PVM, LOAD, STORM = range(6)
+ENDS = -1
+"""The thread of an attached process ends."""
 DEADLINE = 30.0
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -161,3 +165,99 @@ class ProcessVcpu:
         assert self.process.exitcode is not None
         self.process.close()
         self._pipe.close()
+
+
+def _attached(path: Path, size: int, threads: int, pipe: Connection) -> None:
+    """A process that knows nothing of tracking: private memory, and threads that write it."""
+    library = load(path)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory[::4096] = b"\1" * (size // 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    guests = [library.guest_start() for _ in range(threads)]
+    pipe.send((address, [library.guest_tid(guest) for guest in guests]))
+    running: dict[int, tuple[Command, int]] = {}
+    while True:
+        if pipe.poll(0.0005 if running else None):
+            order = pipe.recv()
+            if order is None:
+                return
+            vcpu, kind, pages, value, file, flags = order
+            if kind == ENDS:
+                library.guest_end(guests[vcpu])
+                pipe.send((vcpu, 0))
+            elif kind is None:
+                if vcpu in running:
+                    running[vcpu][0].stop = 1
+            else:
+                fd = os.open(file, flags) if file else -1
+                running[vcpu] = command(address, kind, pages, value, fd), fd
+                library.guest_post(guests[vcpu], running[vcpu][0])
+        for vcpu in list(running):
+            if library.guest_wait(guests[vcpu], 0.0):
+                made, fd = running.pop(vcpu)
+                if fd >= 0:
+                    os.close(fd)
+                pipe.send((vcpu, made.result))
+
+
+class Target:
+    """A process to attach to."""
+
+    def __init__(self, path: Path, size: int, threads: int) -> None:
+        self.pipe, other = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_attached, args=(path, size, threads, other), daemon=True)
+        self.process.start()
+        other.close()
+        assert self.pipe.poll(DEADLINE)
+        self.address, self.tids = self.pipe.recv()
+        self.results: dict[int, int] = {}
+
+    def end(self) -> None:
+        """Idempotent."""
+        self.process.kill()
+        self.process.join(DEADLINE)
+        assert self.process.exitcode is not None
+        self.pipe.close()
+
+
+class AttachedVcpu:
+    """A thread of a process that was attached to."""
+
+    def __init__(self, target: Target, tracker: ProcessTracker, number: int) -> None:
+        self._target = target
+        self._number = number
+        self._result = 0
+        self._busy = False
+        tracker.bind(number, target.tids[number])
+
+    def post(self, kind: int, pages: Iterable[int], value: int = 1, fd: int = -1) -> None:
+        file, flags = "", 0
+        if fd >= 0:
+            file = os.readlink(f"/proc/self/fd/{fd}")
+            flags = os.O_RDONLY | (os.O_DIRECT if kind == DIRECT else 0)
+        self._target.pipe.send((self._number, kind, list(pages), value, file, flags))
+        self._busy = True
+
+    def wait(self, timeout: float = DEADLINE) -> bool:
+        deadline = time.monotonic() + timeout
+        while self._busy and self._number not in self._target.results:
+            if not self._target.pipe.poll(max(deadline - time.monotonic(), 0)):
+                return False
+            vcpu, result = self._target.pipe.recv()
+            self._target.results[vcpu] = result
+        if self._busy:
+            self._result = self._target.results.pop(self._number)
+            self._busy = False
+        return True
+
+    def stop(self) -> None:
+        self._target.pipe.send((self._number, None, [], 0, "", 0))
+
+    def result(self) -> int:
+        return self._result
+
+    def end(self) -> None:
+        """Idempotent."""
+        self.stop()
+        assert self.wait()

@@ -31,7 +31,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[5]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[5], CONFIGS[7]], ids=str)
 def test_random_sequences(make: Callable[..., Guest], engine: str, config: object) -> None:
     guest = make(engine, config)
     serial = 0
@@ -103,12 +103,15 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     run()
 
 
+@pytest.mark.parametrize("config", [CONFIGS[6], CONFIGS[7]], ids=str)
 @pytest.mark.parametrize("limit", [None, 150])
-def test_all_at_once(make: Callable[..., Guest], engine: str, limit: int | None, tmp_path: Path) -> None:
+def test_all_at_once(
+    make: Callable[..., Guest], engine: str, limit: int | None, config: object, tmp_path: Path
+) -> None:
     """Threads and processes, system calls and GUP, a host that writes, cycles in a pause and without."""
     if engine == "scan" and limit:
         pytest.skip("no forced pause")
-    guest, rng = make(engine, CONFIGS[-1], limit), random.Random(5)
+    guest, rng = make(engine, config, limit), random.Random(5)
     tracker, host, done = guest.tracker, threading.Lock(), threading.Event()
     (tmp_path / "data").write_bytes(b"x" * 4096)
     fd = os.open(tmp_path / "data", os.O_RDONLY)
@@ -154,7 +157,7 @@ def test_all_at_once(make: Callable[..., Guest], engine: str, limit: int | None,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7]], ids=str)
 def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: object) -> None:
     guest, rng = make(engine, config), random.Random(11)
     guest.copy(guest.tracker.exchange())

@@ -33,7 +33,7 @@ def files(tmp_path: Path) -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[3], CONFIGS[5]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[3], CONFIGS[5], CONFIGS[7]], ids=str)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_kernel_writes_of_a_vcpu(
     make: Callable[..., Guest], engine: str, config: Config, kind: str, files: tuple[int, int]

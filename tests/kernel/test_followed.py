@@ -253,8 +253,8 @@ def test_limit_of_dirty_pages(
     assert len(rows) == 20 and {row["engine"] for row in rows} == {process_engine}
     assert all(row["max_dirty"] == 100 and row["overshoot"] >= 0 for row in rows)
     if process_engine == "sync":
-        # A pread(2) of the writer is finished first, and may go beyond by its page.
-        assert all(row["overshoot"] <= 2 for row in rows)
+        # What the kernel writes goes beyond: the page of a pread(2), and of a thread's rseq area.
+        assert all(row["overshoot"] <= 2 * row["threads"] for row in rows)
     assert len(Chain(tmp_path / "c").verify(b"")) == 20
 
 

@@ -40,7 +40,8 @@ def start_notices(spawn: Spawn, build: Callable[[str], Path]) -> subprocess.Pope
 
 def state_of(pid: int) -> tuple[list[str], list[str], str]:
     """Open files, mappings and tracer: what must be as before when we are gone."""
-    files = sorted(os.listdir(f"/proc/{pid}/fd"))
+    names = sorted(os.listdir(f"/proc/{pid}/fd"))
+    files = [f"{name} {os.readlink(f'/proc/{pid}/fd/{name}')}" for name in names]
     regions = parse_maps(Path(f"/proc/{pid}/maps").read_text())
     names = [f"{r.start:x}-{r.end:x} {r.permissions} {r.name}" for r in regions]
     return files, names, status_field(pid, "TracerPid")
@@ -237,13 +238,15 @@ def test_ctrl_c_ends_a_session(
          "--every", "2ms", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert session.stdout
+    assert session.stdout and session.stderr
     for _ in range(5):
         session.stdout.readline()
     session.send_signal(signal.SIGINT)
-    out, err = session.communicate(timeout=30)
-    assert session.returncode == 0, err
-    rows = 5 + len(out.splitlines())
+    rows = 5 + len(session.stdout.readlines())
+    err = session.stderr.read()
+    assert session.wait(timeout=30) == 0, err
+    session.stdout.close()
+    session.stderr.close()
     assert len(Chain(tmp_path / "c").verify(b"")) == rows
     assert ask(process)
     assert not list((tmp_path / "c").glob(".epoch*"))

@@ -57,6 +57,7 @@ def rollee(kernel: None, spawn: Spawn, build: Callable[[str], Path]) -> Rollee:
 
 def test_back_to_each_epoch(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
     """Forth and back between epochs, in any order."""
+    assert rollee.ask("s 1") == "1"
     session = subprocess.Popen(
         [sys.executable, "-m", "checkpoint", "checkpoint", str(rollee.pid), "-o", str(tmp_path / "c"),
          "--every", "1ms", "--count", "60", "--json"],

@@ -79,10 +79,9 @@ static void *wait_limited(void *arg)
 static void *receive_limited(void *arg)
 {
 	struct timeval limit = {0, 50000};
-	int pair[2];
+	const int *pair = arg;
 	char c;
 
-	socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
 	setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	for (;;) {
 		if (recv(pair[0], &c, 1, 0) != -1 || errno != EAGAIN)
@@ -229,12 +228,14 @@ int main(void)
 	sigset_t alarm_only;
 	pthread_t t;
 	static pthread_t pwaiter;
+	static int pair[2];
 	char line[64];
 
 	setvbuf(stdout, NULL, _IONBF, 0);
 	event_fd = eventfd(0, EFD_NONBLOCK);
 	epoll_quiet = epoll_create1(0);
 	epoll_events = epoll_create1(0);
+	socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
 	epoll_ctl(epoll_events, EPOLL_CTL_ADD, event_fd, &e);
 	sigaction(SIGALRM, &sa, NULL);
 	sa.sa_handler = on_usr1;
@@ -248,7 +249,7 @@ int main(void)
 	void *(*all[])(void *) = {wait_forever, wait_limited, receive_limited, signals_limited,
 				  semaphore, naps_and_polls, registers};
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
-		pthread_create(&t, NULL, all[i], NULL);
+		pthread_create(&t, NULL, all[i], pair);
 	pthread_create(&t, NULL, pwait, &pwaiter);
 	while (!*(volatile pthread_t *)&pwaiter)
 		usleep(100);

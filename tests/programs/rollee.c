@@ -136,7 +136,9 @@ int main(void)
 	while (fgets(line, sizeof(line), stdin)) {
 		switch (line[0]) {
 		case 's':
-			set(strtoull(line + 2, NULL, 10));
+			/* Rolled back to the middle of reading this line, it reads the rest of another. */
+			if (strtoull(line + 2, NULL, 10))
+				set(strtoull(line + 2, NULL, 10));
 			break;
 		case 'm':
 			mess_up();

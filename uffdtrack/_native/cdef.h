@@ -64,6 +64,7 @@ int ut_inject_end(ut_tracee *t, size_t index);
 int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
 		  size_t xstate_len, uint64_t sigmask);
 int ut_same_memory(int a, int b);
+int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
 int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
 
 #define UT_FULL ...
@@ -171,6 +172,7 @@ int ut_shared_map(int fd, ut_shared **out);
 void ut_shared_unmap(ut_shared *s);
 void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
 int ut_vcpu_state(ut_shared *s, int vcpu);
+int ut_vcpu_tid(const ut_shared *s, int vcpu);
 int ut_vcpu_stands(ut_shared *s, int vcpu);
 int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
 void ut_member_close(int member);
@@ -213,6 +215,10 @@ int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
 int ut_pause(ut_tracker *t, int64_t timeout_ns);
 void ut_gate_open(ut_shared *s);
 int ut_resume(ut_tracker *t);
+void ut_set_halted(ut_tracker *t, int halted);
+uint32_t ut_gate_full(ut_shared *s);
 int ut_set_threshold(ut_tracker *t, int64_t pages);
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n);
-int ut_ring_open(int tid, int threshold, int signal_tid, int *out);
+#define UT_NEVER ...
+int ut_ring_wait(ut_tracker *t, int64_t timeout_ns);
+int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, int *out);

@@ -208,6 +208,11 @@ int ut_vcpu_state(ut_shared *s, int vcpu)
 	return atomic_load(&s->vcpu[vcpu].state);
 }
 
+int ut_vcpu_tid(const ut_shared *s, int vcpu)
+{
+	return s->vcpu[vcpu].tid;
+}
+
 int ut_vcpu_stands(ut_shared *s, int vcpu)
 {
 	ut_vcpu *v = &s->vcpu[vcpu];

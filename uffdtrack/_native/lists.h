@@ -19,7 +19,8 @@ typedef struct {
 typedef struct {
 	_Alignas(64) _Atomic uint32_t state;
 	int32_t pid, tid;
-	int32_t forced;            /* may be stopped; a Python thread of the tracker's process may not */
+	int32_t forced;            /* 1: a signal stops it; 0: nothing does (a Python thread of the tracker's
+				    * process); -1: ptrace does (of a process that was attached to) */
 	_Atomic uint32_t parked;   /* the gate's word that it stands at */
 	_Atomic uint32_t stood;    /* the last one that it stood at */
 	_Atomic uint64_t faults;   /* of the thread, until it parked there, or was held */
@@ -37,6 +38,7 @@ typedef struct {
 	_Alignas(64) _Atomic uint32_t gate;  /* odd: closed */
 	_Atomic uint32_t event;              /* futex: something for the tracker to look at */
 	_Atomic uint32_t full;               /* the threshold was reached */
+	_Atomic uint32_t halted;             /* every thread of the attached process stands */
 	_Atomic uint32_t overflow;           /* a page is in the bitmap and in no list */
 	_Alignas(64) _Atomic int64_t count;  /* pages in the open cycle's lists */
 	_Atomic int64_t threshold;           /* 0: none */
@@ -110,6 +112,7 @@ void ut_listed(ut_shared *s, int mm);
 int ut_vcpu_of(const ut_shared *s, int pid, int tid);
 void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
 int ut_vcpu_state(ut_shared *s, int vcpu);
+int ut_vcpu_tid(const ut_shared *s, int vcpu);
 /* 1: it is at the gate. */
 int ut_vcpu_stands(ut_shared *s, int vcpu);
 

@@ -2,10 +2,12 @@
 #include "compat.h"
 #include "probe.h"
 #include "tracker.h"
+#include "tracee.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/perf_event.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,13 +25,12 @@ enum {
 	DRAIN_STRAYED = 2,
 };
 
-static int open_event(int tid, int config, uint64_t period, uint64_t sample)
+static int open_event(int tid, int config, uint64_t period, uint64_t sample, uint32_t wake_bytes)
 {
 	struct perf_event_attr a = {
 		.type = PERF_TYPE_SOFTWARE, .size = sizeof(a), .config = config,
 		.sample_period = period, .sample_type = sample, .disabled = 1,
-		/* Nobody waits for the ring, and a wake-up costs more than a record. */
-		.watermark = 1, .wakeup_watermark = 0x7fffffff,
+		.watermark = 1, .wakeup_watermark = wake_bytes,
 	};
 	int fd = syscall(SYS_perf_event_open, &a, tid, -1, -1, PERF_FLAG_FD_CLOEXEC);
 
@@ -39,17 +40,17 @@ static int open_event(int tid, int config, uint64_t period, uint64_t sample)
 /* PERF_COUNT_SW_PAGE_FAULTS would be recorded before the kernel opens the page: a harvest in between
  * would take the record and rearm, and the write that follows would be in no list. MIN and MAJ are
  * recorded after it (mm_account_fault in mm/memory.c), one of them for each fault. */
-int ut_ring_open(int tid, int threshold, int signal_tid, int out[3])
+int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, int out[3])
 {
 	struct f_owner_ex owner = {F_OWNER_TID, signal_tid};
 	int err;
 
 	out[0] = out[1] = out[2] = -1;
-	out[0] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1, PERF_SAMPLE_ADDR);
-	out[1] = out[0] < 0 ? -1 : open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, 1, PERF_SAMPLE_ADDR);
+	out[0] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1, PERF_SAMPLE_ADDR, wake_bytes);
+	out[1] = out[0] < 0 ? -1 : open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, 1, PERF_SAMPLE_ADDR, wake_bytes);
 	err = out[0] < 0 ? out[0] : out[1] < 0 ? out[1] : 0;
 	if (!err && threshold) {
-		out[2] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1ull << 40, 0);
+		out[2] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1ull << 40, 0, UT_NEVER);
 		if (out[2] < 0)
 			err = out[2];
 		else if (fcntl(out[2], F_SETOWN_EX, &owner) || fcntl(out[2], F_SETSIG, SIGRTMAX - 2) ||
@@ -203,7 +204,9 @@ static int audit(ut_tracker *t, int vcpu)
 		if (missing <= e->unseen)
 			return strayed;
 	} else {
-		missing = faults - (int64_t)e->samples - (v->tid != syscall(SYS_gettid));
+		int runs = v->tid != syscall(SYS_gettid) && !atomic_load(&t->s->halted);
+
+		missing = faults - (int64_t)e->samples - runs;
 	}
 	if (missing > e->unseen)
 		e->unseen = missing;
@@ -252,11 +255,42 @@ int ut_ring_grant(ut_tracker *t)
 
 int ut_probe_perf_faults(void)
 {
-	int fd[3], err = ut_ring_open(0, 0, 0, fd);
+	int fd[3], err = ut_ring_open(0, 0, 0, UT_NEVER, fd);
 
 	if (err)
 		return err;
 	close(fd[0]);
 	close(fd[1]);
+	return 1;
+}
+
+/* Records that nobody has taken, and what was; more than pages, where some are of the same page. */
+static int64_t touched_so_far(const ut_tracker *t)
+{
+	int64_t n = t->log[t->open].n;
+
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (t->ev[i].used)
+			n += (__atomic_load_n(&t->ev[i].ring->data_head, __ATOMIC_ACQUIRE) -
+			      t->ev[i].ring->data_tail) / RECORD;
+	return n;
+}
+
+int ut_ring_wait(ut_tracker *t, int64_t timeout_ns)
+{
+	int64_t deadline = ut_now_ns() + timeout_ns;
+	struct pollfd p[UT_MAX_VCPUS];
+
+	while (touched_so_far(t) < t->s->threshold) {
+		int64_t left = deadline - ut_now_ns();
+		int n = 0;
+
+		if (left <= 0)
+			return 0;
+		for (int i = 0; i < t->s->nvcpus; i++)
+			if (t->ev[i].used)
+				p[n++] = (struct pollfd){t->ev[i].min, POLLIN, 0};
+		poll(p, n, left / 1000000 + 1);
+	}
 	return 1;
 }

@@ -35,8 +35,8 @@ static int vcpu_of(const ut_shared *s, const ut_mm *mm, int tid)
 	return mm->vcpu;
 }
 
-/* The threshold is reached: leave the write unanswered, and call its thread to the gate. The signal ends its
- * wait, and after the pause it faults again. A system call cannot go to the gate: see `answer`. */
+/* The threshold is reached: leave the write unanswered, and call its thread to the gate. The signal, or ptrace, ends
+ * its wait, and after the pause it faults again. A system call cannot go to the gate: see `answer`. */
 static void turn_away(ut_mm *mm, int vcpu, uint64_t index)
 {
 	ut_vcpu *v = &mm->tracker->s->vcpu[vcpu];
@@ -51,7 +51,8 @@ static void turn_away(ut_mm *mm, int vcpu, uint64_t index)
 	mm->waiting[vcpu] = index + 1;
 	mm->waiting_word[vcpu] = word;
 	mm->turns[vcpu]++;
-	syscall(SYS_tgkill, v->pid, v->tid, SIGRTMAX - 2);
+	if (v->forced > 0)
+		syscall(SYS_tgkill, v->pid, v->tid, SIGRTMAX - 2);
 }
 
 /* A write is listed, and goes on; 1: it is the first one to its page. */
@@ -102,7 +103,7 @@ static int in_system_call(ut_mm *mm, int vcpu)
 static void on_fault(ut_mm *mm, uint64_t index, int tid)
 {
 	ut_shared *s = mm->tracker->s;
-	int vcpu = vcpu_of(s, mm, tid), forced = vcpu >= 0 && s->vcpu[vcpu].forced > 0;
+	int vcpu = vcpu_of(s, mm, tid), forced = vcpu >= 0 && s->vcpu[vcpu].forced;
 	int counted = 0, full = 0;
 
 	while (!ut_try_list(s, mm->index))
@@ -139,7 +140,7 @@ static void answer(ut_mm *mm)
 
 		if (!mm->waiting[i])
 			continue;
-		if (atomic_load(&s->vcpu[i].stood) >= mm->waiting_word[i]) {
+		if (atomic_load(&s->vcpu[i].stood) >= mm->waiting_word[i] || atomic_load(&s->halted)) {
 			mm->waiting[i] = 0;
 		} else if (mm->waiting_word[i] != word) {
 			mm->waiting[i] = 0;

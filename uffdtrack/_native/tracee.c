@@ -893,3 +893,18 @@ int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only)
 		fd = make_uffd(pid, suspend_seccomp, user_mode_only);
 	return fd;
 }
+
+int ut_remote_write(int pid, uint64_t at, const void *from, size_t n)
+{
+	while (n) {
+		struct iovec local = {(void *)from, n}, remote = {(void *)at, n};
+		ssize_t done = process_vm_writev(pid, &local, 1, &remote, 1, 0);
+
+		if (done < 0)
+			return -errno;
+		from = (const char *)from + done;
+		at += done;
+		n -= done;
+	}
+	return 0;
+}

@@ -79,5 +79,7 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
 /* 1: the two processes have one memory (CLONE_VM without CLONE_THREAD, vfork). kcmp(2). */
 int ut_same_memory(int a, int b);
+/* Not by /proc/PID/mem: a write there does not wait for the answer to its fault, and fails. */
+int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
 int64_t ut_now_ns(void);
 #endif

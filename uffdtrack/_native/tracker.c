@@ -687,6 +687,11 @@ int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 	}
 }
 
+void ut_set_halted(ut_tracker *t, int halted)
+{
+	atomic_store(&t->s->halted, halted);
+}
+
 int ut_set_threshold(ut_tracker *t, int64_t pages)
 {
 	int err;

@@ -116,12 +116,17 @@ int64_t ut_pending(ut_tracker *t);
 int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
 int ut_pause(ut_tracker *t, int64_t timeout_ns);
 int ut_resume(ut_tracker *t);
+/* Every thread of an attached process stands, or runs again. */
+void ut_set_halted(ut_tracker *t, int halted);
 int ut_set_threshold(ut_tracker *t, int64_t pages);
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n);
 void ut_tracker_died(ut_tracker *t, int vcpu);
 
-/* ring.c */
-int ut_ring_open(int tid, int threshold, int signal_tid, int out[3]);
+/* ring.c; `wake_bytes`: of records before who polls is woken, which costs more than a record. */
+enum { UT_NEVER = 0x7fffffff };
+int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, int out[3]);
+/* Of an attached process: 1: about as many pages as the threshold were touched; 0: timeout. */
+int ut_ring_wait(ut_tracker *t, int64_t timeout_ns);
 int ut_ring_map(ut_events *e, size_t records);
 void ut_ring_close(ut_events *e);
 void ut_ring_drain(ut_tracker *t, int vcpu);

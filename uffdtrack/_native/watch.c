@@ -25,6 +25,7 @@ enum {
 	MOST_RANGES = 4096, /* before they are merged */
 	TICK_MS = 10,       /* new threads are looked for, where a limit counts what they touch */
 	GRACE_NS = 1000000, /* in which a thread that is called to stop leaves its fault */
+	AGAIN = 3,          /* a system call that is called to stop repeats its fault at once */
 };
 
 static int table_grow(ut_watch *w)
@@ -219,11 +220,16 @@ static int note_range(ut_runs *r, uint64_t start, uint64_t end)
 	return runs_push(r, start & ~(UT_PAGE - 1), (end + UT_PAGE - 1) & ~(UT_PAGE - 1));
 }
 
-static int note_fault(ut_watch *w, uint64_t page, int missing)
+static int note_fault(ut_watch *w, uint64_t page, int tid, int missing)
 {
-	for (size_t i = 0; i < w->nfaults; i++)
-		if (w->faults[i].page == page && w->faults[i].missing == missing)
+	for (size_t i = 0; i < w->nfaults; i++) {
+		ut_fault *f = &w->faults[i];
+
+		if (f->page == page && f->tid == tid && f->missing == missing) {
+			f->again++;
 			return 0;
+		}
+	}
 	if (w->nfaults == w->faults_cap) {
 		size_t cap = w->faults_cap ? w->faults_cap * 2 : 64;
 		ut_fault *v = realloc(w->faults, cap * sizeof(*v));
@@ -233,7 +239,7 @@ static int note_fault(ut_watch *w, uint64_t page, int missing)
 		w->faults = v;
 		w->faults_cap = cap;
 	}
-	w->faults[w->nfaults++] = (ut_fault){page, missing, 0};
+	w->faults[w->nfaults++] = (ut_fault){page, tid, missing, 0};
 	return 0;
 }
 
@@ -243,7 +249,7 @@ static int note_event(ut_watch *w, const struct uffd_msg *m)
 	int err;
 
 	if (m->event == UFFD_EVENT_PAGEFAULT)
-		return note_fault(w, m->arg.pagefault.address / UT_PAGE,
+		return note_fault(w, m->arg.pagefault.address / UT_PAGE, m->arg.pagefault.feat.ptid,
 				  !(m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP));
 	if (w->sabotage & UT_WATCH_BREAK_EVENTS)
 		return 0;
@@ -306,26 +312,42 @@ static int answer(const ut_watch *w, const ut_fault *f)
 	return 1;
 }
 
+/* A thread in user code leaves its fault when it is called to stop; one in a system call cannot stand before that
+ * has come to its end. */
+static int in_system_call(const ut_watch *w, const ut_fault *f)
+{
+	char path[64], c = 0;
+	int fd;
+
+	if (f->again > AGAIN)
+		return 1;
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", w->pid, f->tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0; /* not a thread of the target's: no stop waits for it */
+	if (read(fd, &c, 1) != 1)
+		c = 0;
+	close(fd);
+	return c >= '0' && c <= '9'; /* else "running", or -1: in none */
+}
+
 static void answer_all(ut_watch *w)
 {
-	int pass = w->broken || (w->pass_at && ut_now_ns() >= w->pass_at); /* a stop waits for system calls */
+	int stopping = w->pass_at && ut_now_ns() >= w->pass_at;
 	size_t left = 0;
 
 	for (size_t i = 0; i < w->nfaults; i++) {
 		ut_fault *f = &w->faults[i];
-		int known = touched(w, f->page);
+		int known = touched(w, f->page), hold;
 
-		/* Who was held in user code has been stopped by now; a system call tries again. */
-		if (f->held && pass && !w->broken) {
-			wake(w, f->page);
-			continue;
-		}
-		f->held = w->limit && w->limited && !pass && !known && w->npages >= w->limit;
-		if (f->held)
+		hold = w->limit && w->limited && !w->broken && !known && w->npages >= w->limit;
+		if (hold && stopping && in_system_call(w, f))
+			hold = 0;
+		if (hold)
 			tell(w);
 		else if (!known)
 			touch(w, f->page);
-		if (f->held || !answer(w, f))
+		if (hold || !answer(w, f))
 			w->faults[left++] = *f;
 	}
 	w->nfaults = left;

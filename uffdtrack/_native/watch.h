@@ -12,8 +12,9 @@ enum { UT_WATCH_BREAK_AUDIT = 1, UT_WATCH_BREAK_EVENTS = 2 };
 /* sync: a fault that waits for its answer. */
 typedef struct {
 	uint64_t page;
+	int32_t tid;
 	int32_t missing; /* there is no page yet */
-	int32_t held;    /* the limit is reached */
+	int32_t again;   /* it was told of so often since */
 } ut_fault;
 
 typedef struct {
@@ -35,7 +36,7 @@ typedef struct {
 	ut_fault *faults;
 	size_t nfaults, faults_cap;
 	int32_t limited;  /* the limit holds; not so in a stop, nor before the first one */
-	int64_t pass_at;  /* held faults are answered from then on; 0: not at all */
+	int64_t pass_at;  /* system calls that are held are let through from then on; 0: not at all */
 	uint64_t samples;
 	int64_t unseen; /* faults without a sample up to the last stop */
 	int32_t lost;   /* some touched pages are not in the table */
