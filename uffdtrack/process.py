@@ -35,6 +35,8 @@ from uffdtrack.space import PAGE
 from uffdtrack.tracee import Tracee, has_seccomp, task_directory
 from uffdtrack.traits import Traits
 
+SETTLE = 5.0
+"""Seconds for a thread that did not stop in time, at the end."""
 PARTS = 8
 """ring: wake-ups on the way to the threshold, of one vCPU that does all the writing."""
 
@@ -219,7 +221,7 @@ class ProcessTracker(UffdTracker):
         """Every page is writable, and every thread runs. Idempotent."""
         super().deactivate()
         if self._tracee:
-            self._tracee.settle(PAUSE_TIMEOUT)
+            self._tracee.settle(SETTLE)  # a thread that did not stop in time can only be let go when it does
             self._tracee.close()
             self._tracee = None
         self._halted = False
