@@ -194,3 +194,69 @@ void bench_writer_end(struct writer *w)
 	pthread_join(w->thread, NULL);
 	free(w);
 }
+
+/* -- vCPUs that write given pages ---------------------------------------------------------------- */
+
+struct lister {
+	pthread_t thread;
+	uint8_t *base;
+	const uint64_t *pages;
+	uint64_t n;
+	_Atomic int tid, go, done; /* go: the round, negative: the end */
+	int64_t ns;
+};
+
+static void *write_listed(void *arg)
+{
+	struct lister *l = arg;
+	int round = 0;
+
+	atomic_store(&l->tid, syscall(SYS_gettid));
+	for (;;) {
+		while (atomic_load(&l->go) == round)
+			usleep(50);
+		round = atomic_load(&l->go);
+		if (round < 0)
+			return NULL;
+		l->ns = bench_write(l->base, l->pages, l->n);
+		atomic_store(&l->done, round);
+	}
+}
+
+struct lister *bench_lister(uint8_t *base)
+{
+	struct lister *l = calloc(1, sizeof(*l));
+
+	l->base = base;
+	pthread_create(&l->thread, NULL, write_listed, l);
+	while (!atomic_load(&l->tid))
+		usleep(100);
+	return l;
+}
+
+int bench_lister_tid(struct lister *l)
+{
+	return l->tid;
+}
+
+void bench_lister_go(struct lister *l, const uint64_t *pages, uint64_t n)
+{
+	l->pages = pages;
+	l->n = n;
+	atomic_fetch_add(&l->go, 1);
+}
+
+/* What the round took, in ns. */
+int64_t bench_lister_wait(struct lister *l)
+{
+	while (atomic_load(&l->done) != atomic_load(&l->go))
+		usleep(50);
+	return l->ns;
+}
+
+void bench_lister_end(struct lister *l)
+{
+	atomic_store(&l->go, -1);
+	pthread_join(l->thread, NULL);
+	free(l);
+}

@@ -58,6 +58,11 @@ def build(directory: Path) -> Any:
         ("writer_go", None, [p]),
         ("writer_last", ctypes.c_int64, [p]),
         ("writer_end", None, [p]),
+        ("lister", p, [p]),
+        ("lister_tid", ctypes.c_int, [p]),
+        ("lister_go", None, [p, p, n]),
+        ("lister_wait", ctypes.c_int64, [p]),
+        ("lister_end", None, [p]),
     ):
         function = getattr(library, f"bench_{name}")
         function.restype, function.argtypes = result, arguments
@@ -157,6 +162,28 @@ def first_write(bench: Bench, pages: int = 2000, mib: int = 256) -> None:
                 us = run(listed) / pages
                 if round_:
                     bench.row("first write", us, way=way, pages=pages, ram_mib=mib)
+
+
+def first_write_by_vcpus(bench: Bench, pages: int = 2000, mib: int = 256) -> None:
+    """The same by native threads at once, each with pages of its own."""
+    rng = random.Random(2)
+    for round_ in range(ROUNDS + 1):
+        for vcpus in (1, 2, 4):
+            for engine in ENGINES:
+                with touched(mib) as ram, open_tracker(ram, engine, vcpus=vcpus) as tracker:
+                    listers = [bench.c.bench_lister(ram.address) for _ in range(vcpus)]
+                    for i, lister in enumerate(listers):
+                        tracker.bind(i, bench.c.bench_lister_tid(lister))
+                    listed = np.split(scattered(rng, ram, pages * vcpus), vcpus)
+                    for lister, own in zip(listers, listed, strict=True):
+                        bench.c.bench_lister_go(lister, own.ctypes.data, pages)
+                    us = [bench.c.bench_lister_wait(lister) / 1e3 / pages for lister in listers]
+                    tracker.close()
+                    for lister in listers:
+                        bench.c.bench_lister_end(lister)
+                    if round_:
+                        about = {"engine": engine, "vcpus": vcpus, "pages": pages, "ram_mib": mib}
+                        bench.row("first write, vCPUs", statistics.mean(us), **about)
 
 
 def harvest(bench: Bench, sizes: list[int]) -> None:
@@ -308,6 +335,12 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "First write to a page, us: median (min-max)\n\n| way | us | of bare WP_ASYNC |\n|---|---|---|\n"
     for way, values in writes.items():
         yield f"| {way} | {spread(values)} | {statistics.median(values) / bare:.2f} |\n"
+    yield "\nFirst write, us a page, by vCPUs that write at once\n\n"
+    per_vcpu = grouped(by["first write, vCPUs"], "engine", "vcpus")
+    counts = sorted({vcpus for _, vcpus in per_vcpu})
+    yield f"| engine | {' | '.join(map(str, counts))} |\n|---{'|---' * len(counts)}|\n"
+    for engine in ENGINES:
+        yield f"| {engine} | {' | '.join(spread(per_vcpu[engine, n]) for n in counts)} |\n"
     yield "\nHarvest into lists, rearm, and both in one call, us\n\n"
     yield f"| engine | memory | RAM, MiB | dirty | harvest | rearm | exchange |\n{'|---' * 7}|\n"
     keys = ("engine", "memory", "ram_mib", "dirty")
@@ -406,6 +439,7 @@ def main() -> None:
     bench = Bench(options.output)
     probe()  # it forks, and a fork makes every private page fault once more
     first_write(bench)
+    first_write_by_vcpus(bench)
     rearm(bench)
     forced_pause(bench)
     python_side(bench)

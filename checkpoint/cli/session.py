@@ -172,6 +172,7 @@ def run_on(
         click.echo(
             f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "
             + report.pause_summary(rows)
+            + (f"; at most {max(r['overshoot'] for r in rows)} pages beyond the limit" if max_dirty else "")
         )
     say(f"process {pid} has ended" if ended else f"process {pid} runs on, untracked")
     return ended

@@ -25,6 +25,7 @@ enum {
 	MOST_RANGES = 4096, /* before they are merged */
 	TICK_MS = 10,       /* new threads are looked for, where a limit counts what they touch */
 	GRACE_NS = 1000000, /* in which a thread that is called to stop leaves its fault */
+	UNKNOWN_NS = 20000000,
 	AGAIN = 3,          /* a system call that is called to stop repeats its fault at once */
 };
 
@@ -323,8 +324,9 @@ static int in_system_call(const ut_watch *w, const ut_fault *f)
 		return 1;
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", w->pid, f->tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
+	/* Not a thread of the target's, or its number is that of another namespace. */
 	if (fd < 0)
-		return 0; /* not a thread of the target's: no stop waits for it */
+		return ut_now_ns() - w->pass_at > UNKNOWN_NS;
 	if (read(fd, &c, 1) != 1)
 		c = 0;
 	close(fd);
