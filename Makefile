@@ -1,7 +1,7 @@
 # make demo, make test: each sets up what it needs (.venv, the C core, Debian packages where this is root).
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard uffdtrack/_native/*.c uffdtrack/_native/*.h uffdtrack/_native/build.py)
+SOURCES := $(foreach d,uffdtrack kvmglue,$(wildcard $d/_native/*.c $d/_native/*.h $d/_native/build.py))
 
 .PHONY: demo test test-slow lint format bench clean
 
@@ -39,4 +39,4 @@ bench: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv build out *.egg-info uffdtrack/_native/*.so uffdtrack/_native/_core.c
+	rm -rf .venv build out *.egg-info */_native/*.so */_native/_core.c

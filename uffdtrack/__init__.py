@@ -1,12 +1,13 @@
 """Dirty-memory tracking on stock Linux kernels."""
 
 from uffdtrack._sys import Runs
+from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, probe
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.process import ProcessRam, ProcessTracker
-from uffdtrack.ram import GuestRam, Memslot
+from uffdtrack.ram import GuestRam, Memslot, parse_size
 from uffdtrack.space import PAGE, AddressSpace, Pending, Window, merge_runs, populated
 from uffdtrack.tracee import (
     Injector,
@@ -35,6 +36,7 @@ __all__ = [
     "PROCESS_ENGINES",
     "UFFD_FEATURES",
     "AddressSpace",
+    "Cycles",
     "DirtyLog",
     "DirtyPages",
     "Features",
@@ -58,10 +60,12 @@ __all__ = [
     "choose_for_process",
     "has_seccomp",
     "join",
+    "log_array",
     "merge_runs",
     "open_pidfd",
     "open_tracker",
     "parse_maps",
+    "parse_size",
     "populated",
     "probe",
     "shares_memory",

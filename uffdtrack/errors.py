@@ -51,6 +51,18 @@ class NewMemoryError(TargetError):
     """The target has called exec: what was tracked is gone, and a new base is needed."""
 
 
+class GuestError(TargetError):
+    """A vCPU has ended as no guest means to: it shut down, or KVM cannot go on with it.
+
+    Attributes:
+        vcpu: which one.
+    """
+
+    def __init__(self, message: str, vcpu: int) -> None:
+        super().__init__(message)
+        self.vcpu = vcpu
+
+
 class RollbackRefusedError(TargetError):
     """The target cannot be put back to that epoch; nothing of it was touched."""
 

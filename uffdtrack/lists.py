@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import threading
@@ -12,17 +11,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from uffdtrack import joining
 from uffdtrack._sys import check_own, ffi, lib
+from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.errors import (
     CycleError,
     InvalidInputError,
     TrackerError,
 )
 from uffdtrack.gate import Gate, checked_threshold
-from uffdtrack.pages import DirtyLog, DirtyPages, Stats, smaller_log
+from uffdtrack.pages import Stats
 from uffdtrack.ram import NORESERVE, GuestRam
 from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
@@ -31,7 +30,7 @@ LIST_CAPACITY = 1 << 16
 """Pages in each list, where no threshold says how many there can be."""
 
 
-class UffdTracker(Gate):
+class UffdTracker(Gate, Cycles):
     """A tracker on userfaultfd. `open_tracker()` makes it.
 
     Attributes:
@@ -48,7 +47,8 @@ class UffdTracker(Gate):
             raise InvalidInputError(f"{vcpus} vCPUs: there can be 1 to {lib.UT_MAX_VCPUS}")
         if len(ram.slots) > lib.UT_MAX_SLOTS:
             raise InvalidInputError(f"{len(ram.slots)} memslots: there can be {lib.UT_MAX_SLOTS}")
-        super().__init__(vcpus, 0 if max_dirty_pages is None else checked_threshold(max_dirty_pages))
+        Gate.__init__(self, vcpus, 0 if max_dirty_pages is None else checked_threshold(max_dirty_pages))
+        Cycles.__init__(self)
         self.ram = ram
         self.traits = traits
         self.reason = reason
@@ -57,7 +57,6 @@ class UffdTracker(Gate):
         }[traits.name]  # fmt: skip
         self._shared_fd = -1
         self._member = -1
-        self._cycle = 0
         self._closed = False
         self._own: set[int] = set()
         self._listener: joining.Listener | None = None
@@ -94,7 +93,14 @@ class UffdTracker(Gate):
             check_own(opened, "allocate the tracker")
             self._c = native[0]
             check_own(lib.ut_set_threshold(self._c, self._threshold), "set the threshold")
-            self._logs = [self._log_arrays(arena, memory, i, pages) for i in range(2)]
+            base = int(ffi.cast("uintptr_t", memory))
+            self._logs = [
+                (
+                    log_array(arena, base, int(ffi.cast("uintptr_t", log.gfn)), np.uint64, pages),
+                    log_array(arena, base, int(ffi.cast("uintptr_t", log.vcpu)), np.int32, pages),
+                )
+                for log in self._c.log
+            ]
             if self.ram.shared:
                 self._listener = joining.Listener(self.ram.name, self)
             else:
@@ -105,16 +111,6 @@ class UffdTracker(Gate):
         self._cycle = 0
         self.ram.watch(self)
         joining.after_fork(self)
-
-    def _log_arrays(
-        self, arena: mmap.mmap, memory: Any, i: int, pages: int
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-        base, log = int(ffi.cast("uintptr_t", memory)), self._c.log[i]
-        gfn, vcpu = (int(ffi.cast("uintptr_t", at)) - base for at in (log.gfn, log.vcpu))
-        return (
-            np.frombuffer(arena, np.uint64, pages, gfn),
-            np.frombuffer(arena, np.int32, pages, vcpu),
-        )
 
     def _track_own(self) -> None:
         """Set the traps in this process's own mapping."""
@@ -176,83 +172,25 @@ class UffdTracker(Gate):
 
     # -- a cycle ----------------------------------------------------------------------------------
 
-    def prepare(self) -> int:
-        """End the cycle, and begin the next one: counters are zero again.
+    def _c_prepare(self) -> int:
+        return int(lib.ut_prepare(self._c))
 
-        Returns:
-            How many pages there are to `fetch()`.
-
-        Raises:
-            CycleError: pages of the last cycle are not fetched and rearmed yet.
-            HandlerGoneError: what was written is not known.
-        """
-        n = self._check(lib.ut_prepare(self._active()), "end the cycle")
-        self._cycle += 1
-        return n
-
-    def fetch(self, max_pages: int | None = None) -> DirtyPages:
-        """Pages of the ended cycle that nobody has fetched yet, none when there are no more.
-
-        Threads may call it at once: each gets a part of its own.
-
-        Raises:
-            CycleError: before the first `prepare()`.
-        """
-        native = self._active()
-        if not self._cycle:
-            raise CycleError("no cycle has ended yet: prepare() comes first")
-        if max_pages is not None and max_pages <= 0:
-            raise InvalidInputError(f"cannot fetch {max_pages} pages")
+    def _c_fetch(self, most: int) -> tuple[int, int]:
         first = ffi.new("uint64_t *")
-        n = lib.ut_fetch(native, self.ram.size if max_pages is None else max_pages, first)
-        return self._pages(first[0], n)
+        n = lib.ut_fetch(self._c, most, first)
+        return first[0], n
 
-    def _pages(self, first: int, n: int) -> DirtyPages:
-        gfn, vcpu = self._logs[1 - self._c.open]
-        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self._cycle)
+    def _c_rearm(self, gfn: int, n: int) -> int:
+        return int(lib.ut_rearm(self._c, ffi.cast("uint64_t *", gfn), n))
 
-    def rearm(self, pages: DirtyPages) -> None:
-        """Set the traps of fetched pages again. Read their contents after it.
+    def _c_exchange(self) -> int:
+        return int(lib.ut_exchange(self._c))
 
-        Raises:
-            CycleError: pages of another cycle, or rearmed already.
-        """
-        native = self._active()
-        if pages.cycle != self._cycle:
-            raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {self._cycle}")
-        if pages.rearmed:
-            raise CycleError("these pages are rearmed already")
-        if len(pages):
-            gfn = ffi.cast("uint64_t *", pages.gfn.ctypes.data)
-            self._check(lib.ut_rearm(native, gfn, len(pages)), "rearm")
-        pages.rearmed = True
+    def _c_ended(self) -> int:
+        return 1 - int(self._c.open)
 
-    def exchange(self) -> DirtyPages:
-        """`prepare()`, `fetch()` of all, and `rearm()` of it, at the lowest cost.
-
-        Raises:
-            CycleError: pages of the last cycle are not fetched and rearmed yet.
-            HandlerGoneError: what was written is not known.
-        """
-        native = self._active()
-        n = lib.ut_exchange(native)
-        if n < 0:
-            if n != -errno.EBUSY:
-                self._cycle += 1  # what is not rearmed can be fetched
-            self._check(n, "end the cycle")
-        self._cycle += 1
-        gfn, vcpu = self._logs[1 - native.open]
-        pages = DirtyPages(gfn[:n], vcpu[:n], self._cycle)
-        pages.rearmed = True
-        return pages
-
-    def get_dirty_log(self) -> DirtyLog:
-        """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""
-        native = self._active()
-        if not self._cycle:
-            raise CycleError("no cycle has ended yet: prepare() comes first")
-        gfn = self._logs[1 - native.open][0][: native.log[1 - native.open].n]
-        return smaller_log(gfn, self.ram.index(gfn), self.ram.size // PAGE)
+    def _c_length(self) -> int:
+        return int(self._c.log[self._c_ended()].n)
 
     def pending(self) -> int:
         """Pages of the open cycle so far."""

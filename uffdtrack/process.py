@@ -174,7 +174,7 @@ class ProcessTracker(UffdTracker):
     process runs on, untracked.
     """
 
-    ram: ProcessRam  # type: ignore[assignment]
+    ram: ProcessRam
 
     def __init__(
         self, ram: ProcessRam, traits: Traits, vcpus: int, max_dirty_pages: int | None, reason: str

@@ -1,0 +1,32 @@
+"""KVM guests, and KVM's own dirty trackers behind the interface of uffdtrack."""
+
+from kvmglue.dirty_ring import ring_entries
+from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
+from kvmglue.guests import Order, done, post, stop, take_log, wait, written
+from kvmglue.tracker import KvmTracker
+from kvmglue.vm import SMALLEST_RING, Capabilities, Kvm, Vcpu, VcpuExit, VcpuState, Vm
+
+__all__ = [
+    "KVM_ENGINES",
+    "SMALLEST_RING",
+    "VM_ENGINES",
+    "Capabilities",
+    "Kvm",
+    "KvmTracker",
+    "Order",
+    "Vcpu",
+    "VcpuExit",
+    "VcpuState",
+    "Vm",
+    "bind_vcpus",
+    "checked_engine",
+    "done",
+    "open_tracker",
+    "post",
+    "ring_entries",
+    "rings_for",
+    "stop",
+    "take_log",
+    "wait",
+    "written",
+]

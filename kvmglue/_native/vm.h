@@ -1,0 +1,116 @@
+/* A virtual machine on /dev/kvm: memslots, vCPU threads that run outside of Python, a gate at which they stand, and
+ * some ports. No interrupts. */
+#ifndef KG_VM_H
+#define KG_VM_H
+#include "compat.h"
+#include "guest.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+enum { KG_MAX_VCPUS = 16, KG_MAX_SLOTS = 32 };
+enum { KG_NEW, KG_RUNS, KG_ENDED };
+/* Why a vCPU has ended, beside KVM's own exit reasons. */
+enum { KG_END_EXIT = 1000, KG_END_ERRNO, KG_END_TOLD };
+
+typedef struct {
+	uint64_t gfn, row, npages;
+} kg_slot;
+
+/* Of one vCPU: entries into KVM_RUN, and how many ended by a kick, a port access, a full dirty ring. */
+typedef struct {
+	uint64_t runs, kicks, ports, fulls;
+} kg_counts;
+
+struct kg_vm;
+struct kg_tracker;
+
+typedef struct {
+	struct kg_vm *vm;
+	int32_t number, fd;
+	struct kvm_run *run;
+	size_t run_bytes;
+	kg_mailbox *mailbox;
+	pthread_t thread;
+	int32_t started, pending;   /* pending: a port access that the next KVM_RUN completes */
+	_Atomic int32_t tid;
+	_Atomic uint32_t state;
+	_Atomic uint32_t parked;    /* the gate's word that it stands at */
+	_Atomic uint32_t idle;      /* it sleeps until its mailbox changes */
+	uint32_t idle_seq;
+	int32_t reason, code;       /* why it has ended */
+	uint64_t detail;
+	_Atomic uint64_t runs, kicks, ports, fulls; /* see kg_counts */
+} kg_vcpu;
+
+typedef struct kg_vm {
+	int32_t fd, nvcpus, nslots;
+	uint8_t *ram, *system;
+	uint64_t rows, system_bytes;
+	kg_slot slots[KG_MAX_SLOTS];
+	kg_vcpu vcpu[KG_MAX_VCPUS];
+	_Atomic uint32_t gate;    /* odd: closed; also a futex */
+	_Atomic uint32_t changed; /* futex of the vCPUs that sleep: a mailbox, the gate, the end */
+	_Atomic uint32_t event;   /* futex of the host: something to look at */
+	_Atomic uint32_t full;    /* a dirty ring is full, and there is a threshold */
+	_Atomic uint32_t quit;
+	struct kg_tracker *_Atomic tracker;
+	uint32_t ring_at[KG_MAX_VCPUS]; /* entries that a tracker has taken since the VM was made */
+	pthread_mutex_t lock;     /* of the serial buffer */
+	char *serial;
+	size_t serial_bytes, serial_room;
+} kg_vm;
+
+/* Functions return >= 0 or -errno. */
+int kg_open(const char *path);
+int kg_create_vm(int kvm);
+int kg_check(int fd, int capability);
+/* `fd`: of the VM, which belongs to it from then on. The memory is the caller's, and has to outlive it. */
+int kg_vm_open(int fd, uint8_t *ram, const kg_slot *slots, int nslots, uint8_t *system, uint64_t system_bytes,
+	       kg_vm **out);
+void kg_vm_close(kg_vm *vm);
+/* KVM's dirty rings, of `bytes` each; before the first vCPU. */
+int kg_enable_ring(kg_vm *vm, uint32_t bytes);
+/* Make a vCPU, which starts in the guest program; its thread stands at the gate. */
+int kg_vcpu_open(kg_vm *vm, int kvm, uint64_t mailbox, uint64_t stack, uint64_t tables);
+int kg_vcpu_tid(const kg_vm *vm, int vcpu);
+int kg_vcpu_state(const kg_vm *vm, int vcpu);
+kg_counts kg_vcpu_counts(const kg_vm *vm, int vcpu);
+int kg_set_slots(kg_vm *vm, uint32_t flags);
+
+void kg_wake(_Atomic uint32_t *word);
+void kg_wait(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns);
+int64_t kg_now(void);
+/* Close the gate; 1: it was open. */
+int kg_gate_close(kg_vm *vm);
+void kg_gate_open(kg_vm *vm);
+int kg_gate_closed(kg_vm *vm);
+int kg_is_full(kg_vm *vm);
+/* Wait until every vCPU is out of KVM_RUN, its last port access completed. */
+int kg_wait_parked(kg_vm *vm, int64_t timeout_ns);
+int kg_stands(kg_vm *vm, int vcpu);
+/* A mailbox was changed. */
+void kg_ring_bell(kg_vm *vm);
+/* Wait for an event after the one that `seen` counts; returns the count. */
+uint32_t kg_wait_event(kg_vm *vm, uint32_t seen, int64_t timeout_ns);
+/* Take what the guest has printed. */
+size_t kg_take_serial(kg_vm *vm, char *to, size_t room);
+
+/* state.c; the order in which KVM wants them set */
+enum {
+	KG_STATE_SREGS, KG_STATE_REGS, KG_STATE_XCRS, KG_STATE_XSAVE, KG_STATE_DEBUGREGS, KG_STATE_EVENTS,
+	KG_STATE_MP, KG_STATES,
+};
+/* Bytes of one part; `xsave`: of KVM_CAP_XSAVE2. */
+int kg_state_bytes(int part, int xsave);
+int kg_get_state(kg_vm *vm, int vcpu, int part, void *to);
+int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from);
+int kg_msr_list(int kvm, uint32_t *index, uint32_t room);
+/* 1: got, or set. 0: KVM refuses that one. */
+int kg_get_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t *value);
+int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value);
+int kg_boot_state(kg_vm *vm, int kvm, int vcpu, uint64_t entry, uint64_t mailbox, uint64_t stack, uint64_t tables);
+/* Into the first KG_PROGRAM_BYTES, zeroed, of the system memory. */
+int kg_load_program(uint8_t *to);
+#endif

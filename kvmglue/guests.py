@@ -1,0 +1,124 @@
+"""What the guest program can be ordered to do (_native/guest.c), and what it says that it did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmglue._sys import lib
+from kvmglue.vm import Vm
+from uffdtrack.errors import InvalidInputError
+
+KINDS = {
+    name: getattr(lib, f"KG_{name.upper()}")
+    for name in (
+        "write", "storm", "read", "fill", "sequential", "random", "hot_cold", "same", "count", "check",
+        "spin", "crash",
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Something for one vCPU to do.
+
+    Attributes:
+        kind: by list: "write" once, "storm" again and again until stopped, "read", "fill" (a device of the
+            host fills the pages). In the window: "sequential", "random", "hot_cold" (nine of ten writes to the
+            first `hot` rows), "same" (all vCPUs count in one word), "count" (prints the numbers from 1 on),
+            "check" (changes a structure that tears if a page is older than another, and looks). "spin" does
+            nothing, "crash" shuts the vCPU down.
+        rows: the list. A row is a page of the RAM by its place in `GuestRam.pages()`.
+        first, pages: the window.
+        n: writes, or numbers, or operations; 0 for count and check: without end.
+        value: of the byte that is written to row r, at its byte r modulo 4096.
+        seed: of random orders.
+        hot: see `kind`.
+        pace: count: turns of an empty loop between two numbers; check: operations between two looks.
+    """
+
+    kind: str
+    rows: Sequence[int] | npt.NDArray[np.uint64] = ()
+    first: int = 0
+    pages: int = 0
+    n: int = 0
+    value: int = 1
+    seed: int = 1
+    hot: int = 0
+    pace: int = 0
+
+
+def post(vm: Vm, vcpu: int, order: Order) -> None:
+    """Have a vCPU begin; the one before has to be done.
+
+    Raises:
+        InvalidInputError: an order that cannot be right, or the last one is not done.
+    """
+    mailbox, rows = vm.vcpus[vcpu].mailbox, len(vm.ram.array) // 4096
+    if order.kind not in KINDS:
+        raise InvalidInputError(f"no guest {order.kind!r}; there are {', '.join(KINDS)}")
+    if not done(vm, vcpu):
+        raise InvalidInputError(f"vCPU {vcpu} has not done its last order")
+    listed = np.asarray(order.rows, np.uint64)
+    if KINDS[order.kind] <= KINDS["fill"]:
+        room = vm.system.rows(vcpu)
+        if len(listed) > len(room):
+            raise InvalidInputError(f"{len(listed)} rows: the VM was made for {len(room)} (list_rows)")
+        if len(listed) and int(listed.max()) >= rows:
+            raise InvalidInputError(f"row {int(listed.max())} is not in the RAM")
+        room[: len(listed)] = listed
+    elif KINDS[order.kind] <= KINDS["check"]:
+        least = 2 if order.kind == "check" else 1
+        if order.first < 0 or order.pages < least or order.first + order.pages > rows:
+            raise InvalidInputError(f"rows {order.first} to {order.first + order.pages} are no window")
+    mailbox.kind, mailbox.value = KINDS[order.kind], order.value & 0xFF
+    mailbox.first, mailbox.pages = order.first, order.pages
+    mailbox.n = len(listed) if KINDS[order.kind] <= KINDS["fill"] else order.n
+    mailbox.seed, mailbox.hot, mailbox.pace = order.seed, order.hot, max(order.pace, 1)
+    mailbox.stop, mailbox.written = 0, 0
+    mailbox.seq = (mailbox.seq + 1) & 0xFFFFFFFF
+    vm.ring_bell()
+
+
+def done(vm: Vm, vcpu: int) -> bool:
+    """Whether it has nothing to do."""
+    mailbox = vm.vcpus[vcpu].mailbox
+    return bool(mailbox.seq == mailbox.done)
+
+
+def wait(vm: Vm, vcpu: int, timeout: float) -> bool:
+    """Wait until a vCPU has done its order.
+
+    Raises:
+        GuestError: a vCPU has ended.
+    """
+    deadline = time.monotonic() + timeout
+    while not done(vm, vcpu):
+        vm.check()
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        vm.wait_event(min(left, 0.1))
+    return True
+
+
+def stop(vm: Vm, vcpu: int) -> None:
+    """Have it end an order that goes on and on."""
+    vm.vcpus[vcpu].mailbox.stop = 1
+
+
+def written(vm: Vm, vcpu: int) -> int:
+    """Writes of its order so far."""
+    return int(vm.vcpus[vcpu].mailbox.written)
+
+
+def take_log(vm: Vm, vcpu: int) -> npt.NDArray[np.int64]:
+    """The rows that it has written since the last call, by its own account. It must not be at work."""
+    log = vm.system.log(vcpu)
+    rows = np.flatnonzero(np.unpackbits(log.view(np.uint8), bitorder="little"))
+    log[:] = 0
+    return rows

@@ -1,0 +1,432 @@
+"""Virtual machines on /dev/kvm: one class for each kind of its file descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from kvmglue._sys import check, ffi, lib
+from kvmglue.memory import SystemMemory
+from uffdtrack import GuestRam
+from uffdtrack.errors import GuestError, InvalidInputError, PauseTimeoutError, UnsupportedError
+
+DEVICE = "/dev/kvm"
+STOP_TIMEOUT = 0.5
+"""Seconds in which every vCPU has to stop."""
+SMALLEST_RING = 256
+"""Entries of the smallest dirty ring: it fills a page (virt/kvm/dirty_ring.c)."""
+_TIME = (0x10, 0x6E0)
+"""MSRs that go on by themselves: the time-stamp counter, and its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What KVM offers here.
+
+    Attributes:
+        vcpus: of one VM.
+        memslots: of one VM.
+        ring_entries: of the largest dirty ring; 0: KVM has none.
+        manual_clear: the dirty log can be cleared apart from being read.
+        xsave_bytes: of a vCPU's extended state.
+    """
+
+    vcpus: int
+    memslots: int
+    ring_entries: int
+    manual_clear: bool
+    xsave_bytes: int
+
+
+class Kvm:
+    """/dev/kvm. A context manager.
+
+    Raises:
+        UnsupportedError: there is none, or it lacks what every use here needs.
+        PermissionDeniedError: it may not be opened; the message names the fix.
+    """
+
+    def __init__(self, path: str = DEVICE) -> None:
+        self.fd = check(lib.kg_open(os.fsencode(path)), f"open {path}")
+        try:
+            if not self._has(lib.KVM_CAP_IMMEDIATE_EXIT):
+                raise UnsupportedError(f"{path} is no KVM, or one without immediate_exit (Linux 4.11)")
+            ring = self._has(lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) or self._has(lib.KVM_CAP_DIRTY_LOG_RING)
+            self.capabilities = Capabilities(
+                vcpus=min(self._has(lib.KVM_CAP_MAX_VCPUS), lib.KG_MAX_VCPUS),
+                memslots=min(self._has(lib.KVM_CAP_NR_MEMSLOTS) - 1, lib.KG_MAX_SLOTS),
+                ring_entries=ring // 16,
+                manual_clear=self._has(lib.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) > 0,
+                xsave_bytes=max(self._has(lib.KVM_CAP_XSAVE2), 4096),
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def _has(self, capability: int) -> int:
+        return max(int(lib.kg_check(self.fd, capability)), 0)
+
+    def msrs(self) -> list[int]:
+        """The model-specific registers that are part of a vCPU's state."""
+        room = 1024
+        indexes = ffi.new("uint32_t[]", room)
+        n = check(lib.kg_msr_list(self.fd, indexes, room), "list the MSRs")
+        return [int(indexes[i]) for i in range(n)]
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Kvm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuExit:
+    """Why a vCPU has ended.
+
+    Attributes:
+        reason: "exit" (the guest asked for it, with `code`), "closed", or what went wrong.
+        code: see `reason`.
+    """
+
+    reason: str
+    code: int
+
+    @property
+    def failed(self) -> bool:
+        return self.reason not in ("exit", "closed")
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuState:
+    """All of a vCPU's state, as KVM gives it.
+
+    Attributes:
+        parts: sregs, regs, xcrs, xsave, debugregs, events, mp_state: structs of linux/kvm.h.
+        msrs: index and value.
+    """
+
+    parts: tuple[bytes, ...]
+    msrs: tuple[tuple[int, int], ...]
+
+    def same(self, other: VcpuState) -> bool:
+        """Whether nothing differs but what goes on by itself: the time."""
+        return self.parts == other.parts and self._still() == other._still()
+
+    def _still(self) -> list[tuple[int, int]]:
+        return [(index, value) for index, value in self.msrs if index not in _TIME]
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """rax, rbx, ..., rip, rflags."""
+        values = np.frombuffer(self.parts[lib.KG_STATE_REGS], np.uint64).tolist()
+        return dict(zip(REGISTERS, values, strict=True))
+
+
+REGISTERS = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15", "rip", "rflags",
+)  # fmt: skip
+
+
+class Vcpu:
+    """One vCPU of a VM; it lives in a native thread, which runs it outside of Python."""
+
+    def __init__(self, vm: Vm, number: int) -> None:
+        self._vm = vm
+        self.number = number
+
+    @property
+    def tid(self) -> int:
+        """Of its thread."""
+        return int(lib.kg_vcpu_tid(self._vm.native, self.number))
+
+    @property
+    def mailbox(self) -> Any:
+        """`kg_mailbox` of _native/guest.h, in the guest's memory."""
+        return self._vm.system.mailbox(self.number)
+
+    @property
+    def exit(self) -> VcpuExit | None:
+        """Why it has ended; None: it has not."""
+        if lib.kg_vcpu_state(self._vm.native, self.number) != lib.KG_ENDED:
+            return None
+        native = self._vm.native.vcpu[self.number]
+        reason, code, detail = int(native.reason), int(native.code), int(native.detail)
+        if reason == lib.KG_END_EXIT:
+            return VcpuExit("exit", code)
+        if reason == lib.KG_END_TOLD:
+            return VcpuExit("closed", 0)
+        words = {
+            lib.KG_END_ERRNO: f"KVM_RUN failed: {os.strerror(code)}",
+            lib.KVM_EXIT_SHUTDOWN: "it shut down (a fault without a handler)",
+            lib.KVM_EXIT_INTERNAL_ERROR: f"an internal error of KVM, number {code}",
+            lib.KVM_EXIT_FAIL_ENTRY: f"the processor refused to enter it, reason {detail:#x}",
+            lib.KVM_EXIT_MMIO: f"it {'wrote' if code else 'read'} where no memory is, at {detail:#x}",
+            lib.KVM_EXIT_HLT: "it halted, and no interrupt can wake it",
+        }
+        return VcpuExit(words.get(reason, f"an exit that nobody handles, reason {reason}"), code)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`runs`: entries into KVM_RUN; of these ended by `kicks`, `ports`, `fulls` (a full dirty ring)."""
+        c = lib.kg_vcpu_counts(self._vm.native, self.number)
+        return {name: int(getattr(c, name)) for name in ("runs", "kicks", "ports", "fulls")}
+
+    def state(self) -> VcpuState:
+        """All of its state. It has to stand: `Vm.pause()`."""
+        self._must_stand()
+        parts = []
+        for part in range(lib.KG_STATES):
+            size = lib.kg_state_bytes(part, self._vm.kvm.capabilities.xsave_bytes)
+            data = ffi.new("uint8_t[]", size)
+            check(lib.kg_get_state(self._vm.native, self.number, part, data), "read a vCPU's state")
+            parts.append(bytes(ffi.buffer(data)))
+        return VcpuState(tuple(parts), tuple(self._msrs()))
+
+    def _msrs(self) -> Iterator[tuple[int, int]]:
+        value = ffi.new("uint64_t *")
+        for index in self._vm.msr_indexes:
+            if lib.kg_get_msr(self._vm.native, self.number, index, value) == 1:
+                yield index, int(value[0])
+
+    def set_state(self, state: VcpuState) -> None:
+        """Put all of its state back. It has to stand.
+
+        Raises:
+            UnsupportedError: this host's KVM does not take a part of it.
+        """
+        self._must_stand()
+        for part, data in enumerate(state.parts):
+            size = lib.kg_state_bytes(part, self._vm.kvm.capabilities.xsave_bytes)
+            if part == lib.KG_STATE_XSAVE:
+                data = data[:size].ljust(size, b"\0")
+            elif len(data) != size:
+                raise UnsupportedError(f"part {part} of the vCPU state has {len(data)} bytes, not {size}")
+            result = lib.kg_set_state(self._vm.native, self.number, part, ffi.from_buffer(data))
+            if result < 0:
+                raise UnsupportedError(
+                    f"KVM does not take part {part} of vCPU {self.number}'s state: {os.strerror(-result)}"
+                )
+        now = dict(self._msrs())
+        for index, value in state.msrs:
+            if now.get(index) == value:
+                continue
+            if lib.kg_set_msr(self._vm.native, self.number, index, value) != 1 and index not in _TIME:
+                raise UnsupportedError(f"KVM does not take {value:#x} for MSR {index:#x}")
+
+    def _must_stand(self) -> None:
+        if not lib.kg_stands(self._vm.native, self.number):
+            raise InvalidInputError(f"vCPU {self.number} runs: pause() the VM first")
+
+
+class Vm:
+    """A minimal machine: RAM, 1 to 16 vCPUs, a serial port, no interrupts. A context manager.
+
+    It is made paused, each vCPU at the start of the guest program (_native/guest.c), which waits for orders
+    (`kvmglue.guests`). Close trackers first, then the VM, then the RAM.
+
+    Args:
+        ram: guest memory; its memslots become KVM's.
+        vcpus: how many.
+        ring_entries: entries of each vCPU's dirty ring, a power of 2; 0: none, and the bitmap instead. KVM
+            takes that before the first vCPU only.
+        list_rows: rows that one order can list; with it each vCPU keeps a log of the rows it writes.
+
+    Attributes:
+        ram, ring_entries: as given.
+        vcpus: shape (vcpus,).
+        system: the guest's other memory.
+        tracked: one of KVM's trackers is active.
+
+    Raises:
+        UnsupportedError, PermissionDeniedError: see `Kvm`.
+        InvalidInputError: what KVM refuses; the message says what it takes.
+    """
+
+    def __init__(self, ram: GuestRam, vcpus: int = 1, *, ring_entries: int = 0, list_rows: int = 0) -> None:
+        self.ram = ram
+        self.ring_entries = ring_entries
+        self.native: Any = None
+        self.tracked = False
+        self.vcpus: list[Vcpu] = []
+        self._events = 0
+        self.kvm = Kvm()
+        try:
+            self._check(vcpus)
+            self.msr_indexes = self.kvm.msrs()
+            self.system = SystemMemory(ram.slots, vcpus, list_rows)
+            self._open(vcpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, vcpus: int) -> None:
+        most = self.kvm.capabilities
+        if not 1 <= vcpus <= most.vcpus:
+            raise InvalidInputError(f"{vcpus} vCPUs: there can be 1 to {most.vcpus}")
+        if len(self.ram.slots) > most.memslots:
+            raise InvalidInputError(f"{len(self.ram.slots)} memslots: there can be {most.memslots}")
+        last = self.ram.slots[-1]
+        if last.gfn + last.pages > int(lib.KG_SYSTEM_AT) >> 12:
+            raise InvalidInputError("memslots go up to 256 GiB")
+        if self.ring_entries:
+            check_ring(self.ring_entries, most)
+
+    def _open(self, vcpus: int) -> None:
+        slots = ffi.new("kg_slot[]", len(self.ram.slots))
+        row = 0
+        for native, slot in zip(slots, self.ram.slots, strict=True):
+            native.gfn, native.row, native.npages = slot.gfn, row, slot.pages
+            row += slot.pages
+        fd = check(lib.kg_create_vm(self.kvm.fd), "make a VM")
+        ram = ffi.cast("uint8_t *", self.ram.address)
+        system = ffi.cast("uint8_t *", self.system.array.ctypes.data)
+        out = ffi.new("kg_vm **")
+        size = len(self.system.array)
+        opened = lib.kg_vm_open(fd, ram, slots, len(slots), system, size, out)
+        if opened < 0:
+            os.close(fd)
+        check(opened, "give the VM its memory")
+        self.native = out[0]
+        if self.ring_entries:
+            enabled = lib.kg_enable_ring(self.native, self.ring_entries * 16)
+            check(enabled, f"have dirty rings of {self.ring_entries} entries")
+        for number in range(vcpus):
+            at = self.system
+            made = lib.kg_vcpu_open(
+                self.native, self.kvm.fd, at.mailbox_at(number), at.stack_at(number), at.tables_at
+            )
+            check(made, f"make vCPU {number}")
+            self.vcpus.append(Vcpu(self, number))
+        self._wait_parked(STOP_TIMEOUT)
+
+    def close(self) -> None:
+        """End the vCPUs. Idempotent."""
+        if self.native is not None:
+            lib.kg_vm_close(self.native)
+            self.native = None
+        self.kvm.close()
+
+    # -- the gate ---------------------------------------------------------------------------------
+
+    def pause(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Have every vCPU out of KVM_RUN, its last port access completed. Idempotent.
+
+        Raises:
+            PauseTimeoutError: one did not stop within `timeout` seconds; all run on.
+        """
+        self.close_gate()
+        self._wait_parked(timeout)
+
+    def close_gate(self) -> None:
+        """Begin a pause, without waiting for it."""
+        lib.kg_gate_close(self.native)
+
+    def _wait_parked(self, timeout: float) -> None:
+        result = lib.kg_wait_parked(self.native, int(timeout * 1e9))
+        if result == -errno.ETIMEDOUT:
+            self.raise_late()
+
+    def raise_late(self) -> None:
+        """Open the gate again, and name the vCPUs that did not come to it."""
+        late = tuple(v.number for v in self.vcpus if not lib.kg_stands(self.native, v.number))
+        lib.kg_gate_open(self.native)
+        raise PauseTimeoutError(f"vCPUs {list(late)} did not stop in time; all run on", late)
+
+    @property
+    def is_paused(self) -> bool:
+        """The gate is closed."""
+        return bool(lib.kg_gate_closed(self.native))
+
+    def resume(self) -> None:
+        """Let every vCPU run. Idempotent."""
+        lib.kg_gate_open(self.native)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """All vCPUs stand in the block, and run after it."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
+
+    # -- the guest --------------------------------------------------------------------------------
+
+    def ring_bell(self) -> None:
+        """A mailbox was changed: vCPUs that sleep look again."""
+        lib.kg_ring_bell(self.native)
+
+    def wait_event(self, timeout: float) -> None:
+        """Until something has happened since the last call: an order done, a line printed, a vCPU ended."""
+        left = max(int(timeout * 1e9), 0)
+        self._events = int(lib.kg_wait_event(self.native, self._events, left))
+
+    def serial(self) -> bytes:
+        """What the guest has printed since the last call."""
+        out = b""
+        room = 65536
+        data = ffi.new("char[]", room)
+        while n := lib.kg_take_serial(self.native, data, room):
+            out += bytes(ffi.buffer(data, n))
+        return out
+
+    def check(self) -> None:
+        """Raises: GuestError: a vCPU has ended as no guest means to."""
+        for vcpu in self.vcpus:
+            ended = vcpu.exit
+            if ended and ended.failed:
+                raise GuestError(f"vCPU {vcpu.number} has ended: {ended.reason}", vcpu.number)
+
+    def wait_ended(self, timeout: float) -> bool:
+        """Wait until a vCPU has ended.
+
+        Raises:
+            GuestError: see `check()`.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self.check()
+            if any(v.exit for v in self.vcpus):
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self.wait_event(min(left, 0.1))
+
+    def __enter__(self) -> Vm:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_ring(entries: int, capabilities: Capabilities) -> None:
+    """Raises: UnsupportedError: no dirty ring here; InvalidInputError: not of that size."""
+    most = capabilities.ring_entries
+    if not most:
+        raise UnsupportedError("this kernel's KVM has no dirty ring (Linux 5.11); see uffdtrack doctor")
+    if entries & (entries - 1) or not SMALLEST_RING <= entries <= most:
+        raise InvalidInputError(
+            f"a dirty ring of {entries} entries: it takes a power of 2 from {SMALLEST_RING} to {most}"
+        )
