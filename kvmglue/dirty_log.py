@@ -15,7 +15,7 @@ BITMAP = Traits(
     sees_kernel_copies=False,
     sees_gup=False,
     sees_outside=False,
-    exact=True,
+    exact=False,
     cost="O(size)",
 )
 """Reading the log clears it and sets all traps: harvest and rearm in one."""
@@ -27,7 +27,7 @@ CLEAR = Traits(
     sees_kernel_copies=False,
     sees_gup=False,
     sees_outside=False,
-    exact=True,
+    exact=False,
     cost="O(size)",
 )
 """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, with INITIALLY_SET where KVM offers it: traps are set page by page."""
@@ -38,9 +38,7 @@ MODES = {BITMAP.name: lib.KG_BITMAP, CLEAR.name: lib.KG_CLEAR}
 def refuse(vm: Vm, name: str, max_dirty_pages: int | None) -> None:
     """Raises: InvalidInputError, UnsupportedError: this VM, or this KVM, does not do it."""
     if vm.ring_entries:
-        raise InvalidInputError(
-            f"{name}: the VM has dirty rings, so KVM keeps no bitmap (ring_entries)"
-        )
+        raise InvalidInputError(f"{name}: the VM has dirty rings, so KVM keeps no bitmap (ring_entries)")
     if max_dirty_pages:
         raise InvalidInputError(f"engine {name}: it has no forced pause (max_dirty_pages)")
     if name == CLEAR.name and not vm.kvm.capabilities.manual_clear:

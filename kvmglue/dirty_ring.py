@@ -1,7 +1,8 @@
 """KVM's dirty rings: a ring of entries for each vCPU, which exits when its own is full.
 
-Source: Documentation/virt/kvm/api.rst, 8.29. The order that it asks for is the tracker's own business: entries
-are taken with the vCPUs out of KVM_RUN, and reset, in a loop, before `rearm()` returns and contents may be read.
+Source: Documentation/virt/kvm/api.rst, 8.29. The order that it asks for is the tracker's own business:
+entries are taken with the vCPUs out of KVM_RUN, and reset, in a loop, before `rearm()` returns and contents
+may be read.
 """
 
 from kvmglue._sys import lib
@@ -16,7 +17,7 @@ RING = Traits(
     sees_kernel_copies=False,
     sees_gup=False,
     sees_outside=False,
-    exact=True,
+    exact=False,
     cost="O(dirty)",
 )
 MODE = lib.KG_RING

@@ -28,10 +28,10 @@ class Order:
 
     Attributes:
         kind: by list: "write" once, "storm" again and again until stopped, "read", "fill" (a device of the
-            host fills the pages). In the window: "sequential", "random", "hot_cold" (nine of ten writes to the
-            first `hot` rows), "same" (all vCPUs count in one word), "count" (prints the numbers from 1 on),
-            "check" (changes a structure that tears if a page is older than another, and looks). "spin" does
-            nothing, "crash" shuts the vCPU down.
+            host fills the pages). In the window: "sequential", "random", "hot_cold" (nine of ten writes to
+            the first `hot` rows), "same" (all vCPUs count in one word), "count" (prints the numbers from 1
+            on), "check" (changes a structure that tears if a page is older than another, and looks). "spin"
+            does nothing, "crash" shuts the vCPU down.
         rows: the list. A row is a page of the RAM by its place in `GuestRam.pages()`.
         first, pages: the window.
         n: writes, or numbers, or operations; 0 for count and check: without end.

@@ -473,10 +473,7 @@ int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
 	if (t->mode == KG_RING) {
 		err = reset_rings(t);
 	} else if (t->mode == KG_CLEAR) {
-		int skip = (t->sabotage & KG_BREAK_REARM) && n > 8;
-
-		t->sabotage &= skip ? ~KG_BREAK_REARM : ~0;
-		err = clear_pages(t, gfn, n - skip);
+		err = clear_pages(t, gfn, n);
 	}
 	t->stats.rearm_ns += kg_now() - started;
 	pthread_mutex_unlock(&t->lock);

@@ -7,7 +7,7 @@ enum { KG_BITMAP = 1, KG_CLEAR, KG_RING };
 /* Faults on purpose, for the tests' negative controls. */
 enum {
 	KG_BREAK_FORGET = 1, /* one page of a harvest is dropped */
-	KG_BREAK_REARM = 2,  /* the traps of a cycle's last page are not set again (clear, ring) */
+	KG_BREAK_REARM = 2,  /* the traps of a ring's last page are not set again */
 	KG_BREAK_ORDER = 4,  /* ring: the vCPUs may be in KVM_RUN at a harvest */
 };
 

@@ -12,22 +12,33 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvmglue import KVM_ENGINES, SMALLEST_RING, VM_ENGINES, Kvm, Vm, bind_vcpus, rings_for
+from kvmglue import open_tracker as open_vm_tracker
 from tests.conftest import PROGRAMS, missing
-from tests.contract.guests import WRITE, AttachedVcpu, ProcessVcpu, Target, ThreadVcpu, load
+from tests.contract.guests import (
+    WRITE,
+    AttachedVcpu,
+    KvmVcpu,
+    ProcessVcpu,
+    Target,
+    ThreadVcpu,
+    load,
+)
 from uffdtrack import (
     ENGINES,
     DirtyPages,
     GuestRam,
     Memslot,
     ProcessRam,
-    UffdTracker,
     choose_engine,
     open_tracker,
     probe,
 )
-from uffdtrack.errors import UnsupportedError
+from uffdtrack.errors import UffdtrackError, UnsupportedError
 
 PAGES = 2048
+LONGEST = 200_000
+"""Rows in the longest order that a test gives."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Config:
     """What kind of guest."""
 
     vcpus: int
-    kind: str  # threads, processes, mixed, or attached: threads of another process
+    kind: str  # threads, processes, mixed, attached: threads of another process, or kvm: a guest of KVM's
     shared: bool
     huge: bool = False
     slots: tuple[Memslot, ...] = (Memslot(0, PAGES),)
@@ -55,7 +66,11 @@ CONFIGS = [
     Config(2, "processes", shared=True, slots=HOLES),
     Config(4, "mixed", shared=True),
     Config(3, "attached", shared=False, slots=HOLES),
+    Config(2, "kvm", shared=False),
+    Config(3, "kvm", shared=True, slots=HOLES),
 ]
+TRAITS = {**ENGINES, **KVM_ENGINES}
+"""Of every tracker."""
 
 
 @dataclass
@@ -63,8 +78,9 @@ class Guest:
     """A RAM, its tracker and its vCPUs; and a shadow copy, which only harvested pages go to."""
 
     ram: GuestRam | ProcessRam
-    tracker: UffdTracker
+    tracker: Any
     vcpus: list[Any]
+    vm: Vm | None = None
     shadow: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +104,13 @@ class Guest:
         return np.flatnonzero((self.shadow.reshape(-1, 4096) != self.ram.pages()).any(axis=1)).tolist()
 
 
+def need_kvm() -> None:
+    try:
+        Kvm().close()
+    except UffdtrackError as error:
+        missing(str(error))
+
+
 @pytest.fixture(scope="session")
 def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("guest") / "guest.so"
@@ -101,8 +124,11 @@ def library(library_path: Path) -> Any:
     return load(library_path)
 
 
-@pytest.fixture(params=list(ENGINES))
+@pytest.fixture(params=list(TRAITS))
 def engine(request: pytest.FixtureRequest) -> str:
+    if request.param in KVM_ENGINES:
+        need_kvm()
+        return str(request.param)
     try:
         choose_engine(request.param, probe(), pages=PAGES)
     except UnsupportedError as error:
@@ -116,6 +142,8 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
     with ExitStack() as stack:
 
         def build(engine: str, config: Config, max_dirty_pages: int | None = None) -> Guest:
+            if config.kind == "kvm" or engine in KVM_ENGINES:
+                return kvm(engine, config, max_dirty_pages)
             if config.kind == "attached":
                 return attached(engine, config, max_dirty_pages)
             ram = stack.enter_context(GuestRam(slots=config.slots, shared=config.shared, huge=config.huge))
@@ -135,6 +163,28 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
             tracker.wait_joined()
             stack.callback(tracker.close)  # first of all: nobody stands at a gate when it is told to end
             return Guest(ram, tracker, vcpus)
+
+        def kvm(engine: str, config: Config, max_dirty_pages: int | None) -> Guest:
+            if engine not in VM_ENGINES:
+                pytest.skip("not on a VM: test_engines_that_are_not_for_vms")
+            if config.kind not in ("threads", "kvm"):
+                pytest.skip("the vCPUs of a VM are threads")
+            need_kvm()
+            if max_dirty_pages and engine == "kvm-ring":  # see docs: it cannot do less
+                max_dirty_pages = max(max_dirty_pages, SMALLEST_RING * config.vcpus)
+            ram = stack.enter_context(GuestRam(slots=config.slots, shared=config.shared, huge=config.huge))
+            ram.pages()[:, 0] = 1
+            rings = rings_for(engine, config.vcpus, max_dirty_pages)
+            vm = stack.enter_context(Vm(ram, config.vcpus, ring_entries=rings, list_rows=LONGEST))
+            opened = open_vm_tracker(vm, engine, max_dirty_pages=max_dirty_pages)
+            tracker: Any = stack.enter_context(opened)
+            bind_vcpus(tracker, vm)
+            vcpus = [KvmVcpu(vm, i) for i in range(config.vcpus)]
+            vm.resume()
+            for vcpu in vcpus:
+                stack.callback(vcpu.end)
+            stack.callback(tracker.close)
+            return Guest(ram, tracker, vcpus, vm)
 
         def attached(engine: str, config: Config, max_dirty_pages: int | None) -> Guest:
             if engine == "inline":

@@ -12,6 +12,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import kvmglue
+from kvmglue import Vm
 from uffdtrack import GuestRam, ProcessTracker, UffdTracker, join
 
 WRITE, READ_FILE, DIRECT, PVM, LOAD, STORM = range(6)
@@ -165,6 +169,40 @@ class ProcessVcpu:
         assert self.process.exitcode is not None
         self.process.close()
         self._pipe.close()
+
+
+class KvmVcpu:
+    """A vCPU of a KVM guest. READ_FILE is a device of the host's that fills pages."""
+
+    def __init__(self, vm: Vm, number: int) -> None:
+        self._vm = vm
+        self._number = number
+
+    def post(self, kind: int, pages: Iterable[int], value: int = 1, fd: int = -1) -> None:
+        names = {WRITE: "write", READ_FILE: "fill", LOAD: "read", STORM: "storm"}
+        if kind not in names:
+            pytest.skip("a guest makes no system calls")
+        kvmglue.post(self._vm, self._number, kvmglue.Order(names[kind], rows=list(pages), value=value))
+
+    def wait(self, timeout: float = DEADLINE) -> bool:
+        return kvmglue.wait(self._vm, self._number, timeout)
+
+    @property
+    def done(self) -> int:
+        """Pages written so far by the last order."""
+        return kvmglue.written(self._vm, self._number)
+
+    def stop(self) -> None:
+        kvmglue.stop(self._vm, self._number)
+
+    def result(self) -> int:
+        return 0
+
+    def end(self) -> None:
+        """Idempotent."""
+        if self._vm.native is not None and not any(vcpu.exit for vcpu in self._vm.vcpus):
+            self.stop()
+            assert self.wait()
 
 
 def _attached(path: Path, size: int, threads: int, pipe: Connection) -> None:

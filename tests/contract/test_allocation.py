@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from kvmglue import KVM_ENGINES
 from tests.conftest import PROGRAMS
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -53,12 +55,33 @@ with GuestRam("16MiB") as ram, open_tracker(ram, sys.argv[1], vcpus=2, max_dirty
 """
 
 
+KVM_PROGRAM = """
+from kvmglue import Order, Vm, open_tracker, post, rings_for
+
+engine = sys.argv[1]
+with (
+    GuestRam("16MiB") as ram,
+    Vm(ram, 2, ring_entries=rings_for(engine, 2), list_rows=500) as vm,
+    open_tracker(vm, engine, max_dirty_pages=rings_for(engine, 2) * 2 or None) as tracker,
+):
+    vm.resume()
+    for i in range(2):
+        post(vm, i, Order("storm", rows=range(i, 1000, 2)))
+    cycles(tracker, ram, 50)
+"""
+SPLIT = PROGRAM.index("limit = None")
+END = PROGRAM.index("        gc.disable()")
+
+
 def test_nothing_is_allocated_in_a_cycle(engine: str, tmp_path: Path) -> None:
     library = tmp_path / "count.so"
     flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fno-builtin"]
     subprocess.run(["cc", *flags, "-o", library, PROGRAMS / "count.c"], check=True)
+    program = PROGRAM
+    if engine in KVM_ENGINES:
+        program = PROGRAM[:SPLIT] + KVM_PROGRAM + textwrap.indent(textwrap.dedent(PROGRAM[END:]), "    ")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, engine, str(library)],
+        [sys.executable, "-c", program, engine, str(library)],
         env={**os.environ, "LD_PRELOAD": str(library)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.conftest import CONFIGS, PAGES, Guest
+from tests.contract.conftest import CONFIGS, PAGES, TRAITS, Guest
 from tests.contract.guests import PVM, READ_FILE, STORM, WRITE
 from uffdtrack.errors import CycleError
 
@@ -31,7 +31,7 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[5], CONFIGS[7]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[5], CONFIGS[7], CONFIGS[8]], ids=str)
 def test_random_sequences(make: Callable[..., Guest], engine: str, config: object) -> None:
     guest = make(engine, config)
     serial = 0
@@ -103,13 +103,13 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     run()
 
 
-@pytest.mark.parametrize("config", [CONFIGS[6], CONFIGS[7]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[6], CONFIGS[7], CONFIGS[9]], ids=str)
 @pytest.mark.parametrize("limit", [None, 150])
 def test_all_at_once(
     make: Callable[..., Guest], engine: str, limit: int | None, config: object, tmp_path: Path
 ) -> None:
     """Threads and processes, system calls and GUP, a host that writes, cycles in a pause and without."""
-    if engine == "scan" and limit:
+    if TRAITS[engine].forced_pause == "none" and limit:
         pytest.skip("no forced pause")
     guest, rng = make(engine, config, limit), random.Random(5)
     tracker, host, done = guest.tracker, threading.Lock(), threading.Event()
@@ -126,6 +126,7 @@ def test_all_at_once(
     writer = threading.Thread(target=host_writes)
     writer.start()
     kinds = [WRITE] if engine == "inline" else [WRITE, WRITE, READ_FILE]
+    gup = [] if engine == "inline" or guest.vm else [PVM]
     try:
         guest.copy(tracker.exchange())
         for round_ in range(300):
@@ -133,7 +134,7 @@ def test_all_at_once(
             calm = round_ >= 150
             for vcpu in guest.vcpus:
                 if vcpu.wait(0):
-                    kind = rng.choice([*kinds, PVM] if calm and engine != "inline" else kinds)
+                    kind = rng.choice([*kinds, *gup] if calm else kinds)
                     vcpu.post(kind, rng.sample(range(PAGES), 100), rng.randrange(256), fd)
             if limit and rng.random() < 0.5:
                 tracker.wait_full(0.01)
@@ -157,7 +158,7 @@ def test_all_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7], CONFIGS[8]], ids=str)
 def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: object) -> None:
     guest, rng = make(engine, config), random.Random(11)
     guest.copy(guest.tracker.exchange())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmglue import KVM_ENGINES
 from tests.contract.conftest import CONFIGS, Config, Guest
 from tests.contract.guests import DEADLINE, DIRECT, LOAD, PVM, READ_FILE
 
@@ -39,6 +40,8 @@ def test_kernel_writes_of_a_vcpu(
     make: Callable[..., Guest], engine: str, config: Config, kind: str, files: tuple[int, int]
 ) -> None:
     guest = make(engine, config)
+    if guest.vm:
+        pytest.skip("a guest makes no system calls")
     traits = guest.tracker.traits
     fd = files[kind == "O_DIRECT"]
     if kind == "O_DIRECT" and fd < 0:
@@ -74,6 +77,11 @@ def test_reading_lists_nothing(make: Callable[..., Guest], engine: str) -> None:
     guest.tracker.exchange()
     guest.vcpus[0].post(LOAD, range(2048))
     assert guest.vcpus[0].wait()
+    if engine in KVM_ENGINES:
+        # Its first touch of a page, of either kind, makes it writable for the guest.
+        guest.tracker.exchange()
+        guest.vcpus[0].post(LOAD, range(2048))
+        assert guest.vcpus[0].wait()
     assert len(guest.tracker.exchange()) == 0
 
 
