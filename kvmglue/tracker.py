@@ -134,10 +134,10 @@ class KvmTracker(Cycles):
         return int(lib.kg_exchange(self._c, STOP_NS))
 
     def _c_ended(self) -> int:
-        return 1 - int(self._c.open)
+        return 1 - int(self._active().open)
 
     def _c_length(self) -> int:
-        return int(self._c.log[self._c_ended()].n)
+        return int(self._active().log[self._c_ended()].n)
 
     def pending(self) -> int:
         """Pages of the open cycle so far; of kvm-clear, once the last cycle is rearmed."""

@@ -111,9 +111,13 @@ class Cycles:
             raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {self._cycle}")
         if pages.rearmed:
             raise CycleError("these pages are rearmed already")
-        if len(pages):
-            self._check(self._c_rearm(pages.gfn.ctypes.data, len(pages)), "rearm")
-        pages.rearmed = True
+        pages.rearmed = True  # first, so that of two threads one is told
+        try:
+            if len(pages):
+                self._check(self._c_rearm(pages.gfn.ctypes.data, len(pages)), "rearm")
+        except BaseException:
+            pages.rearmed = False
+            raise
 
     def exchange(self) -> DirtyPages:
         """`prepare()`, `fetch()` of all, and `rearm()` of it, at the lowest cost.

@@ -17,7 +17,7 @@ from uffdtrack.errors import (
     VcpuGoneError,
 )
 
-PAUSE_TIMEOUT = 0.5
+PAUSE_TIMEOUT = 1.0
 """Seconds in which every vCPU has to stop."""
 
 
@@ -28,7 +28,11 @@ def checked_threshold(pages: int) -> int:
 
 
 class Gate:
-    """What stops and resumes the vCPUs of `UffdTracker`, which is this with cycles and lists."""
+    """What stops and resumes the vCPUs of `UffdTracker`, which is this with cycles and lists.
+
+    One thread controls the vCPUs: `pause()`, `wait_full()` and `resume()` of several threads would get into
+    each other's way.
+    """
 
     def __init__(self, vcpus: int, threshold: int) -> None:
         self.vcpus = vcpus
@@ -49,6 +53,8 @@ class Gate:
     def _check(self, result: int, doing: str) -> int:
         if result >= 0:
             return result
+        if result == -errno.ESHUTDOWN:
+            raise CycleError(f"cannot {doing}: the tracker was deactivated meanwhile")
         if result == -errno.EBUSY:
             raise CycleError(
                 f"cannot {doing}: pages of the last cycle are not rearmed yet: fetch() and rearm()"
@@ -71,7 +77,7 @@ class Gate:
             raise CycleError("no threshold was given to open_tracker(), so there is none to change")
         self._threshold = checked_threshold(pages)
         if self._c is not None:
-            check_own(lib.ut_set_threshold(self._c, self._threshold), "set the threshold")
+            self._check(lib.ut_set_threshold(self._c, self._threshold), "set the threshold")
 
     def wait_full(self, timeout: float | None = None) -> bool:
         """Wait until the threshold is reached; every vCPU stands then, until `resume()`.
@@ -115,19 +121,21 @@ class Gate:
         self._check_pause(lib.ut_pause(self._active(), int(timeout * 1e9)))
 
     def _check_pause(self, result: int) -> None:
+        shared = self._shared
+        if result == -errno.ESHUTDOWN or shared is None:
+            self._check(-errno.ESHUTDOWN, "stop the vCPUs")
         if result == -errno.ETIMEDOUT:
             late = tuple(
                 i
                 for i in range(self.vcpus)
-                if lib.ut_vcpu_state(self._shared, i) == lib.UT_VCPU_BOUND
-                and not lib.ut_vcpu_stands(self._shared, i)
+                if lib.ut_vcpu_state(shared, i) == lib.UT_VCPU_BOUND and not lib.ut_vcpu_stands(shared, i)
             )
-            lib.ut_gate_open(self._shared)
+            lib.ut_gate_open(shared)
             raise PauseTimeoutError(f"vCPUs {list(late)} did not stop in time; all run on", late)
         if result < 0:
-            lib.ut_gate_open(self._shared)
+            lib.ut_gate_open(shared)
         if result == -errno.ESRCH:
-            gone = [i for i in range(self.vcpus) if lib.ut_vcpu_state(self._shared, i) == lib.UT_VCPU_GONE]
+            gone = [i for i in range(self.vcpus) if lib.ut_vcpu_state(shared, i) == lib.UT_VCPU_GONE]
             for vcpu in gone:
                 self._bury(vcpu)
         self._tell_gone()
@@ -138,7 +146,8 @@ class Gate:
         with self._joined:
             gone, self._gone = tuple(sorted(set(self._gone))), []
         if gone:
-            lib.ut_gate_open(self._shared)
+            if self._shared is not None:
+                lib.ut_gate_open(self._shared)
             raise VcpuGoneError(
                 f"vCPUs {list(gone)} have ended; what they wrote is in the next cycle, and others run on",
                 gone,
@@ -150,7 +159,10 @@ class Gate:
         Raises:
             CycleError: the lists are full: `exchange()` or `prepare()` comes first.
         """
-        if lib.ut_resume(self._active()) < 0:
+        result = lib.ut_resume(self._active())
+        if result != -errno.EBUSY:
+            self._check(result, "resume")
+        else:
             raise CycleError("the lists are full: exchange() or prepare() comes before resume()")
 
     @contextmanager

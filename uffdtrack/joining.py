@@ -17,7 +17,10 @@ from uffdtrack.errors import InvalidInputError, PermissionDeniedError, Uffdtrack
 from uffdtrack.ram import GuestRam
 
 JOIN_TIMEOUT = 10.0
+WISH_TIMEOUT = 1.0
 MESSAGE = 65536
+RUBBISH = (LookupError, ValueError, TypeError, OverflowError, AttributeError)
+"""What a message that is none of ours raises."""
 
 
 def address_of(name: str) -> str:
@@ -151,26 +154,28 @@ class Listener:
                         self._joining, _ = listener.accept()
                         vcpu = self._admit(self._joining)
                         if vcpu is not None:
+                            self._forget(waiting, vcpu)
                             self._connections[vcpu] = self._joining
-                            waiting.register(self._joining, selectors.EVENT_READ, vcpu)
+                            waiting.register(self._joining, selectors.EVENT_READ, (vcpu, self._joining))
                     else:
                         waiting.unregister(key.fileobj)
-                        self._part(key.data)
+                        self._part(*key.data)
 
     def _admit(self, connection: socket.socket) -> int | None:
         """The joining of one process: its wish, our offer, its fds, our consent."""
-        connection.settimeout(JOIN_TIMEOUT)
         fds: list[int] = []
         try:
             pid = check_peer(connection)
+            connection.settimeout(WISH_TIMEOUT)  # the others wait meanwhile
             wish, _ = receive(connection)
+            connection.settimeout(JOIN_TIMEOUT)
             vcpu = int(wish["vcpu"])
             message, lists = self._host.offer(vcpu)
             send(connection, message, [lists])
             answer, fds = receive(connection, 5)
             self._host.take_in(vcpu, pid, int(wish["tid"]), int(answer["base"]), fds)
             send(connection, {})
-        except (UffdtrackError, OSError, EOFError, LookupError, ValueError) as error:
+        except (UffdtrackError, OSError, EOFError, *RUBBISH) as error:
             for fd in fds:
                 os.close(fd)
             with suppress(OSError):
@@ -179,10 +184,19 @@ class Listener:
             return None
         return vcpu
 
-    def _part(self, vcpu: int) -> None:
-        connection = self._connections.pop(vcpu)
+    def _forget(self, waiting: selectors.BaseSelector, vcpu: int) -> None:
+        """The place was taken by another: its last holder was buried, though its process may live."""
+        old = self._connections.pop(vcpu, None)
+        if old:
+            with suppress(KeyError, ValueError):
+                waiting.unregister(old)
+            old.close()
+
+    def _part(self, vcpu: int, connection: socket.socket) -> None:
+        if self._connections.get(vcpu) is connection:
+            del self._connections[vcpu]
         left = False
-        with suppress(OSError, EOFError, ValueError):
+        with suppress(OSError, EOFError, *RUBBISH):
             left = bool(receive(connection)[0].get("leave"))
         self._host.part(vcpu, died=not left)
         if left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -58,6 +59,8 @@ class UffdTracker(Gate, Cycles):
         self._shared_fd = -1
         self._member = -1
         self._closed = False
+        # What another thread may still be in a call of, though it is closed.
+        self._kept: Any = None
         self._own: set[int] = set()
         self._listener: joining.Listener | None = None
 
@@ -79,7 +82,7 @@ class UffdTracker(Gate, Cycles):
         spaces = self.vcpus + 1 if self.ram.shared else 1
         made = lib.ut_shared_create(self._engine, self.vcpus, spaces, pages, capacity, fd, shared)
         check_own(made, "allocate the dirty lists")
-        self._shared, self._shared_fd = shared[0], fd[0]
+        self._shared, self._shared_fd = ffi.gc(shared[0], lib.ut_shared_unmap), fd[0]
         slots = ffi.new("ut_slot[]", len(self.ram.slots))
         first = 0
         for native_slot, slot in zip(slots, self.ram.slots, strict=True):
@@ -91,7 +94,7 @@ class UffdTracker(Gate, Cycles):
             memory = ffi.from_buffer(arena)
             opened = lib.ut_tracker_open(self._shared, slots, len(slots), memory, native)
             check_own(opened, "allocate the tracker")
-            self._c = native[0]
+            self._c = ffi.gc(native[0], lib.ut_tracker_free)
             check_own(lib.ut_set_threshold(self._c, self._threshold), "set the threshold")
             base = int(ffi.cast("uintptr_t", memory))
             self._logs = [
@@ -131,15 +134,14 @@ class UffdTracker(Gate, Cycles):
         if self._listener:
             self._listener.close()
             self._listener = None
-        if self._c is not None:
-            lib.ut_tracker_close(self._c)
+        native, self._c = self._c, None
+        if native is not None:
+            lib.ut_tracker_close(native)
             self._own.clear()
-            self._c = None
         if self._member >= 0:
             lib.ut_member_close(self._member)
             self._member = -1
-        lib.ut_shared_unmap(self._shared)
-        self._shared = None
+        self._kept, self._shared = (native, self._shared), None
         if self._shared_fd >= 0:
             os.close(self._shared_fd)
 
@@ -187,10 +189,10 @@ class UffdTracker(Gate, Cycles):
         return int(lib.ut_exchange(self._c))
 
     def _c_ended(self) -> int:
-        return 1 - int(self._c.open)
+        return 1 - int(self._active().open)
 
     def _c_length(self) -> int:
-        return int(self._c.log[self._c_ended()].n)
+        return int(self._active().log[self._c_ended()].n)
 
     def pending(self) -> int:
         """Pages of the open cycle so far."""
@@ -291,8 +293,11 @@ class UffdTracker(Gate, Cycles):
 
     def host_wrote(self, first: int, pages: int) -> None:
         """`GuestRam.host_write()` tells of its pages here."""
-        if self._c is not None:
-            lib.ut_host_write(self._c, first, pages)
+        native = self._c
+        if native is not None:
+            result = lib.ut_host_write(native, first, pages)
+            if result != -errno.ESHUTDOWN:
+                check_own(result, "count what the host wrote")
 
     def sabotage(self, flags: int) -> None:
         """Break the tracking on purpose, for the negative controls of the tests."""
@@ -316,8 +321,12 @@ class UffdTracker(Gate, Cycles):
         lib.ut_vcpu_bind(self._shared, vcpu, pid, tid, 1)
         if fds:
             perf = [fds.pop(0) for _ in range(len(fds))]
-            events = lib.ut_tracker_events(self._c, vcpu, vcpu + 1, *perf, *[-1] * (3 - len(perf)))
-            check_own(events, "map a perf ring")
+            try:
+                events = lib.ut_tracker_events(self._c, vcpu, vcpu + 1, *perf, *[-1] * (3 - len(perf)))
+                check_own(events, "map a perf ring (RLIMIT_MEMLOCK, perf_event_mlock_kb)")
+            except BaseException:
+                lib.ut_tracker_drop(self._c, vcpu, 0)
+                raise
         with self._joined:
             self._joined.notify_all()
 

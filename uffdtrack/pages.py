@@ -91,7 +91,7 @@ class Stats:
         carried: pages that a rearm found written meanwhile.
         everything: cycles of which only the whole RAM could be said (a vCPU process died).
         rearm_calls, rearm_pages: system calls that set traps, and of how many pages.
-        false_full: ring: pauses that ended by themselves, since the granted shares were not used up.
+        false_full: pauses that ended by themselves, since the lists were not full after all.
     """
 
     cycles: int

@@ -202,6 +202,7 @@ int ut_arm(int uffd, uint64_t base, uint64_t bytes);
 size_t ut_arena_bytes(const ut_shared *s);
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);
 void ut_tracker_close(ut_tracker *t);
+void ut_tracker_free(ut_tracker *t);
 void ut_tracker_forked(ut_tracker *t);
 int ut_tracker_add(ut_tracker *t, int mm, int uffd, int pagemap, uint64_t base, int vcpu);
 int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count);

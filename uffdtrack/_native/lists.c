@@ -200,7 +200,10 @@ void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced)
 	atomic_store(&v->parked, 0);
 	atomic_store(&v->stood, 0);
 	atomic_store(&v->hold, 0);
+	atomic_store(&v->called, 0);
 	atomic_store(&v->state, UT_VCPU_BOUND);
+	if (atomic_load(&s->gate) & 1)
+		ut_gate_call(s); /* it was bound in a pause */
 }
 
 int ut_vcpu_state(ut_shared *s, int vcpu)
@@ -246,6 +249,18 @@ void ut_event(ut_shared *s)
 	ut_wake(&s->event);
 }
 
+int ut_call(ut_vcpu *v)
+{
+	/* Where one is on its way already, only whether the thread lives is asked. */
+	int number = atomic_exchange(&v->called, 1) ? 0 : gate_signal();
+
+	if (!syscall(SYS_tgkill, v->pid, v->tid, number))
+		return 0;
+	if (number)
+		atomic_store(&v->called, 0); /* the queue is full, or it has ended */
+	return -errno;
+}
+
 void ut_gate_call(ut_shared *s)
 {
 	uint32_t word = atomic_load(&s->gate);
@@ -255,8 +270,7 @@ void ut_gate_call(ut_shared *s)
 		ut_vcpu *v = &s->vcpu[i];
 
 		if (v->state == UT_VCPU_BOUND && v->forced > 0 && v->tid != self &&
-		    atomic_load(&v->parked) != word &&
-		    syscall(SYS_tgkill, v->pid, v->tid, gate_signal()) && errno == ESRCH)
+		    atomic_load(&v->parked) != word && ut_call(v) == -ESRCH)
 			v->state = UT_VCPU_GONE;
 	}
 }
@@ -299,7 +313,7 @@ int ut_hold(ut_shared *s, int vcpu)
 
 	ticket += !ticket; /* 0: go on */
 	atomic_store(&v->hold, ticket);
-	if (v->forced <= 0 || syscall(SYS_tgkill, v->pid, v->tid, gate_signal())) {
+	if (v->forced <= 0 || ut_call(v)) {
 		atomic_store(&v->hold, 0);
 		return 0;
 	}
@@ -354,6 +368,7 @@ int ut_set_period(int perf, int64_t period)
 typedef struct {
 	_Atomic int used, busy; /* busy: threads in a handler of ours */
 	_Atomic int strays;     /* signals that came when it was closed already */
+	_Atomic int orphan;     /* the tracker has died */
 	uint64_t bytes;
 	ut_shared *shared;
 	uint8_t *base;
@@ -380,11 +395,16 @@ static void leave(ut_member *m)
 	atomic_fetch_sub(&m->busy, 1);
 }
 
-static int tracker_lives(const ut_member *m)
+static int tracker_lives(ut_member *m)
 {
 	struct pollfd p = {.fd = m->lifeline, .events = POLLRDHUP};
 
-	return m->lifeline < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & (POLLHUP | POLLRDHUP | POLLERR));
+	if (m->lifeline < 0)
+		return 1;
+	if (!atomic_load(&m->orphan) && poll(&p, 1, 0) > 0 &&
+	    (p.revents & (POLLHUP | POLLRDHUP | POLLERR)))
+		atomic_store(&m->orphan, 1);
+	return !atomic_load(&m->orphan);
 }
 
 static void count_faults(ut_vcpu *v)
@@ -421,6 +441,8 @@ static int park(ut_member *m, int vcpu)
 
 	if (!(atomic_load(&m->shared->gate) & 1))
 		return 1;
+	if (atomic_load(&m->orphan))
+		return 0;
 	while ((word = atomic_load(&m->shared->gate)) & 1) {
 		count_faults(v);
 		atomic_store(&v->parked, word);
@@ -439,11 +461,14 @@ static int park(ut_member *m, int vcpu)
 /* The share that the tracker granted is used up: another, or the end of the cycle. */
 static void on_period(ut_member *m, int vcpu)
 {
+	uint32_t grants = atomic_load(&m->shared->grants);
 	int64_t part = ut_grant(m->shared);
 
 	if (part)
 		ut_set_period(m->perf[vcpu], part);
-	else
+	/* The tracker may have shared it out anew meanwhile, and this part is of the old one: then it is looked at
+	 * while all stand. */
+	if (!part || atomic_load(&m->shared->grants) != grants)
 		ut_gate_full(m->shared);
 }
 
@@ -455,6 +480,8 @@ static void on_gate_signal(int number, siginfo_t *info, void *context)
 		ut_member *m = &members[i];
 		int vcpu = enter(m) ? ut_vcpu_of(m->shared, m->pid, tid) : -1;
 
+		if (vcpu >= 0) /* before the gate is looked at */
+			atomic_store(&m->shared->vcpu[vcpu].called, 0);
 		if (vcpu >= 0 && info->si_code > 0 && m->shared->threshold &&
 		    m->perf[vcpu] == info->si_fd)
 			on_period(m, vcpu);
@@ -487,10 +514,9 @@ static void let_go(const ut_member *m)
 static void list_own_fault(ut_member *m, uint64_t index)
 {
 	ut_shared *s = m->shared;
-	int vcpu = ut_vcpu_of(s, m->pid, tid_of_this());
-	int forced = vcpu >= 0 && s->vcpu[vcpu].forced > 0, full = 0;
+	int vcpu = ut_vcpu_of(s, m->pid, tid_of_this()), forced, full = 0;
 
-	if (forced && !park(m, vcpu)) {
+	if (vcpu >= 0 && s->vcpu[vcpu].forced > 0 && !park(m, vcpu)) {
 		let_go(m);
 		return;
 	}
@@ -501,6 +527,9 @@ static void list_own_fault(ut_member *m, uint64_t index)
 			return;
 		}
 	}
+	/* Asked for again: a list has one writer, and the place may have been given to another thread meanwhile. */
+	vcpu = ut_vcpu_of(s, m->pid, tid_of_this());
+	forced = vcpu >= 0 && s->vcpu[vcpu].forced > 0;
 	if (!bit_test(s, UT_LISTED, index)) {
 		int64_t limit = s->threshold, count = atomic_fetch_add(&s->count, 1);
 
@@ -592,6 +621,7 @@ int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline)
 		m->base = base;
 		m->bytes = s->engine == UT_INLINE ? s->npages * UT_PAGE : 0;
 		m->strays = 0;
+		m->orphan = 0;
 		m->mm = mm;
 		m->uffd = uffd;
 		m->lifeline = lifeline;

@@ -24,6 +24,7 @@ typedef struct {
 	_Atomic uint32_t parked;   /* the gate's word that it stands at */
 	_Atomic uint32_t stood;    /* the last one that it stood at */
 	_Atomic uint64_t faults;   /* of the thread, until it parked there, or was held */
+	_Atomic uint32_t called;   /* a signal of ours is on its way to it */
 	_Atomic uint32_t hold;     /* ring: it is to stand for a moment, so that its faults can be counted */
 	_Atomic uint32_t held;     /* and does: the same number */
 	ut_list list;
@@ -43,6 +44,7 @@ typedef struct {
 	_Alignas(64) _Atomic int64_t count;  /* pages in the open cycle's lists */
 	_Atomic int64_t threshold;           /* 0: none */
 	_Atomic int64_t budget;              /* ring: faults that no vCPU was granted yet */
+	_Atomic uint32_t grants;             /* ring: how often the tracker has shared it out anew */
 	_Alignas(64) _Atomic uint32_t rearming;
 	_Atomic uint32_t busy[UT_MAX_VCPUS + 1]; /* threads between listing a page and opening it, by mm */
 	ut_list global;
@@ -126,6 +128,8 @@ void ut_gate_open(ut_shared *s);
 uint32_t ut_gate_full(ut_shared *s);
 /* Call those that do not stand at the gate yet. */
 void ut_gate_call(ut_shared *s);
+/* Signal a vCPU, once until its handler runs: real-time signals queue up. -errno of tgkill(2). */
+int ut_call(ut_vcpu *v);
 /* Make one vCPU stand until `ut_release`, in its own code; 0: it did not come in time, or has ended. */
 int ut_hold(ut_shared *s, int vcpu);
 void ut_release(ut_shared *s, int vcpu);

@@ -20,6 +20,7 @@
 enum {
 	RECORD = 16, /* header and address */
 	AUDITS = 4,
+	SHARES = 8,
 	AHEAD = 48, /* a whole cache miss, and the walk of the page table before it */
 	DRAIN_LOST = 1,
 	DRAIN_STRAYED = 2,
@@ -97,16 +98,17 @@ void ut_ring_close(ut_events *e)
 	*e = (ut_events){.min = -1, .maj = -1, .count = -1, .stat = -1};
 }
 
-/* Faults of the thread so far, those without a sample (GUP) included. */
-static int64_t thread_faults(ut_tracker *t, int vcpu)
+/* Faults of the thread so far, those without a sample (GUP) included; *runs: it may be in the middle of one. */
+static int64_t thread_faults(ut_tracker *t, int vcpu, int *runs)
 {
 	ut_vcpu *v = &t->s->vcpu[vcpu];
 	struct rusage usage;
-	char text[512], *p;
+	char text[512], state, *p;
 	uint64_t min, maj;
 	uint32_t word = atomic_load(&t->s->gate);
 	ssize_t n;
 
+	*runs = 0;
 	/* It stands, and has said so itself: the cheapest. At the gate it takes no faults in the RAM, but others,
 	 * whose samples would make up for a write without one. */
 	if ((word & 1) && atomic_load(&v->parked) == word && t->ev[vcpu].strayed != word)
@@ -120,8 +122,10 @@ static int64_t thread_faults(ut_tracker *t, int vcpu)
 		return -ESRCH;
 	text[n] = 0;
 	p = strrchr(text, ')');
-	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu", &min, &maj) != 2)
+	if (!p || sscanf(p + 2, "%c %*d %*d %*d %*d %*d %*u %lu %*u %lu", &state, &min, &maj) != 3)
 		return -EIO;
+	/* Between counting a fault and its record nothing sleeps. */
+	*runs = state != 'S' && !atomic_load(&t->s->halted);
 	return min + maj;
 }
 
@@ -177,10 +181,10 @@ static int audit(ut_tracker *t, int vcpu)
 	ut_vcpu *v = &t->s->vcpu[vcpu];
 	int64_t faults = -1, missing = 1;
 	uint32_t word;
-	int stands, held = 0;
+	int stands, held = 0, runs = 0;
 
 	for (int i = 0; i < AUDITS; i++) {
-		faults = thread_faults(t, vcpu);
+		faults = thread_faults(t, vcpu, &runs);
 		if (faults < 0)
 			return 1;
 		if (faults <= (int64_t)e->samples + e->unseen)
@@ -204,8 +208,6 @@ static int audit(ut_tracker *t, int vcpu)
 		if (missing <= e->unseen)
 			return strayed;
 	} else {
-		int runs = v->tid != syscall(SYS_gettid) && !atomic_load(&t->s->halted);
-
 		missing = faults - (int64_t)e->samples - runs;
 	}
 	if (missing > e->unseen)
@@ -232,24 +234,83 @@ void ut_ring_start(ut_tracker *t, int vcpu)
 	audit(t, vcpu);
 }
 
+/* By the event that samples; the one that holds the share is off for a moment when that is set. */
+static int64_t counted(const ut_events *e)
+{
+	uint64_t n = 0;
+
+	return read(e->min, &n, sizeof(n)) == sizeof(n) ? (int64_t)n : 0;
+}
+
+/* A share begins when it is set: a fault before that is in nobody's, so what the vCPU has counted meanwhile is taken
+ * off, and the share set again. */
+static int set_share(ut_events *e, int64_t part, int64_t base)
+{
+	int64_t used = counted(e) - base;
+
+	for (int i = 0; i < SHARES; i++) {
+		int64_t left = part - used, now;
+		int err = ut_set_period(e->count, left > 0 ? left : 1);
+
+		if (err)
+			return err == -ESRCH ? 0 : err;
+		now = counted(e) - base;
+		if (now == used)
+			return left > 0;
+		used = now;
+	}
+	return 0;
+}
+
+/* A fault of a vCPU that runs may be counted, and its record still to come: one at most. */
+static int in_a_fault(ut_tracker *t, int vcpu)
+{
+	ut_vcpu *v = &t->s->vcpu[vcpu];
+	uint32_t word = atomic_load(&t->s->gate);
+
+	return !((word & 1) && atomic_load(&v->parked) == word) && v->tid != syscall(SYS_gettid);
+}
+
 int ut_ring_grant(ut_tracker *t)
 {
-	int64_t threshold = t->s->threshold;
+	int64_t threshold = t->s->threshold, base[UT_MAX_VCPUS], left, bound = 0;
 
-	if (!threshold)
+	if (!threshold || t->engine != UT_RING)
 		return 0;
-	atomic_store(&t->s->budget, threshold - (int64_t)t->log[t->open].n);
+	atomic_store(&t->s->budget, 0);
+	atomic_fetch_add(&t->s->grants, 1);
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (t->ev[i].used && t->ev[i].count >= 0) {
+			base[i] = counted(&t->ev[i]) - in_a_fault(t, i);
+			bound++;
+		}
+	if (!bound)
+		return 0; /* of an attached process, whose rings are looked at instead */
+	/* What is counted up to there is in a ring by now. */
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (t->ev[i].used)
+			drain(t, i);
+	ut_take_list(t, UT_HOST);
+	left = threshold - (int64_t)t->log[t->open].n;
+	/* What is left is not enough for a share each: full. Only a threshold below the number of vCPUs would never let
+	 * them run at all. */
+	if (left < bound && t->log[t->open].n) {
+		ut_gate_full(t->s);
+		left = 0;
+	}
+	atomic_store(&t->s->budget, left);
 	for (int i = 0; i < t->s->nvcpus; i++) {
-		int64_t part;
-		int err;
+		int ok;
 
 		if (!t->ev[i].used || t->ev[i].count < 0)
 			continue;
-		part = ut_grant(t->s);
-		err = ut_set_period(t->ev[i].count, part > 0 ? part : 1);
-		if (err && err != -ESRCH)
-			return err;
+		ok = set_share(&t->ev[i], ut_grant(t->s), base[i]);
+		if (ok < 0)
+			return ok;
+		if (!ok && t->log[t->open].n)
+			ut_gate_full(t->s);
 	}
+	atomic_fetch_add(&t->s->grants, 1);
 	return 0;
 }
 
@@ -281,16 +342,21 @@ int ut_ring_wait(ut_tracker *t, int64_t timeout_ns)
 	int64_t deadline = ut_now_ns() + timeout_ns;
 	struct pollfd p[UT_MAX_VCPUS];
 
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
 	while (touched_so_far(t) < t->s->threshold) {
 		int64_t left = deadline - ut_now_ns();
 		int n = 0;
 
-		if (left <= 0)
+		if (left <= 0 || atomic_load(&t->closing)) {
+			ut_leave(t);
 			return 0;
+		}
 		for (int i = 0; i < t->s->nvcpus; i++)
 			if (t->ev[i].used)
 				p[n++] = (struct pollfd){t->ev[i].min, POLLIN, 0};
 		poll(p, n, left / 1000000 + 1);
 	}
+	ut_leave(t);
 	return 1;
 }

@@ -52,7 +52,7 @@ static void turn_away(ut_mm *mm, int vcpu, uint64_t index)
 	mm->waiting_word[vcpu] = word;
 	mm->turns[vcpu]++;
 	if (v->forced > 0)
-		syscall(SYS_tgkill, v->pid, v->tid, SIGRTMAX - 2);
+		ut_call(v);
 }
 
 /* A write is listed, and goes on; 1: it is the first one to its page. */

@@ -17,6 +17,7 @@
 #define VEC 4096
 #define SPARE 4096 /* a page whose lister was late may come from the bitmap and from its list */
 #define SPIN_NS 50000
+#define STALL_NS 5000000
 #define PART 256 /* pages that are rearmed while no fault is listed */
 
 int ut_own_uffd(int engine, int *kernel)
@@ -106,21 +107,47 @@ int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena,
 	return 0;
 }
 
+/* -- who is inside ------------------------------------------------------------------------------- */
+
+int ut_enter(ut_tracker *t)
+{
+	atomic_fetch_add(&t->inside, 1);
+	if (!atomic_load(&t->closing))
+		return 1;
+	atomic_fetch_sub(&t->inside, 1);
+	return 0;
+}
+
+void ut_leave(ut_tracker *t)
+{
+	atomic_fetch_sub(&t->inside, 1);
+}
+
 void ut_tracker_close(ut_tracker *t)
 {
-	if (!t)
+	struct timespec nap = {0, 100000};
+
+	if (atomic_exchange(&t->closing, 1))
 		return;
+	while (atomic_load(&t->inside)) {
+		ut_event(t->s); /* whoever waits sees that it is closing */
+		nanosleep(&nap, NULL);
+	}
 	atomic_store(&t->s->threshold, 0);
 	for (int i = 0; i < t->s->nvcpus; i++)
 		atomic_store(&t->s->vcpu[i].state, UT_VCPU_FREE);
 	atomic_store(&t->s->full, 0);
-	ut_resume(t);
+	ut_gate_open(t->s);
 	for (int i = 0; i < UT_MAX_VCPUS; i++)
 		ut_ring_close(&t->ev[i]);
 	for (int i = 0; i <= UT_MAX_VCPUS; i++)
 		ut_tracker_remove(t, i);
 	/* One that met the threshold just before may have closed it again. */
 	ut_gate_open(t->s);
+}
+
+void ut_tracker_free(ut_tracker *t)
+{
 	pthread_mutex_destroy(&t->lock);
 	free(t);
 }
@@ -134,7 +161,7 @@ void ut_tracker_forked(ut_tracker *t)
 		}
 }
 
-int ut_tracker_add(ut_tracker *t, int index, int uffd, int pagemap, uint64_t base, int vcpu)
+static int add_inside(ut_tracker *t, int index, int uffd, int pagemap, uint64_t base, int vcpu)
 {
 	ut_mm *mm = &t->mm[index];
 
@@ -151,6 +178,17 @@ int ut_tracker_add(ut_tracker *t, int index, int uffd, int pagemap, uint64_t bas
 	}
 	mm->used = 1;
 	return 0;
+}
+
+int ut_tracker_add(ut_tracker *t, int index, int uffd, int pagemap, uint64_t base, int vcpu)
+{
+	int err;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	err = add_inside(t, index, uffd, pagemap, base, vcpu);
+	ut_leave(t);
+	return err;
 }
 
 void ut_let_go(const ut_mm *mm)
@@ -177,7 +215,7 @@ void ut_tracker_remove(ut_tracker *t, int index)
 	close(mm->pagemap);
 }
 
-int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
+static int events_inside(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
 {
 	ut_events *e = &t->ev[vcpu];
 	ut_vcpu *v = &t->s->vcpu[vcpu];
@@ -197,6 +235,17 @@ int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int cou
 	}
 	if (err)
 		ut_ring_close(e);
+	return err;
+}
+
+int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
+{
+	int err;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	err = events_inside(t, vcpu, mm, min, maj, count);
+	ut_leave(t);
 	return err;
 }
 
@@ -273,7 +322,7 @@ static int scan_mm(ut_tracker *t, ut_mm *mm)
 	return 0;
 }
 
-static void take_list(ut_tracker *t, int vcpu)
+void ut_take_list(ut_tracker *t, int vcpu)
 {
 	int64_t index;
 
@@ -281,9 +330,31 @@ static void take_list(ut_tracker *t, int vcpu)
 		ut_emit(t, NULL, index, vcpu);
 }
 
+/* sync, inline: have no fault listed, until `let_in`. */
+static void keep_out(ut_tracker *t)
+{
+	struct timespec nap = {0, 20000};
+
+	if (t->engine != UT_SYNC && t->engine != UT_INLINE)
+		return;
+	atomic_fetch_add(&t->s->rearming, 1);
+	for (int i = 0; i <= t->s->nvcpus; i++)
+		for (int k = 0; t->mm[i].used && atomic_load(&t->s->busy[i]); k++)
+			if (k < 100)
+				sched_yield();
+			else
+				nanosleep(&nap, NULL); /* until it is found out that its process died */
+}
+
+static void let_in(ut_tracker *t)
+{
+	if (t->engine == UT_SYNC || t->engine == UT_INLINE)
+		atomic_fetch_sub(&t->s->rearming, 1);
+}
+
 /* What a vCPU has written so far stays in its cycle; from now on it writes nothing. `died`: it could not be
  * asked, so that faults without a sample may have been missed. */
-int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
+static int drop_inside(ut_tracker *t, int vcpu, int died)
 {
 	ut_vcpu *v = &t->s->vcpu[vcpu];
 	ut_events *e = &t->ev[vcpu];
@@ -303,10 +374,24 @@ int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
 			t->everything = 1;
 		ut_tracker_remove(t, vcpu + 1);
 	}
-	take_list(t, vcpu);
+	/* A list has one writer: nobody is just about to append when the place is given away. */
+	keep_out(t);
 	atomic_store(&v->state, UT_VCPU_FREE);
+	ut_take_list(t, vcpu);
+	let_in(t);
 	pthread_mutex_unlock(&t->lock);
 	return 0;
+}
+
+int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
+{
+	int err;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	err = drop_inside(t, vcpu, died);
+	ut_leave(t);
+	return err;
 }
 
 /* Pages that are in the bitmap and in no list. */
@@ -344,7 +429,7 @@ static int collect(ut_tracker *t)
 	for (int i = 0; i < t->s->nvcpus; i++) {
 		if (t->ev[i].used)
 			ut_ring_drain(t, i);
-		take_list(t, i);
+		ut_take_list(t, i);
 	}
 	for (int i = 0; i <= t->s->nvcpus; i++) {
 		if (t->mm[i].used && (full || t->mm[i].need_scan)) {
@@ -356,7 +441,7 @@ static int collect(ut_tracker *t)
 	}
 	/* Read before the lists are emptied for the last time: what comes after it is in them. */
 	overflow = atomic_exchange(&t->s->overflow, 0);
-	take_list(t, UT_HOST);
+	ut_take_list(t, UT_HOST);
 	overflow |= atomic_exchange(&t->s->overflow, 0);
 	if (t->everything) {
 		t->everything = 0;
@@ -366,10 +451,16 @@ static int collect(ut_tracker *t)
 		overflow = 1;
 	}
 	/* Until the last cycle's pages are rearmed, their bits stand too: the end of this cycle will do. */
-	if (overflow && atomic_load(&t->rearmed) < t->log[!t->open].n)
+	if (overflow && atomic_load(&t->rearmed) < t->log[!t->open].n) {
 		atomic_store(&t->s->overflow, 1);
-	else if (overflow)
+	} else if (overflow) {
+		/* Nobody has set a page's bit and not appended it yet. */
+		keep_out(t);
+		for (int i = UT_HOST; i < t->s->nvcpus; i++)
+			ut_take_list(t, i);
 		take_bitmap(t);
+		let_in(t);
+	}
 	return 0;
 }
 
@@ -377,11 +468,14 @@ int64_t ut_pending(ut_tracker *t)
 {
 	int64_t n;
 
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
 	pthread_mutex_lock(&t->lock);
 	n = collect(t);
 	if (!n)
 		n = t->log[t->open].n;
 	pthread_mutex_unlock(&t->lock);
+	ut_leave(t);
 	return n;
 }
 
@@ -420,11 +514,16 @@ int64_t ut_prepare(ut_tracker *t)
 {
 	int64_t n;
 
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
 	pthread_mutex_lock(&t->lock);
 	n = cut(t);
 	pthread_mutex_unlock(&t->lock);
+	ut_leave(t);
 	return n;
 }
+
+static int rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
 
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
 {
@@ -437,7 +536,7 @@ int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
 	return part;
 }
 
-int64_t ut_exchange(ut_tracker *t)
+static int64_t exchange(ut_tracker *t)
 {
 	ut_log *log;
 	int64_t n;
@@ -451,10 +550,39 @@ int64_t ut_exchange(ut_tracker *t)
 	pthread_mutex_unlock(&t->lock);
 	if (n < 0)
 		return n;
-	err = ut_rearm(t, log->gfn, n);
+	err = rearm(t, log->gfn, n);
 	if (!err)
 		return n;
 	atomic_store(&t->next, 0); /* they can be fetched, and rearmed again */
+	return err;
+}
+
+int64_t ut_exchange(ut_tracker *t)
+{
+	int64_t n;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	n = exchange(t);
+	ut_leave(t);
+	return n;
+}
+
+/* Pages that came to the global list count towards the threshold, too. */
+static int count_host(ut_tracker *t)
+{
+	int64_t threshold = atomic_load(&t->s->threshold);
+	int err = 0;
+
+	if (!threshold)
+		return 0;
+	if (t->engine == UT_RING) {
+		pthread_mutex_lock(&t->lock);
+		err = ut_ring_grant(t);
+		pthread_mutex_unlock(&t->lock);
+	} else if (atomic_load(&t->s->count) >= threshold) {
+		ut_gate_full(t->s);
+	}
 	return err;
 }
 
@@ -495,19 +623,6 @@ static uint32_t *sort_few(uint32_t *v, size_t n)
 	return v;
 }
 
-static void keep_out(ut_tracker *t)
-{
-	struct timespec nap = {0, 20000};
-
-	atomic_fetch_add(&t->s->rearming, 1);
-	for (int i = 0; i <= t->s->nvcpus; i++)
-		for (int k = 0; t->mm[i].used && atomic_load(&t->s->busy[i]); k++)
-			if (k < 100)
-				sched_yield();
-			else
-				nanosleep(&nap, NULL); /* until it is found out that its process died */
-}
-
 static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine)
 {
 	/* The bit goes first: a write that comes between it and the trap is listed anew. */
@@ -538,10 +653,11 @@ static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine
 	return 0;
 }
 
-int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
+static int rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
 {
 	size_t place = gfn - t->log[!t->open].gfn;
 	uint32_t *v = t->scratch + place, *other = t->scratch2 + place, *sorted;
+	uint64_t carried = t->stats.carried;
 	int listing = t->engine == UT_SYNC || t->engine == UT_INLINE;
 	size_t done = 0;
 
@@ -564,24 +680,33 @@ int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
 		/* Faults wait meanwhile, but not for long. */
 		if (listing && part > PART)
 			part = PART;
-		if (listing)
-			keep_out(t);
+		keep_out(t);
 		err = rearm_part(t, sorted + done, part, other + done);
-		if (listing)
-			atomic_fetch_sub(&t->s->rearming, 1);
+		let_in(t);
 		if (err)
 			return err;
 		done += part;
 	}
 	atomic_fetch_add(&t->rearmed, n);
-	return 0;
+	return t->stats.carried == carried ? 0 : count_host(t);
+}
+
+int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
+{
+	int err;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	err = rearm(t, gfn, n);
+	ut_leave(t);
+	return err;
 }
 
 /* -- pause --------------------------------------------------------------------------------------- */
 
 static int wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
 {
-	int64_t now = ut_now_ns(), deadline = now + timeout_ns, spin = now + SPIN_NS, call = now + 10000000;
+	int64_t now = ut_now_ns(), last = now, spent = 0, spin = now + SPIN_NS, call = now + 10000000;
 
 	for (;;) {
 		uint32_t event = atomic_load(&t->s->event);
@@ -599,8 +724,13 @@ static int wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
 			return -ESRCH;
 		if (!waiting)
 			return any_dead(t) ? -EPIPE : 0;
+		if (atomic_load(&t->closing))
+			return -ESHUTDOWN;
 		now = ut_now_ns();
-		if (now >= deadline)
+		/* Where this thread itself was kept from running, the others may have been: such time does not count. */
+		spent += now - last < STALL_NS ? now - last : STALL_NS;
+		last = now;
+		if (spent >= timeout_ns)
 			return -ETIMEDOUT;
 		if (now < spin) {
 			sched_yield();
@@ -616,7 +746,13 @@ static int wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
 
 int ut_pause(ut_tracker *t, int64_t timeout_ns)
 {
-	return wait_parked(t, ut_gate_close(t->s), timeout_ns);
+	int err;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	err = wait_parked(t, ut_gate_close(t->s), timeout_ns);
+	ut_leave(t);
+	return err;
 }
 
 /* Whether the lists are full; 1: not so, and the vCPUs may go on. A fault that was on its way when the cycle
@@ -651,13 +787,19 @@ static int not_full(ut_tracker *t)
 
 int ut_resume(ut_tracker *t)
 {
+	int err = 0;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
 	if (atomic_load(&t->s->full) && not_full(t) <= 0)
-		return -EBUSY;
-	ut_gate_open(t->s);
-	return 0;
+		err = -EBUSY;
+	else
+		ut_gate_open(t->s);
+	ut_leave(t);
+	return err;
 }
 
-int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
+static int wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 {
 	int64_t deadline = ut_now_ns() + timeout_ns;
 
@@ -665,6 +807,8 @@ int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 		uint32_t event = atomic_load(&t->s->event);
 		int64_t left;
 
+		if (atomic_load(&t->closing))
+			return -ESHUTDOWN;
 		if (any_dead(t))
 			return -EPIPE;
 		for (int i = 0; i < t->s->nvcpus; i++)
@@ -687,6 +831,17 @@ int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 	}
 }
 
+int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
+{
+	int result;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
+	result = wait_full(t, timeout_ns, stop_ns);
+	ut_leave(t);
+	return result;
+}
+
 void ut_set_halted(ut_tracker *t, int halted)
 {
 	atomic_store(&t->s->halted, halted);
@@ -696,15 +851,22 @@ int ut_set_threshold(ut_tracker *t, int64_t pages)
 {
 	int err;
 
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
 	pthread_mutex_lock(&t->lock);
 	atomic_store(&t->s->threshold, pages);
 	err = ut_ring_grant(t);
 	pthread_mutex_unlock(&t->lock);
+	ut_leave(t);
 	return err;
 }
 
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n)
 {
+	int err;
+
+	if (!ut_enter(t))
+		return -ESHUTDOWN;
 	pthread_mutex_lock(&t->lock);
 	for (uint64_t i = index; i < index + n; i++) {
 		if (t->mm[0].used)
@@ -712,5 +874,7 @@ int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n)
 		ut_mark(t->s, i);
 	}
 	pthread_mutex_unlock(&t->lock);
-	return 0;
+	err = count_host(t);
+	ut_leave(t);
+	return err;
 }

@@ -67,6 +67,7 @@ typedef struct {
 
 typedef struct ut_tracker {
 	ut_shared *s;
+	_Atomic int32_t inside, closing; /* threads in a call of it */
 	int32_t engine, nslots;
 	ut_slot slots[UT_MAX_SLOTS];
 	ut_mm mm[UT_MAX_VCPUS + 1];
@@ -85,7 +86,7 @@ typedef struct ut_tracker {
 	ut_stats stats;
 } ut_tracker;
 
-/* Functions return >= 0 or -errno. */
+/* Functions return >= 0 or -errno; -ESHUTDOWN: it is closed, or being closed. */
 /* A userfaultfd of this process with what the engine needs; *kernel: it takes faults of the kernel too. */
 int ut_own_uffd(int engine, int *kernel);
 /* Set every trap of [base, base + bytes), which the calling process has mapped. */
@@ -93,7 +94,9 @@ int ut_arm(int uffd, uint64_t base, uint64_t bytes);
 size_t ut_arena_bytes(const ut_shared *s);
 /* `arena`: zeroed, of that size, and the caller's; it has to outlive the tracker. */
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);
+/* Threads that are in a call of it come out first. What it had stays for those who call too late, until: */
 void ut_tracker_close(ut_tracker *t);
+void ut_tracker_free(ut_tracker *t);
 /* In a child that this process has forked: let go of what would outlive the tracker there. */
 void ut_tracker_forked(ut_tracker *t);
 /* Take in an address space, and arm it; the tracker owns the fds from then on. */
@@ -131,14 +134,19 @@ int ut_ring_map(ut_events *e, size_t records);
 void ut_ring_close(ut_events *e);
 void ut_ring_drain(ut_tracker *t, int vcpu);
 void ut_ring_start(ut_tracker *t, int vcpu);
+/* Share out anew what is left of the threshold. Under the lock. */
 int ut_ring_grant(ut_tracker *t);
 /* sync.c */
 int ut_sync_start(ut_tracker *t, ut_mm *mm);
 void ut_sync_stop(ut_mm *mm);
 /* Take the traps of an address space away, and let every write go. */
 void ut_let_go(const ut_mm *mm);
-/* tracker.c, for the above; 1: the page is new in this cycle */
+/* tracker.c, for the above. 0: it is closing. */
+int ut_enter(ut_tracker *t);
+void ut_leave(ut_tracker *t);
+/* 1: the page is new in this cycle */
 int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu);
+void ut_take_list(ut_tracker *t, int vcpu);
 /* rearm.c */
 int ut_rearm_sorted(ut_tracker *t, ut_mm *mm, const uint32_t *index, size_t n);
 #endif
