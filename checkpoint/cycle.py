@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from checkpoint.chain import ChainWriter
-from checkpoint.image import SCHEMA, EpochWriter, file_note, note, thread_notes
-from checkpoint.targets.process import ProcessTarget, descriptors, mapped_files
+from checkpoint.image import SCHEMA, EpochWriter
+from checkpoint.targets import Target
 from uffdtrack import PAGE, Pending, Runs, Window
 from uffdtrack.errors import (
     NewMemoryError,
@@ -26,7 +26,6 @@ QUIET = 4 << 20
 """Bytes dirtied while the base was copied that the stop may as well copy."""
 ATTEMPTS = 3
 """Epochs in a row that may fail before a session gives up."""
-NT_AUXV = 6
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Session:
 
     def __init__(
         self,
-        target: ProcessTarget,
+        target: Target,
         chain: ChainWriter,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -83,7 +82,7 @@ class Session:
         raise AssertionError("unreachable")
 
     def _increment(self) -> dict[str, Any]:
-        window = self.target.space.window(self.target.tracee, self.pending)
+        window = self.target.window(self.pending)
         return self._write(self.chain.begin, window, base=False)
 
     def _base(self) -> dict[str, Any]:
@@ -94,7 +93,7 @@ class Session:
         writer = self.chain.begin()
         try:
             self._copy_running(writer)
-            window = self.target.space.window(self.target.tracee, self.pending)
+            window = self.target.window(self.pending)
         except BaseException:
             writer.abort()
             raise
@@ -103,11 +102,10 @@ class Session:
         return row
 
     def _copy_running(self, writer: EpochWriter) -> None:
-        space = self.target.space
         size = 1 << 62
         everything = True
         while True:
-            runs, reset = space.harvest(everything)
+            runs, reset = self.target.harvest(everything)
             writer.void(reset)
             before, size = size, int((runs[:, 1] - runs[:, 0]).sum())
             if size <= QUIET or size > before // 2:
@@ -116,8 +114,7 @@ class Session:
             for part in chunks(runs, CHUNK):
                 if self.interrupted():
                     raise SessionInterrupted
-                space.copy(part)
-                data, zero, contents = space.split_zero(part)
+                data, zero, contents = self.target.copy(part)
                 writer.add(data, contents)
                 writer.add_zero(zero)
             everything = False
@@ -152,18 +149,15 @@ class Session:
                     max_dirty=self.target.max_dirty,
                     overshoot=max(0, (window.touched or pages) - self.target.max_dirty) if not base else 0,
                 )
-            return self._meta(row, window, facts)
+            return {**self._meta(row, window), **described}
 
         writer = None
         try:
-            facts = self.target.facts()
-            auxv = self.target.auxv()
+            notes, described = self.target.describe(window)
             writer = begin()
             writer.void(window.reset)
             writer.add(window.data, window.contents)
             writer.add_zero(window.zero)
-            notes = thread_notes(window.threads, facts)
-            notes += note(b"CORE", NT_AUXV, auxv) + file_note(window.regions)
             _, digest = writer.commit(describe, notes, window.regions, self.chain.key)
         except BaseException:
             if writer:
@@ -175,15 +169,13 @@ class Session:
         row["digest"] = digest
         return row
 
-    def _meta(self, row: dict[str, Any], window: Window, facts: dict[str, Any]) -> dict[str, Any]:
-        heap = [r.end for r in window.regions if r.name == "[heap]"]
+    def _meta(self, row: dict[str, Any], window: Window) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "epoch": self.chain.next_epoch,
             "base": row["base"],
             "parent": self.chain.parent,
             "keyed": bool(self.chain.key),
-            "process": facts,
             "row": {**row, "schema": ROW_SCHEMA},
             "regions": [
                 [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name] for r in window.regions
@@ -191,9 +183,6 @@ class Session:
             "reset": window.reset.tolist(),
             "threads": [t.tid for t in window.threads if not t.worker],
             "kernel_threads": [t.tid for t in window.threads if t.worker],
-            "descriptors": descriptors(self.target.pid),
-            "files": mapped_files(window.regions),
-            "heap_end": max(heap, default=0),
         }
 
 
@@ -253,7 +242,7 @@ def run_session(
         except SessionInterrupted:
             break
         except (StorageError, StopTimeoutError) as error:
-            session.target.tracee.settle(30)
+            session.target.settle(30)
             failed += 1
             failure = error if isinstance(error, StorageError) else None
             if not taken or failed == ATTEMPTS:

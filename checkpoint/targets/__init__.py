@@ -1,1 +1,39 @@
-"""What can be checkpointed."""
+"""What can be checkpointed: a process, a virtual machine."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from uffdtrack import Pending, Runs, Window
+
+
+class Target(Protocol):
+    """What the checkpoint cycle asks of a target (checkpoint/cycle.py).
+
+    Attributes:
+        pid: of the process, or of the one that holds the VM.
+        engine: the tracker's name.
+        max_dirty: an epoch is due at so many dirty pages, or None.
+    """
+
+    pid: int
+    engine: str
+    max_dirty: int | None
+
+    def harvest(self, everything: bool) -> tuple[Runs, Runs]:
+        """While it runs: what was written since the last time, or all; and what is void of older contents."""
+
+    def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
+        """Copy ranges: those with contents, those that hold zeros, and the contents of the former."""
+
+    def window(self, pending: Pending) -> Window:
+        """Stop it, take registers and what was written and what is pending, and let it run."""
+
+    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
+        """ELF notes, and facts for the image's JSON (docs/image.md)."""
+
+    def reattach(self) -> None:
+        """Its memory was exchanged for another."""
+
+    def settle(self, timeout: float) -> None:
+        """Wait, up to some seconds, for what did not stop in time."""

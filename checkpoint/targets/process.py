@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uffdtrack import AddressSpace, Region, Tracee, open_pidfd, shares_memory, status_field, task_directory
+from checkpoint.image import NT_AUXV, file_note, note, thread_notes
+from uffdtrack import (
+    AddressSpace,
+    Pending,
+    Region,
+    Runs,
+    Tracee,
+    Window,
+    open_pidfd,
+    shares_memory,
+    status_field,
+    task_directory,
+)
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
 
 _PF_KTHREAD = 0x00200000
@@ -232,8 +244,30 @@ class ProcessTarget:
             "boot_id": self.identity.boot_id,
         }
 
-    def auxv(self) -> bytes:
-        return proc_read(self.pid, "auxv")
+    def harvest(self, everything: bool) -> tuple[Runs, Runs]:
+        return self.space.harvest(everything)
+
+    def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
+        self.space.copy(runs)
+        return self.space.split_zero(runs)
+
+    def window(self, pending: Pending) -> Window:
+        return self.space.window(self.tracee, pending)
+
+    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
+        facts = self.facts()
+        notes = thread_notes(window.threads, facts)
+        notes += note(b"CORE", NT_AUXV, proc_read(self.pid, "auxv")) + file_note(window.regions)
+        heap = [r.end for r in window.regions if r.name == "[heap]"]
+        return notes, {
+            "process": facts,
+            "descriptors": descriptors(self.pid),
+            "files": mapped_files(window.regions),
+            "heap_end": max(heap, default=0),
+        }
+
+    def settle(self, timeout: float) -> None:
+        self.tracee.settle(timeout)
 
     def close(self) -> None:
         """Idempotent."""
