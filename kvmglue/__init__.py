@@ -2,12 +2,13 @@
 
 from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
-from kvmglue.guests import Order, done, post, stop, take_log, wait, written
+from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
 from kvmglue.tracker import KvmTracker
 from kvmglue.vm import SMALLEST_RING, Capabilities, Kvm, Vcpu, VcpuExit, VcpuState, Vm
 
 __all__ = [
     "KVM_ENGINES",
+    "PROGRAMS",
     "SMALLEST_RING",
     "VM_ENGINES",
     "Capabilities",
@@ -23,6 +24,7 @@ __all__ = [
     "done",
     "open_tracker",
     "post",
+    "programs",
     "ring_entries",
     "rings_for",
     "stop",

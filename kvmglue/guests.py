@@ -52,6 +52,62 @@ class Order:
     pace: int = 0
 
 
+def programs(name: str, vcpus: int, rows: int, until: int = 0) -> list[Order]:
+    """What each vCPU does in a guest that runs by itself, in a part of the RAM of its own.
+
+    Args:
+        name: one of `PROGRAMS`.
+        rows: of the RAM.
+        until: numbers, operations or writes to do; 0: without end.
+
+    Raises:
+        InvalidInputError: no such guest, or too little RAM for it.
+    """
+    if name not in PROGRAMS:
+        raise InvalidInputError(f"no guest {name!r}; there are {', '.join(PROGRAMS)}")
+    part = rows // vcpus
+    if part < 16:
+        raise InvalidInputError(f"{rows} pages of RAM are too few for {vcpus} vCPUs: 16 for each")
+    few = min(part, PROGRAMS[name].pages or part)
+    pace, n = PROGRAMS[name].pace, until or PROGRAMS[name].n
+    return [
+        Order(
+            name.replace("-", "_"), first=vcpu * part, pages=few, n=n, seed=vcpu + 1, hot=max(few // 10, 1),
+            pace=pace,
+        )
+        if not (name == "count" and vcpu)
+        else Order("random", first=vcpu * part, pages=few, n=FOREVER, seed=vcpu + 1)
+        for vcpu in range(vcpus)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A guest that runs by itself.
+
+    Attributes:
+        text: what it does, for people.
+        pages: of its window, 0: all.
+        n, pace: see `Order`.
+    """
+
+    text: str
+    pages: int = 0
+    n: int = 0
+    pace: int = 0
+
+
+FOREVER = 1 << 62
+PROGRAMS = {
+    "count": Program("prints the numbers from 1 on; other vCPUs write at random", 64, pace=100_000_000),
+    "check": Program("changes a structure that tears if a page is lost, and checks it", 1024, pace=100_000),
+    "random": Program("writes pages at random", n=FOREVER),
+    "sequential": Program("writes one page after the other", n=FOREVER),
+    "hot-cold": Program("nine of ten writes to a tenth of the pages", n=FOREVER),
+}
+"""Guests that run by themselves."""
+
+
 def post(vm: Vm, vcpu: int, order: Order) -> None:
     """Have a vCPU begin; the one before has to be done.
 

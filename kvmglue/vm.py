@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvmglue._sys import check, ffi, lib
 from kvmglue.memory import SystemMemory
@@ -131,6 +132,20 @@ class VcpuState:
         return [(index, value) for index, value in self.msrs if index not in _TIME]
 
     @property
+    def xsave(self) -> bytes:
+        """The extended state, in the layout of NT_X86_XSTATE."""
+        return self.parts[int(lib.KG_STATE_XSAVE)]
+
+    @property
+    def segments(self) -> dict[str, int]:
+        """Selectors, and the bases of fs and gs."""
+        sregs = ffi.new("uint8_t[]", self.parts[lib.KG_STATE_SREGS])
+        values = ffi.new("uint64_t[8]")
+        lib.kg_segments(sregs, values)
+        names = ("cs", "ds", "es", "fs", "gs", "ss", "fs_base", "gs_base")
+        return {name: int(values[i]) for i, name in enumerate(names)}
+
+    @property
     def registers(self) -> dict[str, int]:
         """rax, rbx, ..., rip, rflags."""
         values = np.frombuffer(self.parts[lib.KG_STATE_REGS], np.uint64).tolist()
@@ -198,11 +213,15 @@ class Vcpu:
             parts.append(bytes(ffi.buffer(data)))
         return VcpuState(tuple(parts), tuple(self._msrs()))
 
-    def _msrs(self) -> Iterator[tuple[int, int]]:
-        value = ffi.new("uint64_t *")
-        for index in self._vm.msr_indexes:
-            if lib.kg_get_msr(self._vm.native, self.number, index, value) == 1:
-                yield index, int(value[0])
+    def _msrs(self) -> list[tuple[int, int]]:
+        indexes = self._vm.msr_indexes
+        while True:
+            n = len(indexes)
+            values = ffi.new("uint64_t[]", n)
+            got = lib.kg_get_msrs(self._vm.native, self.number, ffi.new("uint32_t[]", indexes), values, n)
+            if check(got, "read a vCPU's MSRs") == n:
+                return list(zip(indexes, ffi.unpack(values, n), strict=True))
+            del indexes[got]  # it is listed for others than this guest
 
     def set_state(self, state: VcpuState) -> None:
         """Put all of its state back. It has to stand.
@@ -321,6 +340,16 @@ class Vm:
             lib.kg_vm_close(self.native)
             self.native = None
         self.kvm.close()
+
+    @property
+    def system_address(self) -> int:
+        """Guest-physical, of `system_state`."""
+        return int(lib.KG_SYSTEM_AT)
+
+    @property
+    def system_state(self) -> npt.NDArray[np.uint8]:
+        """The part of the system memory that belongs to the guest's state: whole pages."""
+        return self.system.array[: self.system.state_bytes]
 
     # -- the gate ---------------------------------------------------------------------------------
 

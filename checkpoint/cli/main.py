@@ -18,6 +18,7 @@ from checkpoint.cli import (
     run,
     show,
     verify,
+    vm,
 )
 from checkpoint.cli.common import say
 from uffdtrack.errors import UffdtrackError
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback):
+for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm):
     cli.add_command(module.command)
 
 

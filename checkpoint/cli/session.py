@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import click
 from rich.console import Console
@@ -61,17 +61,14 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
 class Interrupt:
     """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first."""
 
-    def __init__(self, target: ProcessTarget, lifeline: int) -> None:
-        self._target = target
-        self._pidfd = target.pidfd
-        self._lifeline = lifeline
+    def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._old: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         os.write(self._writer, b"x")
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> Self:
         for number in ENDINGS:
             self._old[number] = signal.signal(number, self._note)
         return self
@@ -82,18 +79,9 @@ class Interrupt:
         os.close(self._reader)
         os.close(self._writer)
 
-    def wait(self, seconds: float) -> bool:
-        """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
-        full = self._target.space.full_fd
-        ready = self._poll(seconds, self._reader, self._lifeline, self._pidfd, full)
-        return bool(ready - {full})
-
     def seen(self) -> bool:
         """Interrupted."""
-        return bool(self._poll(0, self._reader, self._lifeline))
-
-    def target_ended(self) -> bool:
-        return bool(self._poll(0, self._pidfd))
+        return bool(self._poll(0, self._reader))
 
     def _poll(self, seconds: float, *fds: int) -> set[int]:
         poll = select.poll()
@@ -101,6 +89,27 @@ class Interrupt:
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         return {fd for fd, _ in poll.poll(seconds * 1000)}
+
+
+class Watch(Interrupt):
+    """The same, and the end of the process: `lifeline` is readable when the waiting process has died."""
+
+    def __init__(self, target: ProcessTarget, lifeline: int) -> None:
+        super().__init__()
+        self._target = target
+        self._lifeline = lifeline
+
+    def wait(self, seconds: float) -> bool:
+        """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
+        full = self._target.space.full_fd
+        ready = self._poll(seconds, self._reader, self._lifeline, self._target.pidfd, full)
+        return bool(ready - {full})
+
+    def seen(self) -> bool:
+        return bool(self._poll(0, self._reader, self._lifeline))
+
+    def target_ended(self) -> bool:
+        return bool(self._poll(0, self._target.pidfd))
 
 
 class Progress:
@@ -161,7 +170,7 @@ def run_on(
         maps = proc_read(pid, "maps").decode(errors="surrogateescape")
         for warning in warnings_for(pid, parse_maps(maps)):
             say(f"warning: {warning}")
-        with Interrupt(target, lifeline) as interrupt, Progress() as progress:
+        with Watch(target, lifeline) as interrupt, Progress() as progress:
             session = Session(target, chain, interrupt.seen)
             ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
             ended = ended or interrupt.target_ended()

@@ -84,8 +84,10 @@ int kg_load_program(uint8_t *to);
 int kg_state_bytes(int part, int xsave);
 int kg_get_state(kg_vm *vm, int vcpu, int part, void *to);
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from);
+void kg_segments(const void *sregs, uint64_t out[8]);
+#define KG_STATE_SREGS ...
 int kg_msr_list(int kvm, uint32_t *index, uint32_t room);
-int kg_get_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t *value);
+int kg_get_msrs(kg_vm *vm, int vcpu, const uint32_t *index, uint64_t *value, uint32_t n);
 int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value);
 
 #define KG_BITMAP ...

@@ -40,7 +40,18 @@ int kg_get_state(kg_vm *vm, int vcpu, int part, void *to)
 
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from)
 {
+	/* Where it goes on it may have something to do; the program looks for itself. */
+	atomic_store(&vm->vcpu[vcpu].idle, 0);
 	return ioctl(vm->vcpu[vcpu].fd, parts[part].set, from) ? -errno : 0;
+}
+
+void kg_segments(const void *sregs, uint64_t out[8])
+{
+	const struct kvm_sregs *s = sregs;
+
+	for (int i = 0; i < 8; i++)
+		out[i] = (uint64_t[]){s->cs.selector, s->ds.selector, s->es.selector, s->fs.selector,
+				      s->gs.selector, s->ss.selector, s->fs.base, s->gs.base}[i];
 }
 
 int kg_msr_list(int kvm, uint32_t *index, uint32_t room)
@@ -63,13 +74,22 @@ typedef struct {
 	struct kvm_msr_entry entry;
 } one_msr;
 
-int kg_get_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t *value)
+int kg_get_msrs(kg_vm *vm, int vcpu, const uint32_t *index, uint64_t *value, uint32_t n)
 {
-	one_msr m = {.head.nmsrs = 1, .entry.index = index};
-	int n = ioctl(vm->vcpu[vcpu].fd, KVM_GET_MSRS, &m);
+	struct kvm_msrs *m = calloc(1, sizeof(*m) + n * sizeof(m->entries[0]));
+	int got;
 
-	*value = m.entry.data;
-	return n < 0 ? -errno : n;
+	if (!m)
+		return -ENOMEM;
+	m->nmsrs = n;
+	for (uint32_t i = 0; i < n; i++)
+		m->entries[i].index = index[i];
+	got = ioctl(vm->vcpu[vcpu].fd, KVM_GET_MSRS, m);
+	got = got < 0 ? -errno : got;
+	for (uint32_t i = 0; i < n; i++)
+		value[i] = m->entries[i].data;
+	free(m);
+	return got;
 }
 
 int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value)

@@ -106,9 +106,12 @@ enum {
 int kg_state_bytes(int part, int xsave);
 int kg_get_state(kg_vm *vm, int vcpu, int part, void *to);
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from);
+/* Selectors of cs, ds, es, fs, gs, ss, and the bases of fs and gs. */
+void kg_segments(const void *sregs, uint64_t out[8]);
 int kg_msr_list(int kvm, uint32_t *index, uint32_t room);
-/* 1: got, or set. 0: KVM refuses that one. */
-int kg_get_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t *value);
+/* How many were got, up to the first that KVM refuses. */
+int kg_get_msrs(kg_vm *vm, int vcpu, const uint32_t *index, uint64_t *value, uint32_t n);
+/* 1: set. 0: KVM refuses that one. */
 int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value);
 int kg_boot_state(kg_vm *vm, int kvm, int vcpu, uint64_t entry, uint64_t mailbox, uint64_t stack, uint64_t tables);
 /* Into the first KG_PROGRAM_BYTES, zeroed, of the system memory. */

@@ -1,0 +1,203 @@
+"""uffdtrack vm run GUEST, uffdtrack vm resume DIR@N"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from checkpoint import report
+from checkpoint.chain import ChainWriter
+from checkpoint.cli.common import DIRECTORY, Place, Time, json_option, key_option, say
+from checkpoint.cli.diff import open_view
+from checkpoint.cli.session import Interrupt
+from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.targets.vm import VmTarget, load_vm, vm_facts
+from kvmglue import (
+    PROGRAMS,
+    VM_ENGINES,
+    KvmTracker,
+    Vm,
+    bind_vcpus,
+    done,
+    open_tracker,
+    post,
+    programs,
+    rings_for,
+)
+from uffdtrack import PAGE, GuestRam, UffdTracker, parse_size
+from uffdtrack.errors import InvalidInputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+PERIOD = 0.05
+"""Seconds between two looks at the serial port, where nothing else happens."""
+
+
+@click.group("vm")
+def command() -> None:
+    """Run a guest on /dev/kvm, checkpoint it, continue it from an epoch."""
+
+
+def vm_options(function: F) -> F:
+    for option in reversed(
+        [
+            click.option(
+                "--engine", type=click.Choice(list(VM_ENGINES)), default="kvm-ring", show_default=True,
+                help="How writes are tracked (docs/kvm.md).",
+            ),
+            click.option(
+                "-o", "--output", "directory", type=DIRECTORY,
+                help="Take epochs into this directory. Without it the guest is not checkpointed.",
+            ),
+            click.option(
+                "--every", type=Time(), default="1s", show_default=True,
+                help="Time from one epoch to the next.",
+            ),
+            click.option("--count", type=click.IntRange(min=1), help="End after N epochs."),
+            click.option("--duration", type=Time(), help="End after this time."),
+            click.option(
+                "--max-dirty", type=click.IntRange(min=1), metavar="PAGES",
+                help="Pause the guest and take an epoch as soon as so many pages are dirty, too.",
+            ),
+            click.option("--force", is_flag=True, help="Delete a chain that is there already."),
+            key_option,
+            json_option,
+        ]
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@command.command("run", epilog="Guests: " + "; ".join(f"{k}: {v.text}" for k, v in PROGRAMS.items()) + ".")
+@click.argument("guest", type=click.Choice(list(PROGRAMS)), metavar="GUEST")
+@click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--ram", default="64MiB", show_default=True, help="Size of the RAM.")
+@click.option(
+    "--until", type=click.IntRange(min=0), default=0, help="End after so many numbers or operations."
+)
+@vm_options
+def run(guest: str, vcpus: int, ram: str, until: int, **options: Any) -> None:
+    """Run a guest; what it prints on its serial port goes to stdout.
+
+    It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
+    """
+    with ExitStack() as stack:
+        memory = stack.enter_context(GuestRam(parse_size(ram), shared=False))
+        orders = programs(guest, vcpus, memory.size // PAGE, until)
+        rings = rings_for(options["engine"], vcpus, options["max_dirty"])
+        vm = stack.enter_context(Vm(memory, vcpus, ring_entries=rings))
+        for vcpu, order in enumerate(orders):
+            post(vm, vcpu, order)
+        hold(vm, guest, **options)
+
+
+@command.command("resume")
+@click.argument("place", metavar="DIR@N", type=Place())
+@vm_options
+def resume(place: tuple[Path, int | None], key: bytes, **options: Any) -> None:
+    """Continue the guest of an epoch in this process, as if nothing had happened."""
+    view = open_view(place, key)
+
+    def make(ram: GuestRam, vcpus: int) -> Vm:
+        return Vm(ram, vcpus, ring_entries=rings_for(options["engine"], vcpus, options["max_dirty"]))
+
+    with ExitStack() as stack:
+        ram, vm = load_vm(view, make)
+        stack.enter_context(ram)
+        stack.enter_context(vm)
+        say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
+        hold(vm, str(vm_facts(view.epoch)["guest"]), key=key, **options)
+
+
+def hold(
+    vm: Vm,
+    guest: str,
+    engine: str,
+    directory: Path | None,
+    every: float,
+    count: int | None,
+    duration: float | None,
+    max_dirty: int | None,
+    force: bool,
+    key: bytes,
+    as_json: bool,
+) -> None:
+    """Run a VM that is paused, to its end, and take its epochs where a directory is given."""
+    if directory is None and (count or max_dirty or force):
+        raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
+    rows: list[dict[str, Any]] = []
+
+    def emit(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if as_json:
+            report.emit_json(row)
+
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        if directory is None:
+            vm.resume()
+            watch(vm, None, interrupt, duration, as_json)
+            return
+        chain = stack.enter_context(ChainWriter(directory, key, force))
+        tracker = open_tracker(vm, engine, max_dirty_pages=max_dirty)
+        stack.callback(tracker.close)
+        tracker.activate()
+        bind_vcpus(tracker, vm)
+        vm.resume()
+        session = Session(VmTarget(vm, tracker, guest), chain, interrupt.seen)
+
+        def wait(seconds: float) -> bool:
+            return watch(vm, tracker if max_dirty else None, interrupt, seconds, as_json)
+
+        run_session(session, Plan(every, count, duration), wait, emit, say)
+        tracker.close()
+        show_serial(vm, as_json)
+    if not rows:
+        say("interrupted before the base was whole: no epoch was taken")
+    elif not as_json:
+        say(f"epochs 0 to {rows[-1]['epoch']} in {directory}; {report.pause_summary(rows)}")
+
+
+def watch(
+    vm: Vm,
+    tracker: KvmTracker | UffdTracker | None,
+    interrupt: Interrupt,
+    seconds: float | None,
+    as_json: bool,
+) -> bool:
+    """Show what the guest prints for some seconds, or until its dirty pages are full.
+
+    Returns:
+        It is to end: interrupted, or the guest has done all that it was to do.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        show_serial(vm, as_json)
+        vm.check()
+        ended = [vcpu.exit for vcpu in vm.vcpus if vcpu.exit]
+        if ended:
+            if any(e.code for e in ended):
+                say(f"the guest has ended with code {max(e.code for e in ended)}")
+            return True
+        if interrupt.seen() or done(vm, 0):
+            show_serial(vm, as_json)
+            return True
+        left = PERIOD if end is None else min(end - time.monotonic(), PERIOD)
+        if left <= 0:
+            return False
+        if tracker is None:
+            vm.wait_event(left)
+        elif tracker.wait_full(left):
+            return False
+
+
+def show_serial(vm: Vm, as_json: bool) -> None:
+    """On stdout, or, where that is JSON, on stderr."""
+    out = sys.stderr if as_json else sys.stdout
+    out.write(vm.serial().decode("ascii", "replace"))
+    out.flush()

@@ -1,0 +1,319 @@
+"""A virtual machine of this process as a target: its images, its way back, its start in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoint.chain import View
+from checkpoint.image import EpochFile, expand, malformed, note, thread_notes
+from kvmglue import KvmTracker, VcpuState, Vm
+from uffdtrack import (
+    PAGE,
+    GuestRam,
+    Memslot,
+    Pending,
+    Region,
+    Runs,
+    ThreadState,
+    UffdTracker,
+    Window,
+    merge_runs,
+)
+from uffdtrack.errors import CycleError, ImageError, RollbackRefusedError
+
+NOTE_VCPU = 0x75660003
+"""All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
+_NONE: Runs = np.empty((0, 2), np.uint64)
+_USER_REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
+    "rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+)  # fmt: skip
+"""struct user_regs_struct (sys/user.h); orig_rax is rax."""
+
+
+def runs_of_pages(pages: npt.NDArray[np.uint64]) -> Runs:
+    """Sorted page numbers as address ranges."""
+    runs = np.stack((pages, pages + np.uint64(1)), axis=1) * np.uint64(PAGE)
+    return merge_runs(runs)
+
+
+class VmTarget:
+    """A VM that is being checkpointed. Addresses of its images are guest-physical.
+
+    Args:
+        vm: it may run.
+        tracker: active, on its RAM.
+        guest: what it runs, for people.
+    """
+
+    def __init__(self, vm: Vm, tracker: KvmTracker | UffdTracker, guest: str) -> None:
+        self.pid = os.getpid()
+        self.vm = vm
+        self.tracker = tracker
+        self.guest = guest
+        self.engine = tracker.traits.name
+        self.max_dirty = tracker.max_dirty_pages
+        self._started = time.time_ns()
+        self._buffer = np.empty(0, np.uint8)
+        state = vm.system_state
+        self._system_at = vm.system_address // PAGE
+        self._system = np.zeros((len(state) // PAGE, PAGE), np.uint8)
+        self._states: list[VcpuState] = []
+        slots = [(slot.gfn, slot.pages) for slot in vm.ram.slots]
+        self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
+            _region(self._system_at, len(self._system), "[system]")
+        ]
+
+    # -- Target -----------------------------------------------------------------------------------
+
+    def harvest(self, everything: bool) -> tuple[Runs, Runs]:
+        dirty = runs_of_pages(np.sort(self.tracker.exchange().gfn))
+        if not everything:
+            return dirty, _NONE
+        return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
+
+    def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
+        pages = expand(runs)
+        return self._parted(pages, self._copy(pages))
+
+    def window(self, pending: Pending) -> Window:
+        started = time.perf_counter()
+        gfns = [self._stop()]
+        try:
+            stopped = time.perf_counter()
+            gfns.append(self.tracker.exchange().gfn)
+            self._states = [vcpu.state() for vcpu in self.vm.vcpus]
+            harvested = time.perf_counter()
+            pages = np.concatenate((*gfns, self._system_changed(), expand(pending.pages)))
+            pages = np.unique(pages)
+            copied = self._copy(pages)
+            done = time.perf_counter()
+        finally:
+            self.vm.resume()
+        pending.add(runs_of_pages(pages), _NONE)
+        data, zero, contents = self._parted(pages, copied)
+        return Window(
+            regions=self.regions,
+            threads=[_thread(i, state) for i, state in enumerate(self._states)],
+            data=data,
+            zero=zero,
+            reset=_NONE,
+            contents=contents,
+            unreadable=0,
+            compared=1,
+            scanned=self.tracker.traits.cost == "O(size)",
+            touched=sum(len(part) for part in gfns),
+            stop_us=(stopped - started) * 1e6,
+            harvest_us=(harvested - stopped) * 1e6,
+            copy_us=(done - harvested) * 1e6,
+            rearm_us=0.0,  # in the harvest: exchange()
+            pause_us=(done - started) * 1e6,
+        )
+
+    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
+        facts = {
+            "pid": self.pid, "ppid": os.getppid(), "pgrp": os.getpgrp(), "sid": os.getsid(0),
+            "uid": os.getuid(), "gid": os.getgid(), "comm": "vm", "cmdline": f"vm {self.guest}", "exe": "",
+            "start_time": self._started, "boot_id": "",
+        }  # fmt: skip
+        notes = thread_notes(window.threads, facts)
+        for i, state in enumerate(self._states):
+            content = {"vcpu": i, "parts": [part.hex() for part in state.parts], "msrs": state.msrs}
+            notes += note(b"uffdtrack", NOTE_VCPU, json.dumps(content).encode())
+        return notes, {
+            "process": facts,
+            "descriptors": [],
+            "files": {},
+            "heap_end": 0,
+            "vm": {
+                "guest": self.guest,
+                "vcpus": len(self.vm.vcpus),
+                "slots": [[slot.gfn, slot.pages] for slot in self.vm.ram.slots],
+                "system_bytes": self._system.size,
+            },
+        }
+
+    def reattach(self) -> None:
+        raise AssertionError("a VM keeps its memory")
+
+    def settle(self, timeout: float) -> None:
+        """Nothing of it is held when a window fails."""
+
+    # -- parts of a window ------------------------------------------------------------------------
+
+    def _stop(self) -> npt.NDArray[np.uint64]:
+        """Have every vCPU at the VM's gate, where its state is whole; returns what had to be harvested first.
+
+        At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code.
+        """
+        early = np.empty(0, np.uint64)
+        self.vm.close_gate()
+        if isinstance(self.tracker, UffdTracker):
+            try:
+                self.tracker.resume()
+            except CycleError:
+                early = self.tracker.exchange().gfn.copy()
+                self.tracker.resume()
+        self.vm.pause()
+        return early
+
+    def _system_changed(self) -> npt.NDArray[np.uint64]:
+        now = self.vm.system_state.reshape(-1, PAGE)
+        changed = np.flatnonzero((now != self._system).any(axis=1))
+        self._system[changed] = now[changed]
+        return (changed + self._system_at).astype(np.uint64)
+
+    def _copy(self, pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+        if self._buffer.size < len(pages) * PAGE:
+            self._buffer = np.empty(len(pages) * PAGE, np.uint8)
+        out = self._buffer[: len(pages) * PAGE].reshape(-1, PAGE)
+        ram = int(np.searchsorted(pages, self._system_at))
+        np.take(self.vm.ram.pages(), self.vm.ram.index(pages[:ram]), axis=0, out=out[:ram], mode="clip")
+        out[ram:] = self._system[(pages[ram:] - np.uint64(self._system_at)).astype(np.int64)]
+        return out
+
+    def _parted(
+        self, pages: npt.NDArray[np.uint64], copied: npt.NDArray[np.uint8]
+    ) -> tuple[Runs, Runs, memoryview]:
+        full = copied.view(np.uint64).any(axis=1)
+        contents = copied if full.all() else copied[full]
+        return runs_of_pages(pages[full]), runs_of_pages(pages[~full]), contents.reshape(-1).data
+
+    # -- the way back -----------------------------------------------------------------------------
+
+    def rollback(self, view: View) -> int:
+        """Put memory and vCPUs back to an epoch of this VM; returns how many pages were written.
+
+        Everything is read before the first byte changes. The pages count as written by the host.
+
+        Raises:
+            RollbackRefusedError: an epoch of another machine.
+            ImageError: the chain does not hold it whole.
+        """
+        states = vcpu_states(view.epoch)
+        if slots_of(view.epoch) != list(self.vm.ram.slots) or len(states) != len(self.vm.vcpus):
+            raise RollbackRefusedError(f"{view.epoch.path} is of a VM with other memory or other vCPUs")
+        if any(vcpu.exit for vcpu in self.vm.vcpus):
+            raise RollbackRefusedError("a vCPU of the VM has ended: resume the epoch in a fresh process")
+        ram, system = np.zeros_like(self.vm.ram.pages()), np.zeros_like(self.vm.system_state)
+        read_memory(view, self.vm, ram, system)
+        self._stop()
+        try:
+            pages = self.vm.ram.pages()
+            rows = np.flatnonzero((pages != ram).any(axis=1))
+            for first, end in runs_of_pages(rows.astype(np.uint64)).tolist():
+                self.vm.ram.host_write(first, ram.reshape(-1)[first:end].data)
+            self.vm.system_state[:] = system
+            for vcpu, state in zip(self.vm.vcpus, states, strict=True):
+                vcpu.set_state(state)
+        finally:
+            self.vm.resume()
+        self.vm.ring_bell()
+        return len(rows)
+
+
+def _region(gfn: int, pages: int, name: str) -> Region:
+    return Region(gfn * PAGE, (gfn + pages) * PAGE, "rwxp", 0, "0:0", 0, name)
+
+
+def _thread(number: int, state: VcpuState) -> ThreadState:
+    """A vCPU as a thread of a core: debuggers show its registers."""
+    values = {**dict.fromkeys(_USER_REGISTERS, 0), **state.registers, **state.segments}
+    regs = b"".join(values[name].to_bytes(8, "little") for name in _USER_REGISTERS)
+    return ThreadState(number + 1, regs, state.xsave, 0, False)
+
+
+# -- from an image --------------------------------------------------------------------------------
+
+
+def vm_facts(epoch: EpochFile) -> dict[str, Any]:
+    """What the image says of its VM.
+
+    Raises:
+        ImageError: it is no VM's.
+    """
+    facts = epoch.meta.get("vm")
+    if not isinstance(facts, dict):
+        raise ImageError(f"{epoch.path} is a checkpoint of a process, not of a VM")
+    return facts
+
+
+def slots_of(epoch: EpochFile) -> list[Memslot]:
+    with malformed(epoch.path):
+        return [Memslot(int(gfn), int(pages)) for gfn, pages in vm_facts(epoch)["slots"]]
+
+
+def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
+    """In the order of the vCPUs.
+
+    Raises:
+        ImageError: it does not hold all of them.
+    """
+    found: dict[int, VcpuState] = {}
+    with malformed(epoch.path):
+        for name, kind, data in epoch.notes:
+            if (name, kind) == (b"uffdtrack", NOTE_VCPU):
+                content = json.loads(data)
+                parts = tuple(bytes.fromhex(part) for part in content["parts"])
+                msrs = tuple((int(index), int(value)) for index, value in content["msrs"])
+                found[int(content["vcpu"])] = VcpuState(parts, msrs)
+        count = int(vm_facts(epoch)["vcpus"])
+    if sorted(found) != list(range(count)):
+        raise ImageError(f"{epoch.path} holds vCPUs {sorted(found)} of {count}")
+    return [found[i] for i in range(count)]
+
+
+def read_memory(view: View, vm: Vm, ram: npt.NDArray[np.uint8], system: npt.NDArray[np.uint8]) -> None:
+    """Fill RAM, shape (rows, 4096), zeroed, and system memory, shape (bytes,), with those of an epoch.
+
+    Raises:
+        ImageError: of a VM that is laid out in another way.
+    """
+    if vm_facts(view.epoch)["system_bytes"] != system.size:
+        raise ImageError(f"{view.epoch.path} was made by another version: its system memory is another")
+    at = vm.system_address // PAGE
+    split = int(np.searchsorted(view.pages, at))
+    for part in _parts(view.pages[:split]):
+        ram[vm.ram.index(part)] = view.read(part)
+    system[:] = 0
+    for part in _parts(view.pages[split:]):
+        system.reshape(-1, PAGE)[(part - np.uint64(at)).astype(np.int64)] = view.read(part)
+
+
+def _parts(pages: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
+    for i in range(0, len(pages), 8192):
+        yield pages[i : i + 8192]
+
+
+def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, Vm]:
+    """A fresh VM in the state of an epoch, paused.
+
+    Args:
+        make: makes the VM, of a RAM and a number of vCPUs.
+
+    Raises:
+        ImageError: not an epoch of a VM, or not whole.
+        UnsupportedError: this host's KVM does not take the state.
+    """
+    states = vcpu_states(view.epoch)
+    ram = GuestRam(slots=slots_of(view.epoch), shared=False)
+    try:
+        vm = make(ram, len(states))
+        try:
+            read_memory(view, vm, ram.pages(), vm.system_state)
+            for vcpu, state in zip(vm.vcpus, states, strict=True):
+                vcpu.set_state(state)
+        except BaseException:
+            vm.close()
+            raise
+    except BaseException:
+        ram.close()
+        raise
+    return ram, vm
