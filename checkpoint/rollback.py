@@ -68,6 +68,10 @@ def rollback(pid: int, view: View) -> Outcome:
         RollbackRefusedError: it cannot be done; nothing was touched.
         TargetError: it failed on the way; the message says in what state the target is.
     """
+    if "vm" in view.epoch.meta:
+        raise RollbackRefusedError(
+            f"{view.epoch.path} is an epoch of a VM: `uffdtrack vm resume` continues it in a fresh process"
+        )
     check_target(pid)
     meta = view.epoch.meta["process"]
     now = identify(pid)

@@ -296,7 +296,7 @@ def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
     """A fresh VM in the state of an epoch, paused.
 
     Args:
-        make: makes the VM, of a RAM and a number of vCPUs.
+        make: makes the VM, of a RAM and a number of vCPUs; with the same `list_rows` as the one before.
 
     Raises:
         ImageError: not an epoch of a VM, or not whole.
@@ -309,6 +309,8 @@ def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
         try:
             read_memory(view, vm, ram.pages(), vm.system_state)
             for vcpu, state in zip(vm.vcpus, states, strict=True):
+                if vcpu.mailbox.log != vm.system.log_at(vcpu.number):
+                    raise ImageError(f"{view.epoch.path} is of a VM with other lists of orders (list_rows)")
                 vcpu.set_state(state)
         except BaseException:
             vm.close()

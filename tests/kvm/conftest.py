@@ -1,0 +1,64 @@
+"""A VM with its tracker, for the tests of KVM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvmglue import VM_ENGINES, Vm, bind_vcpus, open_tracker, rings_for
+from tests.contract.conftest import need_kvm
+from uffdtrack import GuestRam
+
+DEADLINE = 30.0
+PAGES = 2048
+
+
+@dataclass
+class Machine:
+    ram: GuestRam
+    vm: Vm
+    tracker: Any
+
+    def copy_to(self, shadow: Any) -> None:
+        """What was harvested goes to a shadow of the RAM."""
+        rows = self.ram.index(self.tracker.exchange().gfn)
+        shadow[rows] = self.ram.pages()[rows]
+
+    def stale(self, shadow: Any) -> list[int]:
+        return np.flatnonzero((shadow != self.ram.pages()).any(axis=1)).tolist()
+
+
+@pytest.fixture(scope="session")
+def kvm(kernel: None) -> None:
+    need_kvm()
+
+
+@pytest.fixture(params=list(VM_ENGINES))
+def vm_engine(request: pytest.FixtureRequest, kvm: None) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def machine(kvm: None) -> Iterator[Callable[..., Machine]]:
+    """Build VMs; each is paused, its tracker active."""
+    with ExitStack() as stack:
+
+        def build(
+            engine: str, vcpus: int = 1, *, limit: int | None = None, rings: int | None = None
+        ) -> Machine:
+            ram = stack.enter_context(GuestRam(PAGES * 4096, shared=False))
+            ram.pages()[:, 0] = 1
+            entries = rings_for(engine, vcpus, limit) if rings is None else rings
+            vm = stack.enter_context(Vm(ram, vcpus, ring_entries=entries, list_rows=8192))
+            tracker = open_tracker(vm, engine, max_dirty_pages=limit)
+            stack.callback(tracker.close)
+            tracker.activate()
+            bind_vcpus(tracker, vm)
+            return Machine(ram, vm, tracker)
+
+        yield build

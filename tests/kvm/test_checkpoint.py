@@ -1,0 +1,231 @@
+"""Epochs of VMs: whole, and the guest goes on from each as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.cycle import Session
+from checkpoint.image import EpochFile
+from checkpoint.targets.vm import VmTarget, load_vm, vcpu_states
+from kvmglue import Order, Vm, post, rings_for, stop, wait, written
+from kvmglue._sys import lib
+from tests.kvm.conftest import DEADLINE, Machine
+from uffdtrack._sys import lib as uffd
+from uffdtrack.errors import ImageError, RollbackRefusedError
+
+Make = Callable[..., Machine]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+PACE = 2000
+
+
+def check_all(made: Machine) -> None:
+    """Every vCPU changes a structure that tears, in rows of its own."""
+    made.vm.resume()
+    part = 256
+    for vcpu in range(len(made.vm.vcpus)):
+        post(made.vm, vcpu, Order("check", first=vcpu * part, pages=part, pace=PACE, seed=vcpu + 1))
+    for vcpu in range(len(made.vm.vcpus)):
+        run_on(made.vm, vcpu, 10)
+
+
+def run_on(vm: Vm, vcpu: int, operations: int) -> None:
+    deadline, was = time.monotonic() + DEADLINE, written(vm, vcpu)
+    while written(vm, vcpu) < was + operations and not vm.vcpus[vcpu].exit:
+        assert time.monotonic() < deadline, "the guest does not go on"
+
+
+def printed(vm: Vm) -> bytes:
+    """What comes to the serial port, up to the next whole line."""
+    deadline, text = time.monotonic() + DEADLINE, b""
+    while not text.endswith(b"\n"):
+        assert time.monotonic() < deadline, "nothing is printed"
+        vm.wait_event(0.1)
+        text += vm.serial()
+    return text
+
+
+def continued(directory: Path, epoch: int) -> bytes:
+    """Continue an epoch in a fresh VM until each vCPU has checked its structure; returns what it printed."""
+    chain = Chain(directory)
+    view = chain.view(epoch, chain.verify(b""))
+    ram, vm = load_vm(view, lambda ram, vcpus: Vm(ram, vcpus, list_rows=8192))
+    with ram, vm:
+        for vcpu, state in zip(vm.vcpus, vcpu_states(view.epoch), strict=True):
+            assert vcpu.state().same(state), "register by register"
+        vm.resume()
+        for i in range(len(vm.vcpus)):
+            run_on(vm, i, 2 * PACE)
+        return printed(vm)
+
+
+def test_guests_go_on_from_every_epoch(machine: Make, vm_engine: str, tmp_path: Path) -> None:
+    limit = {"sync": 1100, "kvm-ring": 1024}.get(vm_engine)
+    made, rng = machine(vm_engine, 2, limit=limit), random.Random(1)
+    check_all(made)
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        target = VmTarget(made.vm, made.tracker, "check")
+        session = Session(target, chain)
+        for _ in range(8):
+            session.take()
+            if limit and rng.random() < 0.7:
+                made.tracker.wait_full(0.05)
+            else:
+                run_on(made.vm, 0, rng.randrange(limit // 10 if limit else 500))
+    made.tracker.close()
+    assert b"T" not in made.vm.serial()
+    for epoch in (0, 3, 7):
+        text = continued(tmp_path / "c", epoch)
+        assert b"T" not in text and re.search(rb"^\d+\n", text), text
+
+
+@pytest.mark.parametrize("engine", ["kvm-bitmap", "kvm-ring", "scan"])
+def test_a_lost_page_tears_the_guest(machine: Make, engine: str, tmp_path: Path) -> None:
+    """The control: one harvested page is dropped."""
+    made = machine(engine)
+    check_all(made)
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        session = Session(VmTarget(made.vm, made.tracker, "check"), chain)
+        session.take()
+        run_on(made.vm, 0, 300)
+        made.tracker.sabotage(lib.KG_BREAK_FORGET if engine.startswith("kvm") else uffd.UT_BREAK_FORGET)
+        session.take()
+        run_on(made.vm, 0, 1)
+        session.take()
+    chain_ = Chain(tmp_path / "c")
+    view = chain_.view(1, chain_.verify(b""))
+    ram, vm = load_vm(view, lambda ram, vcpus: Vm(ram, vcpus, list_rows=8192))
+    with ram, vm:
+        vm.resume()
+        run_on(vm, 0, 2 * PACE)
+        assert b"T" in printed(vm)
+
+
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(60, id="60"), pytest.param(1500, id="1500", marks=pytest.mark.slow)]
+)
+def test_rollback_is_whole(machine: Make, vm_engine: str, rounds: int, tmp_path: Path) -> None:
+    """Byte by byte and register by register, at random instants; then the structure is whole."""
+    made, rng = machine(vm_engine, 2), random.Random(2)
+    check_all(made)
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        target = VmTarget(made.vm, made.tracker, "check")
+        session = Session(target, chain)
+        for _ in range(5):
+            session.take()
+            run_on(made.vm, 0, rng.randrange(300))
+    chain_ = Chain(tmp_path / "c")
+    files = chain_.verify(b"")
+    views = [chain_.view(epoch, files) for epoch in range(5)]
+    for _ in range(rounds):
+        view = rng.choice(views)
+        made.vm.pause()
+        target.rollback(view)
+        made.tracker.exchange()
+        run_on(made.vm, rng.randrange(2), rng.randrange(20))
+    assert b"T" not in made.vm.serial()
+    for vcpu in range(2):
+        run_on(made.vm, vcpu, 2 * PACE)
+        stop(made.vm, vcpu)
+        assert wait(made.vm, vcpu, DEADLINE)
+    assert b"T" not in made.vm.serial()
+
+
+def test_rollback_refuses_another_machine(machine: Make, tmp_path: Path) -> None:
+    one, two = machine("kvm-bitmap", 2), machine("kvm-bitmap", 1)
+    check_all(one)
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        Session(VmTarget(one.vm, one.tracker, "check"), chain).take()
+    view = Chain(tmp_path / "c").view(0)
+    before = two.ram.array.copy()
+    with pytest.raises(RollbackRefusedError, match="other vCPUs"):
+        VmTarget(two.vm, two.tracker, "check").rollback(view)
+    assert (before == two.ram.array).all()
+
+
+def test_serial_output_goes_on(uffdtrack: Run, kvm: None, tmp_path: Path) -> None:
+    """From the command line: run, kill nobody, resume any epoch in a fresh process."""
+    out = tmp_path / "c"
+    done = uffdtrack(
+        "vm", "run", "count", "--until", 40, "-o", out, "--every", "5ms", "--engine", "kvm-clear"
+    )
+    assert done.stdout == "".join(f"{n}\n" for n in range(1, 41))
+    epochs = Chain(out).epochs
+    assert len(epochs) > 5
+    for epoch in (epochs[0], epochs[len(epochs) // 2]):
+        text = uffdtrack("vm", "resume", f"{out}@{epoch}", "--engine", "scan").stdout
+        # An epoch may fall into the middle of a number.
+        numbers = text.splitlines()[1:]
+        assert numbers and numbers[-1] == "40"
+        assert numbers == [str(n) for n in range(int(numbers[0]), 41)]
+    uffdtrack("verify", out)
+    shown = uffdtrack("show", f"{out}@1").stdout
+    assert "[ram0]" in shown and "vm count" in shown
+    assert "vm resume" in uffdtrack("rollback", os.getpid(), f"{out}@1", code=5).stderr
+    uffdtrack("export", f"{out}@2", "-o", tmp_path / "core")
+
+
+def test_verbs_refuse(uffdtrack: Run, kvm: None, spawn: Callable[..., object], tmp_path: Path) -> None:
+    process = spawn("sleep", "60")
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "p", "--count", 1)  # type: ignore[attr-defined]
+    assert "not of a VM" in uffdtrack("vm", "resume", tmp_path / "p", code=6).stderr
+    uffdtrack("vm", "run", "dance", code=2)
+    uffdtrack("vm", "run", "count", "--ram", "8k", code=2)
+    uffdtrack("vm", "run", "count", "--ram", "x", code=2)
+    uffdtrack("vm", "run", "count", "--count", 3, code=2)
+    uffdtrack("vm", "run", "count", "-o", tmp_path / "c", "--engine", "scan", "--max-dirty", 5, code=2)
+    uffdtrack("vm", "run", "count", "-o", tmp_path / "c", "--max-dirty", 5, code=2)
+    assert not (tmp_path / "c" / "epoch-00000000.core").exists()
+
+
+def test_an_epoch_is_a_core(machine: Make, tmp_path: Path) -> None:
+    made = machine("kvm-bitmap", 2)
+    check_all(made)
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        Session(VmTarget(made.vm, made.tracker, "check"), chain).take()
+    path = tmp_path / "c" / "epoch-00000000.core"
+    with path.open("rb") as stream:
+        elf = ELFFile(stream)
+        kinds = [n["n_type"] for s in elf.iter_segments("PT_NOTE") for n in s.iter_notes()]
+        assert kinds.count("NT_PRSTATUS") == 2
+    file = EpochFile(path)
+    registers = [int.from_bytes(t.regs[128:136], "little") for t in file.threads]
+    assert registers == [state.registers["rip"] for state in vcpu_states(file)]
+    file.notes = [n for n in file.notes if n[1] != 0x75660003]
+    with pytest.raises(ImageError, match="vCPUs"):
+        vcpu_states(file)
+
+
+def test_memory_is_that_of_the_stop(machine: Make, vm_engine: str, tmp_path: Path) -> None:
+    """Byte by byte: each epoch against a copy that was made while the VM stood."""
+    made = machine(vm_engine, 2)
+    check_all(made)
+    copies = []
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        target = VmTarget(made.vm, made.tracker, "check")
+        session = Session(target, chain)
+        session.take()
+        for _ in range(6):
+            run_on(made.vm, 1, 40)
+            made.vm.pause()
+            copies.append((made.ram.pages().copy(), [v.state() for v in made.vm.vcpus]))
+            session.take()  # it stands already, so the instant is the same one
+    chain_ = Chain(tmp_path / "c")
+    files = chain_.verify(b"")
+    for epoch, (ram, states) in enumerate(copies, 1):
+        view = chain_.view(epoch, files)
+        pages = np.arange(len(ram), dtype=np.uint64)
+        held = np.isin(pages, view.pages)
+        assert (view.read(pages[held]) == ram[held]).all() and not ram[~held].any()
+        assert all(a.same(b) for a, b in zip(vcpu_states(files[epoch]), states, strict=True))
+    assert rings_for(vm_engine, 2) in (0, 4096)
