@@ -1,5 +1,8 @@
 """KVM guests, and KVM's own dirty trackers behind the interface of uffdtrack."""
 
+from kvmglue.ab import AB_ENGINES, emulated
+from kvmglue.ab import Plan as AbPlan
+from kvmglue.ab import run as run_ab
 from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
@@ -7,10 +10,12 @@ from kvmglue.tracker import KvmTracker
 from kvmglue.vm import SMALLEST_RING, Capabilities, Kvm, Vcpu, VcpuExit, VcpuState, Vm
 
 __all__ = [
+    "AB_ENGINES",
     "KVM_ENGINES",
     "PROGRAMS",
     "SMALLEST_RING",
     "VM_ENGINES",
+    "AbPlan",
     "Capabilities",
     "Kvm",
     "KvmTracker",
@@ -22,11 +27,13 @@ __all__ = [
     "bind_vcpus",
     "checked_engine",
     "done",
+    "emulated",
     "open_tracker",
     "post",
     "programs",
     "ring_entries",
     "rings_for",
+    "run_ab",
     "stop",
     "take_log",
     "wait",

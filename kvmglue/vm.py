@@ -197,6 +197,11 @@ class Vcpu:
         return VcpuExit(words.get(reason, f"an exit that nobody handles, reason {reason}"), code)
 
     @property
+    def took_us(self) -> float:
+        """Of its last order, from its start to its end."""
+        return int(self._vm.native.vcpu[self.number].took_ns) / 1e3
+
+    @property
     def counts(self) -> dict[str, int]:
         """`runs`: entries into KVM_RUN; of these ended by `kicks`, `ports`, `fulls` (a full dirty ring)."""
         c = lib.kg_vcpu_counts(self._vm.native, self.number)

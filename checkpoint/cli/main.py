@@ -8,6 +8,7 @@ import sys
 import click
 
 from checkpoint.cli import (
+    bench,
     checkpoint,
     compact,
     diff,
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm):
+for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm, bench):
     cli.add_command(module.command)
 
 

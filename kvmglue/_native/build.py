@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["dirty.c", "guest.c", "state.c", "vm.c"]
+SOURCES = ["dirty.c", "guest.c", "native.c", "state.c", "vm.c"]
 
 ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())

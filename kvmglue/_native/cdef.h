@@ -45,8 +45,19 @@ typedef struct {
 typedef struct {
 	int32_t reason, code;
 	uint64_t detail;
+	int64_t took_ns;
 	...;
 } kg_vcpu;
+typedef struct {
+	kg_mailbox mailbox;
+	int64_t took_ns;
+	...;
+} kg_native;
+int kg_native_open(uint8_t *ram, kg_native **out);
+void kg_native_close(kg_native *n);
+int kg_native_tid(kg_native *n);
+void kg_native_post(kg_native *n, uint32_t kind, const uint64_t *list, uint64_t rows, uint32_t value);
+int kg_native_wait(kg_native *n, int64_t timeout_ns);
 typedef struct {
 	int32_t nvcpus;
 	uint64_t rows;

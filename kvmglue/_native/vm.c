@@ -291,6 +291,7 @@ static int port(kg_vcpu *v)
 		atomic_store(&v->idle, 1);
 		return 1;
 	case KG_PORT_DONE:
+		v->took_ns = kg_now() - v->began_ns;
 		tell(&v->vm->event);
 		return 1;
 	case KG_PORT_FILL:
@@ -366,6 +367,7 @@ static int stand(kg_vcpu *v)
 		}
 		if (v->mailbox->seq != v->idle_seq) {
 			atomic_store(&v->idle, 0);
+			v->began_ns = kg_now();
 			continue; /* the gate may have been closed by one who saw us sleep */
 		}
 		sleep_on(&vm->changed, changed);

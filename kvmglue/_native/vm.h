@@ -38,6 +38,7 @@ typedef struct {
 	_Atomic uint32_t state;
 	_Atomic uint32_t parked;    /* the gate's word that it stands at */
 	_Atomic uint32_t idle;      /* it sleeps until its mailbox changes */
+	int64_t began_ns, took_ns;  /* its last order */
 	uint32_t idle_seq;
 	int32_t reason, code;       /* why it has ended */
 	uint64_t detail;
@@ -61,6 +62,22 @@ typedef struct kg_vm {
 	char *serial;
 	size_t serial_bytes, serial_room;
 } kg_vm;
+
+/* A guest without KVM: a native thread of this process that does orders by list (KG_WRITE, KG_STORM). */
+typedef struct {
+	kg_mailbox mailbox;
+	uint8_t *ram;
+	pthread_t thread;
+	_Atomic int32_t tid;
+	_Atomic uint32_t changed, quit;
+	int64_t took_ns;
+} kg_native;
+int kg_native_open(uint8_t *ram, kg_native **out);
+void kg_native_close(kg_native *n);
+int kg_native_tid(kg_native *n);
+/* `list` has to last until the order is done. */
+void kg_native_post(kg_native *n, uint32_t kind, const uint64_t *list, uint64_t rows, uint32_t value);
+int kg_native_wait(kg_native *n, int64_t timeout_ns);
 
 /* Functions return >= 0 or -errno. */
 int kg_open(const char *path);

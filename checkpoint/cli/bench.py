@@ -1,0 +1,151 @@
+"""uffdtrack bench ab"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from checkpoint import report
+from checkpoint.cli.common import DIRECTORY, json_option, say
+from checkpoint.plots import draw_ab, pyplot
+from kvmglue import AB_ENGINES, AbPlan, emulated, run_ab
+from uffdtrack import parse_size
+from uffdtrack.errors import InvalidInputError
+
+DEFAULT = AbPlan()
+
+
+@click.group("bench")
+def command() -> None:
+    """Compare trackers on this host."""
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        found = [parse_size(part) for part in value.split(",")]
+    except InvalidInputError as error:
+        raise click.BadParameter(str(error)) from error
+    if min(found) <= 0:
+        raise click.BadParameter("more than 0")
+    return found
+
+
+@command.command("ab")
+@click.option("--engines", help=f"Of {','.join(AB_ENGINES)}; default: all.")
+@click.option("--ram", callback=_numbers, help="Sizes; default: 64MiB,256MiB,1GiB,4GiB.")
+@click.option("--dirty", callback=_numbers, help="Pages a cycle; default: 10,100,1000,10000,30000.")
+@click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=DEFAULT.rounds, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("-o", "--output", "directory", type=DIRECTORY, help="Write the series and plots there.")
+@json_option
+def ab(
+    engines: str | None,
+    ram: list[int] | None,
+    dirty: list[int] | None,
+    vcpus: int,
+    rounds: int,
+    seed: int,
+    directory: Path | None,
+    as_json: bool,
+) -> None:
+    """One guest, every tracker, interleaved: what a checkpoint costs, and whether all see the same pages.
+
+    Engines ring and inline are not for VMs: a native thread writes the same pages there.
+    """
+    if directory:
+        pyplot()  # says so now, where it is missing, and not after minutes
+        directory.mkdir(parents=True, exist_ok=True)
+    rams, dirties = ram or DEFAULT.rams, dirty or DEFAULT.dirties
+    least = min(rams) // 4096
+    plan = AbPlan(
+        engines=engines.split(",") if engines else AB_ENGINES,
+        rams=rams,
+        dirties=[n for n in dirties if n <= max(rams) // 4096] if dirty is None else dirties,
+        typical=min(DEFAULT.typical, least // 4),
+        vcpus=vcpus,
+        rounds=rounds,
+        limit=max(min(DEFAULT.limit, least // 4), 256 * vcpus),
+    )
+    rows: list[dict[str, Any]] = []
+
+    def emit(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if as_json:
+            report.emit_json(row)
+
+    slow, ns = emulated()
+    run_ab(plan, seed, emit, say)
+    if not as_json:
+        tables(rows)
+        click.echo()
+        turn = f"({ns:.1f} ns a turn of an empty loop)"
+        if slow:
+            click.echo(
+                f"KVM emulates the guest's instructions here {turn}: the guest's own times are no fair figure;"
+            )
+        else:
+            click.echo(
+                f"KVM runs the guest's instructions as they are here {turn}; its faults are KVM's own affair;"
+            )
+        click.echo("harvest and rearm are the trackers'.")
+        click.echo("Every engine listed exactly the pages that its guest wrote.")
+    if directory:
+        with (directory / "ab.jsonl").open("w") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+        for path in draw_ab(rows, directory):
+            say(f"drawn: {path}")
+
+
+def _spread(rows: Sequence[dict[str, Any]], keys: Iterable[str], digits: int = 0) -> str:
+    values = sorted(sum(row[key] for key in keys) for row in rows)
+    if not values:
+        return "-"
+    middle = values[len(values) // 2]
+    return f"{middle:.{digits}f} ({values[0]:.{digits}f}-{values[-1]:.{digits}f})"
+
+
+def tables(rows: list[dict[str, Any]]) -> None:
+    """Costs by series, in microseconds: median (least-most)."""
+    names = list(dict.fromkeys(row["engine"] for row in rows))
+    for series, key in (("dirty", "dirty"), ("ram", "ram")):
+        own = [row for row in rows if row["series"] == series]
+        fixed = "ram" if key == "dirty" else "dirty"
+        if not own:
+            continue
+        what = f"RAM {own[0]['ram'] >> 20} MiB" if fixed == "ram" else f"{own[0]['dirty']} dirty pages"
+        at = sorted({row[key] for row in own})
+        click.echo(f"\nharvest + rearm, us, by {'dirty pages' if key == 'dirty' else 'RAM, MiB'}; {what}")
+        report.emit_table(
+            ("engine", *(str(n if key == "dirty" else n >> 20) for n in at)),
+            (
+                [name, *(_spread([r for r in own if r["engine"] == name and r[key] == n],
+                                 ("harvest_us", "rearm_us")) for n in at)]
+                for name in names
+            ),
+            left=1,
+        )  # fmt: skip
+    own = [row for row in rows if row["series"] == "ram"]
+    most = max((row["ram"] for row in own), default=0)
+    click.echo(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")
+    report.emit_table(
+        ("engine", "harvest", "rearm", "stop", "arm", "first write", "again", "overshoot", "progress"),
+        (
+            [
+                name,
+                *(_spread([r for r in own if r["engine"] == name and r["ram"] == most], [key], digits)
+                  for key, digits in (("harvest_us", 1), ("rearm_us", 1), ("stop_us", 0), ("arm_us", 0),
+                                      ("write_us", 2), ("again_us", 3))),
+                *(_spread([r for r in rows if r["engine"] == name and r["series"] == series], [key], digits)
+                  for series, key, digits in (("pause", "overshoot", 0), ("progress", "progress", 2))),
+            ]
+            for name in names
+        ),
+        left=1,
+    )  # fmt: skip

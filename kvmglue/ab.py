@@ -1,0 +1,340 @@
+"""One guest, every tracker, side by side: what `uffdtrack bench ab` measures.
+
+All engines work on the same RAM, one after the other in each round, with the same pages from the same seed.
+For those that are not for VMs (`ring`, `inline`) a native thread writes the pages, all else is the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmglue import guests
+from kvmglue.dirty_ring import ring_entries
+from kvmglue.engines import VM_ENGINES, bind_vcpus
+from kvmglue.engines import open_tracker as open_vm_tracker
+from kvmglue.guests import Order
+from kvmglue.native import NativeGuest
+from kvmglue.vm import SMALLEST_RING, Kvm, Vm
+from uffdtrack import PAGE, GuestRam, open_tracker
+from uffdtrack.errors import InvalidInputError, TrackerError
+
+NATIVE_ENGINES = ("ring", "inline")
+AB_ENGINES = (*VM_ENGINES, *NATIVE_ENGINES)
+SCHEMA = "uffdtrack/ab/1"
+DEADLINE = 60.0
+SPIN = 100_000
+EMULATED = 20
+"""Times slower than natively, from which on a guest's loop counts as emulated."""
+PROGRESS_S = 0.15
+PROGRESS_PAGES = 30
+"""That each vCPU writes again and again."""
+CHECKPOINTS_S = 500
+Rows = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one comparison is of.
+
+    Attributes:
+        series: "dirty" (RAM fixed), "ram" (dirty pages fixed).
+        ram: bytes.
+        dirty: pages in a cycle.
+        vcpus: how many.
+    """
+
+    series: str
+    ram: int
+    dirty: int
+    vcpus: int
+
+
+class _Guest(Protocol):
+    tracker: Any
+
+    def write(self, parts: Sequence[Rows], value: int) -> float:
+        """Have each vCPU write its rows; returns microseconds, of the slowest one."""
+
+    def storm(self, parts: Sequence[Rows]) -> None: ...
+    def written(self) -> int: ...
+    def end_storm(self) -> None: ...
+    def log(self) -> set[int]:
+        """The rows that were written, by the guest's own account."""
+
+
+class _KvmGuest:
+    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
+        most = Kvm()
+        entries = 0
+        if engine == "kvm-ring":
+            entries = most.capabilities.ring_entries
+            if limit:
+                entries = ring_entries(limit, point.vcpus)
+        most.close()
+        room = max(point.dirty, 4096)
+        self.vm = stack.enter_context(Vm(ram, point.vcpus, ring_entries=entries, list_rows=room))
+        self.tracker: Any = open_vm_tracker(self.vm, engine, max_dirty_pages=limit)
+        stack.callback(self.tracker.close)
+        started = time.perf_counter()
+        self.tracker.activate()
+        bind_vcpus(self.tracker, self.vm)
+        self.arm_us = (time.perf_counter() - started) * 1e6
+        self.vm.resume()
+
+    def write(self, parts: Sequence[Rows], value: int) -> float:
+        for vcpu, rows in enumerate(parts):
+            guests.post(self.vm, vcpu, Order("write", rows=rows, value=value))
+        for vcpu in range(len(parts)):
+            if not guests.wait(self.vm, vcpu, DEADLINE):
+                raise TrackerError(f"vCPU {vcpu} did not write its pages within {DEADLINE:.0f} s")
+        return max(vcpu.took_us for vcpu in self.vm.vcpus)
+
+    def storm(self, parts: Sequence[Rows]) -> None:
+        for vcpu, rows in enumerate(parts):
+            guests.post(self.vm, vcpu, Order("storm", rows=rows))
+
+    def written(self) -> int:
+        return sum(guests.written(self.vm, vcpu) for vcpu in range(len(self.vm.vcpus)))
+
+    def end_storm(self) -> None:
+        for vcpu in range(len(self.vm.vcpus)):
+            guests.stop(self.vm, vcpu)
+
+    def log(self) -> set[int]:
+        return {row for i in range(len(self.vm.vcpus)) for row in guests.take_log(self.vm, i).tolist()}
+
+
+class _NativeGuest:
+    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
+        self.threads = [NativeGuest(ram) for _ in range(point.vcpus)]
+        for thread in self.threads:
+            stack.callback(thread.close)
+        self.tracker: Any = open_tracker(ram, engine, vcpus=point.vcpus, max_dirty_pages=limit)
+        stack.callback(self.tracker.close)
+        started = time.perf_counter()
+        self.tracker.activate()
+        for i, thread in enumerate(self.threads):
+            self.tracker.bind(i, thread.tid)
+        self.arm_us = (time.perf_counter() - started) * 1e6
+        self._wrote: list[Rows] = []
+
+    def write(self, parts: Sequence[Rows], value: int) -> float:
+        self._wrote += parts
+        for thread, rows in zip(self.threads, parts, strict=True):
+            thread.post(rows, value)
+        for thread in self.threads:
+            if not thread.wait(DEADLINE):
+                raise TrackerError(f"a thread did not write its pages within {DEADLINE:.0f} s")
+        return max(thread.took_us for thread in self.threads)
+
+    def storm(self, parts: Sequence[Rows]) -> None:
+        for thread, rows in zip(self.threads, parts, strict=True):
+            thread.post(rows, 1, storm=True)
+
+    def written(self) -> int:
+        return sum(thread.written for thread in self.threads)
+
+    def end_storm(self) -> None:
+        for thread in self.threads:
+            thread.stop()
+
+    def log(self) -> set[int]:
+        wrote, self._wrote = self._wrote, []
+        return {row for rows in wrote for row in rows.tolist()}
+
+
+def _guest(stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None = None) -> Any:
+    kind = _NativeGuest if engine in NATIVE_ENGINES else _KvmGuest
+    return kind(stack, ram, engine, point, limit)
+
+
+def measure(
+    ram: GuestRam, engine: str, point: Point, rng: np.random.Generator, cycles: int
+) -> Iterator[dict[str, Any]]:
+    """Cycles of one engine: warm up, then write, harvest and rearm with the guest paused; a row for each.
+
+    Raises:
+        TrackerError: its set of dirty pages is not what the guest says that it wrote.
+    """
+    rows = rng.choice(len(ram.array) // PAGE, point.dirty, replace=False).astype(np.uint64)
+    parts = np.array_split(rows, point.vcpus)
+    with ExitStack() as stack:
+        guest = _guest(stack, ram, engine, point)
+        for cycle in range(cycles + 1):
+            first = guest.write(parts, cycle)
+            again = guest.write(parts, cycle + 100)
+            started = time.perf_counter()
+            guest.tracker.pause()
+            stopped = time.perf_counter()
+            guest.tracker.prepare()
+            pages = guest.tracker.fetch()
+            harvested = time.perf_counter()
+            guest.tracker.rearm(pages)
+            rearmed = time.perf_counter()
+            guest.tracker.resume()
+            check_equal(engine, set(ram.index(pages.gfn).tolist()), guest.log(), exact=cycle > 0)
+            if not cycle:
+                continue
+            yield {
+                "schema": SCHEMA, "series": point.series, "engine": engine, "ram": point.ram,
+                "dirty": point.dirty, "vcpus": point.vcpus, "cycle": cycle,
+                "write_us": round(first / len(parts[0]), 4), "again_us": round(again / len(parts[0]), 4),
+                "stop_us": round((stopped - started) * 1e6, 2),
+                "harvest_us": round((harvested - stopped) * 1e6, 2),
+                "rearm_us": round((rearmed - harvested) * 1e6, 2),
+                "arm_us": round(guest.arm_us, 1),
+            }  # fmt: skip
+
+
+def check_equal(engine: str, found: set[int], wrote: set[int], exact: bool) -> None:
+    """Raises: TrackerError: pages are missing, or, once the traps are set by a cycle, too many."""
+    lost, extra = wrote - found, found - wrote
+    if lost or (exact and extra):
+        raise TrackerError(
+            f"engine {engine}: the guest has written {len(wrote)} pages, the tracker lists {len(found)}: "
+            f"{len(lost)} are missing, {len(extra)} were not written"
+        )
+
+
+def forced_pause(ram: GuestRam, engine: str, vcpus: int, limit: int, pauses: int) -> Iterator[dict[str, Any]]:
+    """A guest that never rests against a threshold: how far each cycle went beyond it (below 0: early)."""
+    point = Point("pause", len(ram.array), 4 * limit, vcpus)
+    rows = np.arange(min(point.dirty, len(ram.array) // PAGE), dtype=np.uint64)
+    with ExitStack() as stack:
+        guest = _guest(stack, ram, engine, point, limit)
+        guest.tracker.exchange()
+        guest.storm(np.array_split(rows, vcpus))
+        for i in range(pauses):
+            if not guest.tracker.wait_full(DEADLINE):
+                raise TrackerError(f"engine {engine}: no pause within {DEADLINE:.0f} s")
+            found = len(guest.tracker.exchange())
+            guest.tracker.resume()
+            yield {
+                "schema": SCHEMA, "series": "pause", "engine": engine, "ram": point.ram, "vcpus": vcpus,
+                "limit": limit, "cycle": i, "overshoot": found - limit,
+            }  # fmt: skip
+        guest.end_storm()
+        guest.tracker.close()
+
+
+def progress(ram: GuestRam, engine: str, vcpus: int, dirty: int) -> dict[str, Any]:
+    """Writes of a guest that is checkpointed 500 times a second, as a part of those of one that is not."""
+    rates = {}
+    for name in (None, engine):
+        point = Point("progress", len(ram.array), dirty, vcpus)
+        rows = np.arange(dirty, dtype=np.uint64)
+        with ExitStack() as stack:
+            guest = _guest(stack, ram, engine, point)
+            if name is None:
+                guest.tracker.deactivate()
+            guest.storm(np.array_split(rows, vcpus))
+            began, at = time.perf_counter(), guest.written()
+            count = 0
+            while (now := time.perf_counter()) < began + PROGRESS_S:
+                if name and now >= began + count / CHECKPOINTS_S:
+                    count += 1
+                    guest.tracker.pause()
+                    guest.tracker.exchange()
+                    guest.tracker.resume()
+            rates[name] = (guest.written() - at) / (time.perf_counter() - began)
+            guest.end_storm()
+            guest.tracker.close()
+    return {
+        "schema": SCHEMA, "series": "progress", "engine": engine, "ram": len(ram.array), "dirty": dirty,
+        "vcpus": vcpus, "writes_per_s": round(rates[engine]), "untracked_per_s": round(rates[None]),
+        "progress": round(rates[engine] / max(rates[None], 1), 4),
+    }  # fmt: skip
+
+
+def emulated() -> tuple[bool, float]:
+    """Whether KVM emulates the guest's instructions here, and how many ns a turn of an empty loop takes."""
+    with GuestRam("1MiB", shared=False) as ram, Vm(ram) as vm:
+        vm.resume()
+        took = []
+        for _ in range(3):
+            guests.post(vm, 0, Order("spin", n=SPIN))
+            guests.wait(vm, 0, DEADLINE)
+            took.append(vm.vcpus[0].took_us * 1e3 / SPIN)
+    return min(took) > EMULATED, min(took)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        engines: of `AB_ENGINES`.
+        rams: bytes, for the series over RAM; the largest is where dirty pages vary.
+        dirties: pages, for the series over dirty pages; `typical` is where RAM varies.
+        typical: dirty pages.
+        vcpus: how many.
+        rounds: each engine in each.
+        limit: of the forced pause, for all vCPUs.
+    """
+
+    engines: Sequence[str] = AB_ENGINES
+    rams: Sequence[int] = (64 << 20, 256 << 20, 1 << 30, 4 << 30)
+    dirties: Sequence[int] = (10, 100, 1000, 10_000, 30_000)
+    typical: int = 1000
+    vcpus: int = 1
+    rounds: int = 5
+    limit: int = 2048
+
+    def check(self) -> None:
+        """Raises: InvalidInputError."""
+        for engine in self.engines:
+            if engine not in AB_ENGINES:
+                raise InvalidInputError(f"no engine {engine!r}; there are {', '.join(AB_ENGINES)}")
+        if self.vcpus < 1 or self.limit < SMALLEST_RING * self.vcpus or min(self.dirties) < self.vcpus:
+            raise InvalidInputError(f"{self.vcpus} vCPUs: too few pages for each")
+        least = min(self.rams) // PAGE
+        if max(self.dirties) > max(self.rams) // PAGE or self.typical > least or self.limit * 4 > least:
+            raise InvalidInputError("more dirty pages than the RAM has")
+
+    def points(self) -> list[Point]:
+        most = max(self.rams)
+        return [Point("ram", ram, self.typical, self.vcpus) for ram in sorted(self.rams)] + [
+            Point("dirty", most, dirty, self.vcpus) for dirty in sorted(self.dirties)
+        ]
+
+
+def run(plan: Plan, seed: int, emit: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> None:
+    """All of a plan, round by round; `emit` gets each row, `say` what is under way.
+
+    Raises:
+        TrackerError: an engine's dirty pages are not those that were written.
+    """
+    plan.check()
+    points = plan.points()
+    for size in sorted(set(plan.rams)):
+        with GuestRam(size, shared=False) as ram:
+            ram.array[::PAGE] = 1
+            for point in [p for p in points if p.ram == size]:
+                say(f"{point.series}: {size >> 20} MiB, {point.dirty} dirty pages")
+                for round_ in range(plan.rounds):
+                    for engine in plan.engines:
+                        rng = np.random.default_rng([seed, round_])  # the same pages for each
+                        for row in measure(ram, engine, point, rng, cycles=2):
+                            emit({**row, "round": round_})
+            if size == min(plan.rams):
+                say("forced pause and guest progress")
+                for engine in plan.engines:
+                    traits = VM_ENGINES.get(engine)
+                    if engine in NATIVE_ENGINES or (traits and traits.forced_pause != "none"):
+                        for row in forced_pause(ram, engine, plan.vcpus, plan.limit, 30):
+                            emit(row)
+                    emit(progress(ram, engine, plan.vcpus, PROGRESS_PAGES * plan.vcpus))
+
+
+def median(rows: Sequence[dict[str, Any]], key: str) -> tuple[float, float, float]:
+    """Median, least and most of a column."""
+    values = [row[key] for row in rows]
+    return statistics.median(values), min(values), max(values)
