@@ -67,7 +67,12 @@ def draw_ab(rows: Sequence[Row], directory: Path) -> list[Path]:
         right.set_title(f"{ram[0]['dirty']} dirty pages")
     left.set(xlabel="dirty pages", ylabel="harvest + rearm, us")
     right.set(xlabel="RAM, MiB")
-    right.legend(fontsize=8, title="dashed: a guest without KVM", title_fontsize=8)
+    right.set_xticks(sorted({row["ram"] >> 20 for row in ram}), minor=False)
+    right.get_xaxis().set_major_formatter("{x:.0f}")
+    right.minorticks_off()
+    handles, names = right.get_legend_handles_labels()
+    note = "dashed: a guest\nwithout KVM"
+    figure.legend(handles, names, loc="outside right upper", fontsize=8, title=note, title_fontsize=8)
     figure.suptitle("Cost of a checkpoint to the tracker (median, shaded: least to most)")
     out = [directory / "ab-cost.png", directory / "ab-guest.png"]
     figure.savefig(out[0], dpi=110)

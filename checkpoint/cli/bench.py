@@ -86,14 +86,8 @@ def ab(
         tables(rows)
         click.echo()
         turn = f"({ns:.1f} ns a turn of an empty loop)"
-        if slow:
-            click.echo(
-                f"KVM emulates the guest's instructions here {turn}: the guest's own times are no fair figure;"
-            )
-        else:
-            click.echo(
-                f"KVM runs the guest's instructions as they are here {turn}; its faults are KVM's own affair;"
-            )
+        how = "emulates the guest's instructions" if slow else "runs the guest's instructions as they are"
+        click.echo(f"KVM {how} here {turn}. The guest's own times, its faults among them, are KVM's affair;")
         click.echo("harvest and rearm are the trackers'.")
         click.echo("Every engine listed exactly the pages that its guest wrote.")
     if directory:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from checkpoint.chain import View
 from checkpoint.image import EpochFile, expand, malformed, note, thread_notes
-from kvmglue import KvmTracker, VcpuState, Vm
+from kvmglue import KvmTracker, Vcpu, VcpuState, Vm
 from uffdtrack import (
     PAGE,
     GuestRam,
@@ -292,6 +292,12 @@ def _parts(pages: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
         yield pages[i : i + 8192]
 
 
+def check_same_lists(vm: Vm, vcpu: Vcpu, what: str) -> None:
+    """Raises: ImageError: its system memory points to a log that this VM does not have."""
+    if vcpu.mailbox.log != vm.system.log_at(vcpu.number):
+        raise ImageError(f"{what} is of a VM with other lists of orders (list_rows)")
+
+
 def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, Vm]:
     """A fresh VM in the state of an epoch, paused.
 
@@ -309,8 +315,7 @@ def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
         try:
             read_memory(view, vm, ram.pages(), vm.system_state)
             for vcpu, state in zip(vm.vcpus, states, strict=True):
-                if vcpu.mailbox.log != vm.system.log_at(vcpu.number):
-                    raise ImageError(f"{view.epoch.path} is of a VM with other lists of orders (list_rows)")
+                check_same_lists(vm, vcpu, str(view.epoch.path))
                 vcpu.set_state(state)
         except BaseException:
             vm.close()
