@@ -63,7 +63,8 @@ class KvmTracker(Cycles):
             self.vm.native, self._mode, self.vm.ring_entries, self.max_dirty_pages or 0, memory, out
         )
         check(opened, f"have KVM log ({self.traits.name})")
-        self._c = out[0]
+        # Freed with the last reference: another thread may be in a call when the tracker is closed.
+        self._c = ffi.gc(out[0], lib.kg_tracker_free)
         self.vm.tracked = True
         base = int(ffi.cast("uintptr_t", memory))
         rows = self.ram.size // PAGE
@@ -79,13 +80,13 @@ class KvmTracker(Cycles):
 
     def deactivate(self) -> None:
         """KVM logs no more, and every vCPU runs. Idempotent."""
-        if self._c is None:
+        native, self._c = self._c, None
+        if native is None:
             return
         self.ram.unwatch(self)
         if self.vm.native is not None:
-            lib.kg_tracker_close(self._c)
+            lib.kg_tracker_close(native)
             self.vm.resume()
-        self._c = None
         self.vm.tracked = False
 
     def close(self) -> None:
@@ -115,23 +116,25 @@ class KvmTracker(Cycles):
     def _check(self, result: int, doing: str) -> int:
         if result == -errno.ETIMEDOUT:
             self.vm.raise_late()
+        if result == -errno.ESHUTDOWN:
+            raise CycleError(f"cannot {doing}: the tracker was deactivated meanwhile")
         if result == -errno.EBUSY:
             return super()._check(result, doing)
         return check(result, doing)
 
     def _c_prepare(self) -> int:
-        return int(lib.kg_prepare(self._c, STOP_NS))
+        return int(lib.kg_prepare(self._active(), STOP_NS))
 
     def _c_fetch(self, most: int) -> tuple[int, int]:
         first = ffi.new("uint64_t *")
-        n = lib.kg_fetch(self._c, most, first)
+        n = lib.kg_fetch(self._active(), most, first)
         return first[0], n
 
     def _c_rearm(self, gfn: int, n: int) -> int:
-        return int(lib.kg_rearm(self._c, ffi.cast("uint64_t *", gfn), n))
+        return int(lib.kg_rearm(self._active(), ffi.cast("uint64_t *", gfn), n))
 
     def _c_exchange(self) -> int:
-        return int(lib.kg_exchange(self._c, STOP_NS))
+        return int(lib.kg_exchange(self._active(), STOP_NS))
 
     def _c_ended(self) -> int:
         return 1 - int(self._active().open)
@@ -141,13 +144,13 @@ class KvmTracker(Cycles):
 
     def pending(self) -> int:
         """Pages of the open cycle so far; of kvm-clear, once the last cycle is rearmed."""
-        self._active()
-        return self._check(lib.kg_pending(self._c, STOP_NS), "count")
+        return self._check(lib.kg_pending(self._active(), STOP_NS), "count")
 
     def host_wrote(self, first: int, pages: int) -> None:
         """`GuestRam.host_write()` tells of its pages here."""
-        if self._c is not None:
-            lib.kg_mark(self._c, first, pages)
+        native = self._c
+        if native is not None:
+            lib.kg_mark(native, first, pages)
 
     @property
     def stats(self) -> Stats:

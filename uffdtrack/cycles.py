@@ -78,7 +78,6 @@ class Cycles:
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        self._active()
         n = self._check(self._c_prepare(), "end the cycle")
         self._cycle += 1
         return n
@@ -126,7 +125,6 @@ class Cycles:
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        self._active()
         n = self._c_exchange()
         if n < 0:
             if n != -errno.EBUSY:

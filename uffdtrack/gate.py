@@ -76,8 +76,9 @@ class Gate:
         if not self._threshold:
             raise CycleError("no threshold was given to open_tracker(), so there is none to change")
         self._threshold = checked_threshold(pages)
-        if self._c is not None:
-            self._check(lib.ut_set_threshold(self._c, self._threshold), "set the threshold")
+        native = self._c
+        if native is not None:
+            self._check(lib.ut_set_threshold(native, self._threshold), "set the threshold")
 
     def wait_full(self, timeout: float | None = None) -> bool:
         """Wait until the threshold is reached; every vCPU stands then, until `resume()`.

@@ -175,18 +175,18 @@ class UffdTracker(Gate, Cycles):
     # -- a cycle ----------------------------------------------------------------------------------
 
     def _c_prepare(self) -> int:
-        return int(lib.ut_prepare(self._c))
+        return int(lib.ut_prepare(self._active()))
 
     def _c_fetch(self, most: int) -> tuple[int, int]:
         first = ffi.new("uint64_t *")
-        n = lib.ut_fetch(self._c, most, first)
+        n = lib.ut_fetch(self._active(), most, first)
         return first[0], n
 
     def _c_rearm(self, gfn: int, n: int) -> int:
-        return int(lib.ut_rearm(self._c, ffi.cast("uint64_t *", gfn), n))
+        return int(lib.ut_rearm(self._active(), ffi.cast("uint64_t *", gfn), n))
 
     def _c_exchange(self) -> int:
-        return int(lib.ut_exchange(self._c))
+        return int(lib.ut_exchange(self._active()))
 
     def _c_ended(self) -> int:
         return 1 - int(self._active().open)

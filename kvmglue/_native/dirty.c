@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define CLOSE_NS 5000000000ll
 
@@ -156,6 +157,7 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 	}
 	if (err) {
 		kg_tracker_close(t);
+		kg_tracker_free(t);
 		return err;
 	}
 	t->stats.rearm_calls = 0;
@@ -165,30 +167,56 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 	return 0;
 }
 
+static int enter(kg_tracker *t)
+{
+	atomic_fetch_add(&t->inside, 1);
+	if (!atomic_load(&t->closing))
+		return 1;
+	atomic_fetch_sub(&t->inside, 1);
+	return 0;
+}
+
+static void leave(kg_tracker *t)
+{
+	atomic_fetch_sub(&t->inside, 1);
+}
+
+static void stop_logging(kg_tracker *t)
+{
+	int opened = kg_gate_close(t->vm);
+
+	/* A vCPU's thread may be at work for it: none is, once all have stood. */
+	t->stuck = kg_wait_parked(t->vm, CLOSE_NS) < 0;
+	atomic_store(&t->vm->tracker, NULL);
+	atomic_store(&t->vm->full, 0);
+	kg_set_slots(t->vm, 0);
+	if (t->mode == KG_RING && !t->stuck) {
+		empty_rings(t);
+		memcpy(t->vm->ring_at, t->taken, sizeof(t->taken));
+	}
+	if (opened)
+		kg_gate_open(t->vm);
+}
+
 void kg_tracker_close(kg_tracker *t)
 {
-	if (!t)
+	if (atomic_exchange(&t->closing, 1))
 		return;
-	if (atomic_load(&t->vm->tracker) == t) {
-		int opened = kg_gate_close(t->vm);
-
-		/* A vCPU's thread may be at work for it: none is, once all have stood. */
-		if (kg_wait_parked(t->vm, CLOSE_NS)) {
-			kg_gate_open(t->vm);
-			return; /* never freed, then */
-		}
-		atomic_store(&t->vm->tracker, NULL);
-		atomic_store(&t->vm->full, 0);
-		kg_set_slots(t->vm, 0);
-		if (t->mode == KG_RING) {
-			empty_rings(t);
-			memcpy(t->vm->ring_at, t->taken, sizeof(t->taken));
-		}
-		if (opened)
-			kg_gate_open(t->vm);
+	while (atomic_load(&t->inside)) {
+		atomic_fetch_add(&t->vm->event, 1); /* whoever waits sees that it is closing */
+		kg_wake(&t->vm->event);
+		usleep(100);
 	}
-	if (t->mode == KG_RING)
+	if (atomic_load(&t->vm->tracker) == t)
+		stop_logging(t);
+	if (t->mode == KG_RING && !t->stuck)
 		unmap_rings(t);
+}
+
+void kg_tracker_free(kg_tracker *t)
+{
+	if (t->stuck)
+		return;
 	pthread_mutex_destroy(&t->lock);
 	free(t);
 }
@@ -341,7 +369,7 @@ static int64_t cut(kg_tracker *t)
 	return log->n;
 }
 
-int64_t kg_prepare(kg_tracker *t, int64_t stop_ns)
+static int64_t prepare(kg_tracker *t, int64_t stop_ns)
 {
 	int opened = hold(t, stop_ns);
 	int64_t started = kg_now(), n;
@@ -358,6 +386,17 @@ int64_t kg_prepare(kg_tracker *t, int64_t stop_ns)
 	return n;
 }
 
+int64_t kg_prepare(kg_tracker *t, int64_t stop_ns)
+{
+	int64_t n;
+
+	if (!enter(t))
+		return -ESHUTDOWN;
+	n = prepare(t, stop_ns);
+	leave(t);
+	return n;
+}
+
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first)
 {
 	uint64_t n = t->log[!t->open].n, at = atomic_load(&t->next), part;
@@ -369,7 +408,7 @@ int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first)
 	return part;
 }
 
-int64_t kg_pending(kg_tracker *t, int64_t stop_ns)
+static int64_t pending(kg_tracker *t, int64_t stop_ns)
 {
 	int opened = hold(t, stop_ns), err;
 	int64_t n;
@@ -384,6 +423,17 @@ int64_t kg_pending(kg_tracker *t, int64_t stop_ns)
 	pthread_mutex_unlock(&t->lock);
 	if (opened)
 		kg_gate_open(t->vm);
+	return n;
+}
+
+int64_t kg_pending(kg_tracker *t, int64_t stop_ns)
+{
+	int64_t n;
+
+	if (!enter(t))
+		return -ESHUTDOWN;
+	n = pending(t, stop_ns);
+	leave(t);
 	return n;
 }
 
@@ -460,7 +510,7 @@ static int clear_pages(kg_tracker *t, const uint64_t *gfn, size_t n)
 	return 0;
 }
 
-int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
+static int rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
 {
 	int64_t started = kg_now();
 	int err = 0;
@@ -482,28 +532,53 @@ int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
 	return err;
 }
 
-int64_t kg_exchange(kg_tracker *t, int64_t stop_ns)
+int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
 {
-	int64_t n = kg_prepare(t, stop_ns);
+	int err;
+
+	if (!enter(t))
+		return -ESHUTDOWN;
+	err = rearm(t, gfn, n);
+	leave(t);
+	return err;
+}
+
+static int64_t exchange(kg_tracker *t, int64_t stop_ns)
+{
+	int64_t n = prepare(t, stop_ns);
 	int err;
 
 	if (n < 0)
 		return n;
 	atomic_store(&t->next, n);
-	err = kg_rearm(t, t->log[!t->open].gfn, n);
+	err = rearm(t, t->log[!t->open].gfn, n);
 	if (!err)
 		return n;
 	atomic_store(&t->next, 0); /* they can be fetched, and rearmed again */
 	return err;
 }
 
+int64_t kg_exchange(kg_tracker *t, int64_t stop_ns)
+{
+	int64_t n;
+
+	if (!enter(t))
+		return -ESHUTDOWN;
+	n = exchange(t, stop_ns);
+	leave(t);
+	return n;
+}
+
 void kg_mark(kg_tracker *t, uint64_t row, uint64_t n)
 {
+	if (!enter(t))
+		return;
 	/* The mark comes after the write: a cycle that ends in between leaves the page to the next one. */
 	pthread_mutex_lock(&t->lock);
 	for (uint64_t i = row; i < row + n && i < t->vm->rows; i++)
 		t->hosted += !test_and_set(t->host, i);
 	pthread_mutex_unlock(&t->lock);
+	leave(t);
 }
 
 /* -- the forced pause ---------------------------------------------------------------------------- */
@@ -534,7 +609,7 @@ int kg_ring_full(kg_vm *vm)
 	return err;
 }
 
-int kg_wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns)
+static int wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 {
 	int64_t deadline = kg_now() + timeout_ns;
 
@@ -542,6 +617,8 @@ int kg_wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 		uint32_t event = atomic_load(&t->vm->event);
 		int64_t left;
 
+		if (atomic_load(&t->closing))
+			return -ESHUTDOWN;
 		if (atomic_load(&t->vm->full)) {
 			int err;
 
@@ -554,4 +631,15 @@ int kg_wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 			return 0;
 		kg_wait_event(t->vm, event, left);
 	}
+}
+
+int kg_wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns)
+{
+	int n;
+
+	if (!enter(t))
+		return -ESHUTDOWN;
+	n = wait_full(t, timeout_ns, stop_ns);
+	leave(t);
+	return n;
 }

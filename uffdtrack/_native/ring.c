@@ -242,8 +242,8 @@ static int64_t counted(const ut_events *e)
 	return read(e->min, &n, sizeof(n)) == sizeof(n) ? (int64_t)n : 0;
 }
 
-/* A share begins when it is set: a fault before that is in nobody's, so what the vCPU has counted meanwhile is taken
- * off, and the share set again. */
+/* A share begins when it is set. Where its vCPU could not be made to stand meanwhile, what it has counted is taken
+ * off, and the share set again. 0: nothing is left of it. */
 static int set_share(ut_events *e, int64_t part, int64_t base)
 {
 	int64_t used = counted(e) - base;
@@ -262,38 +262,24 @@ static int set_share(ut_events *e, int64_t part, int64_t base)
 	return 0;
 }
 
-/* A fault of a vCPU that runs may be counted, and its record still to come: one at most. */
-static int in_a_fault(ut_tracker *t, int vcpu)
+/* It takes no faults just now: it stands, or it is this thread. */
+static int is_still(ut_tracker *t, int vcpu)
 {
 	ut_vcpu *v = &t->s->vcpu[vcpu];
 	uint32_t word = atomic_load(&t->s->gate);
 
-	return !((word & 1) && atomic_load(&v->parked) == word) && v->tid != syscall(SYS_gettid);
+	return ((word & 1) && atomic_load(&v->parked) == word) || v->tid == syscall(SYS_gettid);
 }
 
-int ut_ring_grant(ut_tracker *t)
+/* What is left of the threshold, in shares; the vCPUs stand, or are held. */
+static int share_out(ut_tracker *t, int bound, const int64_t *base)
 {
-	int64_t threshold = t->s->threshold, base[UT_MAX_VCPUS], left, bound = 0;
+	int64_t left;
 
-	if (!threshold || t->engine != UT_RING)
-		return 0;
-	atomic_store(&t->s->budget, 0);
-	atomic_fetch_add(&t->s->grants, 1);
-	for (int i = 0; i < t->s->nvcpus; i++)
-		if (t->ev[i].used && t->ev[i].count >= 0) {
-			base[i] = counted(&t->ev[i]) - in_a_fault(t, i);
-			bound++;
-		}
-	if (!bound)
-		return 0; /* of an attached process, whose rings are looked at instead */
-	/* What is counted up to there is in a ring by now. */
-	for (int i = 0; i < t->s->nvcpus; i++)
-		if (t->ev[i].used)
-			drain(t, i);
 	ut_take_list(t, UT_HOST);
-	left = threshold - (int64_t)t->log[t->open].n;
-	/* What is left is not enough for a share each: full. Only a threshold below the number of vCPUs would never let
-	 * them run at all. */
+	left = t->s->threshold - (int64_t)t->log[t->open].n;
+	/* What is left is not enough for a share each: full. Only a threshold below the number of vCPUs would never
+	 * let them run at all. */
 	if (left < bound && t->log[t->open].n) {
 		ut_gate_full(t->s);
 		left = 0;
@@ -310,8 +296,37 @@ int ut_ring_grant(ut_tracker *t)
 		if (!ok && t->log[t->open].n)
 			ut_gate_full(t->s);
 	}
-	atomic_fetch_add(&t->s->grants, 1);
 	return 0;
+}
+
+int ut_ring_grant(ut_tracker *t)
+{
+	int64_t base[UT_MAX_VCPUS];
+	int held[UT_MAX_VCPUS] = {0}, bound = 0, err;
+
+	if (!t->s->threshold || t->engine != UT_RING)
+		return 0;
+	atomic_store(&t->s->budget, 0);
+	atomic_fetch_add(&t->s->grants, 1);
+	/* Until its new share is set a vCPU has what is left of its old one, and would have both. */
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (t->ev[i].used && t->ev[i].count >= 0) {
+			bound++;
+			held[i] = !is_still(t, i) && ut_hold(t->s, i);
+			/* Of one that runs on a fault may be counted, and its record still to come. */
+			base[i] = counted(&t->ev[i]) - !(held[i] || is_still(t, i));
+		}
+	if (!bound)
+		return 0; /* of an attached process, whose rings are looked at instead */
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (t->ev[i].used)
+			drain(t, i);
+	err = share_out(t, bound, base);
+	atomic_fetch_add(&t->s->grants, 1);
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (held[i])
+			ut_release(t->s, i);
+	return err;
 }
 
 int ut_probe_perf_faults(void)
