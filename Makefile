@@ -29,6 +29,8 @@ bench: .venv/ready
 	@tools/need gcore:gdb
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
 	$(BIN)/python -m benchmarks.lists -o out/bench
+	$(BIN)/python -m benchmarks.migration -o out/bench
+	$(BIN)/uffdtrack bench ab -o out/bench
 
 .venv/ready: pyproject.toml setup.py $(SOURCES)
 	@tools/need cc:gcc $(PYTHON):python3
