@@ -107,6 +107,8 @@ class Chain:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        # Before the names: a session adds its epoch first, and its number here after.
+        self._head = _head(directory)
         self.epochs = sorted(_numbers(directory))
         if not directory.is_dir():
             raise InvalidInputError(f"{directory} is not a directory")
@@ -146,15 +148,11 @@ class Chain:
             files.append(file)
         if not files[0].meta.get("base"):
             raise ImageError(f"{self.path(self.epochs[0] - 1)} is missing: the chain has no base")
-        head = self._head()
+        # And after: with --force a chain may have given way to a shorter one.
+        head = min(self._head, _head(self.directory))
         if head > self.epochs[-1]:
             raise ImageError(f"{self.path(self.epochs[-1] + 1)} is missing: epoch {head} was written")
         return files
-
-    def _head(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.directory / "head").read_text())
-        return -1
 
     def verify(self, key: bytes) -> list[EpochFile]:
         """Check every byte of the chain.
@@ -188,6 +186,13 @@ class Chain:
         )
         keep = (cut <= index) & inside(pages, regions)
         return View(sources[-1], sources, pages[keep], index[keep], offsets[keep])
+
+
+def _head(directory: Path) -> int:
+    """The number of the last epoch that was written, -1 where that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((directory / "head").read_text())
+    return -1
 
 
 def _numbers(directory: Path) -> list[int]:
@@ -278,9 +283,9 @@ class ChainWriter:
         """A new base is on disk: what was here before goes, its own base last."""
         if self.next_epoch:
             return
+        (self.directory / "head").unlink(missing_ok=True)
         for number in sorted(_numbers(self.directory), reverse=True):
             (self.directory / epoch_name(number)).unlink()
-        (self.directory / "head").unlink(missing_ok=True)
 
     def begin(self) -> EpochWriter:
         return EpochWriter(self.directory / epoch_name(self.next_epoch), self._clear)

@@ -212,3 +212,26 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
         ChainWriter(tmp_path, b"", force=False)
     mode = (tmp_path / "epoch-00000000.core").stat().st_mode
     assert mode & 0o777 == 0o600
+
+
+def test_epoch_that_comes_while_a_chain_is_read(tmp_path: Path) -> None:
+    """A session goes on between the listing of the directory and the check: nothing is missing."""
+    with ChainWriter(tmp_path, b"", force=False) as writer:
+        write(writer, {0: 1}, base=True)
+        listed = Chain(tmp_path)
+        write(writer, {1: 2})
+        write(writer, {2: 3})
+        assert [f.epoch for f in listed.verify(b"")] == [0]
+    assert [f.epoch for f in Chain(tmp_path).verify(b"")] == [0, 1, 2]
+
+
+def test_chain_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
+    with ChainWriter(tmp_path, b"", force=False) as writer:
+        write(writer, {0: 1}, base=True)
+        write(writer, {1: 2})
+    with ChainWriter(tmp_path, b"", force=True) as writer:
+        # Read when the old head was there still, and listed when the new base was alone.
+        listed = Chain(tmp_path)
+        write(writer, {0: 4}, base=True)
+    listed.epochs = [0]
+    assert [f.epoch for f in listed.verify(b"")] == [0]
