@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -128,26 +129,29 @@ class Chain:
         return EpochFile(self.path(number))
 
     def files(self) -> list[EpochFile]:
-        """All epochs, linked as their digests say.
+        """All epochs, linked as their digests say, from the base on that holds what is older.
 
         Raises:
             ImageError: a file is damaged, missing or not the one that belongs there.
         """
         files: list[EpochFile] = []
-        for number in range(self.epochs[0], self.epochs[-1] + 1):
+        for number in range(self.epochs[-1], self.epochs[0] - 1, -1):
             path = self.path(number)
             if number not in self.epochs:
                 raise ImageError(f"{path} is missing")
             file = EpochFile(path)
             if file.epoch != number:
                 raise ImageError(f"{path} is epoch {file.epoch} under another name")
-            if files and file.parent not in (files[-1].digest, files[-1].meta.get("replaces")):
+            files.insert(0, file)
+            if file.compacted:
+                break  # older ones are what a compaction that was killed did not come to remove
+        for before, file in itertools.pairwise(files):
+            if file.parent not in (before.digest, before.meta.get("replaces")):
                 raise ImageError(
-                    f"{path} does not follow {files[-1].path.name}: one of the two was exchanged"
+                    f"{file.path} does not follow {before.path.name}: one of the two was exchanged"
                 )
-            files.append(file)
         if not files[0].meta.get("base"):
-            raise ImageError(f"{self.path(self.epochs[0] - 1)} is missing: the chain has no base")
+            raise ImageError(f"{self.path(files[0].epoch - 1)} is missing: the chain has no base")
         # And after: with --force a chain may have given way to a shorter one.
         head = min(self._head, _head(self.directory))
         if head > self.epochs[-1]:
@@ -168,7 +172,12 @@ class Chain:
     def view(self, epoch: int | None, files: list[EpochFile] | None = None) -> View:
         """The memory of one epoch, out of all files up to it."""
         number = self.open(epoch).epoch
-        files = [f for f in files or self.files() if f.epoch <= number]
+        files = files or self.files()
+        if number < files[0].epoch:
+            raise InvalidInputError(
+                f"{self.path(number)} is left over: epoch {files[0].epoch} of {self.directory} is its base"
+            )
+        files = [f for f in files if f.epoch <= number]
         first = max(i for i, f in enumerate(files) if f.meta.get("base"))
         sources = files[first:]
         pages = np.concatenate([f.pages for f in sources])

@@ -175,13 +175,25 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     """Make epoch `before` the base, with all that the older ones hold; returns those removed.
 
     The new base keeps the digest that it had as `replaces`, which is what its child names. A crash
-    leaves a chain that verifies, with the older epochs still there at worst.
+    leaves a chain that verifies, with the older epochs still there at worst: they are no part of it, and
+    the next compaction removes them.
     """
     files = chain.verify(key)
     view = chain.view(before, files)
-    older = [f for f in files if f.epoch < before]
-    if not older:
-        return []
+    if files[0].epoch < before:
+        _merge(view, key)
+    older = [number for number in chain.epochs if number < before]
+    # The oldest last: what is left after a crash still has its base.
+    for number in reversed(older):
+        try:
+            chain.path(number).unlink()
+        except OSError as error:
+            raise translate(error, chain.path(number)) from error
+    return older
+
+
+def _merge(view: View, key: bytes) -> None:
+    """Write the epoch of a view anew, as a base with all of its memory."""
     old = view.epoch
     writer = EpochWriter(old.path)
     try:
@@ -208,10 +220,3 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     except (UffdtrackError, OSError, struct.error):
         writer.abort()
         raise
-    # The oldest last: what is left after a crash still has its base.
-    for file in reversed(older):
-        try:
-            file.path.unlink()
-        except OSError as error:
-            raise translate(error, file.path) from error
-    return [f.epoch for f in older]

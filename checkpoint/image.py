@@ -426,6 +426,11 @@ class EpochFile:
         )
 
     @property
+    def compacted(self) -> bool:
+        """A base that holds what older epochs held."""
+        return bool(self.meta.get("base") and self.meta.get("replaces"))
+
+    @property
     def threads(self) -> list[ThreadState]:
         """The stored threads that have user registers."""
         states: list[ThreadState] = []

@@ -107,6 +107,12 @@ def test_compact(chain: tuple[int, Path, Path], tmp_path: Path, uffdtrack: Run) 
     uffdtrack("export", f"{copy}@4", "-o", tmp_path / "after.core")
     assert (tmp_path / "before.core").read_bytes() == (tmp_path / "after.core").read_bytes()
     assert [r["epoch"] for r in rows(uffdtrack("ls", copy, "--json"))] == [3, 4, 5]
+    # What a compaction that was killed leaves is no part of the chain.
+    for old in ("epoch-00000000.core", "epoch-00000002.core"):
+        shutil.copy(directory / old, copy)
+    uffdtrack("verify", copy)
+    assert [r["epoch"] for r in rows(uffdtrack("ls", copy, "--json"))] == [3, 4, 5]
+    uffdtrack("export", f"{copy}@2", "-o", tmp_path / "old.core", code=2)
 
 
 def test_key_file(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain, ChainWriter, epoch_name
 from checkpoint.export import compact
 from checkpoint.image import SCHEMA, ZERO, EpochFile, thread_notes
 from uffdtrack import PAGE, Region, ThreadState
@@ -235,3 +236,29 @@ def test_chain_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
         write(writer, {0: 4}, base=True)
     listed.epochs = [0]
     assert [f.epoch for f in listed.verify(b"")] == [0]
+
+
+@pytest.mark.parametrize("left", [[0, 1, 2], [0, 1], [0], []])
+def test_compaction_that_was_killed(tmp_path: Path, left: list[int]) -> None:
+    """The new base is there, and some of what it has replaced."""
+    with ChainWriter(tmp_path / "c", b"", force=False) as writer:
+        for number in range(6):
+            write(writer, {number: number + 1}, base=number == 0)
+    shutil.copytree(tmp_path / "c", tmp_path / "old")
+    compact(Chain(tmp_path / "c"), 3, b"")
+    for number in left:
+        shutil.copy(tmp_path / "old" / epoch_name(number), tmp_path / "c")
+    chain = Chain(tmp_path / "c")
+    assert [f.epoch for f in chain.verify(b"")] == [3, 4, 5]
+    contents = [{int(p): bytes(c[:1]) for p, c in zip(v.pages, v.read(v.pages), strict=True)}
+                for v in (chain.view(5), Chain(tmp_path / "old").view(5))]  # fmt: skip
+    assert contents[0] == contents[1] and len(contents[0]) == 6
+    for number in left:
+        with pytest.raises(InvalidInputError, match="left over"):
+            chain.view(number)
+    assert compact(chain, 3, b"") == left
+    assert Chain(tmp_path / "c").epochs == [3, 4, 5]
+    if left:
+        shutil.copy(tmp_path / "old" / epoch_name(left[-1]), tmp_path / "c")
+    assert compact(Chain(tmp_path / "c"), 5, b"") == [*left[-1:], 3, 4]
+    assert [f.epoch for f in Chain(tmp_path / "c").verify(b"")] == [5]
