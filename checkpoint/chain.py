@@ -23,10 +23,12 @@ from checkpoint.image import (
     Pages,
     inside,
     latest,
+    open_regular,
     translate,
+    translate_read,
 )
 from uffdtrack import PAGE, Region
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 _LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
@@ -76,7 +78,8 @@ class View:
             if not len(chosen):
                 continue
             try:
-                data = np.memmap(source.path, np.uint8, "r")
+                with source.open() as file:
+                    data = np.memmap(file, np.uint8, "r")
                 places = self.offsets[at[chosen]]
                 if (
                     len(places)
@@ -200,7 +203,8 @@ class Chain:
 def _head(directory: Path) -> int:
     """The number of the last epoch that was written, -1 where that is not known."""
     with contextlib.suppress(OSError, ValueError):
-        return int((directory / "head").read_text())
+        with open_regular(directory / "head") as file:
+            return int(file.read(32))
     return -1
 
 
@@ -210,7 +214,7 @@ def _numbers(directory: Path) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise translate(error, directory) from error
+        raise translate_read(error, directory) from error
     return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
 
 
@@ -273,14 +277,17 @@ class ChainWriter:
         except OSError as error:
             raise translate(error, directory) from error
         self._lock = Lock(directory)
-        old = _numbers(directory)
         try:
+            old = _numbers(directory)
             for name in os.listdir(directory):
                 if _LEFT_OVER.fullmatch(name):
                     (directory / name).unlink()
         except OSError as error:
             self._lock.close()
             raise translate(error, directory) from error
+        except UffdtrackError:
+            self._lock.close()
+            raise
         if old and not force:
             self._lock.close()
             raise InvalidInputError(
@@ -304,7 +311,10 @@ class ChainWriter:
         self.parent = digest
         with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
             temporary = self.directory / ".head.tmp"
-            temporary.write_text(f"{self.next_epoch}\n")
+            temporary.unlink(missing_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(f"{self.next_epoch}\n")
             temporary.replace(self.directory / "head")
         self.next_epoch += 1
 

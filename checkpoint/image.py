@@ -14,16 +14,17 @@ import hmac
 import json
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from uffdtrack import PAGE, Region, Runs, ThreadState, merge_runs
-from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
+from uffdtrack.errors import ImageError, InvalidInputError, PermissionDeniedError, StorageError
 
 SCHEMA = "uffdtrack/image/1"
 NOTE_NAME = b"uffdtrack"
@@ -64,6 +65,29 @@ def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedErro
             "owner or mode"
         )
     return StorageError(f"cannot write {path}: {error.strerror}")
+
+
+def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:
+    """A read failure as the exception that fits it."""
+    if isinstance(error, PermissionError):
+        return PermissionDeniedError(
+            f"cannot read {path}: {error.strerror}. Run as root or as its owner, or change its mode"
+        )
+    return ImageError(f"{path} cannot be read: {error.strerror}")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a FIFO of that name would otherwise be waited for without end.
+
+    Raises:
+        OSError: as open(2).
+        ValueError: it is not a regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a regular file")
+    return os.fdopen(fd, "rb")
 
 
 def expand(runs: Runs) -> Pages:
@@ -324,7 +348,13 @@ def malformed(path: Path) -> Iterator[None]:
     except (ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError) as error:
         raise ImageError(f"{path} is damaged: {error or type(error).__name__}") from error
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+        raise translate_read(error, path) from error
+
+
+def identity(file: BinaryIO) -> tuple[int, ...]:
+    """Tells an open file from one that takes its name later: epochs are never written in place."""
+    s = os.fstat(file.fileno())
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
 
 class EpochFile:
@@ -337,9 +367,27 @@ class EpochFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with malformed(path):
-            with path.open("rb") as file:
-                self._load(file)
+        with malformed(path), open_regular(path) as file:
+            self._identity = identity(file)
+            self._load(file)
+
+    def open(self) -> BinaryIO:
+        """The file that was parsed, opened again: a long chain has more files than we may hold open.
+
+        Raises:
+            InvalidInputError: another one has its name now, or none.
+            PermissionDeniedError, ImageError: it cannot be read.
+        """
+        with malformed(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                file = open_regular(self.path)
+                if identity(file) == self._identity:
+                    return file
+                file.close()
+        raise InvalidInputError(
+            f"{self.path} was replaced or removed while it was read: another uffdtrack is at work in that "
+            "directory; try again"
+        )
 
     def _load(self, file: Any) -> None:
         self._size = os.fstat(file.fileno()).st_size
@@ -413,7 +461,7 @@ class EpochFile:
 
     def verify(self, key: bytes) -> None:
         """Raises: ImageError: the file is not what was written, or the key is another."""
-        with malformed(self.path), self.path.open("rb") as file:
+        with malformed(self.path), self.open() as file:
             found = file_digest(file, self._digest_at, key)
         if hmac.compare_digest(found.hex(), self.digest):
             return

@@ -262,3 +262,48 @@ def test_compaction_that_was_killed(tmp_path: Path, left: list[int]) -> None:
         shutil.copy(tmp_path / "old" / epoch_name(left[-1]), tmp_path / "c")
     assert compact(Chain(tmp_path / "c"), 5, b"") == [*left[-1:], 3, 4]
     assert [f.epoch for f in Chain(tmp_path / "c").verify(b"")] == [5]
+
+
+def test_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
+    """Compaction or --force between the parsing of a file and the reading of its pages."""
+    with ChainWriter(tmp_path, b"", force=False) as writer:
+        write(writer, {number: number + 1 for number in range(9)}, base=True)
+        write(writer, {0: 20})
+        write(writer, {1: 30})
+    before = Chain(tmp_path).view(2)
+    compact(Chain(tmp_path), 1, b"")
+    with pytest.raises(InvalidInputError, match=r"epoch-00000000\.core was replaced or removed"):
+        before.read(before.pages)
+    between = Chain(tmp_path).view(2)
+    files = Chain(tmp_path).files()
+    with ChainWriter(tmp_path, b"", force=True) as writer:
+        write(writer, {}, base=True)
+        write(writer, dict.fromkeys(range(9), 40))
+    with pytest.raises(InvalidInputError, match=r"epoch-00000001\.core was replaced or removed"):
+        between.read(between.pages)
+    with pytest.raises(InvalidInputError, match="was replaced or removed"):
+        files[0].verify(b"")
+    after = Chain(tmp_path).view(1)
+    assert set(after.read(after.pages).ravel().tolist()) == {40}
+
+
+def test_files_of_a_chain_are_its_owners_alone(tmp_path: Path) -> None:
+    with ChainWriter(tmp_path, b"", force=False) as writer:
+        write(writer, {0: 1}, base=True)
+        write(writer, {0: 2})
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(["epoch-00000000.core", "epoch-00000001.core", "head", ".lock"], 0o600)
+
+
+@pytest.mark.parametrize("name", ["epoch-00000000.core", "epoch-00000001.core", "head"])
+def test_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    with ChainWriter(tmp_path, b"", force=False) as writer:
+        write(writer, {0: 1}, base=True)
+        write(writer, {0: 2})
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    if name == "head":
+        Chain(tmp_path).verify(b"")
+        return
+    with pytest.raises(ImageError, match=f"{name} is damaged: not a regular file"):
+        Chain(tmp_path).verify(b"")
