@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,11 +44,10 @@ def export(view: View, path: Path, force: bool) -> int:
     (core(5)), but for the first page of each, by which debuggers know the file.
 
     Raises:
-        InvalidInputError: the file exists and `force` is not given.
+        InvalidInputError: the file exists and `force` is not given, or is no regular file.
         StorageError: it could not be written; no file is left.
     """
-    if path.exists() and not force:
-        raise InvalidInputError(f"{path} exists; --force replaces it")
+    _check_place(path, force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -65,6 +65,19 @@ def export(view: View, path: Path, force: bool) -> int:
         temporary.unlink(missing_ok=True)
         raise
     return size
+
+
+def _check_place(path: Path, force: bool) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise translate(error, path) from error
+    if not stat.S_ISREG(mode):
+        raise InvalidInputError(f"{path} is not a regular file")
+    if not force:
+        raise InvalidInputError(f"{path} exists; --force replaces it")
 
 
 def _write_core(view: View, fd: int) -> int:
