@@ -181,6 +181,11 @@ class Mappings:
             elif now.permissions != then.permissions:
                 self._protect(injector, change, now, then)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to take back."""
+        return bool(self._undo)
+
     def take_back(self, injector: Injector) -> None:
         while self._undo:
             number, arguments, doing = self._undo[-1]

@@ -20,7 +20,6 @@ from checkpoint.mappings import Mappings
 from checkpoint.targets.process import check_target, descriptors, identify
 from uffdtrack import Tracee
 from uffdtrack.errors import (
-    ImageError,
     RollbackRefusedError,
     TargetError,
     TargetGoneError,
@@ -128,12 +127,11 @@ class _Rollback:
         self.memory = Memory(pid, view, task, memory)
 
     def run(self) -> Outcome:
-        born = self._check_threads()
-        self.mappings.check()
-        plan = self.memory.plan()
         written = Plan()
         try:
-            plan = self._map(plan)
+            born = self._check_threads()
+            self.mappings.check()
+            plan = self._map(self.memory.plan())
             if born:
                 # They need the memory that they have until they have ended. All that has just been done
                 # to the mappings is done again after, so nothing is left then that may be refused.
@@ -144,8 +142,9 @@ class _Rollback:
                 plan = self._map(self.memory.plan())
             written = plan
             self.memory.write(plan)
-            with self.tracee.injector() as injector:
-                self.memory.drop(plan, injector)
+            if plan.drop:
+                with self.tracee.injector() as injector:
+                    self.memory.drop(plan, injector)
             for state in self.view.epoch.threads:
                 self.set.append(state.tid)
                 self.tracee.set_state(state)
@@ -183,6 +182,8 @@ class _Rollback:
         return self.memory.plan() if self.mappings.changed else plan
 
     def _take_mappings_back(self) -> None:
+        if not self.mappings.begun:
+            return
         with self.tracee.injector() as injector:
             self.mappings.take_back(injector)
 
@@ -206,7 +207,9 @@ class _Rollback:
                 f"{text}; memory and mappings are as they were, but threads born since the epoch were "
                 f"ended: {ended}"
             )
-        kind = ImageError if isinstance(error, ImageError) else RollbackRefusedError
+        kind: type[UffdtrackError] = RollbackRefusedError
+        if isinstance(error, UffdtrackError) and not isinstance(error, TargetError):
+            kind = type(error)
         return kind(f"{text}; the process is as it was")
 
 

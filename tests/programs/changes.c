@@ -5,7 +5,7 @@
  * f  cut the mapped file short        g  make a filled page a guard page
  * s  map a page and seal it           m  seal a page, with what was unmapped beside it
  * r  map memory over the file, of which only a descriptor for reading is left
- * v  unmap, replace, protect, map: all that can be brought back */
+ * v  unmap, replace, protect, map, touch: all that can be brought back */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -22,7 +22,7 @@
 #define SYS_MSEAL 462     /* Linux 6.10 */
 
 static volatile int state = 1;
-static char *tables[4], *file;
+static char *tables[4], *file, *fresh;
 static int descriptor;
 
 /* No stdio for input: its buffer would make a heap. */
@@ -123,6 +123,7 @@ static long change(char what)
 		p = mmap(tables[2] + PAGE, 2 * PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, self, 0);
 		close(self);
 		memset(map(5), 5, 5 * PAGE);
+		memset(fresh, 5, 3 * PAGE);
 		return p == MAP_FAILED ? -1 : change('h');
 	}
 	return -1;
@@ -141,6 +142,7 @@ int main(int argc, char **argv)
 	file = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
 	for (int i = 0; i < 4; i++)
 		tables[i] = map(PAGES);
+	fresh = map(PAGES);
 	fill(1);
 	if (*argv[2] == 'r') {
 		close(descriptor);
