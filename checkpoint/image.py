@@ -358,7 +358,8 @@ def identity(file: BinaryIO) -> tuple[int, ...]:
 
 
 class EpochFile:
-    """An epoch read back. Opening parses; `verify` says whether the bytes are those that were written.
+    """An epoch of a listed name, read back. Opening parses; `verify` says whether the bytes are those that
+    were written.
 
     Attributes:
         meta: the stored facts, see docs/image.md.
@@ -367,9 +368,14 @@ class EpochFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with malformed(path), open_regular(path) as file:
-            self._identity = identity(file)
-            self._load(file)
+        with malformed(path):
+            try:
+                file = open_regular(path)
+            except FileNotFoundError as error:
+                raise self._replaced() from error
+            with file:
+                self._identity = identity(file)
+                self._load(file)
 
     def open(self) -> BinaryIO:
         """The file that was parsed, opened again: a long chain has more files than we may hold open.
@@ -384,7 +390,10 @@ class EpochFile:
                 if identity(file) == self._identity:
                     return file
                 file.close()
-        raise InvalidInputError(
+        raise self._replaced()
+
+    def _replaced(self) -> InvalidInputError:
+        return InvalidInputError(
             f"{self.path} was replaced or removed while it was read: another uffdtrack is at work in that "
             "directory; try again"
         )

@@ -271,7 +271,11 @@ def test_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
         write(writer, {0: 20})
         write(writer, {1: 30})
     before = Chain(tmp_path).view(2)
+    listed = Chain(tmp_path)
     compact(Chain(tmp_path), 1, b"")
+    with pytest.raises(InvalidInputError, match=r"epoch-00000000\.core was replaced or removed"):
+        listed.open(0)
+    assert [f.epoch for f in listed.verify(b"")] == [1, 2]
     with pytest.raises(InvalidInputError, match=r"epoch-00000000\.core was replaced or removed"):
         before.read(before.pages)
     between = Chain(tmp_path).view(2)
