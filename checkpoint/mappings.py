@@ -215,7 +215,10 @@ class Mappings:
         The heap comes and goes by brk(2) alone: munmap(2) would leave the break where it was, and the
         next sbrk(3) would hand out addresses where nothing is.
         """
-        then = self.view.epoch.meta["heap_end"] or start_break(self.pid)
+        recorded = self.view.epoch.meta["heap_end"]
+        if recorded == max((r.end for r in read_maps(self.pid) if r.name == "[heap]"), default=0):
+            return 0, 0
+        then = recorded or start_break(self.pid)
         if not then:
             raise RollbackRefusedError("where the heap of the process begins is not known")
         now = injector.call(_BRK, [0], "ask for the program break")

@@ -15,7 +15,7 @@ from checkpoint.contents import Memory
 from checkpoint.mappings import Mappings
 from tests.conftest import missing
 from tests.kernel.test_notices_nothing import wait_for
-from tests.kernel.test_rollback import Rollee, take
+from tests.kernel.test_rollback import Rollee, covers, differing, take
 from uffdtrack import Injector, Region, Tracee, parse_maps
 from uffdtrack.errors import RollbackRefusedError, TargetError
 
@@ -92,6 +92,18 @@ def test_file_of_which_a_descriptor_for_reading_is_left(
     assert target.ask("c") == "1"
     mapped = [r for r in target.maps() if r.name.endswith("/file")]
     assert [r.permissions for r in mapped] == ["rw-s"]
+
+
+def test_what_can_be_done_is_done_to_the_byte(changes: Callable[[str], Changes], uffdtrack: Run) -> None:
+    """Pages that were touched since are gone, not zeros; the mappings are those of the epoch."""
+    target = changes("v")
+    view = Chain(target.chain).view(0)
+    uffdtrack("rollback", target.pid, target.chain)
+    assert target.ask("c") == "1"
+    target.state()
+    wrong = differing(target.pid, view)
+    assert all("[stack]" in text for text in wrong), "its stack alone has lived on"
+    assert covers(target.maps()) == covers(view.epoch.regions)
 
 
 def test_heap_that_was_not_there(changes: Callable[[str], Changes], uffdtrack: Run) -> None:
