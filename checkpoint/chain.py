@@ -15,6 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.files import open_regular, translate, translate_read
 from checkpoint.image import (
     ZERO,
     EpochFile,
@@ -23,9 +24,6 @@ from checkpoint.image import (
     Pages,
     inside,
     latest,
-    open_regular,
-    translate,
-    translate_read,
 )
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from checkpoint.chain import Chain, View
+from checkpoint.files import translate
 from checkpoint.image import (
     NOTE_NAME,
     PHDR,
@@ -21,7 +22,6 @@ from checkpoint.image import (
     extra_section,
     note,
     region_flags,
-    translate,
 )
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError, UffdtrackError

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from checkpoint.chain import parse_place
-from checkpoint.image import translate_read
+from checkpoint.files import translate_read
 from uffdtrack import PROCESS_ENGINES
 from uffdtrack.errors import InvalidInputError
 
