@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -14,6 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.files import open_regular, translate, translate_read
 from checkpoint.image import (
     ZERO,
     EpochFile,
@@ -22,10 +24,9 @@ from checkpoint.image import (
     Pages,
     inside,
     latest,
-    translate,
 )
 from uffdtrack import PAGE, Region
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 _LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
@@ -75,7 +76,8 @@ class View:
             if not len(chosen):
                 continue
             try:
-                data = np.memmap(source.path, np.uint8, "r")
+                with source.open() as file:
+                    data = np.memmap(file, np.uint8, "r")
                 places = self.offsets[at[chosen]]
                 if (
                     len(places)
@@ -107,6 +109,8 @@ class Chain:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        # Before the names: a session adds its epoch first, and its number here after.
+        self._head = _head(directory)
         self.epochs = sorted(_numbers(directory))
         if not directory.is_dir():
             raise InvalidInputError(f"{directory} is not a directory")
@@ -126,35 +130,34 @@ class Chain:
         return EpochFile(self.path(number))
 
     def files(self) -> list[EpochFile]:
-        """All epochs, linked as their digests say.
+        """All epochs, linked as their digests say, from the base on that holds what is older.
 
         Raises:
             ImageError: a file is damaged, missing or not the one that belongs there.
         """
         files: list[EpochFile] = []
-        for number in range(self.epochs[0], self.epochs[-1] + 1):
+        for number in range(self.epochs[-1], self.epochs[0] - 1, -1):
             path = self.path(number)
             if number not in self.epochs:
                 raise ImageError(f"{path} is missing")
             file = EpochFile(path)
             if file.epoch != number:
                 raise ImageError(f"{path} is epoch {file.epoch} under another name")
-            if files and file.parent not in (files[-1].digest, files[-1].meta.get("replaces")):
+            files.insert(0, file)
+            if file.compacted:
+                break  # older ones are what a compaction that was killed did not come to remove
+        for before, file in itertools.pairwise(files):
+            if file.parent not in (before.digest, before.meta.get("replaces")):
                 raise ImageError(
-                    f"{path} does not follow {files[-1].path.name}: one of the two was exchanged"
+                    f"{file.path} does not follow {before.path.name}: one of the two was exchanged"
                 )
-            files.append(file)
         if not files[0].meta.get("base"):
-            raise ImageError(f"{self.path(self.epochs[0] - 1)} is missing: the chain has no base")
-        head = self._head()
+            raise ImageError(f"{self.path(files[0].epoch - 1)} is missing: the chain has no base")
+        # And after: with --force a chain may have given way to a shorter one.
+        head = min(self._head, _head(self.directory))
         if head > self.epochs[-1]:
             raise ImageError(f"{self.path(self.epochs[-1] + 1)} is missing: epoch {head} was written")
         return files
-
-    def _head(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.directory / "head").read_text())
-        return -1
 
     def verify(self, key: bytes) -> list[EpochFile]:
         """Check every byte of the chain.
@@ -170,7 +173,12 @@ class Chain:
     def view(self, epoch: int | None, files: list[EpochFile] | None = None) -> View:
         """The memory of one epoch, out of all files up to it."""
         number = self.open(epoch).epoch
-        files = [f for f in files or self.files() if f.epoch <= number]
+        files = files or self.files()
+        if number < files[0].epoch:
+            raise InvalidInputError(
+                f"{self.path(number)} is left over: epoch {files[0].epoch} of {self.directory} is its base"
+            )
+        files = [f for f in files if f.epoch <= number]
         first = max(i for i, f in enumerate(files) if f.meta.get("base"))
         sources = files[first:]
         pages = np.concatenate([f.pages for f in sources])
@@ -190,13 +198,21 @@ class Chain:
         return View(sources[-1], sources, pages[keep], index[keep], offsets[keep])
 
 
+def _head(directory: Path) -> int:
+    """The number of the last epoch that was written, -1 where that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        with open_regular(directory / "head") as file:
+            return int(file.read(32))
+    return -1
+
+
 def _numbers(directory: Path) -> list[int]:
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise translate(error, directory) from error
+        raise translate_read(error, directory) from error
     return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
 
 
@@ -259,14 +275,17 @@ class ChainWriter:
         except OSError as error:
             raise translate(error, directory) from error
         self._lock = Lock(directory)
-        old = _numbers(directory)
         try:
+            old = _numbers(directory)
             for name in os.listdir(directory):
                 if _LEFT_OVER.fullmatch(name):
                     (directory / name).unlink()
         except OSError as error:
             self._lock.close()
             raise translate(error, directory) from error
+        except UffdtrackError:
+            self._lock.close()
+            raise
         if old and not force:
             self._lock.close()
             raise InvalidInputError(
@@ -278,9 +297,9 @@ class ChainWriter:
         """A new base is on disk: what was here before goes, its own base last."""
         if self.next_epoch:
             return
+        (self.directory / "head").unlink(missing_ok=True)
         for number in sorted(_numbers(self.directory), reverse=True):
             (self.directory / epoch_name(number)).unlink()
-        (self.directory / "head").unlink(missing_ok=True)
 
     def begin(self) -> EpochWriter:
         return EpochWriter(self.directory / epoch_name(self.next_epoch), self._clear)
@@ -290,7 +309,10 @@ class ChainWriter:
         self.parent = digest
         with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
             temporary = self.directory / ".head.tmp"
-            temporary.write_text(f"{self.next_epoch}\n")
+            temporary.unlink(missing_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(f"{self.next_epoch}\n")
             temporary.replace(self.directory / "head")
         self.next_epoch += 1
 

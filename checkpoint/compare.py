@@ -57,8 +57,8 @@ def _changed(a: View, b: View, pages_a: Pages, pages_b: Pages) -> Pages:
     both = np.intersect1d(pages_a, pages_b, assume_unique=True)
     at_a, at_b = np.searchsorted(a.pages, both), np.searchsorted(b.pages, both)
     same_file = (
-        np.array([s.path for s in a.sources], object)[a.files[at_a]]
-        == np.array([s.path for s in b.sources], object)[b.files[at_b]]
+        np.array([s.digest for s in a.sources], object)[a.files[at_a]]
+        == np.array([s.digest for s in b.sources], object)[b.files[at_b]]
     )
     ask = both[~(same_file & (a.offsets[at_a] == b.offsets[at_b]))]
     changed = [part[(a.read(part) != b.read(part)).any(axis=1)] for part in batches(ask)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from checkpoint.chain import Chain, View
+from checkpoint.files import translate
 from checkpoint.image import (
     NOTE_NAME,
     PHDR,
@@ -20,7 +22,6 @@ from checkpoint.image import (
     extra_section,
     note,
     region_flags,
-    translate,
 )
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError, UffdtrackError
@@ -43,11 +44,10 @@ def export(view: View, path: Path, force: bool) -> int:
     (core(5)), but for the first page of each, by which debuggers know the file.
 
     Raises:
-        InvalidInputError: the file exists and `force` is not given.
+        InvalidInputError: the file exists and `force` is not given, or is no regular file.
         StorageError: it could not be written; no file is left.
     """
-    if path.exists() and not force:
-        raise InvalidInputError(f"{path} exists; --force replaces it")
+    _check_place(path, force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -65,6 +65,19 @@ def export(view: View, path: Path, force: bool) -> int:
         temporary.unlink(missing_ok=True)
         raise
     return size
+
+
+def _check_place(path: Path, force: bool) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise translate(error, path) from error
+    if not stat.S_ISREG(mode):
+        raise InvalidInputError(f"{path} is not a regular file")
+    if not force:
+        raise InvalidInputError(f"{path} exists; --force replaces it")
 
 
 def _write_core(view: View, fd: int) -> int:
@@ -175,13 +188,25 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     """Make epoch `before` the base, with all that the older ones hold; returns those removed.
 
     The new base keeps the digest that it had as `replaces`, which is what its child names. A crash
-    leaves a chain that verifies, with the older epochs still there at worst.
+    leaves a chain that verifies, with the older epochs still there at worst: they are no part of it, and
+    the next compaction removes them.
     """
     files = chain.verify(key)
     view = chain.view(before, files)
-    older = [f for f in files if f.epoch < before]
-    if not older:
-        return []
+    if files[0].epoch < before:
+        _merge(view, key)
+    older = [number for number in chain.epochs if number < before]
+    # The oldest last: what is left after a crash still has its base.
+    for number in reversed(older):
+        try:
+            chain.path(number).unlink()
+        except OSError as error:
+            raise translate(error, chain.path(number)) from error
+    return older
+
+
+def _merge(view: View, key: bytes) -> None:
+    """Write the epoch of a view anew, as a base with all of its memory."""
     old = view.epoch
     writer = EpochWriter(old.path)
     try:
@@ -208,10 +233,3 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     except (UffdtrackError, OSError, struct.error):
         writer.abort()
         raise
-    # The oldest last: what is left after a crash still has its base.
-    for file in reversed(older):
-        try:
-            file.path.unlink()
-        except OSError as error:
-            raise translate(error, file.path) from error
-    return [f.epoch for f in older]

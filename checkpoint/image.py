@@ -15,15 +15,16 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.files import identity, malformed, open_regular, sync_directory, translate
 from uffdtrack import PAGE, Region, Runs, ThreadState, merge_runs
-from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
+from uffdtrack.errors import ImageError, InvalidInputError
 
 SCHEMA = "uffdtrack/image/1"
 NOTE_NAME = b"uffdtrack"
@@ -54,16 +55,6 @@ _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _PRSTATUS = struct.Struct("<3ihxxQQ4i64x216sixxxx")
 _PRPSINFO = struct.Struct("<4bxxxxQII4i16s80s")
-
-
-def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedError:
-    """A write failure as the exception that fits it."""
-    if isinstance(error, PermissionError):
-        return PermissionDeniedError(
-            f"cannot write {path}: {error.strerror}. Choose a directory of your own, or change its "
-            "owner or mode"
-        )
-    return StorageError(f"cannot write {path}: {error.strerror}")
 
 
 def expand(runs: Runs) -> Pages:
@@ -308,27 +299,9 @@ class EpochWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def malformed(path: Path) -> Iterator[None]:
-    """Whatever goes wrong in reading a damaged file is the file's fault."""
-    try:
-        yield
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError) as error:
-        raise ImageError(f"{path} is damaged: {error or type(error).__name__}") from error
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-
-
 class EpochFile:
-    """An epoch read back. Opening parses; `verify` says whether the bytes are those that were written.
+    """An epoch of a listed name, read back. Opening parses; `verify` says whether the bytes are those that
+    were written.
 
     Attributes:
         meta: the stored facts, see docs/image.md.
@@ -338,8 +311,34 @@ class EpochFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with malformed(path):
-            with path.open("rb") as file:
+            try:
+                file = open_regular(path)
+            except FileNotFoundError as error:
+                raise self._replaced() from error
+            with file:
+                self._identity = identity(file)
                 self._load(file)
+
+    def open(self) -> BinaryIO:
+        """The file that was parsed, opened again: a long chain has more files than we may hold open.
+
+        Raises:
+            InvalidInputError: another one has its name now, or none.
+            PermissionDeniedError, ImageError: it cannot be read.
+        """
+        with malformed(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                file = open_regular(self.path)
+                if identity(file) == self._identity:
+                    return file
+                file.close()
+        raise self._replaced()
+
+    def _replaced(self) -> InvalidInputError:
+        return InvalidInputError(
+            f"{self.path} was replaced or removed while it was read: another uffdtrack is at work in that "
+            "directory; try again"
+        )
 
     def _load(self, file: Any) -> None:
         self._size = os.fstat(file.fileno()).st_size
@@ -413,7 +412,7 @@ class EpochFile:
 
     def verify(self, key: bytes) -> None:
         """Raises: ImageError: the file is not what was written, or the key is another."""
-        with malformed(self.path), self.path.open("rb") as file:
+        with malformed(self.path), self.open() as file:
             found = file_digest(file, self._digest_at, key)
         if hmac.compare_digest(found.hex(), self.digest):
             return
@@ -424,6 +423,11 @@ class EpochFile:
             f"{self.path} is damaged: its contents do not match its digest"
             + (" (or the key is another)" if key else "")
         )
+
+    @property
+    def compacted(self) -> bool:
+        """A base that holds what older epochs held."""
+        return bool(self.meta.get("base") and self.meta.get("replaces"))
 
     @property
     def threads(self) -> list[ThreadState]:

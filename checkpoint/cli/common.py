@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from checkpoint.chain import parse_place
+from checkpoint.files import translate_read
 from uffdtrack import PROCESS_ENGINES
 from uffdtrack.errors import InvalidInputError
 
@@ -51,7 +52,7 @@ class Place(click.ParamType[tuple[Path, int | None]]):
 
 
 PID = click.IntRange(1, 1 << 22)
-DIRECTORY = click.Path(path_type=Path)
+DIRECTORY = click.Path(path_type=Path, readable=False)  # that it is shows when it is read, as exit code 4
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
@@ -61,6 +62,8 @@ def _read_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
         return b""
     try:
         key = value.read_bytes().strip()
+    except PermissionError as error:
+        raise translate_read(error, value) from error
     except OSError as error:
         raise click.BadParameter(f"cannot read {value}: {error.strerror}") from error
     if not 1 <= len(key) <= 64:
@@ -71,7 +74,7 @@ def _read_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
 key_option = click.option(
     "--key-file",
     "key",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     callback=_read_key,
     help="A file with the key (1 to 64 bytes) of the images' digests.",
 )

@@ -14,7 +14,9 @@ from checkpoint.export import export
 
 @click.command("export")
 @click.argument("place", metavar="DIR@N", type=Place())
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False, readable=False), required=True
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @key_option
 @json_option

@@ -18,8 +18,9 @@ def command(directory: Path, as_json: bool) -> None:
     """List the epochs of a chain; bases are marked with a star."""
     chain = Chain(directory)
     rows = []
-    for epoch in chain.epochs:
-        file = chain.open(epoch)
+    files = [chain.open(epoch) for epoch in chain.epochs]
+    first = max((i for i, file in enumerate(files) if file.compacted), default=0)
+    for file in files[first:]:
         row = {**file.meta["row"], "digest": file.digest, "file": file.path.name}
         rows.append(row)
         if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -40,6 +41,10 @@ for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact,
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files are bytes, and are shown as such.
+            stream.reconfigure(errors="surrogateescape")
     try:
         status = cli.main(standalone_mode=False)
         sys.stdout.flush()

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from checkpoint import report
-from checkpoint.chain import Lock
+from checkpoint.chain import Chain, Lock
 from checkpoint.cli.common import PID, Place, json_option, key_option, say
 from checkpoint.cli.diff import open_view
 from checkpoint.rollback import rollback
@@ -25,9 +25,9 @@ def command(pid: int, place: tuple[Path, int | None], key: bytes, as_json: bool)
     The chain is verified and everything is planned before the process is touched. Files, sockets and
     other state of the kernel are not rolled back; what of them differs is named.
     """
-    view = open_view(place, key)
+    Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
     with Lock(place[0]):
-        outcome = rollback(pid, view)
+        outcome = rollback(pid, open_view(place, key))
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:

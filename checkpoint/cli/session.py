@@ -7,6 +7,8 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -20,7 +22,7 @@ from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.process import ProcessTarget, check_target, proc_read, warnings_for
-from uffdtrack import choose_for_process, parse_maps, probe
+from uffdtrack import choose_for_process, open_pidfd, parse_maps, probe
 from uffdtrack.errors import TargetRefusedError
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -50,6 +52,10 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
     os.close(lifeline)
     for number in ENDINGS:
         signal.signal(number, lambda n, frame: os.kill(child, n))
+    # Its number stays its own until no signal is passed on to it any more.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
         say(f"error: the worker was killed by {signal.Signals(-status).name}; the target runs on")
@@ -58,37 +64,46 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
     os._exit(status)
 
 
+def poll_fds(seconds: float, *fds: int) -> set[int]:
+    """Those that are readable, once one is or the time is over; negative numbers are passed over."""
+    poll = select.poll()
+    for fd in fds:
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(seconds * 1000)}
+
+
+def has_ended(pidfd: int) -> bool:
+    return bool(poll_fds(0, pidfd))
+
+
 class Interrupt:
-    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first."""
+    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first.
+
+    After it they are ignored: a terminal sends one to us and one to the process that waits for us, which
+    passes it on, and the second must not cut off what the first has ended in order.
+    """
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._old: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         os.write(self._writer, b"x")
 
     def __enter__(self) -> Self:
         for number in ENDINGS:
-            self._old[number] = signal.signal(number, self._note)
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
         os.close(self._reader)
         os.close(self._writer)
 
     def seen(self) -> bool:
         """Interrupted."""
-        return bool(self._poll(0, self._reader))
-
-    def _poll(self, seconds: float, *fds: int) -> set[int]:
-        poll = select.poll()
-        for fd in fds:
-            if fd >= 0:
-                poll.register(fd, select.POLLIN)
-        return {fd for fd, _ in poll.poll(seconds * 1000)}
+        return bool(poll_fds(0, self._reader))
 
 
 class Watch(Interrupt):
@@ -102,14 +117,11 @@ class Watch(Interrupt):
     def wait(self, seconds: float) -> bool:
         """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
         full = self._target.space.full_fd
-        ready = self._poll(seconds, self._reader, self._lifeline, self._target.pidfd, full)
+        ready = poll_fds(seconds, self._reader, self._lifeline, self._target.pidfd, full)
         return bool(ready - {full})
 
     def seen(self) -> bool:
-        return bool(self._poll(0, self._reader, self._lifeline))
-
-    def target_ended(self) -> bool:
-        return bool(self._poll(0, self._target.pidfd))
+        return bool(poll_fds(0, self._reader, self._lifeline))
 
 
 class Progress:
@@ -141,7 +153,7 @@ class Progress:
 
 
 def run_on(
-    pid: int,
+    process: int | Callable[[], int],
     lifeline: int,
     directory: Path,
     every: float,
@@ -153,7 +165,11 @@ def run_on(
     key: bytes,
     as_json: bool,
 ) -> bool:
-    """A whole session on one process, with its output; returns whether the process has ended."""
+    """A whole session on one process, with its output; returns whether the process has ended.
+
+    Args:
+        process: its pid, or what starts it, called when the directory is ours.
+    """
     traits = choose_for_process(engine, probe(), max_dirty)
     rows: list[dict[str, Any]] = []
 
@@ -163,17 +179,25 @@ def run_on(
             report.emit_json(row)
         progress.show(row)
 
-    if pid == os.getppid():
+    if process == os.getppid():
         raise TargetRefusedError("a process cannot checkpoint itself")
-    check_target(pid)
-    with ChainWriter(directory, key, force) as chain, ProcessTarget(pid, traits.name, max_dirty) as target:
-        maps = proc_read(pid, "maps").decode(errors="surrogateescape")
-        for warning in warnings_for(pid, parse_maps(maps)):
-            say(f"warning: {warning}")
-        with Watch(target, lifeline) as interrupt, Progress() as progress:
-            session = Session(target, chain, interrupt.seen)
-            ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
-            ended = ended or interrupt.target_ended()
+    if isinstance(process, int):
+        check_target(process)
+    with ExitStack() as stack:
+        chain = stack.enter_context(ChainWriter(directory, key, force))
+        pid = process if isinstance(process, int) else process()
+        check_target(pid)
+        pidfd = open_pidfd(pid)
+        stack.callback(os.close, pidfd)
+        with ProcessTarget(pid, traits.name, max_dirty) as target:
+            maps = proc_read(pid, "maps").decode(errors="surrogateescape")
+            for warning in warnings_for(pid, parse_maps(maps)):
+                say(f"warning: {warning}")
+            with Watch(target, lifeline) as interrupt, Progress() as progress:
+                session = Session(target, chain, interrupt.seen)
+                ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
+        # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
+        ended = ended or has_ended(pidfd)
     if not rows:
         say("interrupted before the base was whole: no epoch was taken")
     elif not as_json:

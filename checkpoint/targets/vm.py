@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
-from checkpoint.image import EpochFile, expand, malformed, note, thread_notes
+from checkpoint.files import malformed
+from checkpoint.image import EpochFile, expand, note, thread_notes
 from kvmglue import KvmTracker, Vcpu, VcpuState, Vm
 from uffdtrack import (
     PAGE,

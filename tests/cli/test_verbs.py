@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -107,6 +108,12 @@ def test_compact(chain: tuple[int, Path, Path], tmp_path: Path, uffdtrack: Run) 
     uffdtrack("export", f"{copy}@4", "-o", tmp_path / "after.core")
     assert (tmp_path / "before.core").read_bytes() == (tmp_path / "after.core").read_bytes()
     assert [r["epoch"] for r in rows(uffdtrack("ls", copy, "--json"))] == [3, 4, 5]
+    # What a compaction that was killed leaves is no part of the chain.
+    for old in ("epoch-00000000.core", "epoch-00000002.core"):
+        shutil.copy(directory / old, copy)
+    uffdtrack("verify", copy)
+    assert [r["epoch"] for r in rows(uffdtrack("ls", copy, "--json"))] == [3, 4, 5]
+    uffdtrack("export", f"{copy}@2", "-o", tmp_path / "old.core", code=2)
 
 
 def test_key_file(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
@@ -155,6 +162,58 @@ def test_gdb_reads_an_exported_core(
     assert " main () at " in done.stdout and " beat (arg=" in done.stdout and " stay (arg=" in done.stdout
     assert "$1 = 1\n" in done.stdout and "$2 = 1\n" in done.stdout and "$3 = 1\n" in done.stdout
     assert f"LWP {pid}" in done.stdout
+
+
+def test_export_replaces_regular_files_alone(
+    chain: tuple[int, Path, Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    _, _, directory = chain
+    fifo, link, file = (tmp_path / name for name in ("fifo", "link", "file"))
+    os.mkfifo(fifo)
+    file.write_text("old")
+    link.symlink_to(file)
+    for path in (fifo, link):
+        done = uffdtrack("export", directory, "-o", path, "--force", code=2)
+        assert "not a regular file" in done.stderr
+    assert fifo.is_fifo() and link.is_symlink() and file.read_text() == "old"
+    uffdtrack("export", directory, "-o", file, "--force")
+    assert file.read_bytes().startswith(b"\x7fELF")
+
+
+def test_names_that_are_not_utf_8(chain: tuple[int, Path, Path], tmp_path: Path, uffdtrack: Run) -> None:
+    _, _, directory = chain
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/c\xff")
+    shutil.copytree(directory, name)
+    strict = {"env": {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, "errors": "surrogateescape"}
+    assert name in uffdtrack("verify", name, **strict).stdout
+    assert name in uffdtrack("show", name, **strict).stdout
+    Path(name, "epoch-00000001.core").unlink()
+    assert name in uffdtrack("verify", name, code=6, **strict).stderr
+
+
+READING = [
+    ("ls",), ("verify",), ("show",), ("export", "-o", "{out}"), ("diff", "{chain}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
+@pytest.mark.parametrize("closed", ["directory", "file"])
+def test_chain_of_another_user(
+    root: None, chain: tuple[int, Path, Path], tmp_path: Path, verb: tuple[str, ...], closed: str
+) -> None:
+    """Without root's capabilities, a chain of somebody else's cannot be read: exit code 4."""
+    directory = tmp_path / "c"
+    shutil.copytree(chain[2], directory)
+    (directory / ".lock").unlink()
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, 65534, 65534)
+    directory.chmod(0o700 if closed == "directory" else 0o755)
+    words = [w.format(out=tmp_path / "out", chain=directory) for w in verb]
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    command = [*drop, sys.executable, "-m", "checkpoint", words[0], directory, *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4, done.stderr
+    assert "cannot read" in done.stderr and "Run as root" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain, View
+from checkpoint.chain import Chain, Lock, View
 from checkpoint.image import expand
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import PAGE, Region, parse_maps, populated
@@ -204,6 +204,20 @@ def test_damaged_chain_is_refused_before_anything_is_touched(
         assert "epoch-0000000" in done.stderr
     assert not (tmp_path / "out.core").exists()
     assert rollee.ask("c") == "8"
+
+
+def test_chain_is_locked_before_it_is_verified(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
+    """Else what was verified might be another chain when it is read."""
+    chain = tmp_path / "c"
+    uffdtrack("checkpoint", rollee.pid, "-o", chain, "--count", "2", "--every", "1ms")
+    (chain / "epoch-00000000.core").write_bytes(b"")
+    with Lock(chain):
+        assert "in use" in uffdtrack("rollback", rollee.pid, chain, code=2).stderr
+    assert "is damaged" in uffdtrack("rollback", rollee.pid, chain, code=6).stderr
+    uffdtrack("rollback", rollee.pid, tmp_path / "nowhere", code=2)
+    (tmp_path / "d").mkdir()
+    uffdtrack("rollback", rollee.pid, tmp_path / "d", code=2)
+    assert not list((tmp_path / "d").iterdir())
 
 
 def test_differences_outside_memory_are_named(

@@ -1,0 +1,71 @@
+"""Files of a chain: opened with care, and their failures as the exceptions that fit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
+
+
+def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedError:
+    """A write failure as the exception that fits it."""
+    if isinstance(error, PermissionError):
+        return PermissionDeniedError(
+            f"cannot write {path}: {error.strerror}. Choose a directory of your own, or change its "
+            "owner or mode"
+        )
+    return StorageError(f"cannot write {path}: {error.strerror}")
+
+
+def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:
+    """A read failure as the exception that fits it."""
+    if isinstance(error, PermissionError):
+        return PermissionDeniedError(
+            f"cannot read {path}: {error.strerror}. Run as root or as its owner, or change its mode"
+        )
+    return ImageError(f"{path} cannot be read: {error.strerror}")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a FIFO of that name would otherwise be waited for without end.
+
+    Raises:
+        OSError: as open(2).
+        ValueError: it is not a regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a regular file")
+    return os.fdopen(fd, "rb")
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def malformed(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in reading a damaged file is the file's fault."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError) as error:
+        raise ImageError(f"{path} is damaged: {error or type(error).__name__}") from error
+    except OSError as error:
+        raise translate_read(error, path) from error
+
+
+def identity(file: BinaryIO) -> tuple[int, ...]:
+    """Tells an open file from one that takes its name later: epochs are never written in place."""
+    s = os.fstat(file.fileno())
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
