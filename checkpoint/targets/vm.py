@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
+from checkpoint.contents import to_runs
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile, expand, note, thread_notes
 from kvmglue import KvmTracker, Vcpu, VcpuState, Vm
@@ -25,7 +26,6 @@ from uffdtrack import (
     ThreadState,
     UffdTracker,
     Window,
-    merge_runs,
 )
 from uffdtrack.errors import CycleError, ImageError, RollbackRefusedError
 
@@ -37,12 +37,6 @@ _USER_REGISTERS = (
     "rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
 )  # fmt: skip
 """struct user_regs_struct (sys/user.h); orig_rax is rax."""
-
-
-def runs_of_pages(pages: npt.NDArray[np.uint64]) -> Runs:
-    """Sorted page numbers as address ranges."""
-    runs = np.stack((pages, pages + np.uint64(1)), axis=1) * np.uint64(PAGE)
-    return merge_runs(runs)
 
 
 class VmTarget:
@@ -75,7 +69,7 @@ class VmTarget:
     # -- Target -----------------------------------------------------------------------------------
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
-        dirty = runs_of_pages(np.sort(self.tracker.exchange().gfn))
+        dirty = to_runs(np.sort(self.tracker.exchange().gfn))
         if not everything:
             return dirty, _NONE
         return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
@@ -98,7 +92,7 @@ class VmTarget:
             done = time.perf_counter()
         finally:
             self.vm.resume()
-        pending.add(runs_of_pages(pages), _NONE)
+        pending.add(to_runs(pages), _NONE)
         data, zero, contents = self._parted(pages, copied)
         return Window(
             regions=self.regions,
@@ -185,7 +179,7 @@ class VmTarget:
     ) -> tuple[Runs, Runs, memoryview]:
         full = copied.view(np.uint64).any(axis=1)
         contents = copied if full.all() else copied[full]
-        return runs_of_pages(pages[full]), runs_of_pages(pages[~full]), contents.reshape(-1).data
+        return to_runs(pages[full]), to_runs(pages[~full]), contents.reshape(-1).data
 
     # -- the way back -----------------------------------------------------------------------------
 
@@ -209,7 +203,7 @@ class VmTarget:
         try:
             pages = self.vm.ram.pages()
             rows = np.flatnonzero((pages != ram).any(axis=1))
-            for first, end in runs_of_pages(rows.astype(np.uint64)).tolist():
+            for first, end in to_runs(rows.astype(np.uint64)).tolist():
                 self.vm.ram.host_write(first, ram.reshape(-1)[first:end].data)
             self.vm.system_state[:] = system
             for vcpu, state in zip(self.vm.vcpus, states, strict=True):
