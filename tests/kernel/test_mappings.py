@@ -124,6 +124,37 @@ def test_shared_memory_that_another_process_writes(
     os.close(fd)
 
 
+def test_shared_memory_that_is_exchanged(mapper: Mapper, session: Session) -> None:
+    """Other shared memory at the same place: what stood there once is no reason to leave a page out."""
+    at = mapper.new(16 * PAGE, 3, 0x21)
+    for again in ("munmap", "MAP_FIXED"):
+        mapper(f"put({at}, b'a' * {16 * PAGE})")
+        session.take()
+        if again == "munmap":
+            mapper(f"libc.munmap(ctypes.c_void_p({at}), {16 * PAGE})")
+            session.take()
+        assert mapper(f"libc.mmap({at}, {16 * PAGE}, 3, 0x31, -1, 0)") == str(at)
+        session.take()
+        assert mapper(f"get({at + 9 * PAGE}, 3)") == repr(bytes(3))
+        assert (read(mapper, at + 9 * PAGE) or bytes(3)) == bytes(3)
+        mapper(f"put({at}, b'a' * {16 * PAGE})")
+        session.take()
+        assert read(mapper, at + 9 * PAGE) == b"aaa"
+
+
+def test_shared_memory_in_a_second_base(mapper: Mapper, session: Session) -> None:
+    """What could not be told page by page makes a base of an increment: it holds what was stored before, too."""
+    at = mapper.new(16 * PAGE, 3, 0x21)
+    mapper(f"put({at}, b'a' * {16 * PAGE})")
+    session.take()
+    session.pending.everything = True
+    mapper(f"libc.madvise({at}, {16 * PAGE}, 9)")
+    session.take()
+    mapper(f"put({at}, b'a' * {16 * PAGE})")
+    session.take()
+    assert read(mapper, at + 9 * PAGE) == b"aaa"
+
+
 def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc" * 100_000)

@@ -107,28 +107,73 @@ static ut_digest *digest_find(const ut_space *s, uint64_t addr)
 	return d->page ? d : NULL;
 }
 
+static int is_void(const ut_digest *d)
+{
+	return !d->hash[0] && !d->hash[1];
+}
+
+/* Room for one more; what is void is left behind. */
+static int digests_grow(ut_space *s)
+{
+	size_t live = 0, cap = s->digests_cap ? s->digests_cap : 4096;
+	ut_digest *v;
+
+	for (size_t i = 0; i < s->digests_cap; i++)
+		live += s->digests[i].page && !is_void(&s->digests[i]);
+	if (live * 4 >= cap)
+		cap *= 2;
+	v = calloc(cap, sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < s->digests_cap; i++)
+		if (s->digests[i].page && !is_void(&s->digests[i]))
+			*digest_slot(v, cap, s->digests[i].page - 1) = s->digests[i];
+	free(s->digests);
+	s->digests = v;
+	s->digests_cap = cap;
+	s->ndigests = live;
+	return 0;
+}
+
 static int digest_put(ut_space *s, uint64_t addr, const uint64_t hash[2])
 {
 	ut_digest *d;
 
-	if (s->ndigests * 2 >= s->digests_cap) {
-		size_t cap = s->digests_cap ? s->digests_cap * 2 : 4096;
-		ut_digest *v = calloc(cap, sizeof(*v));
-
-		if (!v)
-			return -ENOMEM;
-		for (size_t i = 0; i < s->digests_cap; i++)
-			if (s->digests[i].page)
-				*digest_slot(v, cap, s->digests[i].page - 1) = s->digests[i];
-		free(s->digests);
-		s->digests = v;
-		s->digests_cap = cap;
-	}
+	if (s->ndigests * 2 >= s->digests_cap)
+		TRY(digests_grow(s));
 	d = digest_slot(s->digests, s->digests_cap, addr / UT_PAGE);
 	if (!d->page)
 		s->ndigests++;
 	*d = (ut_digest){addr / UT_PAGE + 1, {hash[0], hash[1]}};
 	return 0;
+}
+
+static void digest_void(ut_digest *d)
+{
+	d->hash[0] = d->hash[1] = 0;
+}
+
+/* What the image has of these pages holds no longer. The same contents may come again, and must not pass for
+ * what is stored then. */
+static void digests_void(ut_space *s, const ut_runs *ranges)
+{
+	uint64_t pages = runs_bytes(ranges) / UT_PAGE;
+
+	if (!s->ndigests)
+		return;
+	if (pages < s->digests_cap) {
+		for (size_t i = 0; i < ranges->n; i++)
+			for (uint64_t a = ranges->v[i].start; a < ranges->v[i].end; a += UT_PAGE) {
+				ut_digest *d = digest_find(s, a);
+
+				if (d)
+					digest_void(d);
+			}
+		return;
+	}
+	for (size_t i = 0; i < s->digests_cap; i++)
+		if (s->digests[i].page && runs_have(ranges, (s->digests[i].page - 1) * UT_PAGE))
+			digest_void(&s->digests[i]);
 }
 
 /* Read what one vectored call could not: without read permission (FOLL_FORCE, /proc/PID/mem), or
@@ -747,23 +792,15 @@ static int found_in_file(ut_space *s, const ut_region *r)
 	return err;
 }
 
-/* Private hugetlb pages that were there and are not: zero. Reading one would take it from the pool. What was
- * stored of it is void, so its digest must not match if the same contents come again. */
+/* Private hugetlb pages that were there and are not: zero. Reading one would take it from the pool. */
 static int harvest_huge_gone(ut_space *s, const ut_region *r)
 {
-	const uint64_t none[2] = {0, 0};
-	ut_runs old = {0}, gone = {0};
+	ut_runs old = {0};
 	int err = runs_clip(&old, &s->known, r->start, r->end);
 
 	if (!err)
-		err = runs_minus(&gone, &old, &s->found);
-	for (size_t i = 0; i < gone.n && !err; i++) {
-		err = runs_push(&s->gone, gone.v[i].start, gone.v[i].end);
-		for (uint64_t a = gone.v[i].start; a < gone.v[i].end && !err; a += UT_PAGE)
-			err = digest_put(s, a, none);
-	}
+		err = runs_minus(&s->gone, &old, &s->found);
 	runs_free(&old);
-	runs_free(&gone);
 	return err;
 }
 
@@ -1046,6 +1083,19 @@ static int unmapped(ut_space *s)
 	return err;
 }
 
+/* Digests are of what the image has, so they go where this harvest says that its contents hold no longer. */
+static int void_what_is_new(ut_space *s)
+{
+	s->found.n = 0;
+	for (size_t i = 0; i < s->fresh.n; i++)
+		TRY(runs_push(&s->found, s->fresh.v[i].start, s->fresh.v[i].end));
+	for (size_t i = 0; i < s->gone.n; i++)
+		TRY(runs_push(&s->found, s->gone.v[i].start, s->gone.v[i].end));
+	runs_normalise(&s->found);
+	digests_void(s, &s->found);
+	return 0;
+}
+
 /* A page that nobody can map: only the memory itself can be missing. */
 static int memory_is_gone(const ut_space *s)
 {
@@ -1100,8 +1150,11 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
 	s->tracked = s->compared = 0;
 	s->rearm_ns = 0;
-	if (flags & UT_FULL)
-		s->spans.n = s->kept.n = s->known.n = 0;
+	if (flags & UT_FULL) {
+		s->spans.n = s->kept.n = s->known.n = s->ndigests = 0;
+		if (s->digests)
+			memset(s->digests, 0, s->digests_cap * sizeof(*s->digests));
+	}
 	err = ask_watch(s, flags);
 	if (!err)
 		err = ut_maps_read(&s->maps, s->pid, s->tid);
@@ -1122,6 +1175,8 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		for (size_t k = 0; k < s->want.n && !err; k++)
 			err = runs_push(&s->plan, s->want.v[k].start, s->want.v[k].end);
 	}
+	if (!err)
+		err = void_what_is_new(s);
 	swap_runs(&s->spans, &s->next_spans);
 	swap_runs(&s->kept, &s->next_kept);
 	swap_runs(&s->known, &s->next_known);
