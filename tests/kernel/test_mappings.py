@@ -143,7 +143,7 @@ def test_shared_memory_that_is_exchanged(mapper: Mapper, session: Session) -> No
 
 
 def test_shared_memory_in_a_second_base(mapper: Mapper, session: Session) -> None:
-    """What could not be told page by page makes a base of an increment: it holds what was stored before, too."""
+    """What could not be told page by page is taken whole, and nothing of before counts after."""
     at = mapper.new(16 * PAGE, 3, 0x21)
     mapper(f"put({at}, b'a' * {16 * PAGE})")
     session.take()

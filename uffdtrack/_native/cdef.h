@@ -92,7 +92,7 @@ typedef struct {
 } ut_news;
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
-	int32_t tracked, compared, sabotage;
+	int32_t compared, sabotage;
 	ut_maps maps;
 	ut_runs plan, gone, fresh, unreadable;
 	uint8_t *buf;

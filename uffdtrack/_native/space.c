@@ -921,27 +921,11 @@ static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
 	if (!err)
 		err = harvest_tracked(s, r, 1);
 	s->rearm_ns += ut_now_ns() - t0;
-	if (!err) {
-		s->tracked++;
+	if (!err)
 		return runs_push(&s->fresh, r->start, r->end);
-	}
 	if (flags & UT_RUNNING)
 		return 0; /* it changes right now; the stop will see what it is */
 	return err;
-}
-
-/* Whether any mapping of the target is under write-protect, so that the uffd is of this memory. */
-static int any_registered(ut_space *s)
-{
-	int yes = 0;
-
-	for (size_t i = 0; i < s->maps.n && !yes; i++) {
-		const ut_region *r = &s->maps.regions[i];
-
-		if (r->kind != UT_KIND_SKIP && r->kind != UT_KIND_SHARED && r->kind != UT_KIND_HUGE)
-			yes = !is_registered(s, r->start);
-	}
-	return yes;
 }
 
 /* A mapping that has come to this place with its traps, which say nothing of what stood here. */
@@ -981,7 +965,6 @@ static int harvest_sync(ut_space *s, const ut_region *r, int flags)
 			err = 0; /* it changes right now; the stop will see what it is */
 		goto out;
 	}
-	s->tracked++;
 	for (size_t i = 0; i < come.n && !err; i++) {
 		err = runs_push(&look, come.v[i].start, come.v[i].end);
 		if (!err)
@@ -1015,7 +998,7 @@ out:
 	return err;
 }
 
-static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tracked)
+static int harvest_region(ut_space *s, const ut_region *r, int flags)
 {
 	int err = -EPERM;
 
@@ -1028,16 +1011,10 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tr
 	}
 	if (!(flags & UT_FULL) && !was_moved(s, r))
 		err = harvest_tracked(s, r, 0);
-	if (!err)
-		s->tracked++;
 	/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
 	if (err != -EPERM)
 		return err;
 	err = harvest_fresh(s, r, flags);
-	if (err == -ENOMEM || err == -ESRCH || err == -EPERM) {
-		if (was_tracked && !s->tracked && !any_registered(s))
-			return UT_NEW_MM; /* the uffd belongs to another memory */
-	}
 	if (err == -EPERM || err == -EBUSY || err == -EINVAL)
 		return harvest_compare(s, r, flags);
 	return err;
@@ -1096,12 +1073,17 @@ static int void_what_is_new(ut_space *s)
 	return 0;
 }
 
-/* A page that nobody can map: only the memory itself can be missing. */
+/* Whether the memory that the uffd belongs to is no process's any more. The question must change nothing, so it
+ * is one for shared memory that is registered, of which there is none; addresses below mmap_min_addr are turned
+ * down without a look. */
 static int memory_is_gone(const ut_space *s)
 {
-	struct uffdio_writeprotect none = {{0, UT_PAGE}, 0};
+	struct uffdio_continue none = {
+		.range = {UT_TASK_SIZE - 2 * UT_PAGE, UT_PAGE},
+		.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+	};
 
-	return ioctl(s->uffd, UFFDIO_WRITEPROTECT, &none) && errno == ESRCH;
+	return ioctl(s->uffd, UFFDIO_CONTINUE, &none) && errno == ESRCH;
 }
 
 /* Where to look. While the target runs what is known of it may be too new, so it is kept for the stop. */
@@ -1115,8 +1097,6 @@ static int ask_watch(ut_space *s, int flags)
 	news->touched.n = news->zapped.n = news->unmapped.n = news->moved.n = 0;
 	if (!s->watch)
 		return 0;
-	if (s->sync && memory_is_gone(s))
-		return UT_NEW_MM;
 	if (flags & UT_RUNNING)
 		TRY(ut_watch_peek(s->watch, news));
 	else
@@ -1133,7 +1113,6 @@ static int ask_watch(ut_space *s, int flags)
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
-	int was_tracked = s->tracked;
 	ut_maps old = s->before;
 	int err;
 
@@ -1148,7 +1127,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->maps = old;
 	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
 	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
-	s->tracked = s->compared = 0;
+	s->compared = 0;
 	s->rearm_ns = 0;
 	if (flags & UT_FULL) {
 		s->spans.n = s->kept.n = s->known.n = s->ndigests = 0;
@@ -1166,7 +1145,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		if (r->kind == UT_KIND_SKIP)
 			continue;
 		s->want.n = 0;
-		err = harvest_region(s, r, flags, was_tracked);
+		err = harvest_region(s, r, flags);
 		if (!err)
 			err = runs_clip(&s->want, &again, r->start, r->end);
 		if (err)
@@ -1177,6 +1156,9 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	}
 	if (!err)
 		err = void_what_is_new(s);
+	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
+	if (memory_is_gone(s))
+		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
 	swap_runs(&s->spans, &s->next_spans);
 	swap_runs(&s->kept, &s->next_kept);
 	swap_runs(&s->known, &s->next_known);
@@ -1274,7 +1256,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	      int64_t timeout_ns, ut_times *times)
 {
 	int64_t t0, t1, t2, t3;
-	int err, urgent;
+	int err, urgent, late;
 
 	if (s->sabotage)
 		sabotage(s, 1);
@@ -1305,7 +1287,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		ut_watch_threads(s->watch);
 	if (s->watch)
 		ut_watch_resumed(s->watch);
-	ut_tracee_resume(t);
+	late = ut_tracee_resume(t);
 	if (urgent)
 		set_urgent(0);
 	*times = (ut_times){
@@ -1315,5 +1297,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		.copy_ns = t3 - t2,
 		.pause_ns = ut_now_ns() - t0,
 	};
+	if (late) /* killed while they stood */
+		ut_tracee_settle(t, 100000000);
 	return err;
 }
