@@ -189,6 +189,27 @@ def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp
     assert read(mapper, at) == b"abc"
 
 
+def test_private_mapping_of_a_memfd_that_is_written(mapper: Mapper, session: Session) -> None:
+    """By write(2), which no page table of the target's shows: the target sees it in pages it has not written."""
+    fd = int(mapper(f"[fd := os.memfd_create('x'), os.ftruncate(fd, {16 * PAGE}), globals().update(fd=fd)][0]"))
+    mapper(f"os.pwrite({fd}, b'a' * {16 * PAGE}, 0)")
+    at = mapper.new(16 * PAGE, 3, 2, fd)
+    assert mapper(f"get({at}, {8 * PAGE}) == b'a' * {8 * PAGE}") == "True"
+    mapper(f"put({at + 5 * PAGE}, b'own')")
+    session.take()
+    assert read(mapper, at) == b"aaa" and read(mapper, at + 5 * PAGE, 4) == b"owna"
+    mapper(f"os.pwrite({fd}, b'b' * {16 * PAGE}, 0)")
+    session.take()
+    for page in range(8 if os.geteuid() else 16):  # the last ones the target has never looked at
+        expected = b"owna" if page == 5 else b"bbbb"
+        assert mapper(f"get({at + page * PAGE}, 4)") == repr(expected)
+        assert read(mapper, at + page * PAGE, 4) == expected, page
+    mapper(f"put({at + 5 * PAGE}, b'two'), libc.madvise({at + 6 * PAGE}, 4096, 4)")
+    row = session.take()
+    assert read(mapper, at + 5 * PAGE, 4) == b"twoa" and read(mapper, at + 6 * PAGE) == b"bbb"
+    assert row["pages"] < 300
+
+
 def test_file_that_was_cut_short(mapper: Mapper, session: Session, tmp_path: Path) -> None:
     """Pages past the end of a file have no contents; the session goes on."""
     path = tmp_path / "file"

@@ -629,10 +629,9 @@ static int harvest_anon(ut_space *s, const ut_region *r, int all)
 
 struct diff {
 	ut_space *s;
-	int file;      /* a file is behind the mapping; only pages that are not the file's are kept */
-	int take_file; /* the file's pages are taken too, since nobody can open it any more */
-	int all;       /* written or not */
-	int written;   /* some page was: it has to be armed */
+	int file;    /* a file is behind the mapping; only pages that are not the file's are kept */
+	int all;     /* written or not */
+	int written; /* some page was: it has to be armed */
 };
 
 static int found_diff(void *arg, const struct ut_page_region *r)
@@ -641,11 +640,8 @@ static int found_diff(void *arg, const struct ut_page_region *r)
 	int swapped = !!(r->categories & UT_PAGE_IS_SWAPPED);
 
 	d->written |= !!(r->categories & UT_PAGE_IS_WRITTEN);
-	if (d->file && (r->categories & UT_PAGE_IS_FILE) && !swapped) {
-		if (!d->take_file || !(d->all || (r->categories & UT_PAGE_IS_WRITTEN)))
-			return 0;
-		return runs_push(&d->s->want, r->start, r->end);
-	}
+	if (d->file && (r->categories & UT_PAGE_IS_FILE) && !swapped)
+		return 0;
 	TRY(runs_push(&d->s->found, r->start, r->end));
 	/* A swapped entry of a file mapping may be a marker left by a zapped page. Reading it makes
 	 * it a page again, so it is taken once. */
@@ -708,7 +704,7 @@ static int harvest_kept(ut_space *s, const ut_region *r, const ut_runs *kept)
 static int harvest_diff(ut_space *s, const ut_region *r, int all)
 {
 	const uint64_t categories = POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE;
-	struct diff d = {s, r->kind != UT_KIND_ANON, r->kind == UT_KIND_DELETED, all, 0};
+	struct diff d = {s, r->kind != UT_KIND_ANON, all, 0};
 	ut_runs old = {0};
 	int err = runs_clip(&old, &s->kept, r->start, r->end), same = 0;
 
@@ -728,7 +724,7 @@ static int harvest_diff(ut_space *s, const ut_region *r, int all)
 				   POPULATED, categories, found_diff, &d);
 		runs_normalise(&s->found);
 		if (err >= 0)
-			err = runs_minus(d.take_file ? &s->want : &s->gone, &old, &s->found);
+			err = runs_minus(&s->gone, &old, &s->found);
 	}
 	for (size_t i = 0; i < s->found.n && err >= 0; i++)
 		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
@@ -804,8 +800,9 @@ static int harvest_huge_gone(ut_space *s, const ut_region *r)
 	return err;
 }
 
-/* Mappings that others may write through page tables of their own, those that cannot be registered, and
- * hugetlb pages, which keep their trap when they are given back: compare every page that is or was there
+/* Mappings that others may write through page tables of their own, or through a file that the image does not stand
+ * on (a memfd that is mapped private); those that cannot be registered; and hugetlb pages, which keep their trap
+ * when they are given back: compare every page that is or was there
  * with the digest of what was stored. */
 static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 {
@@ -1002,7 +999,7 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags)
 {
 	int err = -EPERM;
 
-	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO || r->kind == UT_KIND_HUGE)
+	if (r->kind != UT_KIND_ANON && r->kind != UT_KIND_FILE)
 		return harvest_compare(s, r, flags);
 	if (s->sync) {
 		if (r->kind == UT_KIND_ANON)
