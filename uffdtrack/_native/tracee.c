@@ -264,6 +264,15 @@ static int64_t socket_limit(const ut_tracee *t, int tid, int fd, int option)
 	return limit;
 }
 
+static int64_t remote_timeval(int tid, uint64_t addr)
+{
+	struct timeval tv;
+
+	if (!addr || read_remote(tid, addr, &tv, sizeof(tv)) || tv.tv_sec > 1000000000)
+		return -1;
+	return tv.tv_sec * 1000000000ll + tv.tv_usec * 1000;
+}
+
 /* Calls that a stop ends with EINTR, since the kernel never restarts them (signal(7)), and that may
  * be repeated: nothing was done yet. The time limit of the call in ns or -1, and what the call
  * returns when that is over. */
@@ -280,6 +289,17 @@ static int never_restarted(const ut_tracee *t, int tid, const struct user_regs_s
 		return 1;
 	case 441: /* epoll_pwait2 */
 		*limit_ns = remote_timespec(tid, r->r10);
+		return 1;
+	/* EINTR where the kernel cannot write back the time that was left: a constant, a read-only page. When such a
+	 * select ends by its limit its sets have to be emptied, which we do not, so that one starts anew. */
+	case SYS_ppoll:
+		*limit_ns = remote_timespec(tid, r->rdx);
+		return 1;
+	case SYS_select:
+	case SYS_pselect6:
+		if (!r->rsi && !r->rdx && !r->r10)
+			*limit_ns = r->orig_rax == SYS_select ? remote_timeval(tid, r->r8)
+							      : remote_timespec(tid, r->r8);
 		return 1;
 	case SYS_semtimedop:
 		*limit_ns = remote_timespec(tid, r->r10);
