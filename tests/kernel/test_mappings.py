@@ -190,8 +190,10 @@ def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp
 
 
 def test_private_mapping_of_a_memfd_that_is_written(mapper: Mapper, session: Session) -> None:
-    """By write(2), which no page table of the target's shows: the target sees it in pages it has not written."""
-    fd = int(mapper(f"[fd := os.memfd_create('x'), os.ftruncate(fd, {16 * PAGE}), globals().update(fd=fd)][0]"))
+    """By write(2), which no page table of the target's shows: it sees that where it has not written."""
+    fd = int(
+        mapper(f"[fd := os.memfd_create('x'), os.ftruncate(fd, {16 * PAGE}), globals().update(fd=fd)][0]")
+    )
     mapper(f"os.pwrite({fd}, b'a' * {16 * PAGE}, 0)")
     at = mapper.new(16 * PAGE, 3, 2, fd)
     assert mapper(f"get({at}, {8 * PAGE}) == b'a' * {8 * PAGE}") == "True"

@@ -142,6 +142,7 @@ int ut_uffd_api(int fd, uint64_t features);
 int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);
 int ut_probe_zapped_pmd(int user_mode_only, int huge);
+int ut_probe_guard(int user_mode_only);
 int ut_probe_pagemap_scan(void);
 int ut_probe_pidfd_getfd(void);
 int ut_probe_ptrace(void);
