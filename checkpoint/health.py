@@ -136,8 +136,8 @@ def _guard_pages() -> Check:
     return Check(
         "guard pages",
         "warn",
-        "a tracked program that calls MADV_GUARD_INSTALL over pages of a private file mapping hangs in that "
-        "call until the session ends: a bug of this kernel",
+        "a tracked program that calls MADV_GUARD_INSTALL over pages of a read-only private file mapping "
+        "hangs in that call until the session ends: a bug of this kernel",
         "no checkpoints of programs that do so, or a newer kernel",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -171,6 +172,47 @@ def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_pa
     mapper(f"put({at}, b'two')")
     session.take()
     assert read(mapper, at, 6) == b"twoabc"
+
+
+def test_guard_pages_in_a_private_file_mapping(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    """Some kernels never come back from MADV_GUARD_INSTALL over armed pages of a file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    mapper(f"put({at}, b'x' * {4 * PAGE})")
+    session.take()
+    session.take()
+    assert mapper.process.stdin and mapper.process.stdout
+    mapper.process.stdin.write(f"libc.madvise({at}, {2 * PAGE}, 102)\n".encode())
+    mapper.process.stdin.flush()
+    assert select.select([mapper.process.stdout], [], [], 30)[0], "the target does not come back"
+    if mapper.process.stdout.readline() != b"0\n":
+        pytest.skip("no MADV_GUARD_INSTALL over files (Linux 6.15)")
+    session.take()
+    assert read(mapper, at) in (b"", bytes(3))
+    assert read(mapper, at + 3 * PAGE) == b"xxx"
+    mapper(f"libc.madvise({at}, {2 * PAGE}, 103), put({at}, b'new')")
+    session.take()
+    assert read(mapper, at) == b"new"
+
+
+def test_private_file_mapping_that_is_protected_and_not(
+    mapper: Mapper, session: Session, tmp_path: Path
+) -> None:
+    """Read-only it is under traps, writable it is compared."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    for text in (b"one", b"two", b"one", b"one"):
+        mapper(f"put({at}, {text!r}), libc.mprotect(ctypes.c_void_p({at}), 65536, 1)")
+        session.take()
+        assert read(mapper, at, 4) == text + b"a"
+        mapper(f"libc.mprotect(ctypes.c_void_p({at}), 65536, 3), put({at + PAGE}, {text!r})")
+        session.take()
+        assert read(mapper, at, 4) == text + b"a" and read(mapper, at + PAGE) == text
+        mapper(f"libc.madvise({at}, 65536, 4)")
+        session.take()
+        assert (read(mapper, at) or b"abc") == b"abc"
 
 
 def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp_path: Path) -> None:

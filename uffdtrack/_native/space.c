@@ -680,25 +680,6 @@ static int diff_unchanged(ut_space *s, const ut_region *r, const ut_runs *kept)
 	return own == runs_bytes(kept);
 }
 
-/* A page of a file mapping that was given back keeps its trap, in a marker. A write takes two faults then:
- * the first makes a page out of the file's, armed by the marker, the second is the trap. A thread that
- * stands between the two leaves a page that looks as if nothing had happened to it, so those of writable
- * mappings are compared. */
-static int harvest_kept(ut_space *s, const ut_region *r, const ut_runs *kept)
-{
-	ut_runs rest = {0};
-	int err;
-
-	if (!(r->prot & 2) || !kept->n)
-		return 0;
-	runs_normalise(&s->want);
-	err = runs_minus(&rest, kept, &s->want);
-	if (!err)
-		err = changed_pages(s, &rest, &s->want);
-	runs_free(&rest);
-	return err;
-}
-
 /* What is there now against what was: for file mappings, where a page that is not there any more is
  * the file's again. */
 static int harvest_diff(ut_space *s, const ut_region *r, int all)
@@ -728,8 +709,6 @@ static int harvest_diff(ut_space *s, const ut_region *r, int all)
 	}
 	for (size_t i = 0; i < s->found.n && err >= 0; i++)
 		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
-	if (err >= 0 && d.file && !all)
-		err = harvest_kept(s, r, &s->found);
 	runs_free(&old);
 	return err < 0 ? err : 0;
 }
@@ -755,6 +734,37 @@ static int stood_before(const ut_space *s, const ut_region *r)
 		seen = 1;
 	}
 	return seen;
+}
+
+/* Writable private mappings of a file: the pages that are not the file's any more, compared. Traps would be wrong:
+ *
+ * - A page that is given back keeps its trap, in a marker. A write takes two faults then: the first makes a page
+ *   out of the file's, armed by the marker, the second is the trap. A thread that stands between the two leaves a
+ *   page that looks as if nothing had happened to it.
+ * - MADV_GUARD_INSTALL repeats until it finds no page, and takes the markers that it leaves for pages. */
+static int harvest_own(ut_space *s, const ut_region *r, int flags)
+{
+	ut_runs old = {0};
+	int err;
+
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED | UT_PAGE_IS_FILE,
+		 found_private, &s->found));
+	runs_normalise(&s->found);
+	for (size_t i = 0; i < s->found.n; i++)
+		TRY(runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end));
+	if ((flags & UT_FULL) || !stood_before(s, r)) {
+		for (size_t i = 0; i < s->found.n; i++)
+			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
+		return runs_push(&s->fresh, r->start, r->end);
+	}
+	err = runs_clip(&old, &s->kept, r->start, r->end);
+	if (!err)
+		err = runs_minus(&s->gone, &old, &s->found);
+	if (!err)
+		err = changed_pages(s, &s->found, &s->want);
+	runs_free(&old);
+	return err;
 }
 
 /* Pages of a file in memory that others have written and the target has not touched yet. Only who may open
@@ -918,11 +928,9 @@ static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
 	if (!err)
 		err = harvest_tracked(s, r, 1);
 	s->rearm_ns += ut_now_ns() - t0;
-	if (!err)
-		return runs_push(&s->fresh, r->start, r->end);
-	if (flags & UT_RUNNING)
-		return 0; /* it changes right now; the stop will see what it is */
-	return err;
+	if (err && (flags & UT_RUNNING))
+		err = 0; /* it changes right now; the stop will see what it is */
+	return err ? err : runs_push(&s->fresh, r->start, r->end);
 }
 
 /* A mapping that has come to this place with its traps, which say nothing of what stood here. */
@@ -1006,6 +1014,8 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags)
 			err = harvest_sync(s, r, flags);
 		return err == -EPERM || err == -EBUSY || err == -EINVAL ? harvest_compare(s, r, flags) : err;
 	}
+	if (r->kind == UT_KIND_FILE && (r->prot & 2))
+		return harvest_own(s, r, flags);
 	if (!(flags & UT_FULL) && !was_moved(s, r))
 		err = harvest_tracked(s, r, 0);
 	/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
