@@ -12,6 +12,7 @@ import numpy as np
 from checkpoint.chain import ChainWriter
 from checkpoint.image import SCHEMA, EpochWriter
 from checkpoint.targets import Target
+from checkpoint.targets.process import EXEC_POLL, EXEC_SECONDS
 from uffdtrack import PAGE, Pending, Runs, Window
 from uffdtrack.errors import (
     NewMemoryError,
@@ -57,6 +58,7 @@ class Session:
         self.interrupted = interrupted
         self.chain = chain
         self.pending = Pending()
+        self._attached = True
         self._based = False
 
     def take(self) -> dict[str, Any]:
@@ -66,20 +68,20 @@ class Session:
             StorageError: it could not be written; its pages come with the next one.
             StopTimeoutError: a thread did not stop; nothing was taken.
             TargetGoneError: the target has ended.
+            NewMemoryError: it calls exec again and again, before a base is whole.
             SessionInterrupted: a base was under way and has been dropped.
         """
-        if self._based:
+        deadline = time.monotonic() + EXEC_SECONDS
+        while True:
             try:
-                return self._increment()
-            except NewMemoryError:
-                self._based = False
-        for attempt in range(ATTEMPTS):
-            try:
-                return self._base()
-            except NewMemoryError:
-                if attempt == ATTEMPTS - 1:
+                return self._increment() if self._based else self._base()
+            except (NewMemoryError, TargetGoneError) as error:
+                self._attached = self._based = False
+                gone = isinstance(error, TargetGoneError) and self.target.ended(EXEC_POLL)
+                if gone or time.monotonic() > deadline:
                     raise
-        raise AssertionError("unreachable")
+                if self.interrupted():
+                    raise SessionInterrupted from error
 
     def _increment(self) -> dict[str, Any]:
         window = self.target.window(self.pending)
@@ -87,8 +89,9 @@ class Session:
 
     def _base(self) -> dict[str, Any]:
         """Arm, copy while the target runs, and stop only for what it wrote meanwhile."""
-        if self.chain.next_epoch:
+        if not self._attached:
             self.target.reattach()
+            self._attached = True
         self.pending.clear()
         writer = self.chain.begin()
         try:

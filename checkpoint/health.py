@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from uffdtrack import UFFD_FEATURES, Features, probe
+from uffdtrack import UFFD_FEATURES, Features, guard_pages, probe
 
 Status = Literal["pass", "warn", "fail", "skip"]
 NEEDED = ("PAGEFAULT_FLAG_WP", "WP_ASYNC")
@@ -112,6 +112,7 @@ def _tracking(f: Features) -> list[Check]:
     ]  # fmt: skip
     if not f.scan:
         return [*found, Check("zapped memory", "skip", "needs tracking")]
+    found.append(_guard_pages())
     if f.zapped_pmd_reported:
         return [*found, Check("zapped memory", "pass", "2 MiB given back are reported by a scan")]
     return [
@@ -124,6 +125,21 @@ def _tracking(f: Features) -> list[Check]:
             "a newer kernel",
         ),
     ]
+
+
+def _guard_pages() -> Check:
+    works = guard_pages()
+    if works is None:
+        return Check("guard pages", "skip", "no MADV_GUARD_INSTALL over files here (Linux 6.15)")
+    if works:
+        return Check("guard pages", "pass", "can be installed over tracked pages of a private file mapping")
+    return Check(
+        "guard pages",
+        "warn",
+        "a tracked program that calls MADV_GUARD_INSTALL over pages of a read-only private file mapping "
+        "hangs in that call until the session ends: a bug of this kernel",
+        "no checkpoints of programs that do so, or a newer kernel",
+    )
 
 
 def _attaching(f: Features) -> list[Check]:

@@ -2,7 +2,7 @@
 
 from uffdtrack._sys import Runs
 from uffdtrack.cycles import Cycles, log_array
-from uffdtrack.features import UFFD_FEATURES, Features, probe
+from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
@@ -58,6 +58,7 @@ __all__ = [
     "Window",
     "choose_engine",
     "choose_for_process",
+    "guard_pages",
     "has_seccomp",
     "join",
     "log_array",

@@ -83,3 +83,16 @@ def probe() -> Features:
         suspend_seccomp=_answer(lib.ut_probe_suspend_seccomp()),
         perf_faults=_answer(lib.ut_probe_perf_faults()),
     )
+
+
+def guard_pages() -> bool | None:
+    """Whether a program may install guard pages (madvise(2)) over armed pages of a private file mapping.
+
+    On some kernels that call goes on for ever, until the tracking ends or the caller is killed. Not part of
+    `probe`: a "no" takes a second.
+
+    Returns:
+        None: this kernel has no such guard pages.
+    """
+    result = lib.ut_probe_guard(1)
+    return None if result < 0 else bool(result)

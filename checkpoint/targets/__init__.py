@@ -35,5 +35,8 @@ class Target(Protocol):
     def reattach(self) -> None:
         """Its memory was exchanged for another."""
 
+    def ended(self, seconds: float = 0) -> bool:
+        """Whether it has ended, or does within some seconds."""
+
     def settle(self, timeout: float) -> None:
         """Wait, up to some seconds, for what did not stop in time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 import time
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from uffdtrack import (
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
 
 _PF_KTHREAD = 0x00200000
+EXEC_SECONDS = 10
+"""How long a process that does nothing but exec is tried again."""
+EXEC_POLL = 0.02
+"""Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,7 @@ class ProcessTarget:
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
         try:
-            self.space = AddressSpace.attach(pid, engine, max_dirty)
+            self._attach()
         except BaseException:
             self.close()
             raise
@@ -219,8 +224,28 @@ class ProcessTarget:
     def reattach(self) -> None:
         """After exec: the memory is another one, and so may be the kind of program."""
         self.space.close()
-        check_target(self.pid)
-        self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
+        self.tracee.settle(5)
+        self._attach()
+
+    def ended(self, seconds: float = 0) -> bool:
+        """Whether the process has ended, or does within some seconds.
+
+        Its pidfd knows. All else that can be asked says the same of one that is just inside of exec.
+        """
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _attach(self) -> None:
+        deadline = time.monotonic() + EXEC_SECONDS
+        while True:
+            try:
+                check_target(self.pid)
+                self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
+                return
+            except TargetGoneError:
+                if self.ended(EXEC_POLL) or time.monotonic() > deadline:
+                    raise
 
     def facts(self) -> dict[str, Any]:
         """Who the process is, for the image."""

@@ -138,6 +138,9 @@ class VmTarget:
     def reattach(self) -> None:
         raise AssertionError("a VM keeps its memory")
 
+    def ended(self, seconds: float = 0) -> bool:
+        return any(vcpu.exit for vcpu in self.vm.vcpus)
+
     def settle(self, timeout: float) -> None:
         """Nothing of it is held when a window fails."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -124,6 +125,37 @@ def test_shared_memory_that_another_process_writes(
     os.close(fd)
 
 
+def test_shared_memory_that_is_exchanged(mapper: Mapper, session: Session) -> None:
+    """Other shared memory at the same place: what stood there once is no reason to leave a page out."""
+    at = mapper.new(16 * PAGE, 3, 0x21)
+    for again in ("munmap", "MAP_FIXED"):
+        mapper(f"put({at}, b'a' * {16 * PAGE})")
+        session.take()
+        if again == "munmap":
+            mapper(f"libc.munmap(ctypes.c_void_p({at}), {16 * PAGE})")
+            session.take()
+        assert mapper(f"libc.mmap({at}, {16 * PAGE}, 3, 0x31, -1, 0)") == str(at)
+        session.take()
+        assert mapper(f"get({at + 9 * PAGE}, 3)") == repr(bytes(3))
+        assert (read(mapper, at + 9 * PAGE) or bytes(3)) == bytes(3)
+        mapper(f"put({at}, b'a' * {16 * PAGE})")
+        session.take()
+        assert read(mapper, at + 9 * PAGE) == b"aaa"
+
+
+def test_shared_memory_in_a_second_base(mapper: Mapper, session: Session) -> None:
+    """What could not be told page by page is taken whole, and nothing of before counts after."""
+    at = mapper.new(16 * PAGE, 3, 0x21)
+    mapper(f"put({at}, b'a' * {16 * PAGE})")
+    session.take()
+    session.pending.everything = True
+    mapper(f"libc.madvise({at}, {16 * PAGE}, 9)")
+    session.take()
+    mapper(f"put({at}, b'a' * {16 * PAGE})")
+    session.take()
+    assert read(mapper, at + 9 * PAGE) == b"aaa"
+
+
 def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc" * 100_000)
@@ -142,6 +174,47 @@ def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_pa
     assert read(mapper, at, 6) == b"twoabc"
 
 
+def test_guard_pages_in_a_private_file_mapping(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    """Some kernels never come back from MADV_GUARD_INSTALL over armed pages of a file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    mapper(f"put({at}, b'x' * {4 * PAGE})")
+    session.take()
+    session.take()
+    assert mapper.process.stdin and mapper.process.stdout
+    mapper.process.stdin.write(f"libc.madvise({at}, {2 * PAGE}, 102)\n".encode())
+    mapper.process.stdin.flush()
+    assert select.select([mapper.process.stdout], [], [], 30)[0], "the target does not come back"
+    if mapper.process.stdout.readline() != b"0\n":
+        pytest.skip("no MADV_GUARD_INSTALL over files (Linux 6.15)")
+    session.take()
+    assert read(mapper, at) in (b"", bytes(3))
+    assert read(mapper, at + 3 * PAGE) == b"xxx"
+    mapper(f"libc.madvise({at}, {2 * PAGE}, 103), put({at}, b'new')")
+    session.take()
+    assert read(mapper, at) == b"new"
+
+
+def test_private_file_mapping_that_is_protected_and_not(
+    mapper: Mapper, session: Session, tmp_path: Path
+) -> None:
+    """Read-only it is under traps, writable it is compared."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    for text in (b"one", b"two", b"one", b"one"):
+        mapper(f"put({at}, {text!r}), libc.mprotect(ctypes.c_void_p({at}), 65536, 1)")
+        session.take()
+        assert read(mapper, at, 4) == text + b"a"
+        mapper(f"libc.mprotect(ctypes.c_void_p({at}), 65536, 3), put({at + PAGE}, {text!r})")
+        session.take()
+        assert read(mapper, at, 4) == text + b"a" and read(mapper, at + PAGE) == text
+        mapper(f"libc.madvise({at}, 65536, 4)")
+        session.take()
+        assert (read(mapper, at) or b"abc") == b"abc"
+
+
 def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc" * 100_000)
@@ -156,6 +229,29 @@ def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp
     mapper(f"libc.madvise({at}, 4096, 4)")
     session.take()
     assert read(mapper, at) == b"abc"
+
+
+def test_private_mapping_of_a_memfd_that_is_written(mapper: Mapper, session: Session) -> None:
+    """By write(2), which no page table of the target's shows: it sees that where it has not written."""
+    fd = int(
+        mapper(f"[fd := os.memfd_create('x'), os.ftruncate(fd, {16 * PAGE}), globals().update(fd=fd)][0]")
+    )
+    mapper(f"os.pwrite({fd}, b'a' * {16 * PAGE}, 0)")
+    at = mapper.new(16 * PAGE, 3, 2, fd)
+    assert mapper(f"get({at}, {8 * PAGE}) == b'a' * {8 * PAGE}") == "True"
+    mapper(f"put({at + 5 * PAGE}, b'own')")
+    session.take()
+    assert read(mapper, at) == b"aaa" and read(mapper, at + 5 * PAGE, 4) == b"owna"
+    mapper(f"os.pwrite({fd}, b'b' * {16 * PAGE}, 0)")
+    session.take()
+    for page in range(8 if os.geteuid() else 16):  # the last ones the target has never looked at
+        expected = b"owna" if page == 5 else b"bbbb"
+        assert mapper(f"get({at + page * PAGE}, 4)") == repr(expected)
+        assert read(mapper, at + page * PAGE, 4) == expected, page
+    mapper(f"put({at + 5 * PAGE}, b'two'), libc.madvise({at + 6 * PAGE}, 4096, 4)")
+    row = session.take()
+    assert read(mapper, at + 5 * PAGE, 4) == b"twoa" and read(mapper, at + 6 * PAGE) == b"bbb"
+    assert row["pages"] < 300
 
 
 def test_file_that_was_cut_short(mapper: Mapper, session: Session, tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ def test_call_limit_ends_although_stops_are_more_frequent(
     first = ask(process)
     uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "5ms", "--duration", "1s")
     last = ask(process)
-    for kind in ("timeouts", "socket_timeouts", "sig_timeouts"):
+    for kind in ("timeouts", "socket_timeouts", "sig_timeouts", "const_polls"):
         assert last[kind] - first[kind] >= 5, kind
+    assert last["const_selects"] > first["const_selects"]
 
 
 FILTERED = """

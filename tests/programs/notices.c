@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 static volatile uint64_t timeouts, events, signals, naps, socket_timeouts, sig_timeouts, pwaits, polls;
+static volatile uint64_t const_polls, const_selects, select_events;
 static int event_fd, epoll_quiet, epoll_events;
 
 static void die(const char *what)
@@ -137,6 +139,67 @@ static void *naps_and_polls(void *arg)
 	return arg;
 }
 
+/* Limits in read-only memory: the kernel cannot write back what is left of them, and gives up with EINTR. */
+static void *poll_const(void *arg)
+{
+	static const struct timespec limit = {0, 50000000};
+
+	for (;;) {
+		double t = now();
+
+		if (syscall(SYS_ppoll, NULL, 0, &limit, NULL, 8))
+			die("ppoll");
+		if (now() - t < 0.0499)
+			die("ppoll ended before its limit");
+		const_polls++;
+	}
+	return arg;
+}
+
+static void *select_const(void *arg)
+{
+	struct timeval *limit = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	static const struct timespec same = {0, 50000000};
+
+	limit->tv_usec = 50000;
+	mprotect(limit, 4096, PROT_READ);
+	for (;;) {
+		double t = now();
+
+		if (syscall(SYS_select, 0, NULL, NULL, NULL, limit))
+			die("select");
+		if (syscall(SYS_pselect6, 0, NULL, NULL, NULL, &same, NULL))
+			die("pselect6");
+		if (now() - t < 0.0998)
+			die("select ended before its limit");
+		const_selects++;
+	}
+	return arg;
+}
+
+/* With sets: until the event that is asked for. */
+static void *select_event(void *arg)
+{
+	struct timeval *limit = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const int *pair = arg;
+
+	limit->tv_sec = 3600;
+	mprotect(limit, 4096, PROT_READ);
+	for (;;) {
+		fd_set set;
+		char c;
+
+		FD_ZERO(&set);
+		FD_SET(pair[0], &set);
+		if (syscall(SYS_select, pair[0] + 1, &set, NULL, NULL, limit) != 1 || !FD_ISSET(pair[0], &set))
+			die("select with a set");
+		if (read(pair[0], &c, 1) != 1)
+			die("read after select");
+		select_events++;
+	}
+	return arg;
+}
+
 /* epoll_pwait lets a signal in that is blocked otherwise: EINTR is right here, and only then. */
 static volatile sig_atomic_t let_in;
 
@@ -228,7 +291,7 @@ int main(void)
 	sigset_t alarm_only;
 	pthread_t t;
 	static pthread_t pwaiter;
-	static int pair[2];
+	static int pair[2], watched[2];
 	char line[64];
 
 	setvbuf(stdout, NULL, _IONBF, 0);
@@ -236,6 +299,7 @@ int main(void)
 	epoll_quiet = epoll_create1(0);
 	epoll_events = epoll_create1(0);
 	socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+	socketpair(AF_UNIX, SOCK_STREAM, 0, watched);
 	epoll_ctl(epoll_events, EPOLL_CTL_ADD, event_fd, &e);
 	sigaction(SIGALRM, &sa, NULL);
 	sa.sa_handler = on_usr1;
@@ -247,9 +311,11 @@ int main(void)
 	sigaddset(&alarm_only, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &alarm_only, NULL);
 	void *(*all[])(void *) = {wait_forever, wait_limited, receive_limited, signals_limited,
-				  semaphore, naps_and_polls, registers};
+				  semaphore, naps_and_polls, registers,
+				  poll_const, select_const};
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
 		pthread_create(&t, NULL, all[i], pair);
+	pthread_create(&t, NULL, select_event, watched);
 	pthread_create(&t, NULL, pwait, &pwaiter);
 	while (!*(volatile pthread_t *)&pwaiter)
 		usleep(100);
@@ -264,10 +330,18 @@ int main(void)
 			die("read");
 		if (!n)
 			return 0;
-		uint64_t one = 1, before = pwaits;
+		uint64_t one = 1, before = pwaits, before_select;
 
 		if (write(event_fd, &one, 8) != 8)
 			die("eventfd");
+		before_select = select_events;
+		if (write(watched[1], "x", 1) != 1)
+			die("write");
+		for (int i = 0; select_events == before_select; i++) {
+			usleep(100);
+			if (i > 300000)
+				die("select lost an event");
+		}
 		pthread_kill(pwaiter, SIGUSR1);
 		for (int i = 0; pwaits == before; i++) {
 			usleep(100);
@@ -276,7 +350,8 @@ int main(void)
 		}
 		printf("{\"timeouts\": %lu, \"events\": %lu, \"signals\": %lu, \"naps\": %lu, "
 		       "\"polls\": %lu, \"socket_timeouts\": %lu, \"sig_timeouts\": %lu, "
-		       "\"pwaits\": %lu}\n",
-		       timeouts, events, signals, naps, polls, socket_timeouts, sig_timeouts, pwaits);
+		       "\"pwaits\": %lu, \"const_polls\": %lu, \"const_selects\": %lu, \"select_events\": %lu}\n",
+		       timeouts, events, signals, naps, polls, socket_timeouts, sig_timeouts, pwaits,
+		       const_polls, const_selects, select_events);
 	}
 }

@@ -92,7 +92,7 @@ typedef struct {
 } ut_news;
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
-	int32_t tracked, compared, sabotage;
+	int32_t compared, sabotage;
 	ut_maps maps;
 	ut_runs plan, gone, fresh, unreadable;
 	uint8_t *buf;
@@ -142,6 +142,7 @@ int ut_uffd_api(int fd, uint64_t features);
 int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);
 int ut_probe_zapped_pmd(int user_mode_only, int huge);
+int ut_probe_guard(int user_mode_only);
 int ut_probe_pagemap_scan(void);
 int ut_probe_pidfd_getfd(void);
 int ut_probe_ptrace(void);

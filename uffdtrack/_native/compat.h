@@ -49,6 +49,17 @@ struct ut_pm_scan_arg {
 #define SYS_pidfd_getfd 438
 #endif
 
+#ifndef UFFDIO_CONTINUE /* Linux 5.13 */
+struct uffdio_continue {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 mapped;
+};
+#define UFFDIO_CONTINUE_MODE_DONTWAKE ((__u64)1 << 0)
+#define UFFDIO_CONTINUE _IOWR(UFFDIO, 0x07, struct uffdio_continue)
+#endif
+
+#define UT_TASK_SIZE (1ul << 47)
 #define UT_PAGE 4096ul
 #define UT_HUGE (2ul << 20)
 

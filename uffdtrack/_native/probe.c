@@ -9,6 +9,7 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static int make_uffd(int user_mode_only, uint64_t want, uint64_t *features)
@@ -117,6 +118,53 @@ int ut_probe_zapped_pmd(int user_mode_only, int huge)
 	long r = tried(user_mode_only, huge, zap_pmd);
 
 	return r < 0 ? r : r == 512;
+}
+
+/* In a child: guard pages over armed pages of a private file mapping. */
+static int install_guard(int user_mode_only)
+{
+	struct uffdio_register reg = {.range = {.len = 8 * UT_PAGE}, .mode = UFFDIO_REGISTER_MODE_WP};
+	int uffd = make_uffd(user_mode_only, UFFD_FEATURE_WP_ASYNC, NULL);
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int file = syscall(SYS_memfd_create, "probe", 0);
+	uint8_t *at;
+
+	if (uffd < 0 || pagemap < 0 || file < 0 || ftruncate(file, 8 * UT_PAGE))
+		return -EIO;
+	at = mmap(NULL, 8 * UT_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+	if (at == MAP_FAILED)
+		return -EIO;
+	memset(at, 1, 8 * UT_PAGE);
+	reg.range.start = (uint64_t)at;
+	if (ioctl(uffd, UFFDIO_REGISTER, &reg) ||
+	    scan(pagemap, at, 8 * UT_PAGE, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC) < 0)
+		return -EIO;
+	return madvise(at, 2 * UT_PAGE, 102 /* MADV_GUARD_INSTALL, Linux 6.13 */) ? -errno : 1;
+}
+
+/* A kernel that cannot do it repeats the call for ever; it can be killed. */
+int ut_probe_guard(int user_mode_only)
+{
+	struct timespec nap = {0, 1000000};
+	int status, done = 0, pid = fork();
+
+	if (pid < 0)
+		return -errno;
+	if (!pid) {
+		int r = install_guard(user_mode_only);
+
+		_exit(r < 0 ? -r : 0);
+	}
+	for (int i = 0; i < 1000 && !done; i++) {
+		done = waitpid(pid, &status, WNOHANG);
+		if (!done)
+			nanosleep(&nap, NULL);
+	}
+	if (done == pid)
+		return WIFEXITED(status) ? (WEXITSTATUS(status) ? -WEXITSTATUS(status) : 1) : -EIO;
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	return 0;
 }
 
 int ut_probe_pagemap_scan(void)

@@ -9,6 +9,8 @@ int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);
 /* A zapped 2 MiB of armed memory is reported by the next scan. */
 int ut_probe_zapped_pmd(int user_mode_only, int huge);
+/* MADV_GUARD_INSTALL over armed pages of a private file mapping comes to an end. Takes a second where not. */
+int ut_probe_guard(int user_mode_only);
 int ut_probe_pagemap_scan(void);
 int ut_probe_pidfd_getfd(void);
 int ut_probe_ptrace(void);

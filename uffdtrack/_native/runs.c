@@ -69,6 +69,13 @@ static size_t first_after(const ut_runs *r, uint64_t addr)
 	return lo;
 }
 
+int runs_have(const ut_runs *r, uint64_t addr)
+{
+	size_t i = first_after(r, addr);
+
+	return i < r->n && r->v[i].start <= addr;
+}
+
 int runs_clip(ut_runs *to, const ut_runs *from, uint64_t start, uint64_t end)
 {
 	for (size_t i = first_after(from, start); i < from->n && from->v[i].start < end; i++) {

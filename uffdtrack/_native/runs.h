@@ -17,6 +17,8 @@ typedef struct {
 int runs_push(ut_runs *r, uint64_t start, uint64_t end);
 /* Sort and merge in place. */
 void runs_normalise(ut_runs *r);
+/* Whether `addr` is in one of them, normalised. */
+int runs_have(const ut_runs *r, uint64_t addr);
 /* Append the parts of `from` that lie in [start, end). `from` is normalised. */
 int runs_clip(ut_runs *to, const ut_runs *from, uint64_t start, uint64_t end);
 /* Append what is in `a` and not in `b`, both normalised. */

@@ -107,28 +107,73 @@ static ut_digest *digest_find(const ut_space *s, uint64_t addr)
 	return d->page ? d : NULL;
 }
 
+static int is_void(const ut_digest *d)
+{
+	return !d->hash[0] && !d->hash[1];
+}
+
+/* Room for one more; what is void is left behind. */
+static int digests_grow(ut_space *s)
+{
+	size_t live = 0, cap = s->digests_cap ? s->digests_cap : 4096;
+	ut_digest *v;
+
+	for (size_t i = 0; i < s->digests_cap; i++)
+		live += s->digests[i].page && !is_void(&s->digests[i]);
+	if (live * 4 >= cap)
+		cap *= 2;
+	v = calloc(cap, sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < s->digests_cap; i++)
+		if (s->digests[i].page && !is_void(&s->digests[i]))
+			*digest_slot(v, cap, s->digests[i].page - 1) = s->digests[i];
+	free(s->digests);
+	s->digests = v;
+	s->digests_cap = cap;
+	s->ndigests = live;
+	return 0;
+}
+
 static int digest_put(ut_space *s, uint64_t addr, const uint64_t hash[2])
 {
 	ut_digest *d;
 
-	if (s->ndigests * 2 >= s->digests_cap) {
-		size_t cap = s->digests_cap ? s->digests_cap * 2 : 4096;
-		ut_digest *v = calloc(cap, sizeof(*v));
-
-		if (!v)
-			return -ENOMEM;
-		for (size_t i = 0; i < s->digests_cap; i++)
-			if (s->digests[i].page)
-				*digest_slot(v, cap, s->digests[i].page - 1) = s->digests[i];
-		free(s->digests);
-		s->digests = v;
-		s->digests_cap = cap;
-	}
+	if (s->ndigests * 2 >= s->digests_cap)
+		TRY(digests_grow(s));
 	d = digest_slot(s->digests, s->digests_cap, addr / UT_PAGE);
 	if (!d->page)
 		s->ndigests++;
 	*d = (ut_digest){addr / UT_PAGE + 1, {hash[0], hash[1]}};
 	return 0;
+}
+
+static void digest_void(ut_digest *d)
+{
+	d->hash[0] = d->hash[1] = 0;
+}
+
+/* What the image has of these pages holds no longer. The same contents may come again, and must not pass for
+ * what is stored then. */
+static void digests_void(ut_space *s, const ut_runs *ranges)
+{
+	uint64_t pages = runs_bytes(ranges) / UT_PAGE;
+
+	if (!s->ndigests)
+		return;
+	if (pages < s->digests_cap) {
+		for (size_t i = 0; i < ranges->n; i++)
+			for (uint64_t a = ranges->v[i].start; a < ranges->v[i].end; a += UT_PAGE) {
+				ut_digest *d = digest_find(s, a);
+
+				if (d)
+					digest_void(d);
+			}
+		return;
+	}
+	for (size_t i = 0; i < s->digests_cap; i++)
+		if (s->digests[i].page && runs_have(ranges, (s->digests[i].page - 1) * UT_PAGE))
+			digest_void(&s->digests[i]);
 }
 
 /* Read what one vectored call could not: without read permission (FOLL_FORCE, /proc/PID/mem), or
@@ -584,10 +629,9 @@ static int harvest_anon(ut_space *s, const ut_region *r, int all)
 
 struct diff {
 	ut_space *s;
-	int file;      /* a file is behind the mapping; only pages that are not the file's are kept */
-	int take_file; /* the file's pages are taken too, since nobody can open it any more */
-	int all;       /* written or not */
-	int written;   /* some page was: it has to be armed */
+	int file;    /* a file is behind the mapping; only pages that are not the file's are kept */
+	int all;     /* written or not */
+	int written; /* some page was: it has to be armed */
 };
 
 static int found_diff(void *arg, const struct ut_page_region *r)
@@ -596,11 +640,8 @@ static int found_diff(void *arg, const struct ut_page_region *r)
 	int swapped = !!(r->categories & UT_PAGE_IS_SWAPPED);
 
 	d->written |= !!(r->categories & UT_PAGE_IS_WRITTEN);
-	if (d->file && (r->categories & UT_PAGE_IS_FILE) && !swapped) {
-		if (!d->take_file || !(d->all || (r->categories & UT_PAGE_IS_WRITTEN)))
-			return 0;
-		return runs_push(&d->s->want, r->start, r->end);
-	}
+	if (d->file && (r->categories & UT_PAGE_IS_FILE) && !swapped)
+		return 0;
 	TRY(runs_push(&d->s->found, r->start, r->end));
 	/* A swapped entry of a file mapping may be a marker left by a zapped page. Reading it makes
 	 * it a page again, so it is taken once. */
@@ -639,31 +680,12 @@ static int diff_unchanged(ut_space *s, const ut_region *r, const ut_runs *kept)
 	return own == runs_bytes(kept);
 }
 
-/* A page of a file mapping that was given back keeps its trap, in a marker. A write takes two faults then:
- * the first makes a page out of the file's, armed by the marker, the second is the trap. A thread that
- * stands between the two leaves a page that looks as if nothing had happened to it, so those of writable
- * mappings are compared. */
-static int harvest_kept(ut_space *s, const ut_region *r, const ut_runs *kept)
-{
-	ut_runs rest = {0};
-	int err;
-
-	if (!(r->prot & 2) || !kept->n)
-		return 0;
-	runs_normalise(&s->want);
-	err = runs_minus(&rest, kept, &s->want);
-	if (!err)
-		err = changed_pages(s, &rest, &s->want);
-	runs_free(&rest);
-	return err;
-}
-
 /* What is there now against what was: for file mappings, where a page that is not there any more is
  * the file's again. */
 static int harvest_diff(ut_space *s, const ut_region *r, int all)
 {
 	const uint64_t categories = POPULATED | UT_PAGE_IS_WRITTEN | UT_PAGE_IS_FILE;
-	struct diff d = {s, r->kind != UT_KIND_ANON, r->kind == UT_KIND_DELETED, all, 0};
+	struct diff d = {s, r->kind != UT_KIND_ANON, all, 0};
 	ut_runs old = {0};
 	int err = runs_clip(&old, &s->kept, r->start, r->end), same = 0;
 
@@ -683,12 +705,10 @@ static int harvest_diff(ut_space *s, const ut_region *r, int all)
 				   POPULATED, categories, found_diff, &d);
 		runs_normalise(&s->found);
 		if (err >= 0)
-			err = runs_minus(d.take_file ? &s->want : &s->gone, &old, &s->found);
+			err = runs_minus(&s->gone, &old, &s->found);
 	}
 	for (size_t i = 0; i < s->found.n && err >= 0; i++)
 		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
-	if (err >= 0 && d.file && !all)
-		err = harvest_kept(s, r, &s->found);
 	runs_free(&old);
 	return err < 0 ? err : 0;
 }
@@ -714,6 +734,37 @@ static int stood_before(const ut_space *s, const ut_region *r)
 		seen = 1;
 	}
 	return seen;
+}
+
+/* Writable private mappings of a file: the pages that are not the file's any more, compared. Traps would be wrong:
+ *
+ * - A page that is given back keeps its trap, in a marker. A write takes two faults then: the first makes a page
+ *   out of the file's, armed by the marker, the second is the trap. A thread that stands between the two leaves a
+ *   page that looks as if nothing had happened to it.
+ * - MADV_GUARD_INSTALL repeats until it finds no page, and takes the markers that it leaves for pages. */
+static int harvest_own(ut_space *s, const ut_region *r, int flags)
+{
+	ut_runs old = {0};
+	int err;
+
+	s->found.n = 0;
+	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED | UT_PAGE_IS_FILE,
+		 found_private, &s->found));
+	runs_normalise(&s->found);
+	for (size_t i = 0; i < s->found.n; i++)
+		TRY(runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end));
+	if ((flags & UT_FULL) || !stood_before(s, r)) {
+		for (size_t i = 0; i < s->found.n; i++)
+			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
+		return runs_push(&s->fresh, r->start, r->end);
+	}
+	err = runs_clip(&old, &s->kept, r->start, r->end);
+	if (!err)
+		err = runs_minus(&s->gone, &old, &s->found);
+	if (!err)
+		err = changed_pages(s, &s->found, &s->want);
+	runs_free(&old);
+	return err;
 }
 
 /* Pages of a file in memory that others have written and the target has not touched yet. Only who may open
@@ -747,28 +798,21 @@ static int found_in_file(ut_space *s, const ut_region *r)
 	return err;
 }
 
-/* Private hugetlb pages that were there and are not: zero. Reading one would take it from the pool. What was
- * stored of it is void, so its digest must not match if the same contents come again. */
+/* Private hugetlb pages that were there and are not: zero. Reading one would take it from the pool. */
 static int harvest_huge_gone(ut_space *s, const ut_region *r)
 {
-	const uint64_t none[2] = {0, 0};
-	ut_runs old = {0}, gone = {0};
+	ut_runs old = {0};
 	int err = runs_clip(&old, &s->known, r->start, r->end);
 
 	if (!err)
-		err = runs_minus(&gone, &old, &s->found);
-	for (size_t i = 0; i < gone.n && !err; i++) {
-		err = runs_push(&s->gone, gone.v[i].start, gone.v[i].end);
-		for (uint64_t a = gone.v[i].start; a < gone.v[i].end && !err; a += UT_PAGE)
-			err = digest_put(s, a, none);
-	}
+		err = runs_minus(&s->gone, &old, &s->found);
 	runs_free(&old);
-	runs_free(&gone);
 	return err;
 }
 
-/* Mappings that others may write through page tables of their own, those that cannot be registered, and
- * hugetlb pages, which keep their trap when they are given back: compare every page that is or was there
+/* Mappings that others may write through page tables of their own, or through a file that the image does not stand
+ * on (a memfd that is mapped private); those that cannot be registered; and hugetlb pages, which keep their trap
+ * when they are given back: compare every page that is or was there
  * with the digest of what was stored. */
 static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 {
@@ -884,27 +928,9 @@ static int harvest_fresh(ut_space *s, const ut_region *r, int flags)
 	if (!err)
 		err = harvest_tracked(s, r, 1);
 	s->rearm_ns += ut_now_ns() - t0;
-	if (!err) {
-		s->tracked++;
-		return runs_push(&s->fresh, r->start, r->end);
-	}
-	if (flags & UT_RUNNING)
-		return 0; /* it changes right now; the stop will see what it is */
-	return err;
-}
-
-/* Whether any mapping of the target is under write-protect, so that the uffd is of this memory. */
-static int any_registered(ut_space *s)
-{
-	int yes = 0;
-
-	for (size_t i = 0; i < s->maps.n && !yes; i++) {
-		const ut_region *r = &s->maps.regions[i];
-
-		if (r->kind != UT_KIND_SKIP && r->kind != UT_KIND_SHARED && r->kind != UT_KIND_HUGE)
-			yes = !is_registered(s, r->start);
-	}
-	return yes;
+	if (err && (flags & UT_RUNNING))
+		err = 0; /* it changes right now; the stop will see what it is */
+	return err ? err : runs_push(&s->fresh, r->start, r->end);
 }
 
 /* A mapping that has come to this place with its traps, which say nothing of what stood here. */
@@ -944,7 +970,6 @@ static int harvest_sync(ut_space *s, const ut_region *r, int flags)
 			err = 0; /* it changes right now; the stop will see what it is */
 		goto out;
 	}
-	s->tracked++;
 	for (size_t i = 0; i < come.n && !err; i++) {
 		err = runs_push(&look, come.v[i].start, come.v[i].end);
 		if (!err)
@@ -978,29 +1003,25 @@ out:
 	return err;
 }
 
-static int harvest_region(ut_space *s, const ut_region *r, int flags, int was_tracked)
+static int harvest_region(ut_space *s, const ut_region *r, int flags)
 {
 	int err = -EPERM;
 
-	if (r->kind == UT_KIND_SHARED || r->kind == UT_KIND_VDSO || r->kind == UT_KIND_HUGE)
+	if (r->kind != UT_KIND_ANON && r->kind != UT_KIND_FILE)
 		return harvest_compare(s, r, flags);
 	if (s->sync) {
 		if (r->kind == UT_KIND_ANON)
 			err = harvest_sync(s, r, flags);
 		return err == -EPERM || err == -EBUSY || err == -EINVAL ? harvest_compare(s, r, flags) : err;
 	}
+	if (r->kind == UT_KIND_FILE && (r->prot & 2))
+		return harvest_own(s, r, flags);
 	if (!(flags & UT_FULL) && !was_moved(s, r))
 		err = harvest_tracked(s, r, 0);
-	if (!err)
-		s->tracked++;
 	/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
 	if (err != -EPERM)
 		return err;
 	err = harvest_fresh(s, r, flags);
-	if (err == -ENOMEM || err == -ESRCH || err == -EPERM) {
-		if (was_tracked && !s->tracked && !any_registered(s))
-			return UT_NEW_MM; /* the uffd belongs to another memory */
-	}
 	if (err == -EPERM || err == -EBUSY || err == -EINVAL)
 		return harvest_compare(s, r, flags);
 	return err;
@@ -1046,12 +1067,30 @@ static int unmapped(ut_space *s)
 	return err;
 }
 
-/* A page that nobody can map: only the memory itself can be missing. */
+/* Digests are of what the image has, so they go where this harvest says that its contents hold no longer. */
+static int void_what_is_new(ut_space *s)
+{
+	s->found.n = 0;
+	for (size_t i = 0; i < s->fresh.n; i++)
+		TRY(runs_push(&s->found, s->fresh.v[i].start, s->fresh.v[i].end));
+	for (size_t i = 0; i < s->gone.n; i++)
+		TRY(runs_push(&s->found, s->gone.v[i].start, s->gone.v[i].end));
+	runs_normalise(&s->found);
+	digests_void(s, &s->found);
+	return 0;
+}
+
+/* Whether the memory that the uffd belongs to is no process's any more. The question must change nothing, so it
+ * is one for shared memory that is registered, of which there is none; addresses below mmap_min_addr are turned
+ * down without a look. */
 static int memory_is_gone(const ut_space *s)
 {
-	struct uffdio_writeprotect none = {{0, UT_PAGE}, 0};
+	struct uffdio_continue none = {
+		.range = {UT_TASK_SIZE - 2 * UT_PAGE, UT_PAGE},
+		.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+	};
 
-	return ioctl(s->uffd, UFFDIO_WRITEPROTECT, &none) && errno == ESRCH;
+	return ioctl(s->uffd, UFFDIO_CONTINUE, &none) && errno == ESRCH;
 }
 
 /* Where to look. While the target runs what is known of it may be too new, so it is kept for the stop. */
@@ -1065,8 +1104,6 @@ static int ask_watch(ut_space *s, int flags)
 	news->touched.n = news->zapped.n = news->unmapped.n = news->moved.n = 0;
 	if (!s->watch)
 		return 0;
-	if (s->sync && memory_is_gone(s))
-		return UT_NEW_MM;
 	if (flags & UT_RUNNING)
 		TRY(ut_watch_peek(s->watch, news));
 	else
@@ -1083,7 +1120,6 @@ static int ask_watch(ut_space *s, int flags)
 int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
-	int was_tracked = s->tracked;
 	ut_maps old = s->before;
 	int err;
 
@@ -1098,10 +1134,13 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->maps = old;
 	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
 	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
-	s->tracked = s->compared = 0;
+	s->compared = 0;
 	s->rearm_ns = 0;
-	if (flags & UT_FULL)
-		s->spans.n = s->kept.n = s->known.n = 0;
+	if (flags & UT_FULL) {
+		s->spans.n = s->kept.n = s->known.n = s->ndigests = 0;
+		if (s->digests)
+			memset(s->digests, 0, s->digests_cap * sizeof(*s->digests));
+	}
 	err = ask_watch(s, flags);
 	if (!err)
 		err = ut_maps_read(&s->maps, s->pid, s->tid);
@@ -1113,7 +1152,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		if (r->kind == UT_KIND_SKIP)
 			continue;
 		s->want.n = 0;
-		err = harvest_region(s, r, flags, was_tracked);
+		err = harvest_region(s, r, flags);
 		if (!err)
 			err = runs_clip(&s->want, &again, r->start, r->end);
 		if (err)
@@ -1122,6 +1161,11 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		for (size_t k = 0; k < s->want.n && !err; k++)
 			err = runs_push(&s->plan, s->want.v[k].start, s->want.v[k].end);
 	}
+	if (!err)
+		err = void_what_is_new(s);
+	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
+	if (memory_is_gone(s))
+		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
 	swap_runs(&s->spans, &s->next_spans);
 	swap_runs(&s->kept, &s->next_kept);
 	swap_runs(&s->known, &s->next_known);
@@ -1219,7 +1263,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	      int64_t timeout_ns, ut_times *times)
 {
 	int64_t t0, t1, t2, t3;
-	int err, urgent;
+	int err, urgent, late;
 
 	if (s->sabotage)
 		sabotage(s, 1);
@@ -1250,7 +1294,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		ut_watch_threads(s->watch);
 	if (s->watch)
 		ut_watch_resumed(s->watch);
-	ut_tracee_resume(t);
+	late = ut_tracee_resume(t);
 	if (urgent)
 		set_urgent(0);
 	*times = (ut_times){
@@ -1260,5 +1304,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		.copy_ns = t3 - t2,
 		.pause_ns = ut_now_ns() - t0,
 	};
+	if (late) /* killed while they stood */
+		ut_tracee_settle(t, 100000000);
 	return err;
 }

@@ -22,7 +22,6 @@ typedef struct {
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
 	int32_t diff_all;  /* the kernel misses zapped PMDs: find what is gone by comparing sets */
-	int32_t tracked;   /* mappings under write-protect at the last harvest */
 	int32_t compared;  /* mappings whose contents are compared instead */
 	int32_t sabotage;
 	ut_maps maps, before;

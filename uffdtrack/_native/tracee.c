@@ -31,6 +31,12 @@ _Static_assert(sizeof(struct user_regs_struct) == UT_NREGS * 8, "user_regs_struc
 /* ZF and SF together: no arithmetic instruction leaves both set, so a thread that still has both has
  * executed none since they were set. No ABI keeps these flags over a system call. */
 #define MARK (0x40ul | 0x80ul)
+#define TRY(call)                                                                                  \
+	do {                                                                                       \
+		int try_err = (call);                                                              \
+		if (try_err < 0)                                                                   \
+			return try_err;                                                            \
+	} while (0)
 
 int64_t ut_now_ns(void)
 {
@@ -52,10 +58,67 @@ static long trace(int request, int tid, void *addr, void *data)
 	return r < 0 ? -errno : r;
 }
 
+/* A thread that calls exec ends all others and waits until each end has been collected by its tracer; a PTRACE_SEIZE
+ * of any of them waits for that exec. So who seizes several threads can wait for an exec that waits for him. A
+ * timer's signal takes us out of the wait: its handler collects, and the kernel repeats the call. */
+#define NUDGE (SIGRTMAX - 3)
+#define NUDGE_NS 5000000
+
+/* Threads that were killed while they were ours. Asked without WNOWAIT, waitid(2) takes the stop of one that lives. */
+static void collect_killed(ut_tracee *t)
+{
+	for (size_t i = 0; i < t->n; i++) {
+		ut_thread *th = &t->threads[i];
+		siginfo_t what = {0};
+
+		if (th->state == UT_THREAD_DEAD || th->tid == t->pid ||
+		    waitid(P_PID, th->tid, &what, WEXITED | WNOHANG | WNOWAIT | __WALL))
+			continue;
+		if (what.si_code != CLD_EXITED && what.si_code != CLD_KILLED && what.si_code != CLD_DUMPED)
+			continue;
+		if (waitpid(th->tid, NULL, WNOHANG | __WALL) == th->tid)
+			th->state = UT_THREAD_DEAD;
+	}
+}
+
+static void on_nudge(int number, siginfo_t *info, void *context)
+{
+	ut_tracee *t = info->si_value.sival_ptr;
+	int kept = errno;
+
+	if (info->si_code == SI_TIMER && t->seizing)
+		collect_killed(t);
+	errno = kept;
+}
+
+static int make_nudge(ut_tracee *t)
+{
+	struct sigaction sa = {.sa_sigaction = on_nudge, .sa_flags = SA_RESTART | SA_SIGINFO};
+	struct sigevent to = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = NUDGE};
+	sigset_t one;
+
+	to.sigev_value.sival_ptr = t;
+	to._sigev_un._tid = syscall(SYS_gettid);
+	sigemptyset(&one);
+	sigaddset(&one, NUDGE);
+	if (sigaction(NUDGE, &sa, NULL) || sigprocmask(SIG_UNBLOCK, &one, NULL) ||
+	    syscall(SYS_timer_create, CLOCK_MONOTONIC, &to, &t->nudge))
+		return -errno;
+	return 0;
+}
+
+static void set_nudge(const ut_tracee *t, long ns)
+{
+	struct itimerspec every = {{0, ns}, {0, ns}};
+
+	syscall(SYS_timer_settime, t->nudge, 0, &every, NULL); /* fails for a wrong timer or time only */
+}
+
 int ut_tracee_open(int pid, ut_tracee **out)
 {
 	unsigned a, b, c = 0, d;
 	ut_tracee *t = calloc(1, sizeof(*t));
+	int err;
 
 	if (!t)
 		return -ENOMEM;
@@ -63,8 +126,13 @@ int ut_tracee_open(int pid, ut_tracee **out)
 	t->exit_status = -1;
 	t->pidfd = syscall(SYS_pidfd_open, pid, 0);
 	if (t->pidfd < 0) {
-		int err = -errno;
-
+		err = -errno;
+		free(t);
+		return err;
+	}
+	err = make_nudge(t);
+	if (err) {
+		close(t->pidfd);
 		free(t);
 		return err;
 	}
@@ -80,6 +148,7 @@ void ut_tracee_close(ut_tracee *t)
 	if (!t)
 		return;
 	ut_tracee_resume(t);
+	syscall(SYS_timer_delete, t->nudge);
 	close(t->pidfd);
 	free(t->threads);
 	free(t->xstate);
@@ -142,7 +211,8 @@ int ut_live_thread(int pid)
 			found = tid;
 	}
 	closedir(dir);
-	return found;
+	/* It may have called exec meanwhile, and have the first one's id. */
+	return found < 0 && !is_dead(pid, pid) ? pid : found;
 }
 
 int ut_tracee_getfd(const ut_tracee *t, int tid, int fd)
@@ -194,6 +264,15 @@ static int64_t socket_limit(const ut_tracee *t, int tid, int fd, int option)
 	return limit;
 }
 
+static int64_t remote_timeval(int tid, uint64_t addr)
+{
+	struct timeval tv;
+
+	if (!addr || read_remote(tid, addr, &tv, sizeof(tv)) || tv.tv_sec > 1000000000)
+		return -1;
+	return tv.tv_sec * 1000000000ll + tv.tv_usec * 1000;
+}
+
 /* Calls that a stop ends with EINTR, since the kernel never restarts them (signal(7)), and that may
  * be repeated: nothing was done yet. The time limit of the call in ns or -1, and what the call
  * returns when that is over. */
@@ -210,6 +289,17 @@ static int never_restarted(const ut_tracee *t, int tid, const struct user_regs_s
 		return 1;
 	case 441: /* epoll_pwait2 */
 		*limit_ns = remote_timespec(tid, r->r10);
+		return 1;
+	/* EINTR where the kernel cannot write back the time that was left: a constant, a read-only page. When such a
+	 * select ends by its limit its sets have to be emptied, which we do not, so that one starts anew. */
+	case SYS_ppoll:
+		*limit_ns = remote_timespec(tid, r->rdx);
+		return 1;
+	case SYS_select:
+	case SYS_pselect6:
+		if (!r->rsi && !r->rdx && !r->r10)
+			*limit_ns = r->orig_rax == SYS_select ? remote_timeval(tid, r->r8)
+							      : remote_timespec(tid, r->r8);
 		return 1;
 	case SYS_semtimedop:
 		*limit_ns = remote_timespec(tid, r->r10);
@@ -383,6 +473,35 @@ static int leader_died(ut_tracee *t, int tid, int status)
 	return 0;
 }
 
+static int add_thread(ut_tracee *t, int tid)
+{
+	if (t->n == t->cap) {
+		size_t cap = t->cap ? t->cap * 2 : 16;
+		ut_thread *v = realloc(t->threads, cap * sizeof(*v));
+
+		if (!v)
+			return -ENOMEM;
+		t->threads = v;
+		t->cap = cap;
+	}
+	t->threads[t->n++] = (ut_thread){.tid = tid};
+	return 0;
+}
+
+/* A thread of ours has gone without a word: it has called exec, and lives on under the id of the first thread,
+ * which it has replaced. It is ours still, and so is its stop, if it has been asked for one yet. */
+static int took_over(ut_tracee *t)
+{
+	int at = ut_tracee_index(t, t->pid);
+
+	if (at >= 0)
+		t->threads[at].state = UT_THREAD_PENDING;
+	else
+		TRY(add_thread(t, t->pid));
+	trace(PTRACE_INTERRUPT, t->pid, NULL, NULL);
+	return 0;
+}
+
 /* 1: the thread has stopped or is dead. 0: not yet. */
 static int poll_thread(ut_tracee *t, ut_thread *th)
 {
@@ -392,7 +511,7 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 		return 0;
 	if (r < 0) {
 		th->state = UT_THREAD_DEAD;
-		return 1;
+		return th->tid == t->pid ? 1 : took_over(t);
 	}
 	if (!WIFSTOPPED(status)) {
 		th->state = UT_THREAD_DEAD;
@@ -434,26 +553,29 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 		now = ut_now_ns();
 		if (now >= deadline)
 			return -ETIMEDOUT;
-		if (now < spin_until)
+		if (now < spin_until) {
 			sched_yield();
-		else
-			nanosleep(&nap, NULL);
+			continue;
+		}
+		collect_killed(t); /* an exec waits for that, and who called it cannot stop before */
+		nanosleep(&nap, NULL);
 	}
 }
 
-static int add_thread(ut_tracee *t, int tid)
+/* An ending thread answers EPERM as a forbidden one does, and a thread in exec is waited for: then the one that was
+ * asked for may have ended, and another one live under its id. */
+static int seize(ut_tracee *t, int tid)
 {
-	if (t->n == t->cap) {
-		size_t cap = t->cap ? t->cap * 2 : 16;
-		ut_thread *v = realloc(t->threads, cap * sizeof(*v));
+	int err = -EPERM;
 
-		if (!v)
-			return -ENOMEM;
-		t->threads = v;
-		t->cap = cap;
+	for (int i = 0; i < 3 && err == -EPERM; i++) {
+		t->seizing = 1;
+		err = trace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
+		t->seizing = 0;
+		if (err && is_dead(t->pid, tid))
+			return -ESRCH;
 	}
-	t->threads[t->n++] = (ut_thread){.tid = tid};
-	return 0;
+	return err;
 }
 
 /* Seize and interrupt the threads that are not in the table yet; returns how many. */
@@ -473,11 +595,9 @@ static int seize_new(ut_tracee *t)
 
 		if (tid <= 0 || ut_tracee_index(t, tid) >= 0)
 			continue;
-		err = trace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
+		err = seize(t, tid);
 		if (err) {
-			/* An ending thread answers EPERM as a forbidden one does. */
-			if (err == -ESRCH || is_dead(t->pid, tid))
-				err = 0;
+			err = err == -ESRCH ? 0 : err;
 			continue;
 		}
 		err = add_thread(t, tid);
@@ -535,7 +655,9 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 		}
 	}
 	do {
+		set_nudge(t, NUDGE_NS);
 		r = seize_new(t);
+		set_nudge(t, 0);
 		if (r > 0) {
 			int err = wait_all(t, deadline);
 
@@ -552,7 +674,7 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 	return r;
 }
 
-/* Returns how many threads are still on their way to a stop. The table stays for reading. */
+/* Returns how many threads are still on their way to a stop, or to their end. The table stays for reading. */
 int ut_tracee_resume(ut_tracee *t)
 {
 	size_t pending = 0;
@@ -560,12 +682,12 @@ int ut_tracee_resume(ut_tracee *t)
 	for (size_t i = 0; i < t->n; i++) {
 		ut_thread *th = &t->threads[i];
 
-		if (th->state == UT_THREAD_STOPPED) {
-			trace(PTRACE_DETACH, th->tid, NULL, NULL);
-			th->state = UT_THREAD_RUNNING;
-		} else if (th->state == UT_THREAD_PENDING) {
-			pending++;
-		}
+		if (th->state == UT_THREAD_STOPPED)
+			/* Killed while it stood: its end is still to be collected. */
+			th->state = trace(PTRACE_DETACH, th->tid, NULL, NULL) == -ESRCH
+					    ? UT_THREAD_PENDING
+					    : UT_THREAD_RUNNING;
+		pending += th->state == UT_THREAD_PENDING;
 	}
 	return pending;
 }
@@ -808,8 +930,7 @@ static int make_uffd(int pid, int suspend_seccomp, int user_mode_only)
 			err = end;
 	}
 out:
-	ut_tracee_resume(t);
-	if (err == -ETIMEDOUT)
+	if (ut_tracee_resume(t))
 		ut_tracee_settle(t, 30000000000ll);
 	ut_tracee_close(t);
 	if (err && own >= 0)

@@ -35,6 +35,8 @@ typedef struct {
 	int32_t pidfd;
 	int32_t seccomp;     /* set by the caller: the target has a filter */
 	int32_t exit_status; /* wait status of the thread group leader, -1: alive */
+	int32_t nudge;       /* a timer, see tracee.c */
+	volatile int32_t seizing; /* a thread is being seized: its handler may look at the table */
 	int32_t held_stop;   /* a SIGSTOP that came during an injection, given back at its end */
 	ut_thread *threads;
 	size_t n, cap;

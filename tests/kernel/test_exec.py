@@ -1,0 +1,68 @@
+"""A target that calls exec, at any instant of a session: it is never mistaken for one that has ended."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.chain import Chain
+from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
+from uffdtrack import PAGE, status_field
+
+AT = 0x200000000000  # of execs.c
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_exec_while_a_base_is_copied(
+    process_engine: str, tmp_path: Path, uffdtrack: Run, round_: int
+) -> None:
+    """Programs that do nothing but start the next one, as wrapper scripts do."""
+    command = "exec env sleep 1"
+    for _ in range(5):
+        command = f"exec env sh -c {json.dumps(command)}"
+    done = uffdtrack(
+        "run", "-o", tmp_path / "c", "--every", "1ms", "--count", "4", "--engine", process_engine, "--json",
+        "--", "sh", "-c", command,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 4
+    uffdtrack("verify", tmp_path / "c")
+
+
+def test_threads_that_call_exec(
+    process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    """Exec from a thread, while others are being stopped: no image has pages of two programs."""
+    process = spawn(build("execs"))
+    assert process.stdout
+    lines = process.stdout
+    generations: list[int] = []
+    threading.Thread(target=lambda: generations.extend(map(int, lines)), daemon=True).start()
+    wait_for(lambda: len(generations) > 0, "it runs")
+    first = generations[-1]
+    done = uffdtrack(
+        "checkpoint", process.pid, "-o", tmp_path / "c", "--every", "1ms", "--count", "100", "--json",
+        "--engine", process_engine,
+    )  # fmt: skip
+    last = generations[-1]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(row["base"] for row in rows) > 1
+    # It runs on, and nobody holds any of it.
+    wait_for(lambda: generations[-1] > last + 2, "it calls exec")
+    assert status_field(process.pid, "TracerPid") == "0" and process.poll() is None
+    assert generations == list(range(len(generations)))
+    seen = [in_image(tmp_path / "c", row["epoch"]) for row in rows]
+    assert all(len(numbers) <= 1 for numbers in seen)
+    known = [n for numbers in seen for n in numbers]
+    assert known == sorted(known) and set(known) <= set(range(first, last + 2)) | {0}
+    assert len(set(known)) > 1
+
+
+def in_image(directory: Path, epoch: int) -> set[int]:
+    """The generations whose pages an epoch holds: one, or none if its program had just begun."""
+    view = Chain(directory).view(epoch)
+    pages = view.pages[(view.pages >= AT // PAGE) & (view.pages < AT // PAGE + 16)]
+    return {int.from_bytes(page.tobytes()[:8], "little") for page in view.read(pages)} - {0}
