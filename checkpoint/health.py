@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import mmap
 import os
 import platform
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from uffdtrack import UFFD_FEATURES, Features, guard_pages, probe
+from kvmglue import Kvm, Order, Vm, open_tracker, post, rings_for, wait
+from uffdtrack import UFFD_FEATURES, Features, GuestRam, guard_pages, probe
+from uffdtrack.errors import PermissionDeniedError, UffdtrackError, UnsupportedError
 
 Status = Literal["pass", "warn", "fail", "skip"]
 NEEDED = ("PAGEFAULT_FLAG_WP", "WP_ASYNC")
-_KVM_GET_API_VERSION, _KVM_CREATE_VM, _KVM_CHECK_EXTENSION = 0xAE00, 0xAE01, 0xAE03
-_KVM_SET_USER_MEMORY_REGION, _KVM_GET_DIRTY_LOG = 0x4020AE46, 0x4010AE42
-_KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, _KVM_CAP_DIRTY_LOG_RING = 168, 192
-_KVM_CAP_DIRTY_LOG_RING_ACQ_REL = 223
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,56 +178,46 @@ def _perf(f: Features) -> Check:
 
 def _kvm() -> list[Check]:
     try:
-        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return [Check("/dev/kvm", "skip", "not there: no virtualisation, or no module")]
-    except OSError as error:
+        with Kvm() as kvm:
+            most = kvm.capabilities
+    except PermissionDeniedError as error:
         return [
-            Check("/dev/kvm", "warn", error.strerror or "cannot be opened",
-                  "add the user to the group of /dev/kvm; process checkpoints do without")
-        ]  # fmt: skip
+            Check(
+                "/dev/kvm", "warn", str(error), "add the user to the group of /dev/kvm; all else does without"
+            )
+        ]
+    except UnsupportedError as error:
+        return [Check("/dev/kvm", "skip", str(error))]
+    found = [Check("/dev/kvm", "pass", f"up to {most.vcpus} vCPUs")]
+    for engine, name, lacking in (
+        ("kvm-bitmap", "KVM dirty log", ""),
+        ("kvm-clear", "KVM manual clear", "" if most.manual_clear else "not offered (Linux 5.3)"),
+        ("kvm-ring", "KVM dirty ring", "" if most.ring_entries else "not offered (Linux 5.11)"),
+    ):
+        found.append(Check(name, "skip", lacking) if lacking else _tracker(engine, name))
+    return found
+
+
+def _tracker(engine: str, name: str) -> Check:
+    """A guest writes two pages, which the tracker has to list, and no other."""
     try:
-        version = fcntl.ioctl(kvm, _KVM_GET_API_VERSION, 0)
-        found = [Check("/dev/kvm", "pass", f"API version {version}")]
-        found.append(_caught("KVM dirty log", lambda: _dirty_log(kvm)))
-        manual = fcntl.ioctl(kvm, _KVM_CHECK_EXTENSION, _KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
-        found.append(
-            Check("KVM manual clear", "pass" if manual else "skip",
-                  "offered" if manual else "not offered (Linux 5.3)")
-        )  # fmt: skip
-        ring = fcntl.ioctl(kvm, _KVM_CHECK_EXTENSION, _KVM_CAP_DIRTY_LOG_RING) or fcntl.ioctl(
-            kvm, _KVM_CHECK_EXTENSION, _KVM_CAP_DIRTY_LOG_RING_ACQ_REL
+        with (
+            GuestRam("1MiB", shared=False) as ram,
+            Vm(ram, ring_entries=rings_for(engine, 1), list_rows=2) as vm,
+            open_tracker(vm, engine) as tracker,
+        ):
+            vm.resume()
+            post(vm, 0, Order("write", rows=[7, 200]))
+            if not wait(vm, 0, timeout=5.0):
+                return Check(name, "warn", "a guest that was to write two pages did not")
+            pages = sorted(tracker.exchange().gfn.tolist())
+    except UffdtrackError as error:
+        return Check(name, "warn", str(error), "the other engines do without")
+    if pages != [7, 200]:
+        return Check(
+            name, "warn", f"a guest wrote pages 7 and 200, the log says {pages}", "use another engine"
         )
-        detail = f"up to {ring // 16} entries a vCPU" if ring else "not offered (Linux 5.11)"
-        found.append(Check("KVM dirty ring", "pass" if ring else "skip", detail))
-        return found
-    finally:
-        os.close(kvm)
-
-
-def _caught(name: str, work: Callable[[], str]) -> Check:
-    try:
-        return Check(name, "pass", work())
-    except OSError as error:
-        return Check(name, "warn", f"does not work: {error.strerror}")
-
-
-def _dirty_log(kvm: int) -> str:
-    """A VM with one logged slot of memory, whose log is read."""
-    vm = fcntl.ioctl(kvm, _KVM_CREATE_VM, 0)
-    try:
-        with mmap.mmap(-1, 16 * 4096) as memory:
-            hold = (ctypes.c_char * len(memory)).from_buffer(memory)
-            bitmap = ctypes.create_string_buffer(64)
-            try:
-                slot = struct.pack("<IIQQQ", 0, 1, 0, len(memory), ctypes.addressof(hold))
-                fcntl.ioctl(vm, _KVM_SET_USER_MEMORY_REGION, slot)
-                fcntl.ioctl(vm, _KVM_GET_DIRTY_LOG, struct.pack("<IIQ", 0, 0, ctypes.addressof(bitmap)))
-            finally:
-                del hold
-        return "a logged slot was made and its log read"
-    finally:
-        os.close(vm)
+    return Check(name, "pass", "the two pages that a guest wrote were listed, and no other")
 
 
 def _huge_pages() -> list[Check]:

@@ -103,7 +103,7 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     run()
 
 
-@pytest.mark.parametrize("config", [CONFIGS[6], CONFIGS[7], CONFIGS[9]], ids=str)
+@pytest.mark.parametrize("config", [CONFIGS[3], CONFIGS[6], CONFIGS[7], CONFIGS[9]], ids=str)
 @pytest.mark.parametrize("limit", [None, 150])
 def test_all_at_once(
     make: Callable[..., Guest], engine: str, limit: int | None, config: object, tmp_path: Path
