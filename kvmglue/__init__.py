@@ -1,6 +1,6 @@
 """KVM guests, and KVM's own dirty trackers behind the interface of uffdtrack."""
 
-from kvmglue.ab import AB_ENGINES, emulated
+from kvmglue.ab import AB_ENGINES, crossover, emulated
 from kvmglue.ab import Plan as AbPlan
 from kvmglue.ab import run as run_ab
 from kvmglue.dirty_ring import ring_entries
@@ -26,6 +26,7 @@ __all__ = [
     "Vm",
     "bind_vcpus",
     "checked_engine",
+    "crossover",
     "done",
     "emulated",
     "open_tracker",

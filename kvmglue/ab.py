@@ -6,8 +6,10 @@ For those that are not for VMs (`ring`, `inline`) a native thread writes the pag
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -283,7 +285,7 @@ class Plan:
     engines: Sequence[str] = AB_ENGINES
     rams: Sequence[int] = (64 << 20, 256 << 20, 1 << 30, 4 << 30)
     dirties: Sequence[int] = (10, 100, 1000, 10_000, 30_000)
-    typical: int = 1000
+    typical: int = 300
     vcpus: int = 1
     rounds: int = 5
     limit: int = 2048
@@ -334,7 +336,26 @@ def run(plan: Plan, seed: int, emit: Callable[[dict[str, Any]], None], say: Call
                     emit(progress(ram, engine, plan.vcpus, PROGRESS_PAGES * plan.vcpus))
 
 
-def median(rows: Sequence[dict[str, Any]], key: str) -> tuple[float, float, float]:
-    """Median, least and most of a column."""
-    values = [row[key] for row in rows]
-    return statistics.median(values), min(values), max(values)
+def crossover(
+    rows: Sequence[dict[str, Any]], one: str = "kvm-ring", other: str = "kvm-bitmap"
+) -> float | None:
+    """Dirty pages from which on harvest and rearm of `other` cost less than those of `one`; None: nowhere.
+
+    Between two measured points it is taken from the line through the logarithms.
+    """
+    cost: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["series"] == "dirty":
+            cost[row["engine"], row["dirty"]].append(row["harvest_us"] + row["rearm_us"])
+    at = sorted({dirty for engine, dirty in cost if engine == one and (other, dirty) in cost})
+    gain = [
+        math.log(statistics.median(cost[one, n])) - math.log(statistics.median(cost[other, n])) for n in at
+    ]
+    for i, n in enumerate(at):
+        if gain[i] <= 0 or any(g <= 0 for g in gain[i:]):
+            continue
+        if not i:
+            return float(n)
+        part = -gain[i - 1] / (gain[i] - gain[i - 1])
+        return float(at[i - 1] * (n / at[i - 1]) ** part)
+    return None

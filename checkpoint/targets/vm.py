@@ -189,7 +189,8 @@ class VmTarget:
     def rollback(self, view: View) -> int:
         """Put memory and vCPUs back to an epoch of this VM; returns how many pages were written.
 
-        Everything is read before the first byte changes. The pages count as written by the host.
+        Everything is read before the first byte changes. The pages count as written by the host. A VM that was
+        paused stays so.
 
         Raises:
             RollbackRefusedError: an epoch of another machine.
@@ -202,6 +203,7 @@ class VmTarget:
             raise RollbackRefusedError("a vCPU of the VM has ended: resume the epoch in a fresh process")
         ram, system = np.zeros_like(self.vm.ram.pages()), np.zeros_like(self.vm.system_state)
         read_memory(view, self.vm, ram, system)
+        was_paused = self.vm.is_paused
         self._stop()
         try:
             pages = self.vm.ram.pages()
@@ -212,8 +214,8 @@ class VmTarget:
             for vcpu, state in zip(self.vm.vcpus, states, strict=True):
                 vcpu.set_state(state)
         finally:
-            self.vm.resume()
-        self.vm.ring_bell()
+            if not was_paused:
+                self.vm.resume()
         return len(rows)
 
 

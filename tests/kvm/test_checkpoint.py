@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
-from checkpoint.targets.vm import VmTarget, load_vm, vcpu_states
+from checkpoint.targets.vm import VmTarget, load_vm, read_memory, vcpu_states
 from kvmglue import Order, Vm, post, rings_for, stop, wait, written
 from kvmglue._sys import lib
 from tests.kvm.conftest import DEADLINE, Machine
@@ -131,6 +131,12 @@ def test_rollback_is_whole(machine: Make, vm_engine: str, rounds: int, tmp_path:
         view = rng.choice(views)
         made.vm.pause()
         target.rollback(view)
+        ram, system = np.zeros_like(made.ram.pages()), np.zeros_like(made.vm.system_state)
+        read_memory(view, made.vm, ram, system)
+        assert (made.ram.pages() == ram).all() and (made.vm.system_state == system).all()
+        states = zip(made.vm.vcpus, vcpu_states(view.epoch), strict=True)
+        assert all(vcpu.state().same(state) for vcpu, state in states)
+        made.vm.resume()
         made.tracker.exchange()
         run_on(made.vm, rng.randrange(2), rng.randrange(20))
     assert b"T" not in made.vm.serial()

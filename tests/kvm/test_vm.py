@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kvmglue import (
+    Capabilities,
     Kvm,
     Order,
     Vm,
@@ -24,6 +25,7 @@ from kvmglue import (
     wait,
     written,
 )
+from kvmglue.vm import check_ring
 from tests.kvm.conftest import DEADLINE, PAGES, Machine
 from uffdtrack import GuestRam, Memslot
 from uffdtrack.errors import (
@@ -64,6 +66,12 @@ def test_no_permission(kvm: None, root: None) -> None:
 def test_rings_that_kvm_refuses(kvm: None, entries: int) -> None:
     with GuestRam("1MiB", shared=False) as ram, pytest.raises(InvalidInputError, match="power of 2"):
         Vm(ram, ring_entries=entries)
+
+
+def test_a_kvm_without_rings() -> None:
+    old = Capabilities(vcpus=4, memslots=32, ring_entries=0, manual_clear=False, xsave_bytes=4096)
+    with pytest.raises(UnsupportedError, match="no dirty ring"):
+        check_ring(4096, old)
 
 
 def test_sizes_that_cannot_be(kvm: None) -> None:
