@@ -343,6 +343,7 @@ def crossover(
 
     Between two measured points it is taken from the line through the logarithms.
     """
+    one, other = "kvm-ring", "kvm-bitmap"
     cost: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in rows:
         if row["series"] == "dirty":

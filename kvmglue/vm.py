@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from uffdtrack import GuestRam
 from uffdtrack.errors import GuestError, InvalidInputError, PauseTimeoutError, UnsupportedError
 
 DEVICE = "/dev/kvm"
-STOP_TIMEOUT = 0.5
+STOP_TIMEOUT = 1.0
 """Seconds in which every vCPU has to stop."""
 SMALLEST_RING = 256
 """Entries of the smallest dirty ring: it fills a page (virt/kvm/dirty_ring.c)."""
@@ -290,6 +291,7 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self._events = 0
         self.kvm = Kvm()
+        _vms.add(self)
         try:
             self._check(vcpus)
             self.msr_indexes = self.kvm.msrs()
@@ -453,6 +455,19 @@ class Vm:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_vms: weakref.WeakSet[Vm] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A forked child has copies of the fds, which are of no use to it, and none of the threads."""
+    for vm in _vms:
+        vm.native = None
+        vm.kvm.close()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def check_ring(entries: int, capabilities: Capabilities) -> None:

@@ -189,8 +189,8 @@ class VmTarget:
     def rollback(self, view: View) -> int:
         """Put memory and vCPUs back to an epoch of this VM; returns how many pages were written.
 
-        Everything is read before the first byte changes. The pages count as written by the host. A VM that was
-        paused stays so.
+        Everything is read before the first byte changes. The pages count as written by the host. A VM that
+        was paused stays so.
 
         Raises:
             RollbackRefusedError: an epoch of another machine.

@@ -169,8 +169,8 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
                 pytest.skip("not on a VM: test_engines_that_are_not_for_vms")
             if config.kind not in ("threads", "kvm"):
                 pytest.skip("the vCPUs of a VM are threads")
-            if config.kind == "kvm" and engine in KVM_ENGINES:
-                pytest.skip("the same VM as with threads")
+            if engine in KVM_ENGINES and (config.kind == "kvm" or config.huge):
+                pytest.skip("the same VM as with other configurations")
             need_kvm()
             if max_dirty_pages and engine == "kvm-ring":  # see docs: it cannot do less
                 max_dirty_pages = max(max_dirty_pages, SMALLEST_RING * config.vcpus)

@@ -61,7 +61,7 @@ def test_a_cycle_lists_what_was_written(make: Callable[..., Guest], engine: str,
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_everybody_on_one_page(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest = make(engine, config)
-    for value in range(50):
+    for value in range(30):
         for vcpu in guest.vcpus:
             vcpu.post(0, [77], value)
         for vcpu in guest.vcpus:
@@ -78,7 +78,7 @@ def test_no_write_is_lost_while_vcpus_run(make: Callable[..., Guest], engine: st
     guest, rng = make(engine, config), random.Random(2)
     for vcpu in guest.vcpus:
         vcpu.post(5, [rng.randrange(PAGES) for _ in range(200)], rng.randrange(256))
-    for _ in range(300):
+    for _ in range(150):
         guest.copy(guest.tracker.exchange())
     for vcpu in guest.vcpus:
         vcpu.stop()

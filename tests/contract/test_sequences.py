@@ -36,7 +36,7 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     guest = make(engine, config)
     serial = 0
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(steps)
     def run(sequence: list[tuple[object, ...]]) -> None:
         nonlocal serial
@@ -129,9 +129,9 @@ def test_all_at_once(
     gup = [] if engine == "inline" or guest.vm else [PVM]
     try:
         guest.copy(tracker.exchange())
-        for round_ in range(300):
+        for round_ in range(160):
             # What was pinned before a rearm may be written after it: GUP only where cycles end in a pause.
-            calm = round_ >= 150
+            calm = round_ >= 80
             for vcpu in guest.vcpus:
                 if vcpu.wait(0):
                     kind = rng.choice([*kinds, *gup] if calm else kinds)

@@ -254,6 +254,20 @@ def test_a_state_of_another_size_is_refused(machine: Make) -> None:
     assert vcpu.state().same(state)
 
 
+def test_a_forked_child_has_no_vm(machine: Make) -> None:
+    made = machine("kvm-bitmap")
+    made.vm.resume()
+    child = os.fork()
+    if not child:
+        made.tracker.close()
+        made.vm.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    post(made.vm, 0, Order("write", rows=[5]))
+    assert wait(made.vm, 0, DEADLINE)
+    assert 5 in made.tracker.exchange().gfn.tolist()
+
+
 def test_state_of_one_that_runs_is_refused(machine: Make) -> None:
     made = machine("kvm-bitmap")
     made.vm.resume()
