@@ -49,8 +49,15 @@ static void carve(kg_tracker *t, char *at)
 		t->log[i].vcpu = (void *)at;
 		at += room(rows, 4);
 	}
-	for (int i = 0; i < 4; i++, at += words)
+	for (int i = 0; i < 4; i++, at += words) {
 		*(uint64_t **[]){&t->bits, &t->listed, &t->host, &t->scratch}[i] = (void *)at;
+		memset(at, 0, words);
+	}
+	/* Made real here, not in one of the first cycles. */
+	for (int i = 0; i < 2; i++) {
+		*(volatile uint64_t *)t->log[i].gfn = 0;
+		*(volatile int32_t *)t->log[i].vcpu = 0;
+	}
 }
 
 static void unmap_rings(kg_tracker *t)
@@ -141,6 +148,7 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 	t->mode = mode;
 	t->entries = ring_entries;
 	t->threshold = threshold;
+	madvise(arena, kg_arena_bytes(vm), MADV_HUGEPAGE);
 	carve(t, arena);
 	pthread_mutex_init(&t->lock, NULL);
 	if (mode == KG_RING)
