@@ -103,16 +103,17 @@ def _bars(axes: Any, rows: Iterable[Row], key: str, title: str) -> None:
     axes.grid(True, axis="y", alpha=0.3)
 
 
-def draw_migration(runs: dict[str, Sequence[Row]], path: Path) -> Path:
-    """Bytes left at the end of each round of a pre-copy, for several runs."""
+def draw_migration(runs: dict[str, Sequence[Row]], ram: int, path: Path) -> Path:
+    """What is left when each round of a pre-copy is over, for several runs; before the first, `ram` bytes."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
-    for name, rows in runs.items():
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for i, (name, rows) in enumerate(runs.items()):
+        left = [ram, *(row["left"] for row in rows)]
+        mib = [n / (1 << 20) for n in left]
         axes.plot(
-            [r["round"] for r in rows], [r["left"] / (1 << 20) for r in rows], marker="o", ms=3, label=name
+            range(len(left)), mib, "-" if i % 2 else "--", marker="osx^"[i % 4], ms=6, label=name, alpha=0.8
         )
-    axes.set(xlabel="round", ylabel="left to send, MiB", title="Live migration by pre-copy")
-    axes.set_yscale("log")
+    axes.set(xlabel="rounds that are over", ylabel="left to send, MiB", ylim=(0, None))
     axes.grid(True, alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
