@@ -951,8 +951,23 @@ static int populated_of(ut_space *s, const ut_runs *runs)
 	return 0;
 }
 
+/* Whether a mapping, which is under traps as a whole or not at all, is. The first page is asked for its trap again;
+ * where there is no page, that does nothing. */
+static int is_armed(ut_space *s, const ut_region *r)
+{
+	struct uffdio_writeprotect wp = {{r->start, UT_PAGE}, UFFDIO_WRITEPROTECT_MODE_WP};
+
+	while (ioctl(s->uffd, UFFDIO_WRITEPROTECT, &wp))
+		if (errno != EAGAIN && errno != EINTR)
+			return 0;
+	return 1;
+}
+
 /* sync: what is written waits for our thread, so that all is known of what has been under traps; the rest of a
- * mapping has come. A page that does not exist must not be read: that is a fault too. */
+ * mapping has come. A page that does not exist must not be read: that is a fault too.
+ *
+ * What was armed while the target ran may have been a hole just then, in which another mapping has come since, with
+ * no event, since it was under no trap. */
 static int harvest_sync(ut_space *s, const ut_region *r, int flags)
 {
 	const ut_runs whole = {&(ut_run){r->start, r->end}, 1, 1};
@@ -961,6 +976,8 @@ static int harvest_sync(ut_space *s, const ut_region *r, int flags)
 	int64_t t0;
 	int err = runs_clip(&armed, &s->armed, r->start, r->end);
 
+	if (!err && armed.n && s->loose && !is_armed(s, r))
+		armed.n = 0;
 	if (!err)
 		err = runs_minus(&come, &whole, &armed);
 	if (!err && come.n)
@@ -1112,8 +1129,9 @@ static int ask_watch(ut_space *s, int flags)
 	if (flags & UT_FULL)
 		s->armed.n = 0;
 	TRY(runs_minus(&left, &s->armed, &news->unmapped));
-	runs_free(&s->armed);
-	s->armed = left;
+	s->armed.n = 0;
+	TRY(runs_minus(&s->armed, &left, &news->moved));
+	runs_free(&left);
 	return 0;
 }
 
@@ -1166,6 +1184,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (memory_is_gone(s))
 		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
+	s->loose = !!(flags & UT_RUNNING);
 	swap_runs(&s->spans, &s->next_spans);
 	swap_runs(&s->kept, &s->next_kept);
 	swap_runs(&s->known, &s->next_known);

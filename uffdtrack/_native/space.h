@@ -46,6 +46,7 @@ typedef struct {
 	int32_t by_news;             /* this harvest looks only there */
 	int32_t sync;                /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell what has none */
 	ut_runs armed, next_armed;   /* sync: what is registered and under traps */
+	int32_t loose;               /* and was so while the target ran */
 } ut_space;
 
 typedef struct {
