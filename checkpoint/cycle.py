@@ -255,8 +255,11 @@ def run_session(
             break
         due = max(due + plan.every, time.monotonic())
         if plan.duration is not None and due >= started + plan.duration:
-            wait(max(0.0, started + plan.duration - time.monotonic()))
-            break
+            left = started + plan.duration - time.monotonic()
+            # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
+            if left <= 0 or wait(left) or time.monotonic() >= started + plan.duration:
+                break
+            continue
         if wait(max(0.0, due - time.monotonic())):
             break
         due = min(due, time.monotonic())

@@ -14,8 +14,11 @@ import numpy as np
 from checkpoint.chain import Chain, View
 from checkpoint.files import translate
 from checkpoint.image import (
+    NOTE_DIGEST,
+    NOTE_META,
     NOTE_NAME,
     PHDR,
+    EpochFile,
     EpochWriter,
     Pages,
     elf_header,
@@ -30,6 +33,12 @@ HOLE = 64 << 20
 """Zero memory between stored pages up to this size becomes a hole in the file; more is left out, as
 memory that was reserved and never touched is in the kernel's own cores."""
 _BATCH = 8192
+
+
+def kept_notes(epoch: EpochFile) -> bytes:
+    """All but those that are of the file itself: threads, and what a VM's vCPUs hold."""
+    own = [(NOTE_NAME, NOTE_DIGEST), (NOTE_NAME, NOTE_META)]
+    return b"".join(note(n, k, d) for n, k, d in epoch.notes if (n, k) not in own)
 
 
 def batches(pages: Pages) -> Iterator[Pages]:
@@ -81,7 +90,11 @@ def _check_place(path: Path, force: bool) -> None:
 
 
 def _write_core(view: View, fd: int) -> int:
-    notes = b"".join(note(n, k, d) for n, k, d in view.epoch.notes if n != NOTE_NAME)
+    notes = b"".join(
+        note(n, k, d)
+        for n, k, d in view.epoch.notes
+        if not (n == NOTE_NAME and k in (NOTE_DIGEST, NOTE_META))
+    )
     pieces = [piece for region in view.epoch.regions for piece in _pieces(view, region)]
     phnum = len(pieces) + 1
     phoff = 64
@@ -228,7 +241,9 @@ def _merge(view: View, key: bytes) -> None:
                 "row": {**old.meta["row"], "base": True, "pages": pages, "bytes": content},
             }
 
-        notes = b"".join(note(n, k, d) for n, k, d in old.notes if n != NOTE_NAME)
+        notes = b"".join(
+            note(n, k, d) for n, k, d in old.notes if not (n == NOTE_NAME and k in (NOTE_DIGEST, NOTE_META))
+        )
         writer.commit(describe, notes, old.regions, key)
     except (UffdtrackError, OSError, struct.error):
         writer.abort()

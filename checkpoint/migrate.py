@@ -13,15 +13,16 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.targets.vm import check_same_lists
+from checkpoint.targets.vm import check_same_lists, exchange_running, resume_full
 from kvmglue import KvmTracker, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, UffdTracker
-from uffdtrack.errors import CycleError, TargetError
+from uffdtrack.errors import TargetError
 
 SCHEMA = "uffdtrack/migration/1"
 _HEAD = struct.Struct("<cQ")
@@ -65,7 +66,7 @@ class Link:
         while len(view):
             n = self._socket.recv_into(view)
             if not n:
-                raise MigrationError("the other end of the migration has gone")
+                raise MigrationError("the other end of the migration has gone; the guest runs on here")
             view = view[n:]
         return out
 
@@ -102,7 +103,7 @@ def migrate(
         for number in range(max_rounds):
             started = time.perf_counter()
             sent = _send_pages(vm, link, pages)
-            pages = _next_round(tracker)
+            pages = exchange_running(tracker)
             left = len(pages) * PAGE
             rows.append(
                 {
@@ -116,24 +117,20 @@ def migrate(
                 emit(rows[-1])
                 return rows
         link.send(_ABORT)
-    except OSError as error:
+    except BaseException as error:
+        with suppress(OSError):
+            link.send(_ABORT)
         vm.resume()
-        raise MigrationError(f"the link has failed ({error.strerror}); the guest runs on here") from error
+        resume_full(tracker)
+        if isinstance(error, OSError):
+            text = f"the link has failed ({error.strerror}); the guest runs on here"
+            raise MigrationError(text) from error
+        raise
     raise MigrationError(
         f"not converged in {max_rounds} rounds: {rows[-1]['left'] >> 20} MiB are left, more than the link "
         f"carries in {downtime * 1e3:.0f} ms; the guest runs on here. Use a tracker with a threshold "
         "(max_dirty_pages)"
     )
-
-
-def _next_round(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    pages = tracker.exchange().gfn.copy()
-    while True:
-        try:
-            tracker.resume()  # it may stand at the threshold
-            return pages
-        except CycleError:  # and has met it again since
-            pages = np.union1d(pages, tracker.exchange().gfn)
 
 
 def _send_pages(vm: Vm, link: Link, pages: npt.NDArray[np.uint64]) -> int:
@@ -153,7 +150,7 @@ def _finish(
     started = time.perf_counter()
     vm.close_gate()
     if isinstance(tracker, UffdTracker):
-        pages = np.union1d(pages, _next_round(tracker))
+        pages = np.union1d(pages, resume_full(tracker))
     vm.pause()
     pages = np.union1d(pages, tracker.exchange().gfn)
     sent = _send_pages(vm, link, pages)
@@ -162,7 +159,6 @@ def _finish(
     link.send(_STATE, struct.pack("<Q", len(text)), text, vm.system_state.tobytes())
     kind, _ = link.receive()
     if kind != _STATE:
-        vm.resume()
         raise MigrationError("the other end could not take the guest; it runs on here")
     us = round((time.perf_counter() - started) * 1e6)
     return {"schema": SCHEMA, "round": number, "sent": sent, "left": 0, "us": us, "downtime_us": us}

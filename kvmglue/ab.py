@@ -339,10 +339,8 @@ def run(plan: Plan, seed: int, emit: Callable[[dict[str, Any]], None], say: Call
                     emit(progress(ram, engine, plan.vcpus, PROGRESS_PAGES * plan.vcpus))
 
 
-def crossover(
-    rows: Sequence[dict[str, Any]], one: str = "kvm-ring", other: str = "kvm-bitmap"
-) -> float | None:
-    """Dirty pages from which on harvest and rearm of `other` cost less than those of `one`; None: nowhere.
+def crossover(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Dirty pages from which on KVM's bitmap costs less to harvest and rearm than its ring; None: nowhere.
 
     Between two measured points it is taken from the line through the logarithms.
     """

@@ -54,13 +54,17 @@ def open_tracker(vm: Vm, engine: str, *, max_dirty_pages: int | None = None) -> 
         UnsupportedError: it does not work on this host.
     """
     checked_engine(engine)
+    tracker: KvmTracker | UffdTracker
     if engine in dirty_log.MODES:
         dirty_log.refuse(vm, engine, max_dirty_pages)
-        return KvmTracker(vm, KVM_ENGINES[engine], dirty_log.MODES[engine], None)
-    if engine == "kvm-ring":
+        tracker = KvmTracker(vm, KVM_ENGINES[engine], dirty_log.MODES[engine], None)
+    elif engine == "kvm-ring":
         dirty_ring.refuse(vm, max_dirty_pages)
-        return KvmTracker(vm, KVM_ENGINES[engine], dirty_ring.MODE, max_dirty_pages)
-    return open_uffd_tracker(vm.ram, engine, vcpus=len(vm.vcpus), max_dirty_pages=max_dirty_pages)
+        tracker = KvmTracker(vm, KVM_ENGINES[engine], dirty_ring.MODE, max_dirty_pages)
+    else:
+        tracker = open_uffd_tracker(vm.ram, engine, vcpus=len(vm.vcpus), max_dirty_pages=max_dirty_pages)
+    vm.trackers.add(tracker)  # closed with it, at the latest
+    return tracker
 
 
 def bind_vcpus(tracker: KvmTracker | UffdTracker, vm: Vm) -> None:

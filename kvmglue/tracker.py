@@ -84,7 +84,7 @@ class KvmTracker(Cycles):
         if native is None:
             return
         self.ram.unwatch(self)
-        if self.vm.native is not None:
+        if self.vm.is_open:
             lib.kg_tracker_close(native)
             self.vm.resume()
         self.vm.tracked = False

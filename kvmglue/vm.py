@@ -18,7 +18,13 @@ import numpy.typing as npt
 from kvmglue._sys import check, ffi, lib
 from kvmglue.memory import SystemMemory
 from uffdtrack import GuestRam
-from uffdtrack.errors import GuestError, InvalidInputError, PauseTimeoutError, UnsupportedError
+from uffdtrack.errors import (
+    CycleError,
+    GuestError,
+    InvalidInputError,
+    PauseTimeoutError,
+    UnsupportedError,
+)
 
 DEVICE = "/dev/kvm"
 STOP_TIMEOUT = 1.0
@@ -263,7 +269,7 @@ class Vm:
     """A minimal machine: RAM, 1 to 16 vCPUs, a serial port, no interrupts. A context manager.
 
     It is made paused, each vCPU at the start of the guest program (_native/guest.c), which waits for orders
-    (`kvmglue.guests`). Close trackers first, then the VM, then the RAM.
+    (`kvmglue.guests`). Closing it closes its trackers; the RAM is closed last.
 
     Args:
         ram: guest memory; its memslots become KVM's.
@@ -277,6 +283,7 @@ class Vm:
         vcpus: shape (vcpus,).
         system: the guest's other memory.
         tracked: one of KVM's trackers is active.
+        trackers: all that were opened on it.
 
     Raises:
         UnsupportedError, PermissionDeniedError: see `Kvm`.
@@ -286,8 +293,9 @@ class Vm:
     def __init__(self, ram: GuestRam, vcpus: int = 1, *, ring_entries: int = 0, list_rows: int = 0) -> None:
         self.ram = ram
         self.ring_entries = ring_entries
-        self.native: Any = None
+        self._native: Any = None
         self.tracked = False
+        self.trackers: weakref.WeakSet[Any] = weakref.WeakSet()
         self.vcpus: list[Vcpu] = []
         self._events = 0
         self.kvm = Kvm()
@@ -328,7 +336,7 @@ class Vm:
         if opened < 0:
             os.close(fd)
         check(opened, "give the VM its memory")
-        self.native = out[0]
+        self._native = out[0]
         if self.ring_entries:
             enabled = lib.kg_enable_ring(self.native, self.ring_entries * 16)
             check(enabled, f"have dirty rings of {self.ring_entries} entries")
@@ -342,11 +350,28 @@ class Vm:
         self._wait_parked(STOP_TIMEOUT)
 
     def close(self) -> None:
-        """End the vCPUs. Idempotent."""
-        if self.native is not None:
-            lib.kg_vm_close(self.native)
-            self.native = None
+        """Close its trackers, and end the vCPUs. Idempotent."""
+        for tracker in list(self.trackers):
+            tracker.close()
+        native, self._native = self._native, None
+        if native is not None:
+            lib.kg_vm_close(native)
         self.kvm.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._native is not None
+
+    @property
+    def native(self) -> Any:
+        """The core's VM.
+
+        Raises:
+            CycleError: it is closed.
+        """
+        if self._native is None:
+            raise CycleError("the VM is closed")
+        return self._native
 
     @property
     def system_address(self) -> int:
@@ -463,7 +488,7 @@ _vms: weakref.WeakSet[Vm] = weakref.WeakSet()
 def _in_child() -> None:
     """A forked child has copies of the fds, which are of no use to it, and none of the threads."""
     for vm in _vms:
-        vm.native = None
+        vm._native = None
         vm.kvm.close()
 
 

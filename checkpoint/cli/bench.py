@@ -11,6 +11,7 @@ import click
 
 from checkpoint import report
 from checkpoint.cli.common import DIRECTORY, json_option, say
+from checkpoint.files import translate
 from checkpoint.plots import draw_ab, pyplot
 from kvmglue import AB_ENGINES, AbPlan, crossover, emulated, run_ab
 from uffdtrack import parse_size
@@ -33,6 +34,8 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
         raise click.BadParameter(str(error)) from error
     if min(found) <= 0:
         raise click.BadParameter("more than 0")
+    if param.name == "ram" and (min(found) < 8 << 20 or any(n % 4096 for n in found)):
+        raise click.BadParameter("whole pages, and 8 MiB or more")
     return found
 
 
@@ -42,7 +45,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option("--dirty", callback=_numbers, help="Pages a cycle; default: 10,100,1000,10000,30000.")
 @click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=DEFAULT.rounds, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("-o", "--output", "directory", type=DIRECTORY, help="Write the series and plots there.")
 @json_option
 def ab(
@@ -61,7 +64,11 @@ def ab(
     """
     if directory:
         pyplot()  # says so now, where it is missing, and not after minutes
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "ab.jsonl").write_text("")
+        except OSError as error:
+            raise translate(error, directory) from error
     rams, dirties = ram or DEFAULT.rams, dirty or DEFAULT.dirties
     least = min(rams) // 4096
     plan = AbPlan(
@@ -100,10 +107,12 @@ def ab(
             click.echo(f"KVM's bitmap costs less than its ring {where}.")
         click.echo("Every engine listed exactly the pages that its guest wrote.")
     if directory:
-        with (directory / "ab.jsonl").open("w") as out:
-            out.writelines(json.dumps(row) + "\n" for row in rows)
-        for path in draw_ab(rows, directory):
-            say(f"drawn: {path}")
+        try:
+            (directory / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            for path in draw_ab(rows, directory):
+                say(f"drawn: {path}")
+        except OSError as error:
+            raise translate(error, directory) from error
 
 
 def _spread(rows: Sequence[dict[str, Any]], keys: Iterable[str], digits: int = 0) -> str:

@@ -78,7 +78,7 @@ def vm_options(function: F) -> F:
 @click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option("--ram", default="64MiB", show_default=True, help="Size of the RAM.")
 @click.option(
-    "--until", type=click.IntRange(min=0), default=0, help="End after so many numbers or operations."
+    "--until", type=click.IntRange(0, 1 << 62), default=0, help="End after so many numbers or operations."
 )
 @vm_options
 def run(guest: str, vcpus: int, ram: str, until: int, **options: Any) -> None:

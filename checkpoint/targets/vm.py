@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,13 @@ from uffdtrack import (
     UffdTracker,
     Window,
 )
-from uffdtrack.errors import CycleError, ImageError, RollbackRefusedError
+from uffdtrack.errors import (
+    CycleError,
+    ImageError,
+    PauseTimeoutError,
+    RollbackRefusedError,
+    StopTimeoutError,
+)
 
 NOTE_VCPU = 0x75660003
 """All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
@@ -60,6 +67,8 @@ class VmTarget:
         state = vm.system_state
         self._system_at = vm.system_address // PAGE
         self._system = np.zeros((len(state) // PAGE, PAGE), np.uint8)
+        self._whole_system = True
+        self._left = _Left()
         self._states: list[VcpuState] = []
         slots = [(slot.gfn, slot.pages) for slot in vm.ram.slots]
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
@@ -69,9 +78,13 @@ class VmTarget:
     # -- Target -----------------------------------------------------------------------------------
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
-        dirty = to_runs(np.sort(self.tracker.exchange().gfn))
+        """A guest that stands at a threshold goes on."""
+        pages = self._left.gfns()
+        with stopping():
+            pages = np.union1d(pages, exchange_running(self.tracker))
         if not everything:
-            return dirty, _NONE
+            return to_runs(pages), _NONE
+        self._whole_system = True
         return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
@@ -80,19 +93,23 @@ class VmTarget:
 
     def window(self, pending: Pending) -> Window:
         started = time.perf_counter()
-        gfns = [self._stop()]
-        try:
-            stopped = time.perf_counter()
-            gfns.append(self.tracker.exchange().gfn)
-            self._states = [vcpu.state() for vcpu in self.vm.vcpus]
-            harvested = time.perf_counter()
-            pages = np.concatenate((*gfns, self._system_changed(), expand(pending.pages)))
-            pages = np.unique(pages)
-            copied = self._copy(pages)
-            done = time.perf_counter()
-        finally:
-            self.vm.resume()
-        pending.add(to_runs(pages), _NONE)
+        with stopping():
+            try:
+                self._stop()
+                stopped = time.perf_counter()
+                self._left.add(self.tracker.exchange().gfn)
+                self._states = [vcpu.state() for vcpu in self.vm.vcpus]
+                self._left.add(self._system_changed())
+                touched = self._left.gfns()
+                harvested = time.perf_counter()
+                pages = np.union1d(touched, expand(pending.pages))
+                copied = self._copy(pages)
+                done = time.perf_counter()
+            finally:
+                # What was harvested is not lost if a part of this has failed.
+                pending.add(to_runs(self._left.gfns()), _NONE)
+                self._left.clear()
+                self.vm.resume()
         data, zero, contents = self._parted(pages, copied)
         return Window(
             regions=self.regions,
@@ -104,7 +121,7 @@ class VmTarget:
             unreadable=0,
             compared=1,
             scanned=self.tracker.traits.cost == "O(size)",
-            touched=sum(len(part) for part in gfns),
+            touched=len(touched),
             stop_us=(stopped - started) * 1e6,
             harvest_us=(harvested - stopped) * 1e6,
             copy_us=(done - harvested) * 1e6,
@@ -146,25 +163,21 @@ class VmTarget:
 
     # -- parts of a window ------------------------------------------------------------------------
 
-    def _stop(self) -> npt.NDArray[np.uint64]:
-        """Have every vCPU at the VM's gate, where its state is whole; returns what had to be harvested first.
+    def _stop(self) -> None:
+        """Have every vCPU at the VM's gate, where its state is whole.
 
-        At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code.
+        At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code: what is full is
+        harvested first then, and left for the next window.
         """
-        early = np.empty(0, np.uint64)
         self.vm.close_gate()
         if isinstance(self.tracker, UffdTracker):
-            try:
-                self.tracker.resume()
-            except CycleError:
-                early = self.tracker.exchange().gfn.copy()
-                self.tracker.resume()
+            self._left.add(resume_full(self.tracker))
         self.vm.pause()
-        return early
 
     def _system_changed(self) -> npt.NDArray[np.uint64]:
         now = self.vm.system_state.reshape(-1, PAGE)
-        changed = np.flatnonzero((now != self._system).any(axis=1))
+        changed = np.flatnonzero((now != self._system).any(axis=1) | self._whole_system)
+        self._whole_system = False
         self._system[changed] = now[changed]
         return (changed + self._system_at).astype(np.uint64)
 
@@ -217,6 +230,49 @@ class VmTarget:
             if not was_paused:
                 self.vm.resume()
         return len(rows)
+
+
+class _Left:
+    """Pages that were harvested and are in no window yet."""
+
+    def __init__(self) -> None:
+        self._parts: list[npt.NDArray[np.uint64]] = []
+
+    def add(self, gfn: npt.NDArray[np.uint64]) -> None:
+        self._parts.append(gfn.copy())
+
+    def gfns(self) -> npt.NDArray[np.uint64]:
+        """Sorted, each once."""
+        return np.unique(np.concatenate([np.empty(0, np.uint64), *self._parts]))
+
+    def clear(self) -> None:
+        self._parts = []
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """A vCPU that does not stop is, to a session, what a thread is that does not."""
+    try:
+        yield
+    except PauseTimeoutError as error:
+        raise StopTimeoutError(str(error)) from error
+
+
+def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
+    """Open a tracker's gate; what is full has to be harvested before, and is returned."""
+    pages = np.empty(0, np.uint64)
+    while True:
+        try:
+            tracker.resume()
+            return pages
+        except CycleError:
+            pages = np.union1d(pages, tracker.exchange().gfn)
+
+
+def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
+    """Harvest and rearm while the guest runs; where it stands at its threshold, it goes on."""
+    pages = tracker.exchange().gfn.copy()
+    return np.union1d(pages, resume_full(tracker)) if tracker.max_dirty_pages else pages
 
 
 def _region(gfn: int, pages: int, name: str) -> Region:

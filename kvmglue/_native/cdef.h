@@ -74,7 +74,7 @@ int kg_enable_ring(kg_vm *vm, uint32_t bytes);
 int kg_vcpu_open(kg_vm *vm, int kvm, uint64_t mailbox, uint64_t stack, uint64_t tables);
 int kg_vcpu_tid(const kg_vm *vm, int vcpu);
 int kg_vcpu_state(const kg_vm *vm, int vcpu);
-int kg_gate_close(kg_vm *vm);
+void kg_gate_close(kg_vm *vm);
 void kg_gate_open(kg_vm *vm);
 int kg_gate_closed(kg_vm *vm);
 int kg_is_full(kg_vm *vm);

@@ -151,10 +151,11 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 	madvise(arena, kg_arena_bytes(vm), MADV_HUGEPAGE);
 	carve(t, arena);
 	pthread_mutex_init(&t->lock, NULL);
-	if (mode == KG_RING)
-		err = map_rings(t);
-	else
-		err = enable_manual(vm, mode == KG_CLEAR);
+	/* A ring that fills before the tracker is known would end its vCPU. */
+	kg_gate_hold(vm);
+	err = kg_wait_parked(vm, CLOSE_NS);
+	if (!err)
+		err = mode == KG_RING ? map_rings(t) : enable_manual(vm, mode == KG_CLEAR);
 	if (!err)
 		err = kg_set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES);
 	if (!err && mode == KG_CLEAR)
@@ -163,14 +164,17 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 		memcpy(t->taken, vm->ring_at, sizeof(t->taken));
 		err = empty_rings(t);
 	}
+	if (!err) {
+		t->stats.rearm_calls = 0;
+		atomic_store(&vm->full, 0);
+		atomic_store(&vm->tracker, t);
+	}
+	kg_gate_release(vm);
 	if (err) {
 		kg_tracker_close(t);
 		kg_tracker_free(t);
 		return err;
 	}
-	t->stats.rearm_calls = 0;
-	atomic_store(&vm->full, 0);
-	atomic_store(&vm->tracker, t);
 	*out = t;
 	return 0;
 }
@@ -191,8 +195,7 @@ static void leave(kg_tracker *t)
 
 static void stop_logging(kg_tracker *t)
 {
-	int opened = kg_gate_close(t->vm);
-
+	kg_gate_hold(t->vm);
 	/* A vCPU's thread may be at work for it: none is, once all have stood. */
 	t->stuck = kg_wait_parked(t->vm, CLOSE_NS) < 0;
 	atomic_store(&t->vm->tracker, NULL);
@@ -202,8 +205,7 @@ static void stop_logging(kg_tracker *t)
 		empty_rings(t);
 		memcpy(t->vm->ring_at, t->taken, sizeof(t->taken));
 	}
-	if (opened)
-		kg_gate_open(t->vm);
+	kg_gate_release(t->vm);
 }
 
 void kg_tracker_close(kg_tracker *t)
@@ -329,21 +331,21 @@ static int collect(kg_tracker *t)
 }
 
 /* Have the vCPUs out of KVM_RUN: where the processor logs by itself (PML), it keeps what it has logged until then.
- * KVM_GET_DIRTY_LOG sees to that in the kernel. Returns 1 where the gate is to be opened again. */
+ * KVM_GET_DIRTY_LOG sees to that in the kernel. Returns 1 where the gate is held. */
 static int hold(kg_tracker *t, int64_t stop_ns)
 {
 	int64_t started = kg_now();
-	int opened, err;
+	int err;
 
 	t->stats.stop_ns = 0;
 	if (t->mode != KG_RING || (t->sabotage & KG_BREAK_ORDER))
 		return 0;
-	opened = kg_gate_close(t->vm);
+	kg_gate_hold(t->vm);
 	err = kg_wait_parked(t->vm, stop_ns);
 	t->stats.stop_ns = kg_now() - started;
-	if (err && opened)
-		kg_gate_open(t->vm);
-	return err ? err : opened;
+	if (err)
+		kg_gate_release(t->vm);
+	return err ? err : 1;
 }
 
 static int64_t cut(kg_tracker *t)
@@ -379,18 +381,18 @@ static int64_t cut(kg_tracker *t)
 
 static int64_t prepare(kg_tracker *t, int64_t stop_ns)
 {
-	int opened = hold(t, stop_ns);
+	int held = hold(t, stop_ns);
 	int64_t started = kg_now(), n;
 
-	if (opened < 0)
-		return opened;
+	if (held < 0)
+		return held;
 	pthread_mutex_lock(&t->lock);
 	n = cut(t);
 	pthread_mutex_unlock(&t->lock);
 	t->stats.harvest_ns = kg_now() - started;
 	t->stats.rearm_ns = 0;
-	if (opened)
-		kg_gate_open(t->vm);
+	if (held)
+		kg_gate_release(t->vm);
 	return n;
 }
 
@@ -418,19 +420,19 @@ int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first)
 
 static int64_t pending(kg_tracker *t, int64_t stop_ns)
 {
-	int opened = hold(t, stop_ns), err;
+	int held = hold(t, stop_ns), err;
 	int64_t n;
 
-	if (opened < 0)
-		return opened;
+	if (held < 0)
+		return held;
 	pthread_mutex_lock(&t->lock);
 	/* The bitmap's traps are set as it is read, which a look must not do: what is read is kept here. `clear`
 	 * would read the pages of the last cycle again, until they are rearmed. */
 	err = t->mode == KG_CLEAR && atomic_load(&t->rearmed) < t->log[!t->open].n ? 0 : collect(t);
 	n = err ? err : (int64_t)t->log[t->open].n;
 	pthread_mutex_unlock(&t->lock);
-	if (opened)
-		kg_gate_open(t->vm);
+	if (held)
+		kg_gate_release(t->vm);
 	return n;
 }
 

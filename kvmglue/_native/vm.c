@@ -118,8 +118,9 @@ int kg_vm_open(int fd, uint8_t *ram, const kg_slot *slots, int nslots, uint8_t *
 	vm->nslots = nslots;
 	memcpy(vm->slots, slots, nslots * sizeof(*slots));
 	vm->rows = slots[nslots - 1].row + slots[nslots - 1].npages;
-	vm->gate = 1;
+	vm->gate = vm->paused = 1;
 	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->gate_lock, NULL);
 	sigemptyset(&kick.sa_mask);
 	err = sigaction(kick_signal(), &kick, NULL) ? -errno : kg_set_slots(vm, 0);
 	if (!err)
@@ -161,6 +162,7 @@ void kg_vm_close(kg_vm *vm)
 	}
 	close(vm->fd);
 	pthread_mutex_destroy(&vm->lock);
+	pthread_mutex_destroy(&vm->gate_lock);
 	free(vm->serial);
 	free(vm);
 }
@@ -478,35 +480,55 @@ kg_counts kg_vcpu_counts(const kg_vm *vm, int vcpu)
 
 /* -- the gate ------------------------------------------------------------------------------------ */
 
-int kg_gate_close(kg_vm *vm)
+/* Under the lock: have the gate as those who want it closed say. */
+static void set_gate(kg_vm *vm)
 {
-	uint32_t word = atomic_load(&vm->gate);
+	int closed = vm->paused || vm->holds;
 
-	while (!(word & 1))
-		if (atomic_compare_exchange_weak(&vm->gate, &word, word + 1)) {
-			for (int i = 0; i < vm->nvcpus; i++)
-				kick(&vm->vcpu[i]);
-			tell(&vm->changed); /* for those that are just about to sleep */
-			return 1;
-		}
-	return 0;
+	if (closed == (int)(atomic_load(&vm->gate) & 1))
+		return;
+	atomic_fetch_add(&vm->gate, 1);
+	if (closed)
+		for (int i = 0; i < vm->nvcpus; i++)
+			kick(&vm->vcpu[i]);
+	else
+		kg_wake(&vm->gate);
+	/* For those that are just about to sleep, and those whose mailboxes have changed meanwhile. */
+	tell(&vm->changed);
+}
+
+static void change_gate(kg_vm *vm, int paused, int holds)
+{
+	pthread_mutex_lock(&vm->gate_lock);
+	vm->paused = paused < 0 ? vm->paused : paused;
+	vm->holds += holds;
+	set_gate(vm);
+	pthread_mutex_unlock(&vm->gate_lock);
+}
+
+void kg_gate_close(kg_vm *vm)
+{
+	change_gate(vm, 1, 0);
 }
 
 void kg_gate_open(kg_vm *vm)
 {
-	uint32_t word = atomic_load(&vm->gate);
+	change_gate(vm, 0, 0);
+}
 
-	while (word & 1)
-		if (atomic_compare_exchange_weak(&vm->gate, &word, word + 1)) {
-			kg_wake(&vm->gate);
-			/* Those that sleep look at their mailboxes, which may have changed meanwhile. */
-			tell(&vm->changed);
-		}
+void kg_gate_hold(kg_vm *vm)
+{
+	change_gate(vm, -1, 1);
+}
+
+void kg_gate_release(kg_vm *vm)
+{
+	change_gate(vm, -1, -1);
 }
 
 int kg_gate_closed(kg_vm *vm)
 {
-	return atomic_load(&vm->gate) & 1;
+	return vm->paused;
 }
 
 int kg_is_full(kg_vm *vm)

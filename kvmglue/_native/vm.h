@@ -51,7 +51,9 @@ typedef struct kg_vm {
 	uint64_t rows, system_bytes;
 	kg_slot slots[KG_MAX_SLOTS];
 	kg_vcpu vcpu[KG_MAX_VCPUS];
-	_Atomic uint32_t gate;    /* odd: closed; also a futex */
+	_Atomic uint32_t gate;    /* odd: closed; also a futex. It is open when nobody wants it closed: */
+	int32_t paused, holds;    /* the user, or a full ring; trackers, for a moment. Under `gate_lock` */
+	pthread_mutex_t gate_lock;
 	_Atomic uint32_t changed; /* futex of the vCPUs that sleep: a mailbox, the gate, the end */
 	_Atomic uint32_t event;   /* futex of the host: something to look at */
 	_Atomic uint32_t full;    /* a dirty ring is full, and there is a threshold */
@@ -99,9 +101,12 @@ int kg_set_slots(kg_vm *vm, uint32_t flags);
 void kg_wake(_Atomic uint32_t *word);
 void kg_wait(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns);
 int64_t kg_now(void);
-/* Close the gate; 1: it was open. */
-int kg_gate_close(kg_vm *vm);
+/* The user's pause, and its end. */
+void kg_gate_close(kg_vm *vm);
 void kg_gate_open(kg_vm *vm);
+/* A tracker's, in the middle of a call. */
+void kg_gate_hold(kg_vm *vm);
+void kg_gate_release(kg_vm *vm);
 int kg_gate_closed(kg_vm *vm);
 int kg_is_full(kg_vm *vm);
 /* Wait until every vCPU is out of KVM_RUN, its last port access completed. */

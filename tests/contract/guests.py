@@ -200,7 +200,7 @@ class KvmVcpu:
 
     def end(self) -> None:
         """Idempotent."""
-        if self._vm.native is not None and not any(vcpu.exit for vcpu in self._vm.vcpus):
+        if self._vm.is_open and not any(vcpu.exit for vcpu in self._vm.vcpus):
             self.stop()
             assert self.wait()
 
