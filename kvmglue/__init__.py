@@ -7,7 +7,8 @@ from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
 from kvmglue.tracker import KvmTracker
-from kvmglue.vm import SMALLEST_RING, Capabilities, Kvm, Vcpu, VcpuExit, VcpuState, Vm
+from kvmglue.vcpu import Vcpu, VcpuExit, VcpuState
+from kvmglue.vm import SMALLEST_RING, Capabilities, Kvm, Vm
 
 __all__ = [
     "AB_ENGINES",

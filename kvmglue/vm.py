@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from kvmglue._sys import check, ffi, lib
 from kvmglue.memory import SystemMemory
+from kvmglue.vcpu import Vcpu
 from uffdtrack import GuestRam
 from uffdtrack.errors import (
     CycleError,
@@ -31,8 +32,6 @@ STOP_TIMEOUT = 1.0
 """Seconds in which every vCPU has to stop."""
 SMALLEST_RING = 256
 """Entries of the smallest dirty ring: it fills a page (virt/kvm/dirty_ring.c)."""
-_TIME = (0x10, 0x6E0)
-"""MSRs that go on by themselves: the time-stamp counter, and its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,169 +99,6 @@ class Kvm:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuExit:
-    """Why a vCPU has ended.
-
-    Attributes:
-        reason: "exit" (the guest asked for it, with `code`), "closed", or what went wrong.
-        code: see `reason`.
-    """
-
-    reason: str
-    code: int
-
-    @property
-    def failed(self) -> bool:
-        return self.reason not in ("exit", "closed")
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuState:
-    """All of a vCPU's state, as KVM gives it.
-
-    Attributes:
-        parts: sregs, regs, xcrs, xsave, debugregs, events, mp_state: structs of linux/kvm.h.
-        msrs: index and value.
-    """
-
-    parts: tuple[bytes, ...]
-    msrs: tuple[tuple[int, int], ...]
-
-    def same(self, other: VcpuState) -> bool:
-        """Whether nothing differs but what goes on by itself: the time."""
-        return self.parts == other.parts and self._still() == other._still()
-
-    def _still(self) -> list[tuple[int, int]]:
-        return [(index, value) for index, value in self.msrs if index not in _TIME]
-
-    @property
-    def xsave(self) -> bytes:
-        """The extended state, in the layout of NT_X86_XSTATE."""
-        return self.parts[int(lib.KG_STATE_XSAVE)]
-
-    @property
-    def segments(self) -> dict[str, int]:
-        """Selectors, and the bases of fs and gs."""
-        sregs = ffi.new("uint8_t[]", self.parts[lib.KG_STATE_SREGS])
-        values = ffi.new("uint64_t[8]")
-        lib.kg_segments(sregs, values)
-        names = ("cs", "ds", "es", "fs", "gs", "ss", "fs_base", "gs_base")
-        return {name: int(values[i]) for i, name in enumerate(names)}
-
-    @property
-    def registers(self) -> dict[str, int]:
-        """rax, rbx, ..., rip, rflags."""
-        values = np.frombuffer(self.parts[lib.KG_STATE_REGS], np.uint64).tolist()
-        return dict(zip(REGISTERS, values, strict=True))
-
-
-REGISTERS = (
-    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-    "r15", "rip", "rflags",
-)  # fmt: skip
-
-
-class Vcpu:
-    """One vCPU of a VM; it lives in a native thread, which runs it outside of Python."""
-
-    def __init__(self, vm: Vm, number: int) -> None:
-        self._vm = vm
-        self.number = number
-
-    @property
-    def tid(self) -> int:
-        """Of its thread."""
-        return int(lib.kg_vcpu_tid(self._vm.native, self.number))
-
-    @property
-    def mailbox(self) -> Any:
-        """`kg_mailbox` of _native/guest.h, in the guest's memory."""
-        return self._vm.system.mailbox(self.number)
-
-    @property
-    def exit(self) -> VcpuExit | None:
-        """Why it has ended; None: it has not."""
-        if lib.kg_vcpu_state(self._vm.native, self.number) != lib.KG_ENDED:
-            return None
-        native = self._vm.native.vcpu[self.number]
-        reason, code, detail = int(native.reason), int(native.code), int(native.detail)
-        if reason == lib.KG_END_EXIT:
-            return VcpuExit("exit", code)
-        if reason == lib.KG_END_TOLD:
-            return VcpuExit("closed", 0)
-        words = {
-            lib.KG_END_ERRNO: f"KVM_RUN failed: {os.strerror(code)}",
-            lib.KVM_EXIT_SHUTDOWN: "it shut down (a fault without a handler)",
-            lib.KVM_EXIT_INTERNAL_ERROR: f"an internal error of KVM, number {code}",
-            lib.KVM_EXIT_FAIL_ENTRY: f"the processor refused to enter it, reason {detail:#x}",
-            lib.KVM_EXIT_MMIO: f"it {'wrote' if code else 'read'} where no memory is, at {detail:#x}",
-            lib.KVM_EXIT_HLT: "it halted, and no interrupt can wake it",
-        }
-        return VcpuExit(words.get(reason, f"an exit that nobody handles, reason {reason}"), code)
-
-    @property
-    def took_us(self) -> float:
-        """Of its last order, from its start to its end."""
-        return int(self._vm.native.vcpu[self.number].took_ns) / 1e3
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """`runs`: entries into KVM_RUN; of these ended by `kicks`, `ports`, `fulls` (a full dirty ring)."""
-        c = lib.kg_vcpu_counts(self._vm.native, self.number)
-        return {name: int(getattr(c, name)) for name in ("runs", "kicks", "ports", "fulls")}
-
-    def state(self) -> VcpuState:
-        """All of its state. It has to stand: `Vm.pause()`."""
-        self._must_stand()
-        parts = []
-        for part in range(lib.KG_STATES):
-            size = lib.kg_state_bytes(part, self._vm.kvm.capabilities.xsave_bytes)
-            data = ffi.new("uint8_t[]", size)
-            check(lib.kg_get_state(self._vm.native, self.number, part, data), "read a vCPU's state")
-            parts.append(bytes(ffi.buffer(data)))
-        return VcpuState(tuple(parts), tuple(self._msrs()))
-
-    def _msrs(self) -> list[tuple[int, int]]:
-        indexes = self._vm.msr_indexes
-        while True:
-            n = len(indexes)
-            values = ffi.new("uint64_t[]", n)
-            got = lib.kg_get_msrs(self._vm.native, self.number, ffi.new("uint32_t[]", indexes), values, n)
-            if check(got, "read a vCPU's MSRs") == n:
-                return list(zip(indexes, ffi.unpack(values, n), strict=True))
-            del indexes[got]  # it is listed for others than this guest
-
-    def set_state(self, state: VcpuState) -> None:
-        """Put all of its state back. It has to stand.
-
-        Raises:
-            UnsupportedError: this host's KVM does not take a part of it.
-        """
-        self._must_stand()
-        for part, data in enumerate(state.parts):
-            size = lib.kg_state_bytes(part, self._vm.kvm.capabilities.xsave_bytes)
-            if part == lib.KG_STATE_XSAVE:
-                data = data[:size].ljust(size, b"\0")
-            elif len(data) != size:
-                raise UnsupportedError(f"part {part} of the vCPU state has {len(data)} bytes, not {size}")
-            result = lib.kg_set_state(self._vm.native, self.number, part, ffi.from_buffer(data))
-            if result < 0:
-                raise UnsupportedError(
-                    f"KVM does not take part {part} of vCPU {self.number}'s state: {os.strerror(-result)}"
-                )
-        now = dict(self._msrs())
-        for index, value in state.msrs:
-            if now.get(index) == value:
-                continue
-            if lib.kg_set_msr(self._vm.native, self.number, index, value) != 1 and index not in _TIME:
-                raise UnsupportedError(f"KVM does not take {value:#x} for MSR {index:#x}")
-
-    def _must_stand(self) -> None:
-        if not lib.kg_stands(self._vm.native, self.number):
-            raise InvalidInputError(f"vCPU {self.number} runs: pause() the VM first")
 
 
 class Vm:
