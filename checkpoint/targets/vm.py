@@ -121,7 +121,7 @@ class VmTarget:
             unreadable=0,
             compared=1,
             scanned=self.tracker.traits.cost == "O(size)",
-            touched=len(touched),
+            touched=int(np.searchsorted(touched, self._system_at)),  # of the RAM
             stop_us=(stopped - started) * 1e6,
             harvest_us=(harvested - stopped) * 1e6,
             copy_us=(done - harvested) * 1e6,
