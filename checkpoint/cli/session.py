@@ -21,7 +21,7 @@ from checkpoint import report
 from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
-from checkpoint.targets.process import ProcessTarget, check_target, proc_read, warnings_for
+from checkpoint.targets.process import ProcessTarget, check_living_target, proc_read, warnings_for
 from uffdtrack import choose_for_process, open_pidfd, parse_maps, probe
 from uffdtrack.errors import TargetRefusedError
 
@@ -182,11 +182,11 @@ def run_on(
     if process == os.getppid():
         raise TargetRefusedError("a process cannot checkpoint itself")
     if isinstance(process, int):
-        check_target(process)
+        check_living_target(process)
     with ExitStack() as stack:
         chain = stack.enter_context(ChainWriter(directory, key, force))
         pid = process if isinstance(process, int) else process()
-        check_target(pid)
+        check_living_target(pid)
         pidfd = open_pidfd(pid)
         stack.callback(os.close, pidfd)
         with ProcessTarget(pid, traits.name, max_dirty) as target:

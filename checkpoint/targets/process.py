@@ -106,6 +106,28 @@ def check_target(pid: int) -> None:
         )
 
 
+def check_living_target(pid: int) -> None:
+    """`check_target`, of one that may be inside of exec: much of /proc says then that there is none."""
+    try:
+        check_target(pid)
+        return
+    except TargetGoneError:
+        pidfd = open_pidfd(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + EXEC_SECONDS
+    try:
+        while True:
+            try:
+                check_target(pid)
+                return
+            except TargetGoneError:
+                if poll.poll(EXEC_POLL * 1000) or time.monotonic() > deadline:
+                    raise
+    finally:
+        os.close(pidfd)
+
+
 def _check_program(pid: int) -> None:
     try:
         with (task_directory(pid) / "exe").open("rb") as file:
