@@ -6,10 +6,13 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = [
+    "attach.c",
+    "inject.c",
     "lists.c",
     "maps.c",
     "probe.c",
     "rearm.c",
+    "restart.c",
     "ring.c",
     "runs.c",
     "space.c",

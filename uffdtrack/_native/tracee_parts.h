@@ -1,0 +1,50 @@
+/* What the parts of a tracee have in common: tracee.c stops and releases, restart.c mends interrupted system calls,
+ * inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by them. */
+#ifndef UT_TRACEE_PARTS_H
+#define UT_TRACEE_PARTS_H
+#include "tracee.h"
+
+#include <errno.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/user.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(struct user_regs_struct) == UT_NREGS * 8, "user_regs_struct");
+
+/* In-kernel error: repeat the call unless a signal handler ran, then EINTR
+ * (include/linux/errno.h; arch_do_signal_or_restart in arch/x86/kernel/signal.c). */
+#define ERESTARTNOHAND 514
+#define ERESTART_RESTARTBLOCK 516
+#define TRY(call)                                                                                  \
+	do {                                                                                       \
+		int try_err = (call);                                                              \
+		if (try_err < 0)                                                                   \
+			return try_err;                                                            \
+	} while (0)
+
+static inline struct user_regs_struct *regs_of(ut_thread *th)
+{
+	return (struct user_regs_struct *)th->regs;
+}
+
+static inline long trace(int request, int tid, void *addr, void *data)
+{
+	long r = syscall(SYS_ptrace, request, tid, addr, data);
+
+	return r < 0 ? -errno : r;
+}
+
+int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
+/* A thread has stopped: take its registers, and undo what the stop did to the call it was in. */
+int ut_note_stop(ut_tracee *t, ut_thread *th);
+/* It is not in that call any more. */
+void ut_forget_wait(ut_tracee *t, int tid);
+/* The end of a thread has been collected; that of the first one is the process's status. */
+static inline void note_end(ut_tracee *t, int tid, int status)
+{
+	if (tid == t->pid)
+		t->exit_status = status;
+}
+#endif
