@@ -36,14 +36,15 @@ def listens(port: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *descendants(child)]
+    """All that live at some time of the question; parents before their children."""
+    found: list[int] = []
+    try:
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            text = Path(f"/proc/{pid}/task/{tid}/children").read_text()
+            for child in map(int, text.split()):
+                found += [child, *descendants(child)]
+    except OSError:
+        pass  # it has ended meanwhile
     return found
 
 

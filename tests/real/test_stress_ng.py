@@ -60,8 +60,10 @@ def test_stress_ng(
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
-    rows, err = follow(worker_of(process), process_engine, tmp_path, name in OWN_MEMORY)
-    out, said = process.communicate(timeout=120)
+    try:
+        rows, err = follow(worker_of(process), process_engine, tmp_path, name in OWN_MEMORY)
+    finally:
+        out, said = process.communicate(timeout=120)
     done = subprocess.CompletedProcess(command, process.returncode, out, said)
     if failures(done) or done.returncode:
         alone = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
