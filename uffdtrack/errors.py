@@ -47,6 +47,18 @@ class StopTimeoutError(TargetError):
     """A thread did not stop in time; the others run again."""
 
 
+class EpochSkippedError(TargetError):
+    """No epoch can be taken now, although nothing is wrong with the target; a later one can.
+
+    Attributes:
+        reason: a clause that fits behind "while": "gdb (pid 123) traces the process".
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no epoch can be taken while {reason}")
+        self.reason = reason
+
+
 class NewMemoryError(TargetError):
     """The target has called exec: what was tracked is gone, and a new base is needed."""
 

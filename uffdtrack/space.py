@@ -243,6 +243,16 @@ class AddressSpace:
             pause_us=times.pause_ns / 1e3,
         )
 
+    def passed_over(self) -> None:
+        """No window can be had for a while, since others have the target.
+
+        What they write by themselves (ptrace(2), /proc/PID/mem) is no fault of a thread of the target's: the
+        next window of "ring" looks through all page tables. Whoever waits at the limit of "sync" goes on.
+        """
+        if self._c is not None and self._c.watch != ffi.NULL:
+            self._c.watch.limited = 0
+            self._c.watch.lost |= not self._c.watch.sync
+
     def _touched(self) -> int:
         runs = runs_array(self._c.news.touched)
         return int((runs[:, 1] - runs[:, 0]).sum()) // PAGE

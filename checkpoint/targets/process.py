@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
+from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
 from uffdtrack import (
     AddressSpace,
     Pending,
@@ -23,11 +24,20 @@ from uffdtrack import (
     status_field,
     task_directory,
 )
-from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
+from uffdtrack.errors import (
+    EpochSkippedError,
+    PermissionDeniedError,
+    StopTimeoutError,
+    TargetGoneError,
+    TargetRefusedError,
+)
 
 _PF_KTHREAD = 0x00200000
 EXEC_SECONDS = 10
 """How long a process that does nothing but exec is tried again."""
+DUMPING = "the kernel writes a core of the process"
+UNSEEN_VISITS = 3
+"""Times in a row that we may be forbidden to trace without a tracer to be seen, until we believe it."""
 EXEC_POLL = 0.02
 """Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
 
@@ -89,10 +99,11 @@ def check_target(pid: int) -> None:
     if int(fields[6]) & _PF_KTHREAD:
         raise TargetRefusedError(f"{pid} is a thread of the kernel")
     task_directory(pid)
-    tracer = int(status_field(pid, "TracerPid") or 0)
-    if tracer:
+    visitor = find_visitor(pid)
+    if visitor:
         raise TargetRefusedError(
-            f"process {pid} is traced already, by process {tracer} (a debugger, strace?); end that first"
+            f"process {pid} is traced already, by process {visitor.tracer} (a debugger, strace?); "
+            "end that first"
         )
     _check_program(pid)
     _check_memory(pid)
@@ -234,6 +245,8 @@ class ProcessTarget:
         self.pid = pid
         self.engine = engine
         self.max_dirty = max_dirty
+        self._visitor: Visitor | None = None
+        self._unseen = 0
         self.identity = identify(pid)
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
@@ -247,7 +260,17 @@ class ProcessTarget:
         """After exec: the memory is another one, and so may be the kind of program."""
         self.space.close()
         self.tracee.settle(5)
-        self._attach()
+        self._await_visitor()
+        try:
+            self._attach()
+        except (PermissionDeniedError, TargetRefusedError) as error:
+            self._unseen += 1
+            if find_visitor(self.pid) or (
+                isinstance(error, PermissionDeniedError) and self._unseen < UNSEEN_VISITS
+            ):
+                raise self._visited() from error
+            raise
+        self._unseen = 0
 
     def ended(self, seconds: float = 0) -> bool:
         """Whether the process has ended, or does within some seconds.
@@ -292,6 +315,7 @@ class ProcessTarget:
         }
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
+        self._await_visitor()  # who is still there: a base would be copied for nothing
         return self.space.harvest(everything)
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
@@ -299,7 +323,32 @@ class ProcessTarget:
         return self.space.split_zero(runs)
 
     def window(self, pending: Pending) -> Window:
-        return self.space.window(self.tracee, pending)
+        self._await_visitor()
+        if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
+            raise EpochSkippedError(DUMPING)
+        try:
+            return self.space.window(self.tracee, pending)
+        except PermissionDeniedError as error:
+            if not may_trace(self.pid):
+                raise
+            raise self._visited() from error
+        except StopTimeoutError as error:
+            if not dumps_core(self.pid):
+                raise
+            raise EpochSkippedError(DUMPING) from error
+
+    def _await_visitor(self) -> None:
+        """A visitor that we know of is asked for first: each stop that fails costs the target some time."""
+        if self._visitor and self._visitor.is_here():
+            raise EpochSkippedError(f"{self._visitor} traces the process")
+        self._visitor = None
+
+    def _visited(self) -> EpochSkippedError:
+        """Somebody has taken the process from us. It may have been for a moment, and over by now."""
+        self.tracee.settle(0.1)  # threads that are not the visitor's were called to stop
+        self.space.passed_over()
+        self._visitor = find_visitor(self.pid)
+        return EpochSkippedError(f"{self._visitor or 'another process'} traces the process")
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
         facts = self.facts()
@@ -313,8 +362,8 @@ class ProcessTarget:
             "heap_end": max(heap, default=0),
         }
 
-    def settle(self, timeout: float) -> None:
-        self.tracee.settle(timeout)
+    def settle(self, timeout: float) -> bool:
+        return self.tracee.settle(timeout)
 
     def close(self) -> None:
         """Idempotent."""

@@ -82,7 +82,9 @@ int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
 #define UT_WATCH_BREAK_AUDIT ...
 #define UT_WATCH_BREAK_EVENTS ...
 typedef struct {
-	int32_t full;
+	int32_t sync, full;
+	int32_t limited;
+	int32_t lost;
 	int32_t sabotage;
 	...;
 } ut_watch;
