@@ -30,7 +30,11 @@ class Target(Protocol):
         """Stop it, take registers and what was written and what is pending, and let it run."""
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        """ELF notes, and facts for the image's JSON (docs/image.md)."""
+        """ELF notes, and facts for the image's JSON (docs/image.md).
+
+        In place of `descriptors` and `state` there may be `objects`, a Snapshot, of which an epoch stores
+        what has changed.
+        """
 
     def reattach(self) -> None:
         """Its memory was exchanged for another."""
