@@ -11,6 +11,7 @@ import numpy as np
 
 from checkpoint.chain import ChainWriter
 from checkpoint.image import SCHEMA, EpochWriter
+from checkpoint.objects import Snapshot, increment
 from checkpoint.targets import Target
 from checkpoint.targets.process import EXEC_POLL, EXEC_SECONDS
 from uffdtrack import PAGE, Pending, Runs, Window
@@ -69,6 +70,7 @@ class Session:
         self.skip_reason = ""
         self._attached = True
         self._based = False
+        self._objects: Snapshot | None = None
 
     def take(self) -> dict[str, Any]:
         """Take one epoch, the base first, and return its row (`ROW_SCHEMA`).
@@ -169,6 +171,9 @@ class Session:
         writer = None
         try:
             notes, described = self.target.describe(window)
+            objects = described.pop("objects", None)
+            if objects:
+                described.update(increment(None if base else self._objects, objects))
             writer = begin()
             writer.void(window.reset)
             writer.add(window.data, window.contents)
@@ -181,6 +186,7 @@ class Session:
         self.pending.clear()
         self.skipped, self.skip_reason = 0, ""
         self.chain.committed(digest)
+        self._objects = objects
         row["write_us"] = round((time.perf_counter() - started) * 1e6, 1)
         row["digest"] = digest
         return row

@@ -139,7 +139,7 @@ class Mappings:
         """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
         major, minor = (int(part, 16) for part in region.device.split(":"))
         task = f"/proc/{self.pid}/task/{self.tracee.threads[0].tid}"
-        for number, _, _ in descriptors(self.pid):
+        for number, _ in descriptors(self.pid):
             try:
                 s = os.stat(f"{task}/fd/{number}")
                 if (os.major(s.st_dev), os.minor(s.st_dev), s.st_ino) != (major, minor, region.inode):

@@ -16,8 +16,11 @@ from typing import Any
 
 from checkpoint.chain import View
 from checkpoint.contents import Memory, Plan
+from checkpoint.differences import differences, torn
 from checkpoint.mappings import Mappings
-from checkpoint.targets.process import check_target, descriptors, identify
+from checkpoint.objects import Snapshot, resolve
+from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
+from checkpoint.targets.process import check_target, identify
 from uffdtrack import Tracee
 from uffdtrack.errors import (
     RollbackRefusedError,
@@ -48,8 +51,11 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def rollback(pid: int, view: View) -> Outcome:
+def rollback(pid: int, view: View, anyway: bool = False) -> Outcome:
     """Put process `pid` back to the epoch of `view`, which the caller has verified.
+
+    Args:
+        anyway: also where it tears what the process has in the kernel from its memory (`torn`).
 
     Raises:
         RollbackRefusedError: it cannot be done; nothing was touched.
@@ -67,7 +73,7 @@ def rollback(pid: int, view: View) -> Outcome:
             f"process {pid} is not the one that epoch {view.epoch.epoch} was taken of "
             f"(that was process {meta['pid']}, {meta['comm']})"
         )
-    return _in_own_process(lambda: _rollback(pid, view))
+    return _in_own_process(lambda: _rollback(pid, view, anyway))
 
 
 def _in_own_process(work: Any) -> Outcome:
@@ -105,15 +111,30 @@ def _in_own_process(work: Any) -> Outcome:
     return result
 
 
-def _rollback(pid: int, view: View) -> Outcome:
+def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
+    then = resolve(file.meta for file in view.sources)
     with Tracee(pid) as tracee:
         tracee.stop()
         started = time.perf_counter()
+        # Before anything changes, and while it stands: what it does after is no difference.
+        now = snapshot(pid, then)
+        warnings = _torn(pid, view, then, now, anyway)
         outcome = _Rollback(pid, view, tracee).run()
         tracee.resume()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
-    outcome.warnings += outside_differences(pid, view)
+    outcome.warnings += warnings + differences(then, now)
     return outcome
+
+
+def _torn(pid: int, view: View, then: Snapshot, now: Snapshot, anyway: bool) -> list[str]:
+    """What cannot go back with the memory and has to: warnings where it is to be done all the same."""
+    found = torn((then, now), (*view.epoch.regions, *kernel_mappings(pid)), lambda r: is_device(pid, r))
+    if found and not anyway:
+        raise RollbackRefusedError(
+            f"process {pid} has, or had at that epoch, what does not go back with its memory: "
+            f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
+        )
+    return [f"not rolled back: {text}" for text in found]
 
 
 class _Rollback:
@@ -215,21 +236,3 @@ class _Rollback:
         if isinstance(error, UffdtrackError) and not isinstance(error, TargetError):
             kind = type(error)
         return kind(f"{text}; the process is as it was")
-
-
-def outside_differences(pid: int, view: View) -> list[str]:
-    """What of the kernel's state is not as it was at the epoch, in words: it is not rolled back."""
-    then = {number: (target, offset) for number, target, offset in view.epoch.meta["descriptors"]}
-    now = {number: (target, offset) for number, target, offset in descriptors(pid)}
-    words = []
-    for number in sorted(then.keys() | now.keys()):
-        a, b = then.get(number), now.get(number)
-        if a and not b:
-            words.append(f"file descriptor {number} ({a[0]}) has been closed since")
-        elif b and not a:
-            words.append(f"file descriptor {number} ({b[0]}) has been opened since")
-        elif a and b and a[0] != b[0]:
-            words.append(f"file descriptor {number} was {a[0]} and is {b[0]}")
-        elif a and b and a[1] != b[1]:
-            words.append(f"the offset of file descriptor {number} ({a[0]}) was {a[1]} and is {b[1]}")
-    return words

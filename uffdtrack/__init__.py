@@ -3,6 +3,7 @@
 from uffdtrack._sys import Runs
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
+from uffdtrack.files import file_mode
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
@@ -58,6 +59,7 @@ __all__ = [
     "Window",
     "choose_engine",
     "choose_for_process",
+    "file_mode",
     "guard_pages",
     "has_seccomp",
     "join",

@@ -34,7 +34,11 @@ class Target(Protocol):
         """
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        """ELF notes, and facts for the image's JSON (docs/image.md)."""
+        """ELF notes, and facts for the image's JSON (docs/image.md).
+
+        In place of `descriptors` and `state` there may be `objects`, a Snapshot, of which an epoch stores
+        what has changed.
+        """
 
     def reattach(self) -> None:
         """Its memory was exchanged for another.

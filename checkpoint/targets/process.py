@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
+from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
 from uffdtrack import (
     AddressSpace,
@@ -107,7 +109,7 @@ def check_target(pid: int) -> None:
         )
     _check_program(pid)
     _check_memory(pid)
-    for _, target, _ in descriptors(pid):
+    for _, target in descriptors(pid):
         if target == "anon_inode:[userfaultfd]":
             raise TargetRefusedError(f"process {pid} uses userfaultfd itself, which leaves no room for ours")
     if any(flag in ("uw", "um", "ui") for flag in _vm_flags(pid)):
@@ -180,28 +182,23 @@ def _vm_flags(pid: int) -> list[str]:
     ]
 
 
-def descriptors(pid: int) -> list[tuple[int, str, int]]:
-    """The open files: number, what /proc/PID/fd says it is, file offset (-1 where not known)."""
+def descriptors(pid: int) -> list[tuple[int, str]]:
+    """The open files: number, and what /proc/PID/fd says it is."""
     found = []
     try:
-        task = task_directory(pid)
-        names = os.listdir(task / "fd")
+        links = os.open(task_directory(pid) / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError, TargetGoneError):
         return []
     except PermissionError as error:
         raise PermissionDeniedError(
             f"not allowed to look into process {pid}: run as root or as its user"
         ) from error
-    for name in names:
-        try:
-            target = os.readlink(task / "fd" / name)
-            offset = -1
-            if target.startswith("/"):
-                info = (task / "fdinfo" / name).read_text()
-                offset = int(info.split(None, 2)[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        found.append((int(name), target, offset))
+    try:
+        for name in os.listdir(links):
+            with contextlib.suppress(OSError):
+                found.append((int(name), os.readlink(name, dir_fd=links)))
+    finally:
+        os.close(links)
     return sorted(found)
 
 
@@ -220,7 +217,7 @@ def mapped_files(regions: list[Region]) -> dict[str, list[int]]:
 def warnings_for(pid: int, regions: list[Region]) -> list[str]:
     """What a checkpoint of this process may miss, in words."""
     warnings = []
-    if any(target == "anon_inode:[io_uring]" for _, target, _ in descriptors(pid)):
+    if any(target == "anon_inode:[io_uring]" for _, target in descriptors(pid)):
         warnings.append("io_uring is in use: writes into pinned buffers in flight escape every tracker")
     if any(r.name.startswith("/[aio]") for r in regions):
         warnings.append("aio is in use: writes into pinned buffers in flight escape every tracker")
@@ -287,6 +284,7 @@ class ProcessTarget:
             try:
                 check_target(self.pid)
                 self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
+                self._objects = Reader(self.pid)
                 return
             except TargetGoneError:
                 if self.ended(EXEC_POLL) or time.monotonic() > deadline:
@@ -357,7 +355,7 @@ class ProcessTarget:
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {
             "process": facts,
-            "descriptors": descriptors(self.pid),
+            "objects": self._objects.read(),
             "files": mapped_files(window.regions),
             "heap_end": max(heap, default=0),
         }

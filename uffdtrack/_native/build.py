@@ -7,6 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
+    "files.c",
     "inject.c",
     "lists.c",
     "maps.c",
@@ -28,6 +29,7 @@ ffi.set_source(
     "uffdtrack._native._core",
     """
     #include "compat.h"
+    #include "files.h"
     #include "probe.h"
     #include "space.h"
     #include "tracker.h"

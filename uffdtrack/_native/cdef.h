@@ -141,6 +141,8 @@ struct uffdio_api {
 #define UT_PAGEMAP_SCAN ...
 int ut_uffd_api(int fd, uint64_t features);
 
+int ut_file_mode(int directory, const char *name, uint64_t *size);
+
 int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);
 int ut_probe_zapped_pmd(int user_mode_only, int huge);
