@@ -35,6 +35,12 @@ def check(result: int, doing: str, pid: int) -> int:
         return result
     if result == lib.UT_NEW_MM:
         raise NewMemoryError(f"process {pid} has replaced its program (exec)")
+    if result == lib.UT_SECCOMP:
+        raise PermissionDeniedError(
+            f"cannot {doing} of process {pid}: it is under a seccomp filter, which may end it for a call of "
+            "ours. Only root with CAP_SYS_ADMIN that is under no filter itself can suspend one (so not from "
+            "inside of a container); a program that uffdtrack run has started has the filters of its own side"
+        )
     code = -result
     why = os.strerror(code)
     if code in (errno.ESRCH, errno.ECHILD):
@@ -51,6 +57,8 @@ def check(result: int, doing: str, pid: int) -> int:
         )
     if code in (errno.ENOSYS, errno.ENOTTY):
         raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
+    if code == errno.EMFILE:
+        why = "all its file descriptors are in use, and only root can raise its hard limit (prlimit --nofile)"
     raise TargetError(f"cannot {doing} of process {pid}: {why}")
 
 

@@ -12,7 +12,7 @@ from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, r
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UffdtrackError, UnsupportedError
 from uffdtrack.features import probe
 from uffdtrack.maps import Region, parse_maps
-from uffdtrack.tracee import ThreadState, Tracee, has_seccomp
+from uffdtrack.tracee import ThreadState, Tracee
 
 PAGE = 4096
 _TASK_SIZE = 1 << 47
@@ -133,7 +133,7 @@ class AddressSpace:
                 "this kernel lacks userfaultfd WP_ASYNC or PAGEMAP_SCAN (Linux 6.7); see uffdtrack doctor"
             )
         sync = engine == "sync"
-        uffd = lib.ut_attach_uffd(pid, int(has_seccomp(pid)), int(not sync))
+        uffd = lib.ut_attach_uffd(pid, int(not sync))
         if sync and uffd == -errno.EPERM:
             raise PermissionDeniedError(
                 f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
@@ -202,7 +202,6 @@ class AddressSpace:
         Raises:
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
         """
-        tracee.refresh()
         times = ffi.new("ut_times *")
         pointer, n = runs_of(pending.pages)
         flags = lib.UT_FULL if pending.everything else 0

@@ -50,10 +50,6 @@ class Tracee:
     def native(self) -> object:
         return self._c
 
-    def refresh(self) -> None:
-        """Learn whether the target has a seccomp filter: its calls are then repeated with care."""
-        self._c.seccomp = int(has_seccomp(self.pid))
-
     def stop(self, timeout_ns: int = STOP_TIMEOUT_NS) -> None:
         """Stop every thread.
 
@@ -62,7 +58,6 @@ class Tracee:
             StopTimeoutError: a thread did not stop; all run on.
             PermissionDeniedError: not allowed to trace it.
         """
-        self.refresh()
         check(lib.ut_tracee_stop(self._c, timeout_ns), "stop the threads", self.pid)
 
     def resume(self) -> None:
@@ -107,9 +102,7 @@ class Tracee:
     @contextmanager
     def injector(self) -> Iterator[Injector]:
         """System calls in the name of one stopped thread, whose state is put back after."""
-        at = check(lib.ut_tracee_pick(self._c), "find a thread", self.pid)
-        seccomp = int(has_seccomp(self.pid))
-        check(lib.ut_inject_begin(self._c, at, seccomp), "prepare a call in the name", self.pid)
+        at = check(lib.ut_inject_begin_any(self._c), "prepare a call in the name", self.pid)
         try:
             yield Injector(self, at)
         finally:
@@ -118,8 +111,7 @@ class Tracee:
     def end_thread(self, tid: int) -> None:
         """Make a stopped thread end itself, by exit(2) in its name."""
         at = check(lib.ut_tracee_index(self._c, tid), f"find thread {tid}", self.pid)
-        seccomp = int(has_seccomp(self.pid))
-        check(lib.ut_inject_begin(self._c, at, seccomp), "prepare a call in the name", self.pid)
+        check(lib.ut_inject_begin(self._c, at), "prepare a call in the name", self.pid)
         check(lib.ut_inject_exit(self._c, at), f"end thread {tid}", self.pid)
 
     def set_state(self, state: ThreadState) -> None:
@@ -179,11 +171,6 @@ def task_directory(pid: int) -> Path:
         TargetGoneError: no thread lives.
     """
     return Path(f"/proc/{pid}/task/{check(lib.ut_live_thread(pid), 'find', pid)}")
-
-
-def has_seccomp(pid: int) -> bool:
-    """Whether the process has a seccomp filter (proc_pid_status(5))."""
-    return status_field(pid, "Seccomp") not in ("0", "")
 
 
 def status_field(pid: int, name: str) -> str:

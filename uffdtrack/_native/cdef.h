@@ -37,7 +37,6 @@ typedef struct {
 typedef struct {
 	int32_t pid;
 	int32_t pidfd;
-	int32_t seccomp;
 	int32_t exit_status;
 	ut_thread *threads;
 	size_t n;
@@ -57,7 +56,8 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
 int ut_live_thread(int pid);
 int ut_tracee_index(const ut_tracee *t, int tid);
 int ut_tracee_pick(const ut_tracee *t);
-int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp);
+int ut_inject_begin(ut_tracee *t, size_t index);
+int ut_inject_begin_any(ut_tracee *t);
 int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result);
 int ut_inject_exit(ut_tracee *t, size_t index);
 int ut_inject_end(ut_tracee *t, size_t index);
@@ -65,11 +65,12 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 		  size_t xstate_len, uint64_t sigmask);
 int ut_same_memory(int a, int b);
 int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
-int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
+int ut_attach_uffd(int pid, int user_mode_only);
 
 #define UT_FULL ...
 #define UT_RUNNING ...
 #define UT_NEW_MM ...
+#define UT_SECCOMP ...
 #define UT_SABOTAGE_FORGET ...
 #define UT_SABOTAGE_LATE_REARM ...
 #define UT_KIND_ANON ...

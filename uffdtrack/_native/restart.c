@@ -158,7 +158,7 @@ static int to_repeat(const ut_tracee *t, int tid, const struct user_regs_struct 
 		return 0;
 	if ((int64_t)r->rax == -EINTR)
 		return never_restarted(t, tid, r, limit_ns, expired);
-	if ((int64_t)r->rax == -ERESTART_RESTARTBLOCK && t->seccomp)
+	if ((int64_t)r->rax == -ERESTART_RESTARTBLOCK && ut_seccomp_mode(t->pid, tid))
 		return restarted_by_block(tid, r, limit_ns, expired);
 	return 0;
 }

@@ -30,10 +30,19 @@ typedef struct {
 	int64_t deadline_ns;
 } ut_wait;
 
+/* A critical section of rseq(2): where rseq_cs is, what it says, and the address to go on at. */
+typedef struct {
+	uint64_t word, descriptor, abort;
+} ut_section;
+
+/* struct ptrace_sud_config: syscall user dispatch of a thread; mode 0: off. */
+typedef struct {
+	uint64_t mode, selector, offset, len;
+} ut_dispatch;
+
 typedef struct {
 	int32_t pid;
 	int32_t pidfd;
-	int32_t seccomp;     /* set by the caller: the target has a filter */
 	int32_t exit_status; /* wait status of the thread group leader, -1: alive */
 	int32_t nudge;       /* a timer, see tracee.c */
 	volatile int32_t seizing; /* a thread is being seized: its handler may look at the table */
@@ -45,7 +54,13 @@ typedef struct {
 	ut_wait *waits;
 	size_t nwaits, waits_cap;
 	uint64_t syscall_addr;
+	/* Of the thread that calls are injected into, to be put back. */
+	long inject_options; /* of ptrace(2) */
+	unsigned long born;  /* the thread that an injected clone(2) has made */
+	int32_t seccomp_trusted; /* a filter that cannot be suspended lets our calls pass */
 	uint64_t inject_sigmask;
+	ut_section inject_section;
+	ut_dispatch inject_dispatch;
 } ut_tracee;
 
 /* All functions return >= 0 or -errno. */
@@ -66,7 +81,12 @@ int ut_tracee_index(const ut_tracee *t, int tid);
 /* A thread whose registers a system call can be put into, or -ESRCH. */
 int ut_tracee_pick(const ut_tracee *t);
 
-int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp);
+enum { UT_SECCOMP = -1001 }; /* a filter cannot be suspended, and may end the target for a call of ours */
+
+int ut_inject_begin(ut_tracee *t, size_t index);
+/* In whichever thread can; returns its index. */
+int ut_inject_begin_any(ut_tracee *t);
+/* A call that finds all descriptors in use is made again with a higher RLIMIT_NOFILE, which is put back. */
 int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result);
 /* Make the thread end itself: inject exit(0) and wait for its end. */
 int ut_inject_exit(ut_tracee *t, size_t index);
@@ -78,7 +98,7 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
  * copy is left in the target. Done by a process of its own, so that the death of the caller leaves
  * no thread of the target inside a call that it did not make. `user_mode_only` needs no privilege of the
  * target's; under WP_ASYNC it loses nothing, since no fault waits for user space. */
-int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
+int ut_attach_uffd(int pid, int user_mode_only);
 /* 1: the two processes have one memory (CLONE_VM without CLONE_THREAD, vfork). kcmp(2). */
 int ut_same_memory(int a, int b);
 /* Not by /proc/PID/mem: a write there does not wait for the answer to its fault, and fails. */
