@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -191,6 +192,30 @@ class Progress:
             )
 
 
+def raise_limit() -> None:
+    """Engine ring takes two descriptors for each thread. A command that is started later would inherit this."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
+    """With "scan" where "ring" cannot follow each thread."""
+    raise_limit()
+    target = ProcessTarget(pid, engine, max_dirty)
+    lacking = target.space.short_of
+    if not lacking:
+        return target
+    if max_dirty:
+        say(
+            f"warning: engine ring cannot follow all threads, too little: {lacking}; what the others write "
+            "does not count for --max-dirty"
+        )
+        return target
+    target.close()
+    say(f"warning: engine ring cannot follow all threads, too little: {lacking}; the scan engine is used")
+    return ProcessTarget(pid, "scan")
+
+
 def run_on(
     process: int | Callable[[], int],
     lifeline: int,
@@ -228,7 +253,7 @@ def run_on(
         check_living_target(pid)
         pidfd = open_pidfd(pid)
         stack.callback(os.close, pidfd)
-        with ProcessTarget(pid, traits.name, max_dirty) as target:
+        with attach(pid, traits.name, max_dirty) as target:
             maps = proc_read(pid, "maps").decode(errors="surrogateescape")
             for warning in warnings_for(pid, parse_maps(maps)):
                 say(f"warning: {warning}")

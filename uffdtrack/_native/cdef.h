@@ -87,6 +87,7 @@ typedef struct {
 	int32_t sync, full;
 	int32_t limited;
 	int32_t lost;
+	int32_t short_of;
 	int32_t sabotage;
 	...;
 } ut_watch;
