@@ -282,7 +282,7 @@ def run_session(
     while plan.count is None or taken < plan.count:
         try:
             row = session.take()
-            if row["skipped"]:
+            if row.get("skipped"):
                 warn(f"epochs go on: {row['skipped']} were skipped")
             emit(row)
             taken += 1

@@ -68,6 +68,6 @@ EPOCH_COLUMNS = (
 
 def pause_summary(rows: list[dict[str, Any]]) -> str:
     pauses = [row["pause_us"] for row in rows]
-    skipped = sum(row["skipped"] for row in rows)
+    skipped = sum(row.get("skipped", 0) for row in rows)
     tail = f"; {skipped} epochs skipped" if skipped else ""
     return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}{tail}"

@@ -4,6 +4,7 @@ from uffdtrack._sys import Runs
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode
+from uffdtrack.keeper import Kept
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
@@ -42,6 +43,7 @@ __all__ = [
     "Features",
     "GuestRam",
     "Injector",
+    "Kept",
     "Memslot",
     "Pending",
     "ProcessRam",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -240,6 +241,16 @@ class AddressSpace:
             copy_us=times.copy_ns / 1e3,
             rearm_us=times.rearm_ns / 1e3,
             pause_us=times.pause_ns / 1e3,
+        )
+
+    @property
+    def short_of(self) -> str:
+        """What there was too little of for "ring" to follow each thread, or "". Each window is a scan then."""
+        if self._c.watch == ffi.NULL or not self._c.watch.short_of:
+            return ""
+        code = -self._c.watch.short_of
+        return {errno.EMFILE: "open files (ulimit -n)", errno.EPERM: "locked memory (ulimit -l)"}.get(
+            code, os.strerror(code)
         )
 
     def passed_over(self) -> None:

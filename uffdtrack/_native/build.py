@@ -9,6 +9,7 @@ SOURCES = [
     "attach.c",
     "files.c",
     "inject.c",
+    "keep.c",
     "lists.c",
     "maps.c",
     "probe.c",
@@ -32,6 +33,7 @@ ffi.set_source(
     """
     #include "compat.h"
     #include "files.h"
+    #include "keep.h"
     #include "probe.h"
     #include "space.h"
     #include "tracker.h"

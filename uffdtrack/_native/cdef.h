@@ -64,6 +64,7 @@ int ut_inject_end(ut_tracee *t, size_t index);
 int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
 		  size_t xstate_len, uint64_t sigmask);
 int ut_same_memory(int a, int b);
+void ut_keep(int child, int to);
 int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
 int ut_attach_uffd(int pid, int user_mode_only);
 
@@ -86,6 +87,7 @@ typedef struct {
 	int32_t sync, full;
 	int32_t limited;
 	int32_t lost;
+	int32_t short_of;
 	int32_t sabotage;
 	...;
 } ut_watch;
