@@ -17,10 +17,10 @@ STATUS = (
     "Seccomp", "ShdPnd", "SigIgn", "SigCgt", "Mems_allowed_list",
 )  # fmt: skip
 """Fields of /proc/PID/status that system calls of the process change (proc_pid_status(5))."""
-_WATCHES = {
+_WATCHES: dict[str, str | tuple[str, ...]] = {
     "anon_inode:[eventpoll]": "tfd:",
-    "anon_inode:inotify": "inotify ",
-    "anon_inode:[fanotify]": "fanotify ",
+    "anon_inode:inotify": "inotify wd:",
+    "anon_inode:[fanotify]": ("fanotify ino:", "fanotify mnt_id:", "fanotify sdev:"),
 }
 _SECOND = 10**9
 TOLERANCE_NS = 100_000_000
@@ -98,7 +98,7 @@ def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
 def parse_descriptor(number: int, target: str, info: str, clock_ns: int = 0) -> Descriptor:
     """One descriptor out of its link and its fdinfo (proc_pid_fdinfo(5)), read at `clock_ns`."""
     words = info.split()
-    if len(words) == 8:  # position, flags, mount and inode, which is all that most have
+    if len(words) == 8 and target not in _WATCHES:  # position, flags, mount and inode: all that most have
         return Descriptor(number, target, int(words[1]) if target[0] == "/" else -1, int(words[3], 8))
     lines = info.splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
