@@ -46,25 +46,45 @@ static void *map(int fd, size_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-/* -- what a rollback would tear: it is enough that they are there ---------------------------------------- */
+/* -- what a rollback would tear ------------------------------------------------------------------------------ */
 
 static int io_uring(int step)
 {
-	struct io_uring_params params = {0};
-	int fd;
+	static struct io_uring_params params;
+	static uint32_t *ring;
+	static int fd;
 
-	if (step == CHANGE)
-		return 0;
-	fd = syscall(SYS_io_uring_setup, 4, &params);
-	return fd < 0 || !map(fd, params.sq_off.array + params.sq_entries * 4) ? -1 : 0;
+	if (step == MAKE) {
+		fd = syscall(SYS_io_uring_setup, 4, &params);
+		if (fd < 0)
+			return -1;
+		ring = map(fd, params.sq_off.array + params.sq_entries * 4);
+		return !ring;
+	}
+	/* An entry of zeros is IORING_OP_NOP. */
+	__atomic_fetch_add(ring + params.sq_off.tail / 4, 1, __ATOMIC_RELEASE);
+	return syscall(SYS_io_uring_enter, fd, 1, 0, 0, NULL, 0) != 1;
 }
 
 static int aio(int step)
 {
-	aio_context_t context = 0;
+	static aio_context_t context;
+	static char data[512];
+	static int fd;
+	struct iocb request = {
+		.aio_lio_opcode = IOCB_CMD_PREAD,
+		.aio_buf = (uintptr_t)data,
+		.aio_nbytes = sizeof(data),
+	};
+	struct iocb *all[] = {&request};
 
-	return step == CHANGE ? 0 : syscall(SYS_io_setup, 4, &context);
+	if (step == MAKE)
+		return (fd = open("/proc/self/exe", O_RDONLY)) < 0 || syscall(SYS_io_setup, 4, &context);
+	request.aio_fildes = fd;
+	return syscall(SYS_io_submit, context, 1, all) != 1;
 }
+
+/* Of the others it is enough that they are there. */
 
 static int perf(int step)
 {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from checkpoint.objects import (
     Descriptor,
     Snapshot,
     increment,
+    parse_aio_ring,
     parse_descriptor,
     parse_io,
     parse_limits,
@@ -172,6 +174,9 @@ def test_signal_names() -> None:
     assert signal_names(1 << 9 | 1 << 40) == ["SIGUSR1", "signal 41"]
 
 
+NOTHING: tuple[Snapshot, list[Region]] = (Snapshot(), [])
+
+
 def region(name: str, permissions: str = "rw-s") -> Region:
     return Region(0x1000, 0x2000, permissions, 0, "00:05", 7, name)
 
@@ -187,7 +192,7 @@ def region(name: str, permissions: str = "rw-s") -> Region:
     ],
 )  # fmt: skip
 def test_descriptors_that_are_torn(name: str) -> None:
-    found = torn([Snapshot({5: Descriptor(5, name)})], [], lambda _: False)
+    found = torn((Snapshot({5: Descriptor(5, name)}), []), NOTHING, lambda _: False)
     assert len(found) == 1 and f"file descriptor 5 ({name})" in found[0]
 
 
@@ -200,7 +205,7 @@ def test_descriptors_that_are_torn(name: str) -> None:
     ],
 )  # fmt: skip
 def test_descriptors_that_are_not(name: str) -> None:
-    assert torn([Snapshot({5: Descriptor(5, name)})], [], lambda _: True) == []
+    assert torn(NOTHING, (Snapshot({5: Descriptor(5, name)}), []), lambda _: True) == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +217,7 @@ def test_descriptors_that_are_not(name: str) -> None:
     ],
 )  # fmt: skip
 def test_mappings_that_are_torn(name: str) -> None:
-    found = torn([], [region(name), region("/lib/x")], lambda _: True)
+    found = torn((Snapshot(), [region(name), region("/lib/x")]), NOTHING, lambda _: True)
     assert len(found) == 1 and f"mapping 0x1000 ({name})" in found[0]
 
 
@@ -221,17 +226,51 @@ def test_mappings_that_are_torn(name: str) -> None:
     ["", "[heap]", "/dev/zero (deleted)", "/dev/shm/x", "/dev/hugepages/x", "/memfd:x (deleted)", "/a/b"],
 )
 def test_mappings_that_are_not(name: str) -> None:
-    assert torn([], [region(name)], lambda _: True) == []
+    assert torn(NOTHING, (Snapshot(), [region(name)]), lambda _: True) == []
+
+
+def uring(*counts: int) -> Snapshot:
+    rest = "".join(
+        f"{key}:\t{n}\n" for key, n in zip(("SqHead", "SqTail", "CqHead", "CqTail"), counts, strict=False)
+    )
+    return Snapshot({5: parse_descriptor(5, "anon_inode:[io_uring]", info(rest))})
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "idle"),
+    [
+        (uring(1, 1, 1, 1), uring(1, 1, 1, 1), True),
+        (uring(1, 1, 1, 1), uring(1, 2, 1, 1), False),
+        (uring(1, 1, 1, 1), uring(1, 1, 1, 2), False),
+        (uring(), uring(), False),  # the kernel does not tell, while the ring is in use
+        (uring(1, 1, 1, 1), Snapshot(), False),
+        (Snapshot(), uring(1, 1, 1, 1), False),
+    ],
+)
+def test_rings_that_are_idle(then: Snapshot, now: Snapshot, idle: bool) -> None:
+    mappings = [region("anon_inode:[io_uring]")]
+    assert (torn((then, mappings), (now, mappings), lambda _: False) == []) is idle
+
+
+def test_aio_that_is_idle() -> None:
+    ring = parse_aio_ring(struct.pack("<8I", 0, 127, 3, 4, 0xA10A10A1, 1, 0, 32))
+    assert ring == [3, 4]
+    with pytest.raises(ValueError, match="no"):
+        parse_aio_ring(bytes(32))
+    mappings = [region("/[aio] (deleted)")]
+    a, b = (Snapshot({}, {"aio": {"0x1000": tail}}) for tail in ([3, 4], [3, 5]))
+    assert torn((a, mappings), (a, mappings), lambda _: False) == []
+    assert len(torn((a, mappings), (b, mappings), lambda _: False)) == 1
 
 
 def test_file_systems_below_dev_are_no_devices() -> None:
-    assert torn([], [region("/dev/huge1G/x")], lambda _: False) == []
+    assert torn(NOTHING, (Snapshot(), [region("/dev/huge1G/x")]), lambda _: False) == []
 
 
 def test_reading_takes_a_bounded_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, read = [100.0], []
 
-    def snapshot(_: int, before: Snapshot | None) -> Snapshot:
+    def snapshot(_: int, mappings: list[Region], before: Snapshot | None) -> Snapshot:
         read.append(clock[0])
         clock[0] += cost
         return Snapshot({}, {"n": len(read)})
@@ -242,6 +281,6 @@ def test_reading_takes_a_bounded_part_of_the_time(monkeypatch: pytest.MonkeyPatc
         clock[0], read = 100.0, []
         reader = kernel_state.Reader(1)
         for _ in range(150):
-            reader.read()
+            reader.read([])
             clock[0] += 0.1
         assert len(read) == readings, cost
