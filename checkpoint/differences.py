@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from checkpoint.objects import Descriptor, Snapshot, same_timer
+from checkpoint.objects import IO_URING, Descriptor, Snapshot, same_timer
 from uffdtrack import Region
 
 SHOWN = 3
@@ -56,6 +56,10 @@ _OF_THREAD = (
 _ANY = re.compile("|".join((*(row[0] for row in (*TORN, *TORN_MAPPED)), "/dev/")))
 
 
+State = tuple[Snapshot, Iterable[Region]]
+"""What there is at one time: a snapshot, and the mappings."""
+
+
 def listed(items: Iterable[str]) -> str:
     """`a, b, c and 7 more`."""
     items = list(items)
@@ -75,26 +79,42 @@ def _many(descriptors: list[Descriptor]) -> str:
 # -- refused -------------------------------------------------------------------------------------------
 
 
-def torn(
-    snapshots: Iterable[Snapshot], regions: Iterable[Region], is_device: Callable[[Region], bool]
-) -> list[str]:
+def torn(then: State, now: State, is_device: Callable[[Region], bool]) -> list[str]:
     """What a rollback would tear, of what there was or is: each object, and why.
 
     Args:
-        snapshots, regions: of the epoch and of now.
+        then, now: the snapshot and the mappings of the epoch, and of now.
         is_device: whether a mapping below /dev is of a device, not of a file system that is mounted there.
     """
     found: dict[tuple[str, str], list[str]] = {}
-    for snapshot in snapshots:
+    idle = _idle(then[0], now[0])
+    for snapshot, _ in (then, now):
         for d in snapshot.descriptors.values():
             kind = _torn_descriptor(d.target) if d.target.startswith(("anon_inode:", "/dev/")) else None
-            if kind:
+            if kind and d.target not in idle:
                 found.setdefault(kind, []).append(f"file descriptor {_descriptor(d)}")
-    for region in regions:
-        kind = _torn_mapping(region, is_device)
-        if kind:
-            found.setdefault(kind, []).append(f"mapping {region.start:#x} ({region.name})")
+    for _, regions in (then, now):
+        for region in regions:
+            kind = _torn_mapping(region, is_device)
+            if kind and not {region.name, f"{region.start:#x}"} & idle:
+                found.setdefault(kind, []).append(f"mapping {region.start:#x} ({region.name})")
     return [f"{what}, {listed(dict.fromkeys(where))}: {why}" for (what, why), where in found.items()]
+
+
+def _idle(then: Snapshot, now: Snapshot) -> set[str]:
+    """Rings that nothing was put into or taken out of since: they agree with the memory of then, too.
+
+    Many programs have an io_uring or an aio context that they never use (nginx, libuv).
+    """
+    rings = [
+        {n: d.facts.get("ring") for n, d in s.descriptors.items() if d.target == IO_URING}
+        for s in (then, now)
+    ]
+    idle: set[str] = set()
+    if rings[0] == rings[1] and all(ring and all(ring) for ring in rings[0].values()):
+        idle |= {IO_URING} if rings[0] else set()
+    a, b = then.state.get("aio", {}), now.state.get("aio", {})
+    return idle | {address for address in a if a[address] == b.get(address)}
 
 
 def _kind(table: Iterable[tuple[str, str, str]], name: str) -> tuple[str, str] | None:

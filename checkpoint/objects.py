@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,10 +18,13 @@ STATUS = (
     "Seccomp", "ShdPnd", "SigIgn", "SigCgt", "Mems_allowed_list",
 )  # fmt: skip
 """Fields of /proc/PID/status that system calls of the process change (proc_pid_status(5))."""
-_WATCHES = {
+IO_URING = "anon_inode:[io_uring]"
+_RING = ("ino", "SqTail", "SqHead", "CqTail", "CqHead")
+"""Which ring it is, and what has been submitted, taken, completed and collected (io_uring(7))."""
+_WATCHES: dict[str, str | tuple[str, ...]] = {
     "anon_inode:[eventpoll]": "tfd:",
-    "anon_inode:inotify": "inotify ",
-    "anon_inode:[fanotify]": "fanotify ",
+    "anon_inode:inotify": "inotify wd:",
+    "anon_inode:[fanotify]": ("fanotify ino:", "fanotify mnt_id:", "fanotify sdev:"),
 }
 _SECOND = 10**9
 TOLERANCE_NS = 100_000_000
@@ -98,7 +102,7 @@ def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
 def parse_descriptor(number: int, target: str, info: str, clock_ns: int = 0) -> Descriptor:
     """One descriptor out of its link and its fdinfo (proc_pid_fdinfo(5)), read at `clock_ns`."""
     words = info.split()
-    if len(words) == 8:  # position, flags, mount and inode, which is all that most have
+    if len(words) == 8 and target not in _WATCHES:  # position, flags, mount and inode: all that most have
         return Descriptor(number, target, int(words[1]) if target[0] == "/" else -1, int(words[3], 8))
     lines = info.splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -110,6 +114,8 @@ def parse_descriptor(number: int, target: str, info: str, clock_ns: int = 0) -> 
         facts["sigmask"] = fields.get("sigmask", "").strip()
     elif target == "anon_inode:[timerfd]":
         facts["timer"] = _timer(fields, clock_ns)
+    elif target == IO_URING:
+        facts["ring"] = [fields.get(key, "").strip() for key in _RING]
     elif target == "anon_inode:[pidfd]":
         facts["pid"] = fields.get("Pid", "").strip()
     elif target in _WATCHES:
@@ -197,3 +203,15 @@ def parse_queues(text: str, pid: int) -> dict[str, str]:
         for row in rows
         if len(row) >= 13 and str(pid) in row[5:7]
     }
+
+
+def parse_aio_ring(head: bytes) -> list[int]:
+    """Head and tail of the ring of an aio context: the first bytes of its mapping (fs/aio.c).
+
+    Raises:
+        ValueError: that is no such ring.
+    """
+    _, _, first, end, magic = struct.unpack_from("<5I", head)
+    if magic != 0xA10A10A1:
+        raise ValueError("not a ring of aio")
+    return [first, end]

@@ -18,7 +18,7 @@ from checkpoint.chain import View
 from checkpoint.contents import Memory, Plan
 from checkpoint.differences import differences, torn
 from checkpoint.mappings import Mappings
-from checkpoint.objects import Snapshot, resolve
+from checkpoint.objects import resolve
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.process import check_target, identify
 from uffdtrack import Tracee
@@ -117,24 +117,19 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
         tracee.stop()
         started = time.perf_counter()
         # Before anything changes, and while it stands: what it does after is no difference.
-        now = snapshot(pid, then)
-        warnings = _torn(pid, view, then, now, anyway)
+        mappings = kernel_mappings(pid)
+        now = snapshot(pid, mappings, then)
+        found = torn((then, view.epoch.regions), (now, mappings), lambda r: is_device(pid, r))
+        if found and not anyway:
+            raise RollbackRefusedError(
+                f"process {pid} has, or had at that epoch, what does not go back with its memory: "
+                f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
+            )
         outcome = _Rollback(pid, view, tracee).run()
         tracee.resume()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
-    outcome.warnings += warnings + differences(then, now)
+    outcome.warnings += [f"not rolled back: {text}" for text in found] + differences(then, now)
     return outcome
-
-
-def _torn(pid: int, view: View, then: Snapshot, now: Snapshot, anyway: bool) -> list[str]:
-    """What cannot go back with the memory and has to: warnings where it is to be done all the same."""
-    found = torn((then, now), (*view.epoch.regions, *kernel_mappings(pid)), lambda r: is_device(pid, r))
-    if found and not anyway:
-        raise RollbackRefusedError(
-            f"process {pid} has, or had at that epoch, what does not go back with its memory: "
-            f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
-        )
-    return [f"not rolled back: {text}" for text in found]
 
 
 class _Rollback:

@@ -11,13 +11,14 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from checkpoint.objects import (
     Descriptor,
     Snapshot,
+    parse_aio_ring,
     parse_descriptor,
     parse_io,
     parse_limits,
@@ -124,10 +125,13 @@ def _read(directory: int, name: str) -> str:
     return b"".join(parts).decode(errors="replace")
 
 
-def read_state(pid: int) -> dict[str, Any]:
+def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
     """What the process has set by system calls, and how much it has read and written.
 
     What cannot be read on this host, or by us, is left out.
+
+    Args:
+        mappings: what is mapped, or at least aio contexts.
     """
     task = task_directory(pid)
     state: dict[str, Any] = {
@@ -153,8 +157,20 @@ def read_state(pid: int) -> dict[str, Any]:
             state[key] = os.readlink(task / key)
     with contextlib.suppress(OSError):
         state["namespaces"] = {name: os.readlink(task / "ns" / name) for name in os.listdir(task / "ns")}
+    rings = [region.start for region in mappings if region.name.startswith("/[aio]")]
+    if rings:
+        state["aio"] = _read_aio(task, rings)
     _read_threads(task.parent, state)
     return state
+
+
+def _read_aio(task: Path, addresses: list[int]) -> dict[str, list[int]]:
+    rings = {}
+    with contextlib.suppress(OSError), (task / "mem").open("rb", buffering=0) as memory:
+        for address in addresses:
+            with contextlib.suppress(OSError, ValueError):
+                rings[f"{address:#x}"] = parse_aio_ring(os.pread(memory.fileno(), 20, address))
+    return rings
 
 
 def _read_threads(tasks: Path, state: dict[str, Any]) -> None:
@@ -177,9 +193,9 @@ def _read_threads(tasks: Path, state: dict[str, Any]) -> None:
         state["children"] = sorted(children)
 
 
-def snapshot(pid: int, before: Snapshot | None = None) -> Snapshot:
-    """All of it; see `read_descriptors` for what is raised."""
-    return Snapshot(read_descriptors(pid, before), read_state(pid))
+def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = None) -> Snapshot:
+    """All of it; see `read_descriptors` and `read_state`."""
+    return Snapshot(read_descriptors(pid, before), read_state(pid, mappings))
 
 
 def kernel_mappings(pid: int) -> list[Region]:
@@ -213,10 +229,10 @@ class Reader:
         self._last: Snapshot | None = None
         self._due = 0.0
 
-    def read(self) -> Snapshot:
+    def read(self, mappings: Iterable[Region]) -> Snapshot:
         started = time.monotonic()
         if self._last is None or started >= self._due:
-            self._last = snapshot(self._pid, self._last)
+            self._last = snapshot(self._pid, mappings, self._last)
             ended = time.monotonic()
             self._due = ended + SHARE * max(0.0, ended - started - FREE)
         return self._last

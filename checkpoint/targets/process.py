@@ -355,7 +355,7 @@ class ProcessTarget:
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {
             "process": facts,
-            "objects": self._objects.read(),
+            "objects": self._objects.read(window.regions),
             "files": mapped_files(window.regions),
             "heap_end": max(heap, default=0),
         }
