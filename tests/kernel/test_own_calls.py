@@ -1,4 +1,4 @@
-"""What a thread has set up about its own calls, signals and registers is as it was after calls in its name."""
+"""What a thread has set up about its calls, signals and registers is as it was after calls in its name."""
 
 from __future__ import annotations
 
