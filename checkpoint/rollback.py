@@ -21,7 +21,7 @@ from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.process import check_target, identify
-from uffdtrack import Tracee
+from uffdtrack import Tracee, status_field
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,
@@ -140,6 +140,7 @@ class _Rollback:
         self.tracee = tracee
         self.outcome = Outcome(view.epoch.epoch)
         self.before = {t.tid: t for t in tracee.threads}
+        tracee.keep_processor_numbers()
         self.set: list[int] = []
         task = f"/proc/{pid}/task/{tracee.threads[0].tid}"
         memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
@@ -174,6 +175,7 @@ class _Rollback:
             self.mappings.commit(injector)
         try:
             self.memory.settle()
+            self.tracee.put_processor_numbers()
         except UffdtrackError as error:
             raise TargetError(f"{error}; {_PARTLY}") from error
         self.outcome.pages = plan.pages
@@ -193,6 +195,11 @@ class _Rollback:
             )
         if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
             raise RollbackRefusedError("the registers of that epoch are of another kind of processor")
+        if "shstk" in status_field(self.tracee.pid, "x86_Thread_features"):
+            raise RollbackRefusedError(
+                "its threads have shadow stacks, whose pointers are not in an epoch: the next return would "
+                "end the process"
+            )
         return sorted(now.keys() - then.keys())
 
     def _map(self, plan: Plan) -> Plan:

@@ -121,6 +121,14 @@ class Tracee:
         result = lib.ut_tracee_set(self._c, at, regs, state.xstate, len(state.xstate), state.sigmask)
         check(result, f"set the registers of thread {state.tid}", self.pid)
 
+    def keep_processor_numbers(self) -> None:
+        """Remember what the kernel has told the stopped threads of their processors (rseq(2))."""
+        check(lib.ut_rseq_keep(self._c), "read the areas of rseq(2)", self.pid)
+
+    def put_processor_numbers(self) -> None:
+        """Put that back, into memory that has become another one's."""
+        check(lib.ut_rseq_put(self._c), "write the areas of rseq(2)", self.pid)
+
     def close(self) -> None:
         if self._c is not None:
             lib.ut_tracee_close(self._c)

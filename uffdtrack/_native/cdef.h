@@ -63,6 +63,8 @@ int ut_inject_exit(ut_tracee *t, size_t index);
 int ut_inject_end(ut_tracee *t, size_t index);
 int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
 		  size_t xstate_len, uint64_t sigmask);
+int ut_rseq_keep(ut_tracee *t);
+int ut_rseq_put(ut_tracee *t);
 int ut_same_memory(int a, int b);
 void ut_keep(int child, int to);
 int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);

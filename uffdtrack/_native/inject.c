@@ -49,11 +49,16 @@ static int find_syscall(ut_tracee *t)
 {
 	ut_maps maps = {0};
 	uint8_t *text = NULL;
-	int err, tid;
+	const uint8_t call[2] = {0x0f, 0x05};
+	uint8_t found[2];
+	int err, tid = ut_tracee_pick(t);
 
-	if (t->syscall_addr)
+	if (tid < 0)
+		return tid;
+	tid = t->threads[tid].tid;
+	/* Without a vdso it is in a mapping that a rollback may take away. */
+	if (t->syscall_addr && !ut_read_remote(tid, t->syscall_addr, found, 2) && !memcmp(found, call, 2))
 		return 0;
-	tid = t->threads[ut_tracee_pick(t)].tid;
 	err = ut_maps_read(&maps, t->pid, tid);
 	if (err)
 		return err;
@@ -71,7 +76,7 @@ static int find_syscall(ut_tracee *t)
 			if (!text || ut_read_remote(tid, r->start, text, len))
 				continue;
 			for (size_t k = 0; k + 1 < len && err; k++)
-				if (text[k] == 0x0f && text[k + 1] == 0x05) {
+				if (!memcmp(text + k, call, 2)) {
 					t->syscall_addr = r->start + k;
 					err = 0;
 				}
@@ -173,7 +178,10 @@ static int run_to(ut_tracee *t, ut_thread *th, int request, int want)
 static int start_call(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[6])
 {
 	struct user_regs_struct r = *regs_of(th);
+	int err = find_syscall(t);
 
+	if (err)
+		return err;
 	r.rip = t->syscall_addr;
 	r.cs = 0x33;           /* __USER_CS: a thread of a 64-bit process may be in 32-bit code */
 	r.eflags &= ~0x100ull; /* TF: no single step over our call */

@@ -7,7 +7,7 @@
 #include "compat.h"
 #include "tracee_parts.h"
 
-#include <stddef.h>
+#include <stdlib.h>
 
 /* Linux 5.13 */
 #define GET_RSEQ_CONFIGURATION 0x420f
@@ -17,7 +17,7 @@ struct configuration {
 };
 
 /* The head of struct rseq, which has these since Linux 4.18, and its descriptor of a section. */
-enum { AREA_CS = 8 };
+enum { AREA_CS = 8, AREA_NODE = 20, AREA_HEAD = 28 };
 struct section {
 	uint32_t version, flags;
 	uint64_t start, length, abort;
@@ -56,4 +56,44 @@ void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live)
 {
 	live->rip = s->abort;
 	ut_remote_write(tid, s->word, &s->descriptor, sizeof(s->descriptor));
+}
+
+/* Kernels since 6.19 write the numbers of processor, node and concurrency to the area when they change, not at each
+ * return: memory of an epoch would leave those of then there, and per-CPU data would be another processor's. */
+int ut_rseq_keep(ut_tracee *t)
+{
+	struct configuration c;
+
+	free(t->rseq);
+	t->nrseq = 0;
+	t->rseq = calloc(t->n ? t->n : 1, sizeof(*t->rseq));
+	if (!t->rseq)
+		return -ENOMEM;
+	for (size_t i = 0; i < t->n; i++) {
+		ut_rseq *kept = &t->rseq[t->nrseq];
+
+		if (t->threads[i].state != UT_THREAD_STOPPED || configuration_of(t->threads[i].tid, &c) ||
+		    ut_read_remote(t->threads[i].tid, c.area, kept->head, AREA_HEAD))
+			continue;
+		kept->area = c.area;
+		kept->tid = t->threads[i].tid;
+		t->nrseq++;
+	}
+	return 0;
+}
+
+int ut_rseq_put(ut_tracee *t)
+{
+	for (size_t i = 0; i < t->nrseq; i++) {
+		const ut_rseq *kept = &t->rseq[i];
+		int at = ut_tracee_index(t, kept->tid);
+
+		/* Where the area of one that was ended has been, there is something else now. */
+		if (at < 0 || t->threads[at].state != UT_THREAD_STOPPED)
+			continue;
+		/* All but rseq_cs and the flags. */
+		TRY(ut_remote_write(kept->tid, kept->area, kept->head, AREA_CS));
+		TRY(ut_remote_write(kept->tid, kept->area + AREA_NODE, kept->head + AREA_NODE, AREA_HEAD - AREA_NODE));
+	}
+	return 0;
 }

@@ -118,6 +118,7 @@ void ut_tracee_close(ut_tracee *t)
 	free(t->threads);
 	free(t->xstate);
 	free(t->waits);
+	free(t->rseq);
 	free(t);
 }
 

@@ -35,6 +35,13 @@ typedef struct {
 	uint64_t word, descriptor, abort;
 } ut_section;
 
+/* The head of a thread's struct rseq. */
+typedef struct {
+	uint64_t area;
+	int32_t tid;
+	uint8_t head[28];
+} ut_rseq;
+
 /* struct ptrace_sud_config: syscall user dispatch of a thread; mode 0: off. */
 typedef struct {
 	uint64_t mode, selector, offset, len;
@@ -61,6 +68,8 @@ typedef struct {
 	uint64_t inject_sigmask;
 	ut_section inject_section;
 	ut_dispatch inject_dispatch;
+	ut_rseq *rseq; /* see ut_rseq_keep */
+	size_t nrseq;
 } ut_tracee;
 
 /* All functions return >= 0 or -errno. */
@@ -93,6 +102,10 @@ int ut_inject_exit(ut_tracee *t, size_t index);
 int ut_inject_end(ut_tracee *t, size_t index);
 int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
 		  size_t xstate_len, uint64_t sigmask);
+/* What the kernel has written to the areas of rseq(2) of the threads that are stopped; put back after their memory was
+ * replaced. */
+int ut_rseq_keep(ut_tracee *t);
+int ut_rseq_put(ut_tracee *t);
 
 /* Make a userfaultfd of the target's memory, by a system call in its name; returns the fd, and no
  * copy is left in the target. Done by a process of its own, so that the death of the caller leaves
