@@ -41,6 +41,11 @@ def check(result: int, doing: str, pid: int) -> int:
             "ours. Only root with CAP_SYS_ADMIN that is under no filter itself can suspend one (so not from "
             "inside of a container); a program that uffdtrack run has started has the filters of its own side"
         )
+    if result == lib.UT_BUSY:
+        raise StopTimeoutError(
+            f"cannot {doing}: a thread of process {pid} is in a long system call that a stop would begin "
+            "anew (one that a seccomp supervisor answers?); all its threads run on"
+        )
     code = -result
     why = os.strerror(code)
     if code in (errno.ESRCH, errno.ECHILD):

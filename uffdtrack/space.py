@@ -10,7 +10,13 @@ from types import TracebackType
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
-from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UffdtrackError, UnsupportedError
+from uffdtrack.errors import (
+    EpochSkippedError,
+    PermissionDeniedError,
+    TargetGoneError,
+    UffdtrackError,
+    UnsupportedError,
+)
 from uffdtrack.features import probe
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.tracee import ThreadState, Tracee
@@ -202,11 +208,14 @@ class AddressSpace:
 
         Raises:
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
+            EpochSkippedError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
         times = ffi.new("ut_times *")
         pointer, n = runs_of(pending.pages)
         flags = lib.UT_FULL if pending.everything else 0
         result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
+        if result == lib.UT_BUSY:
+            raise EpochSkippedError(tracee.busy)
         try:
             check(result, "checkpoint the memory", self.pid)
         except UffdtrackError as error:

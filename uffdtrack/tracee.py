@@ -69,6 +69,16 @@ class Tracee:
         return not lib.ut_tracee_settle(self._c, int(seconds * 1e9))
 
     @property
+    def busy(self) -> str:
+        """After UT_BUSY: which thread is in a call that a stop leaves alone; a clause."""
+        nr = int(self._c.busy_nr)
+        what = {
+            lib.UT_HELD_SUPERVISED: "system call that its seccomp supervisor answers",
+            lib.UT_HELD_FAULT: "page fault that a file system in user space answers",
+        }.get(nr, f"system call (number {nr}) that begins anew when it is interrupted")
+        return f"thread {self._c.busy_tid} is in a {what}"
+
+    @property
     def late(self) -> list[int]:
         """Threads that did not stop in time at the last stop."""
         threads = (self._c.threads[i] for i in range(self._c.n))

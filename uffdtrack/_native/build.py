@@ -7,6 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
+    "calls.c",
     "files.c",
     "inject.c",
     "keep.c",

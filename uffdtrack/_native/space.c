@@ -1284,13 +1284,16 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	int64_t t0, t1, t2, t3;
 	int err, urgent, late;
 
+	err = ut_await_calls(t, timeout_ns); /* no part of the pause: all threads run */
+	if (err < 0)
+		return err;
 	if (s->sabotage)
 		sabotage(s, 1);
 	urgent = sched_getscheduler(0) == SCHED_OTHER;
 	t0 = ut_now_ns();
 	if (s->watch)
 		ut_watch_stopping(s->watch);
-	err = ut_tracee_stop(t, timeout_ns);
+	err = ut_tracee_stop_now(t, timeout_ns);
 	if (err < 0) {
 		if (s->watch)
 			ut_watch_resumed(s->watch);

@@ -113,6 +113,7 @@ void ut_tracee_close(ut_tracee *t)
 	if (!t)
 		return;
 	ut_tracee_resume(t);
+	ut_close_calls(t);
 	syscall(SYS_timer_delete, t->nudge);
 	close(t->pidfd);
 	free(t->threads);
@@ -204,7 +205,7 @@ int ut_same_memory(int a, int b)
 	return r < 0 ? -errno : r == 0;
 }
 
-static int add_thread(ut_tracee *t, int tid)
+int ut_add_thread(ut_tracee *t, int tid)
 {
 	if (t->n == t->cap) {
 		size_t cap = t->cap ? t->cap * 2 : 16;
@@ -228,7 +229,7 @@ static int took_over(ut_tracee *t)
 	if (at >= 0)
 		t->threads[at].state = UT_THREAD_PENDING;
 	else
-		TRY(add_thread(t, t->pid));
+		TRY(ut_add_thread(t, t->pid));
 	trace(PTRACE_INTERRUPT, t->pid, NULL, NULL);
 	return 0;
 }
@@ -309,6 +310,16 @@ static int seize(ut_tracee *t, int tid)
 	return err;
 }
 
+int ut_seize(ut_tracee *t, int tid)
+{
+	int err;
+
+	set_nudge(t, NUDGE_NS);
+	err = seize(t, tid);
+	set_nudge(t, 0);
+	return err;
+}
+
 /* Seize and interrupt the threads that are not in the table yet; returns how many. */
 static int seize_new(ut_tracee *t)
 {
@@ -331,7 +342,7 @@ static int seize_new(ut_tracee *t)
 			err = err == -ESRCH ? 0 : err;
 			continue;
 		}
-		err = add_thread(t, tid);
+		err = ut_add_thread(t, tid);
 		if (err)
 			break;
 		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
@@ -367,18 +378,31 @@ static int take_states(ut_tracee *t)
 	return 0;
 }
 
-int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
+void ut_keep_pending(ut_tracee *t)
 {
-	int64_t deadline = ut_now_ns() + timeout_ns;
 	size_t kept = 0;
-	int r;
 
-	/* A thread that an earlier stop still waits for is ours already. */
 	for (size_t i = 0; i < t->n; i++)
 		if (t->threads[i].state == UT_THREAD_PENDING)
 			t->threads[kept++] = t->threads[i];
 	t->n = kept;
-	if (kept) {
+}
+
+int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
+{
+	int r = ut_await_calls(t, timeout_ns);
+
+	return r ? r : ut_tracee_stop_now(t, timeout_ns);
+}
+
+int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
+{
+	int64_t deadline = ut_now_ns() + timeout_ns;
+	int r;
+
+	/* A thread that an earlier stop still waits for is ours already. */
+	ut_keep_pending(t);
+	if (t->n) {
 		r = wait_all(t, deadline);
 		if (r) {
 			ut_tracee_resume(t);
@@ -434,7 +458,7 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
 		for (size_t i = 0; i < t->n; i++)
 			if (t->threads[i].state == UT_THREAD_PENDING)
 				poll_thread(t, &t->threads[i]);
-		pending = ut_tracee_resume(t);
+		pending = ut_tracee_resume(t) + ut_settle_calls(t);
 		if (!pending || ut_now_ns() >= deadline)
 			return pending;
 		nanosleep(&nap, NULL);

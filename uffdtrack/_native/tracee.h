@@ -22,12 +22,24 @@ typedef struct {
 	uint32_t worker; /* a thread of the kernel's (io_uring): it has no user registers */
 } ut_thread;
 
-/* A call with a time limit that a stop has interrupted and that the thread repeats. */
+/* What becomes of a call that a stop has ended with EINTR, by its number. */
+enum {
+	UT_CALL_LEAVE = 0, /* the thread gets EINTR: something may have been done */
+	UT_CALL_WAIT,      /* repeated; it waits for something, and goes on waiting */
+	UT_CALL_ANEW,      /* repeated; its work begins from the start, so stops leave it the time to end */
+	UT_CALL_FILE,      /* as ANEW on a regular file or directory, else as WAIT */
+	UT_CALL_DRIVER,    /* as ANEW on a regular file or directory, else by the request */
+};
+enum { UT_CALLS = 1024 }; /* numbers below */
+int ut_call_rule(int64_t nr);
+
+/* A call with a time limit, or one that begins anew, that a stop has interrupted and that the thread repeats. */
 typedef struct {
 	int32_t tid;
 	int64_t nr;
 	uint64_t rip, eflags;
 	int64_t deadline_ns;
+	int64_t begun_ns, until_ns; /* begun anew; to be left alone until then */
 } ut_wait;
 
 /* A critical section of rseq(2): where rseq_cs is, what it says, and the address to go on at. */
@@ -46,6 +58,22 @@ typedef struct {
 typedef struct {
 	uint64_t mode, selector, offset, len;
 } ut_dispatch;
+/* A thread in a call that a stop leaves alone. It is traced, and runs. */
+typedef struct {
+	int32_t tid;
+	int32_t trap;   /* a breakpoint event at `pc`, or -1 */
+	int32_t signal; /* by which it stops the thread */
+	int32_t out;    /* it stands there */
+	int64_t nr;     /* the call, or as below */
+	uint64_t pc;    /* where the call returns to, or 0 */
+	int64_t until_ns;
+} ut_held;
+
+enum {
+	UT_HELD_SUPERVISED = -1, /* a call that its seccomp supervisor answers */
+	UT_HELD_FAULT = -2,      /* a page fault that a file system in user space answers */
+};
+enum { UT_BUSY = -1002 }; /* a thread is in a call that must not be broken off */
 
 typedef struct {
 	int32_t pid;
@@ -60,6 +88,11 @@ typedef struct {
 	size_t xstate_cap, xstate_stride;
 	ut_wait *waits;
 	size_t nwaits, waits_cap;
+	ut_held *held;
+	size_t nheld, held_cap;
+	uint64_t anew[UT_CALLS / 64]; /* numbers of calls of this process that a stop has made begin anew */
+	int32_t busy_tid;             /* after UT_BUSY: who, */
+	int64_t busy_nr;              /* and in which call, as in ut_held */
 	uint64_t syscall_addr;
 	/* Of the thread that calls are injected into, to be put back. */
 	long inject_options; /* of ptrace(2) */
@@ -78,6 +111,10 @@ void ut_tracee_close(ut_tracee *t);
 /* Stop every thread; registers and signal masks are in `threads` after. -ETIMEDOUT: one did not
  * stop; the others run again. -ESRCH: the process is gone. */
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
+/* Its two parts. Wait, while all threads run, until none is in a call that a stop would harm: UT_BUSY, one is; it stays
+ * traced until the next stop or ut_tracee_settle(). Then stop them. */
+int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 /* Threads that did not stop in time are let go as they do; returns how many are left. */
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);

@@ -1,5 +1,5 @@
 /* What the parts of a tracee have in common: tracee.c stops and releases, restart.c mends interrupted system calls,
- * inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by them. */
+ * calls.c waits for those that must not be interrupted, inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by them. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
 #include "tracee.h"
@@ -57,6 +57,18 @@ int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
 int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
 /* It is not in that call any more. */
 void ut_forget_wait(ut_tracee *t, int tid);
+const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
+/* Calls of that number, on such a descriptor if they have one, begin anew in this process. */
+int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
+/* calls.c: those that are left alone. Let go who has come out, and return how many have not; end that. */
+int ut_settle_calls(ut_tracee *t);
+void ut_close_calls(ut_tracee *t);
+/* tracee.c */
+int ut_seize(ut_tracee *t, int tid);
+/* A thread that is ours, and has been asked to stop. */
+int ut_add_thread(ut_tracee *t, int tid);
+/* What stays in the table between two stops. */
+void ut_keep_pending(ut_tracee *t);
 /* The end of a thread has been collected; that of the first one is the process's status. */
 static inline void note_end(ut_tracee *t, int tid, int status)
 {
