@@ -9,10 +9,17 @@ from types import TracebackType
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
-from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UffdtrackError, UnsupportedError
+from uffdtrack.errors import (
+    MaxStopError,
+    PermissionDeniedError,
+    TargetGoneError,
+    UffdtrackError,
+    UnsupportedError,
+)
 from uffdtrack.features import probe
+from uffdtrack.guard import verdict_on
 from uffdtrack.maps import Region, parse_maps
-from uffdtrack.tracee import ThreadState, Tracee
+from uffdtrack.tracee import ThreadState, Tracee, late_error
 
 PAGE = 4096
 _TASK_SIZE = 1 << 47
@@ -139,6 +146,11 @@ class AddressSpace:
                 f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
                 "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
             )
+        if uffd == -errno.ETIMEDOUT:
+            late = lib.ut_attach_late()
+            raise late_error(pid, [late] if late else [], "stop the threads")
+        if uffd == lib.UT_OVERDUE:
+            raise verdict_on(lib.ut_attach_late()) or MaxStopError(f"process {pid} stood still for too long")
         check(uffd, "make a userfaultfd in the name", pid)
         wanted = lib.UFFD_FEATURE_WP_ASYNC
         if sync:
@@ -207,6 +219,8 @@ class AddressSpace:
         flags = lib.UT_FULL if pending.everything else 0
         result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
         try:
+            if result == -errno.ETIMEDOUT:
+                raise tracee.late_error("stop the threads")
             check(result, "checkpoint the memory", self.pid)
         except UffdtrackError as error:
             # What the harvest got at before it failed is not known page by page.

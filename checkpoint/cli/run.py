@@ -22,7 +22,7 @@ def command(argv: tuple[str, ...], **options: Any) -> None:
     Needs no privilege. When the session ends before the command, the command runs on. So it is started in
     a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the terminal.
     """
-    lifeline = become_worker(options["engine"], options["max_dirty"])
+    lifeline = become_worker(options["engine"], options["max_dirty"], options.pop("max_stop"))
     if run_on(lambda: start(argv), lifeline, **options):
         say(f"{argv[0]} was checkpointed to its end")
 

@@ -8,6 +8,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
     "files.c",
+    "guard.c",
     "inject.c",
     "lists.c",
     "maps.c",
@@ -32,6 +33,7 @@ ffi.set_source(
     """
     #include "compat.h"
     #include "files.h"
+    #include "guard.h"
     #include "probe.h"
     #include "space.h"
     #include "tracker.h"
