@@ -68,6 +68,7 @@ class Memory:
         self.task = task
         self.memory = memory
         self.warnings: list[str] = []
+        self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
     def plan(self) -> Plan:
         """Compare what is mapped now and was mapped then.
@@ -104,6 +105,7 @@ class Memory:
         """Raises: TargetError, ImageError: it has failed in the middle; `restore` takes it back."""
         for pages, _ in plan.write:
             for i in range(0, len(pages), _CHUNK):
+                self.check_time()
                 part = pages[i : i + _CHUNK]
                 self._write(part, self._then(part))
 
@@ -161,6 +163,7 @@ class Memory:
         now = change.now
         assert now is not None
         for i in range(0, len(wanted), _CHUNK):
+            self.check_time()
             part = wanted[i : i + _CHUNK]
             held, readable = self._read(part)
             differs = (held != self._then(part)).any(axis=1)

@@ -17,6 +17,7 @@ from checkpoint.targets.process import EXEC_POLL, EXEC_SECONDS
 from uffdtrack import PAGE, Pending, Runs, Window
 from uffdtrack.errors import (
     EpochSkippedError,
+    MaxStopError,
     NewMemoryError,
     StopTimeoutError,
     StorageError,
@@ -31,6 +32,8 @@ ATTEMPTS = 3
 """Epochs in a row that may fail before a session gives up."""
 REST = 0.05
 """Seconds between two looks at a target of which no epoch can be taken."""
+PATIENCE = 3
+"""Seconds in which the stop that ends a base is tried again."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Session:
             StorageError: it could not be written; its pages come with the next one.
             StopTimeoutError: a thread did not stop; nothing was taken.
             EpochSkippedError: it cannot be taken now; nothing is lost, and the next one has it all.
+            MaxStopError: the target would have stood for too long; the next one is copied while it runs.
             TargetGoneError: the target has ended.
             NewMemoryError: it calls exec again and again, before a base is whole.
             SessionInterrupted: a base was under way and has been dropped.
@@ -96,7 +100,11 @@ class Session:
                     raise SessionInterrupted from error
 
     def _increment(self) -> dict[str, Any]:
-        window = self.target.window(self.pending)
+        try:
+            window = self.target.window(self.pending)
+        except MaxStopError:
+            self._based = False  # a base is copied while the target runs
+            raise
         return self._write(self.chain.begin, window, base=False)
 
     def _base(self) -> dict[str, Any]:
@@ -108,13 +116,27 @@ class Session:
         writer = self.chain.begin()
         try:
             self._copy_running(writer)
-            window = self.target.window(self.pending)
+            window = self._close_base()
         except BaseException:
             writer.abort()
             raise
         row = self._write(lambda: writer, window, base=True)
         self._based = True
         return row
+
+    def _close_base(self) -> Window:
+        """The stop that ends a base. A base is not thrown away for one that is late."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.target.window(self.pending)
+            except EpochSkippedError:
+                if time.monotonic() > deadline:
+                    raise
+            if self.interrupted():
+                raise SessionInterrupted
+            if self.target.settle(REST):
+                time.sleep(REST)
 
     def _copy_running(self, writer: EpochWriter) -> None:
         size = 1 << 62
@@ -269,7 +291,6 @@ def run_session(
 
     Raises:
         StorageError: `ATTEMPTS` epochs in a row could not be written, or the last one.
-        StopTimeoutError: the target could not be stopped for `ATTEMPTS` epochs in a row.
     """
     started = due = time.monotonic()
     taken = 0
@@ -295,8 +316,8 @@ def run_session(
             break
         except EpochSkippedError as error:
             _skip(session, error, warn)
-        except (StorageError, StopTimeoutError) as error:
-            session.target.settle(30)
+        except (StorageError, StopTimeoutError, MaxStopError) as error:
+            session.target.settle(0)
             failed += 1
             failure = error if isinstance(error, StorageError) else None
             if not taken or failed == ATTEMPTS:

@@ -169,6 +169,7 @@ class Mappings:
         shrinks = self._move_break(injector)
         for change in split_changes(read_maps(self.pid), self.view.epoch.regions):
             now, then = change.now, change.then
+            self.tracee.check_time()
             if not now:
                 self._map(injector, change)
             elif then and not same_object(now, then):

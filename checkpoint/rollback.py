@@ -21,7 +21,7 @@ from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.process import check_target, identify
-from uffdtrack import Tracee, status_field
+from uffdtrack import MAX_STOP, Tracee, status_field, verdict_on, watchdog
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,
@@ -51,11 +51,12 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def rollback(pid: int, view: View, anyway: bool = False) -> Outcome:
+def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_STOP) -> Outcome:
     """Put process `pid` back to the epoch of `view`, which the caller has verified.
 
     Args:
         anyway: also where it tears what the process has in the kernel from its memory (`torn`).
+        max_stop: seconds that the process may stand. What is not done after half of them is taken back.
 
     Raises:
         RollbackRefusedError: it cannot be done; nothing was touched.
@@ -73,7 +74,8 @@ def rollback(pid: int, view: View, anyway: bool = False) -> Outcome:
             f"process {pid} is not the one that epoch {view.epoch.epoch} was taken of "
             f"(that was process {meta['pid']}, {meta['comm']})"
         )
-    return _in_own_process(lambda: _rollback(pid, view, anyway))
+    with watchdog(max_stop):
+        return _in_own_process(lambda: _rollback(pid, view, anyway))
 
 
 def _in_own_process(work: Any) -> Outcome:
@@ -103,6 +105,9 @@ def _in_own_process(work: Any) -> Outcome:
         data = pipe.read()
     os.waitpid(child, 0)
     if not data:
+        verdict = verdict_on(child)
+        if verdict:
+            raise TargetError(f"{verdict}; {_PARTLY.replace('is', 'may be', 1)}")
         raise TargetError("the rollback's own process died; the state of the target is not known")
     result = pickle.loads(data)
     if isinstance(result, BaseException):
@@ -152,6 +157,7 @@ class _Rollback:
         try:
             born = self._check_threads()
             self.mappings.check()
+            self.memory.check_time = self.tracee.check_time
             plan = self._map(self.memory.plan())
             if born:
                 # They need the memory that they have until they have ended. All that has just been done
@@ -171,6 +177,7 @@ class _Rollback:
                 self.tracee.set_state(state)
         except Exception as error:
             raise self._taken_back(written, error) from error
+        self.memory.check_time = lambda: None  # from here on there is no way back
         with self.tracee.injector() as injector:
             self.mappings.commit(injector)
         try:
@@ -219,6 +226,7 @@ class _Rollback:
         if isinstance(error, TargetGoneError):
             return error
         text = str(error) if isinstance(error, UffdtrackError) else f"{type(error).__name__}: {error}"
+        self.memory.check_time = lambda: None
         try:
             whole = self.memory.restore(written)
             for tid in self.set:

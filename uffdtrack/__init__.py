@@ -4,6 +4,7 @@ from uffdtrack._sys import Runs
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode
+from uffdtrack.guard import MAX_STOP, leave_watchdog, start_watchdog, verdict_on, watchdog
 from uffdtrack.keeper import Kept
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
@@ -30,9 +31,11 @@ from uffdtrack.tracker import (
 )
 from uffdtrack.traits import Traits
 from uffdtrack.vcpu import Vcpu, join
+from uffdtrack.whereabouts import frozen_cgroup
 
 __all__ = [
     "ENGINES",
+    "MAX_STOP",
     "PAGE",
     "PROCESS_ENGINES",
     "UFFD_FEATURES",
@@ -61,8 +64,10 @@ __all__ = [
     "choose_engine",
     "choose_for_process",
     "file_mode",
+    "frozen_cgroup",
     "guard_pages",
     "join",
+    "leave_watchdog",
     "log_array",
     "merge_runs",
     "open_pidfd",
@@ -72,6 +77,9 @@ __all__ = [
     "populated",
     "probe",
     "shares_memory",
+    "start_watchdog",
     "status_field",
     "task_directory",
+    "verdict_on",
+    "watchdog",
 ]

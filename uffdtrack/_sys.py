@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from uffdtrack._native._core import ffi, lib
 from uffdtrack.errors import (
+    MaxStopError,
     NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
@@ -46,6 +47,8 @@ def check(result: int, doing: str, pid: int) -> int:
             f"cannot {doing}: a thread of process {pid} is in a long system call that a stop would begin "
             "anew (one that a seccomp supervisor answers?); all its threads run on"
         )
+    if result == lib.UT_OVERDUE:
+        raise MaxStopError(f"cannot {doing}: process {pid} stood still for longer than it may; it runs on")
     code = -result
     why = os.strerror(code)
     if code in (errno.ESRCH, errno.ECHILD):
@@ -54,6 +57,11 @@ def check(result: int, doing: str, pid: int) -> int:
         raise StopTimeoutError(
             f"cannot {doing}: a thread of process {pid} did not stop in time (in an "
             "uninterruptible system call?); all its threads run on"
+        )
+    if code == errno.ETIME:
+        raise MaxStopError(
+            f"cannot {doing} of process {pid} while it stands: that takes longer than half of what it "
+            f"may stand (--max-stop {lib.ut_guard_max_ns() / 1e9:g}s); it runs on"
         )
     if code in (errno.EPERM, errno.EACCES):
         raise PermissionDeniedError(

@@ -44,7 +44,7 @@ class TargetRefusedError(TargetError):
 
 
 class StopTimeoutError(TargetError):
-    """A thread did not stop in time; the others run again."""
+    """A thread did not stop in time; the others run again. The message says where it was."""
 
 
 class EpochSkippedError(TargetError):
@@ -57,6 +57,10 @@ class EpochSkippedError(TargetError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"no epoch can be taken while {reason}")
         self.reason = reason
+
+
+class MaxStopError(TargetError):
+    """The target stood for as long as it may, and has been let go."""
 
 
 class NewMemoryError(TargetError):

@@ -12,14 +12,16 @@ import numpy as np
 from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
 from uffdtrack.errors import (
     EpochSkippedError,
+    MaxStopError,
     PermissionDeniedError,
     TargetGoneError,
     UffdtrackError,
     UnsupportedError,
 )
 from uffdtrack.features import probe
+from uffdtrack.guard import verdict_on
 from uffdtrack.maps import Region, parse_maps
-from uffdtrack.tracee import ThreadState, Tracee
+from uffdtrack.tracee import ThreadState, Tracee, late_error
 
 PAGE = 4096
 _TASK_SIZE = 1 << 47
@@ -146,6 +148,11 @@ class AddressSpace:
                 f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
                 "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
             )
+        if uffd == -errno.ETIMEDOUT:
+            late = lib.ut_attach_late()
+            raise late_error(pid, [late] if late else [], "stop the threads")
+        if uffd == lib.UT_OVERDUE:
+            raise verdict_on(lib.ut_attach_late()) or MaxStopError(f"process {pid} stood still for too long")
         check(uffd, "make a userfaultfd in the name", pid)
         wanted = lib.UFFD_FEATURE_WP_ASYNC
         if sync:
@@ -217,6 +224,8 @@ class AddressSpace:
         if result == lib.UT_BUSY:
             raise EpochSkippedError(tracee.busy)
         try:
+            if result == -errno.ETIMEDOUT:
+                raise tracee.late_error("stop the threads")
             check(result, "checkpoint the memory", self.pid)
         except UffdtrackError as error:
             # What the harvest got at before it failed is not known page by page.
@@ -254,7 +263,7 @@ class AddressSpace:
 
     @property
     def short_of(self) -> str:
-        """What there was too little of for "ring" to follow each thread, or "". Each window is a scan then."""
+        """What "ring" had too little of to follow each thread, or "". Each window is a scan then."""
         if self._c.watch == ffi.NULL or not self._c.watch.short_of:
             return ""
         code = -self._c.watch.short_of

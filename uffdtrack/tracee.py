@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
-from uffdtrack.errors import TargetError, TargetGoneError
+from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError, TargetGoneError
+from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,33 @@ class Tracee:
             StopTimeoutError: a thread did not stop; all run on.
             PermissionDeniedError: not allowed to trace it.
         """
-        check(lib.ut_tracee_stop(self._c, timeout_ns), "stop the threads", self.pid)
+        result = lib.ut_tracee_stop(self._c, timeout_ns)
+        if result == -errno.ETIMEDOUT:
+            raise self.late_error("stop the threads")
+        check(result, "stop the threads", self.pid)
+
+    def late_error(self, doing: str) -> StopTimeoutError:
+        """What to raise where a thread did not stop."""
+        return late_error(self.pid, self.late, doing)
+
+    @property
+    def late_reason(self) -> str:
+        """Why the last stop did not succeed, as a clause."""
+        return late_reason(self.pid, self.late)
+
+    def check_time(self) -> None:
+        """To be called now and then while the threads stand.
+
+        Raises:
+            MaxStopError: half of the time is over for which they may (`start_watchdog`). What was done has to
+                be taken back now, for which the other half is left; then the watchdog ends this process.
+        """
+        if lib.ut_tracee_overdue(self._c):
+            bound = lib.ut_guard_max_ns() / 1e9
+            raise MaxStopError(
+                f"it would take longer than half of the time that process {self.pid} may stand "
+                f"(--max-stop {bound:g}s): give it more"
+            )
 
     def resume(self) -> None:
         """Release every thread. Idempotent."""
@@ -178,6 +205,21 @@ class Injector:
             name = errno.errorcode.get(-value, str(-value))
             raise TargetError(f"cannot {doing} in process {self._tracee.pid}: {name}")
         return value
+
+
+def late_error(pid: int, tids: Sequence[int], doing: str) -> StopTimeoutError:
+    """Of threads that did not stop, in words."""
+    return StopTimeoutError(
+        f"cannot {doing} of process {pid}: {late_reason(pid, tids)}; all its threads run on"
+    )
+
+
+def late_reason(pid: int, tids: Sequence[int]) -> str:
+    """Why threads did not stop, as a clause."""
+    frozen = frozen_cgroup(pid)
+    if frozen:
+        return f"the cgroup {frozen} of the process is frozen"
+    return f"{describe_threads(pid, tids) or 'a thread (in exec?)'} does not stop"
 
 
 def task_directory(pid: int) -> Path:

@@ -9,7 +9,7 @@ import click
 
 from checkpoint import report
 from checkpoint.chain import Chain, Lock
-from checkpoint.cli.common import PID, Place, json_option, key_option, say
+from checkpoint.cli.common import PID, Place, json_option, key_option, max_stop_option, say
 from checkpoint.cli.diff import open_view
 from checkpoint.rollback import rollback
 
@@ -22,8 +22,11 @@ from checkpoint.rollback import rollback
     help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio.",
 )  # fmt: skip
 @key_option
+@max_stop_option
 @json_option
-def command(pid: int, place: tuple[Path, int | None], anyway: bool, key: bytes, as_json: bool) -> None:
+def command(
+    pid: int, place: tuple[Path, int | None], anyway: bool, key: bytes, max_stop: float, as_json: bool
+) -> None:
     """Put memory, mappings and registers of the live process PID back to epoch N.
 
     The chain is verified and everything is planned before the process is touched. Files, sockets and
@@ -32,7 +35,7 @@ def command(pid: int, place: tuple[Path, int | None], anyway: bool, key: bytes, 
     """
     Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
     with Lock(place[0]):
-        outcome = rollback(pid, open_view(place, key), anyway)
+        outcome = rollback(pid, open_view(place, key), anyway, max_stop)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:

@@ -26,7 +26,7 @@ def command(argv: tuple[str, ...], **options: Any) -> int:
     started in a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the
     terminal.
     """
-    lifeline = become_worker(options["engine"], options["max_dirty"])
+    lifeline = become_worker(options["engine"], options["max_dirty"], options.pop("max_stop"))
     started: list[Kept] = []
 
     def begin() -> int:

@@ -24,7 +24,15 @@ from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget, check_living_target, proc_read, warnings_for
-from uffdtrack import choose_for_process, open_pidfd, parse_maps, probe
+from uffdtrack import (
+    choose_for_process,
+    leave_watchdog,
+    open_pidfd,
+    parse_maps,
+    probe,
+    start_watchdog,
+    verdict_on,
+)
 from uffdtrack.errors import TargetRefusedError
 
 LOOK = 0.25
@@ -33,7 +41,7 @@ LOOK_FOR = 5.0
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def become_worker(engine: str, max_dirty: int | None) -> int:
+def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
     """Where the engine works on this host, go on in a child; our own process only waits for it.
 
     Whoever kills the process that was started kills the one that waits. The one that stops the target
@@ -47,6 +55,7 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
         UnsupportedError: it does not work here.
     """
     choose_for_process(engine, probe(), max_dirty)
+    start_watchdog(max_stop)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -55,6 +64,7 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
         os.close(held)
         return lifeline
     os.close(lifeline)
+    leave_watchdog()
     for number in ENDINGS:
         signal.signal(number, lambda n, frame: os.kill(child, n))
     # Its number stays its own until no signal is passed on to it any more.
@@ -62,7 +72,11 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status < 0:
+    verdict = verdict_on(child)
+    if verdict:
+        say(f"error: {verdict}, untracked")
+        status = verdict.exit_code
+    elif status < 0:
         say(f"error: the worker was killed by {signal.Signals(-status).name}; the target runs on")
         status = 128 - status
     # The worker has said everything, and has flushed what it said.
@@ -193,7 +207,7 @@ class Progress:
 
 
 def raise_limit() -> None:
-    """Engine ring takes two descriptors for each thread. A command that is started later would inherit this."""
+    """Engine ring takes two descriptors for each thread. A command started later would inherit this."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

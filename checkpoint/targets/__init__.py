@@ -31,6 +31,7 @@ class Target(Protocol):
 
         Raises:
             EpochSkippedError: not now, but later.
+            MaxStopError: there is more to copy than a stop may.
         """
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:

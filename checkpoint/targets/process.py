@@ -21,6 +21,7 @@ from uffdtrack import (
     Runs,
     Tracee,
     Window,
+    frozen_cgroup,
     open_pidfd,
     shares_memory,
     status_field,
@@ -107,6 +108,9 @@ def check_target(pid: int) -> None:
             f"process {pid} is traced already, by process {visitor.tracer} (a debugger, strace?); "
             "end that first"
         )
+    frozen = frozen_cgroup(pid)
+    if frozen:
+        raise TargetRefusedError(f"process {pid} is frozen, with its cgroup {frozen}: thaw that first")
     _check_program(pid)
     _check_memory(pid)
     for _, target in descriptors(pid):
@@ -244,6 +248,7 @@ class ProcessTarget:
         self.max_dirty = max_dirty
         self._visitor: Visitor | None = None
         self._unseen = 0
+        self._frozen = False
         self.identity = identify(pid)
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
@@ -314,6 +319,7 @@ class ProcessTarget:
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         self._await_visitor()  # who is still there: a base would be copied for nothing
+        self._await_thaw()
         return self.space.harvest(everything)
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
@@ -322,6 +328,7 @@ class ProcessTarget:
 
     def window(self, pending: Pending) -> Window:
         self._await_visitor()
+        self._await_thaw()
         if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
             raise EpochSkippedError(DUMPING)
         try:
@@ -331,9 +338,10 @@ class ProcessTarget:
                 raise
             raise self._visited() from error
         except StopTimeoutError as error:
-            if not dumps_core(self.pid):
-                raise
-            raise EpochSkippedError(DUMPING) from error
+            if dumps_core(self.pid):
+                raise EpochSkippedError(DUMPING) from error
+            self._frozen = frozen_cgroup(self.pid) is not None
+            raise EpochSkippedError(self.tracee.late_reason) from error
 
     def _await_visitor(self) -> None:
         """A visitor that we know of is asked for first: each stop that fails costs the target some time."""
@@ -347,6 +355,13 @@ class ProcessTarget:
         self.space.passed_over()
         self._visitor = find_visitor(self.pid)
         return EpochSkippedError(f"{self._visitor or 'another process'} traces the process")
+
+    def _await_thaw(self) -> None:
+        """What is known to be frozen is asked to stop again after the thaw only."""
+        frozen = self._frozen and frozen_cgroup(self.pid)
+        if frozen:
+            raise EpochSkippedError(f"the cgroup {frozen} of the process is frozen")
+        self._frozen = False
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
         facts = self.facts()

@@ -9,6 +9,7 @@ SOURCES = [
     "attach.c",
     "calls.c",
     "files.c",
+    "guard.c",
     "inject.c",
     "keep.c",
     "lists.c",
@@ -35,6 +36,7 @@ ffi.set_source(
     #include "compat.h"
     #include "files.h"
     #include "keep.h"
+    #include "guard.h"
     #include "probe.h"
     #include "space.h"
     #include "tracker.h"

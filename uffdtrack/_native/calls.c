@@ -352,6 +352,7 @@ int ut_await_calls(ut_tracee *t, int64_t timeout_ns)
 	int64_t deadline = ut_now_ns() + timeout_ns;
 	const struct timespec nap = {0, 250000};
 
+	t->seize_end_ns = deadline;
 	ut_keep_pending(t);
 	for (;;) {
 		int r = poll_all(t);

@@ -80,6 +80,24 @@ int ut_same_memory(int a, int b);
 void ut_keep(int child, int to);
 int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
 int ut_attach_uffd(int pid, int user_mode_only);
+int ut_attach_late(void);
+
+#define UT_OVERDUE ...
+#define UT_GUARD_FREE ...
+#define UT_GUARD_LATE ...
+#define UT_GUARD_STOPPING ...
+#define UT_GUARD_STOPPED ...
+typedef struct {
+	int32_t stopper, target;
+	int32_t phase, injecting;
+	int64_t stood_ns;
+} ut_guard_verdict;
+int ut_guard_start(int64_t max_stop_ns);
+void ut_guard_leave(void);
+void ut_guard_forget(void);
+int ut_guard_verdict_of(int pid, ut_guard_verdict *out);
+int64_t ut_guard_max_ns(void);
+int ut_tracee_overdue(const ut_tracee *t);
 
 #define UT_FULL ...
 #define UT_RUNNING ...

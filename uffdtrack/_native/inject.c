@@ -1,5 +1,6 @@
 /* System calls in the name of a stopped thread, and its state. */
 #include "compat.h"
+#include "guard.h"
 #include "maps.h"
 #include "tracee_parts.h"
 
@@ -40,8 +41,10 @@ static int wait_stop(ut_tracee *t, ut_thread *th, int *status)
 			note_end(t, th->tid, *status);
 		return -ESRCH;
 	}
-	if (!(*status >> 16) && WSTOPSIG(*status) == SIGSTOP)
+	if (!(*status >> 16) && WSTOPSIG(*status) == SIGSTOP) {
 		t->held_stop = th->tid; /* cannot be blocked; given back by ut_inject_end */
+		ut_guard_group_stop(t);
+	}
 	return 0;
 }
 
@@ -90,7 +93,7 @@ static int find_syscall(ut_tracee *t)
 /* Linux 6.4 */
 enum { SET_DISPATCH = 0x4210, GET_DISPATCH = 0x4211 };
 
-static void set_dispatch(int tid, const ut_dispatch *d)
+void ut_set_dispatch(int tid, const ut_dispatch *d)
 {
 	trace(SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
 }
@@ -118,8 +121,9 @@ static int clear_way(ut_tracee *t, ut_thread *th)
 	 * A kernel without these requests has no way to turn it off from outside. */
 	if (trace(GET_DISPATCH, th->tid, (void *)sizeof(t->inject_dispatch), &t->inject_dispatch))
 		t->inject_dispatch = off;
+	ut_guard_injecting(t, th);
 	if (t->inject_dispatch.mode)
-		set_dispatch(th->tid, &off);
+		ut_set_dispatch(th->tid, &off);
 	return 0;
 }
 
@@ -201,8 +205,10 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
 	struct user_regs_struct r;
 	int err = start_call(t, th, nr, args);
 
-	for (int i = 0; i < 2 && !err; i++) /* entry, exit */
+	for (int i = 0; i < 2 && !err; i++) { /* entry, exit */
 		err = run_to(t, th, PTRACE_SYSCALL, 0);
+		ut_sabotage(i ? "injected" : "inject");
+	}
 	if (!err)
 		err = trace(PTRACE_GETREGS, th->tid, NULL, &r);
 	if (err)
@@ -212,7 +218,7 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
 }
 
 /* More descriptors than the target's table holds: one of them is free then. 0: the limit is raised. */
-static int raise_limit(const ut_tracee *t, int tid, struct rlimit *kept)
+static int raise_limit(ut_tracee *t, int tid, struct rlimit *kept)
 {
 	long table = ut_status_number(t->pid, tid, "FDSize:");
 	rlim_t room = table + 1;
@@ -224,6 +230,7 @@ static int raise_limit(const ut_tracee *t, int tid, struct rlimit *kept)
 		return -errno;
 	more.rlim_cur = kept->rlim_cur > room ? kept->rlim_cur : room;
 	more.rlim_max = kept->rlim_max > more.rlim_cur ? kept->rlim_max : more.rlim_cur;
+	ut_guard_limit(t, kept);
 	return prlimit(t->pid, RLIMIT_NOFILE, &more, NULL) ? -errno : 0;
 }
 
@@ -237,6 +244,7 @@ int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], in
 		return err;
 	err = ut_inject_into(t, th, nr, args, result);
 	prlimit(t->pid, RLIMIT_NOFILE, &kept, NULL); /* lowering is allowed to whom raising was */
+	ut_guard_limit(t, NULL);
 	return err;
 }
 
@@ -252,10 +260,12 @@ int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made)
 	*made = (ut_thread){.state = UT_THREAD_DEAD};
 	t->born = 0;
 	err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)(t->inject_options | PTRACE_O_TRACECLONE));
+	ut_guard_born(t, -1);
 	if (!err)
 		err = ut_inject_into(t, th, SYS_clone, (uint64_t[6]){how}, &id);
 	if (!err && id < 0)
 		err = id;
+	ut_guard_born(t, err ? 0 : (int)t->born);
 	if (err)
 		return err;
 	made->tid = t->born;
@@ -279,12 +289,17 @@ int ut_inject_exit_of(ut_tracee *t, ut_thread *th)
 		if (err)
 			return err == -ESRCH ? 0 : err;
 	} while (!wait_stop(t, th, &status));
+	ut_guard_born(t, 0);
 	return 0;
 }
 
 int ut_inject_exit(ut_tracee *t, size_t index)
 {
-	return ut_inject_exit_of(t, &t->threads[index]);
+	int err = ut_inject_exit_of(t, &t->threads[index]);
+
+	if (!err)
+		ut_guard_injected(t);
+	return err;
 }
 
 /* Back to the stop that the thread was in: only there the kernel looks at rax and orig_rax and
@@ -304,9 +319,11 @@ int ut_inject_end(ut_tracee *t, size_t index)
 	if (!err)
 		err = trace(PTRACE_SETREGS, th->tid, NULL, &live);
 	if (!err && t->inject_dispatch.mode)
-		set_dispatch(th->tid, &t->inject_dispatch);
+		ut_set_dispatch(th->tid, &t->inject_dispatch);
 	if (!err)
 		err = trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &t->inject_sigmask);
+	if (!err || th->state == UT_THREAD_DEAD)
+		ut_guard_injected(t); /* else the watchdog does it, when we have ended */
 	if (t->held_stop) {
 		syscall(SYS_tgkill, t->pid, t->held_stop, SIGSTOP);
 		t->held_stop = 0;

@@ -103,13 +103,19 @@ typedef struct {
 	ut_dispatch inject_dispatch;
 	ut_rseq *rseq; /* see ut_rseq_keep */
 	size_t nrseq;
+	/* See guard.h. */
+	struct ut_guard_slot *slot;         /* NULL: no watchdog */
+	const struct ut_guard_slot *repair; /* what a thread is to get back once it stops */
+	int64_t stopped_ns;                 /* when the last stop began */
+	int64_t seize_end_ns;
 } ut_tracee;
 
 /* All functions return >= 0 or -errno. */
 int ut_tracee_open(int pid, ut_tracee **out);
 void ut_tracee_close(ut_tracee *t);
 /* Stop every thread; registers and signal masks are in `threads` after. -ETIMEDOUT: one did not
- * stop; the others run again. -ESRCH: the process is gone. */
+ * stop; the others run again. One that is runnable, and merely gets no processor, is waited for longer. -ESRCH: the
+ * process is gone. */
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
 /* Its two parts. Wait, while all threads run, until none is in a call that a stop would harm: UT_BUSY, one is; it stays
  * traced until the next stop or ut_tracee_settle(). Then stop them. */
@@ -149,6 +155,9 @@ int ut_rseq_put(ut_tracee *t);
  * no thread of the target inside a call that it did not make. `user_mode_only` needs no privilege of the
  * target's; under WP_ASYNC it loses nothing, since no fault waits for user space. */
 int ut_attach_uffd(int pid, int user_mode_only);
+/* -ETIMEDOUT: the thread that the last attach has waited for, or 0. UT_OVERDUE: the process that the watchdog has
+ * ended. */
+int ut_attach_late(void);
 /* 1: the two processes have one memory (CLONE_VM without CLONE_THREAD, vfork). kcmp(2). */
 int ut_same_memory(int a, int b);
 /* Not by /proc/PID/mem: a write there does not wait for the answer to its fault, and fails. */

@@ -36,7 +36,11 @@ static inline long trace(int request, int tid, void *addr, void *data)
 	return r < 0 ? -errno : r;
 }
 
+/* The state of a thread, as in its stat in /proc; 0: there is none. */
+char ut_thread_state(int pid, int tid);
 int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
+/* Syscall user dispatch of a thread. */
+void ut_set_dispatch(int tid, const ut_dispatch *d);
 /* rseq.c: the critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
 void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
 /* Let the thread go on at the section's abort address, as the kernel does where it is not kept from it. */
