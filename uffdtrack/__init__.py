@@ -3,7 +3,7 @@
 from uffdtrack._sys import Runs
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
-from uffdtrack.files import file_mode
+from uffdtrack.files import file_mode, open_files
 from uffdtrack.guard import MAX_STOP, leave_watchdog, start_watchdog, verdict_on, watchdog
 from uffdtrack.keeper import Kept
 from uffdtrack.lists import UffdTracker
@@ -70,6 +70,7 @@ __all__ = [
     "leave_watchdog",
     "log_array",
     "merge_runs",
+    "open_files",
     "open_pidfd",
     "open_tracker",
     "parse_maps",

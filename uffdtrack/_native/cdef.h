@@ -175,7 +175,15 @@ struct uffdio_api {
 #define UT_PAGEMAP_SCAN ...
 int ut_uffd_api(int fd, uint64_t features);
 
+typedef struct {
+	char *v;
+	size_t n;
+	...;
+} ut_text;
+
+void ut_text_free(ut_text *t);
 int ut_file_mode(int directory, const char *name, uint64_t *size);
+int ut_descriptors(int task, ut_text *out);
 
 int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);
