@@ -263,7 +263,7 @@ class AddressSpace:
 
     @property
     def short_of(self) -> str:
-        """What "ring" had too little of to follow each thread, or "". Each window is a scan then."""
+        """What there was too little of for "ring" to follow each thread, or "": then all is scanned."""
         if self._c.watch == ffi.NULL or not self._c.watch.short_of:
             return ""
         code = -self._c.watch.short_of

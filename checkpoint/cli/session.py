@@ -207,7 +207,7 @@ class Progress:
 
 
 def raise_limit() -> None:
-    """Engine ring takes two descriptors for each thread. A command started later would inherit this."""
+    """Engine ring takes two descriptors a thread. A command that is started later would inherit this."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
