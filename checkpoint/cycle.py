@@ -200,7 +200,8 @@ class Session:
             "keyed": bool(self.chain.key),
             "row": {**row, "schema": ROW_SCHEMA},
             "regions": [
-                [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name] for r in window.regions
+                [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name, r.kind]
+                for r in window.regions
             ],
             "reset": window.reset.tolist(),
             "threads": [t.tid for t in window.threads if not t.worker],

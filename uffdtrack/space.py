@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,50 @@ def merge_runs(*several: Runs) -> Runs:
     first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))
     last = np.concatenate((first[1:], [True]))
     return np.stack((runs[first, 0], ends[last]), axis=1)
+
+
+_KINDS = {
+    int(lib.UT_KIND_ANON): "anonymous",
+    int(lib.UT_KIND_HUGE): "huge",
+    int(lib.UT_KIND_FILE): "file",
+    int(lib.UT_KIND_DELETED): "deleted",
+    int(lib.UT_KIND_SHARED): "shared",
+    int(lib.UT_KIND_VDSO): "vdso",
+    int(lib.UT_KIND_KERNEL): "kernel",
+    int(lib.UT_KIND_VIEW): "view",
+    int(lib.UT_KIND_DEVICE): "device",
+    int(lib.UT_KIND_SECRET): "secret",
+    int(lib.UT_KIND_RING): "ring",
+}
+_OF_MEMORY = {"deleted": "private-memory", "shared": "shared-memory"}
+
+
+def region_kind(region: Any) -> str:
+    """The kind of a mapping of the core's, in words."""
+    kind = _KINDS[region.kind]
+    return _OF_MEMORY.get(kind, kind) if region.in_memory else kind
+
+
+def _regions(maps: Any) -> list[Region]:
+    """The mappings that the core has read, with what it found behind them."""
+    kinds = [region_kind(region) for region in maps.regions[0 : maps.n]]
+    text = bytes(ffi.buffer(maps.text, maps.len))
+    return parse_maps(text.decode(errors="surrogateescape"), kinds)
+
+
+def read_maps(pid: int) -> list[Region]:
+    """The mappings of a process, each with what is behind it.
+
+    Raises:
+        TargetGoneError, PermissionDeniedError: as they say.
+    """
+    maps = ffi.new("ut_maps *")
+    try:
+        tid = check(lib.ut_live_thread(pid), "find", pid)
+        check(lib.ut_maps_look(maps, pid, tid), "read the mappings of", pid)
+        return _regions(maps)
+    finally:
+        lib.ut_maps_free(maps)
 
 
 def populated(pagemap: int, start: int, end: int, private_only: bool) -> Runs:
@@ -222,10 +267,9 @@ class AddressSpace:
         pending.add(plan, reset)
         pending.everything = False
         data, zero, contents = self.split_zero(plan)
-        text = bytes(ffi.buffer(self._c.maps.text, self._c.maps.len))
         unreadable = runs_array(self._c.unreadable)
         return Window(
-            regions=parse_maps(text.decode(errors="surrogateescape")),
+            regions=_regions(self._c.maps),
             threads=tracee.threads,
             data=data,
             zero=zero,

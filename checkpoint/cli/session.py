@@ -21,8 +21,8 @@ from checkpoint import report
 from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
-from checkpoint.targets.process import ProcessTarget, check_living_target, proc_read, warnings_for
-from uffdtrack import choose_for_process, open_pidfd, parse_maps, probe
+from checkpoint.targets.process import ProcessTarget, check_living_target, warnings_for
+from uffdtrack import choose_for_process, open_pidfd, probe, read_maps
 from uffdtrack.errors import TargetRefusedError
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -190,8 +190,7 @@ def run_on(
         pidfd = open_pidfd(pid)
         stack.callback(os.close, pidfd)
         with ProcessTarget(pid, traits.name, max_dirty) as target:
-            maps = proc_read(pid, "maps").decode(errors="surrogateescape")
-            for warning in warnings_for(pid, parse_maps(maps)):
+            for warning in warnings_for(pid, read_maps(pid)):
                 say(f"warning: {warning}")
             with Watch(target, lifeline) as interrupt, Progress() as progress:
                 session = Session(target, chain, interrupt.seen)

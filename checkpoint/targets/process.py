@@ -176,7 +176,7 @@ def _vm_flags(pid: int) -> list[str]:
     text = proc_read(pid, "smaps")
     return [
         flag
-        for line in text.splitlines()
+        for line in text.split(b"\n")
         if line.startswith(b"VmFlags:")
         for flag in line[8:].decode().split()
     ]
@@ -202,16 +202,33 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def mapped_files(regions: list[Region]) -> dict[str, list[int]]:
-    """Mapped files that can be found by name: device, inode, size and mtime in ns."""
+def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, list[int]]:
+    """Mapped files that can be found by name: device, inode, size and mtime in ns.
+
+    Args:
+        pid: of the process; with it, also what only it finds by that name (a container).
+    """
     files: dict[str, list[int]] = {}
-    for name in {r.name for r in regions if r.inode and r.name.startswith("/") and not r.deleted}:
-        try:
-            s = os.stat(name)
-        except OSError:
-            continue
-        files[name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
+    roots = ("", f"{task_directory(pid)}/root") if pid else ("",)
+    for region in {r.name: r for r in regions if r.inode and r.name.startswith("/")}.values():
+        for root in roots:
+            try:
+                s = os.stat(root + region.name)
+            except (OSError, ValueError):
+                continue
+            if is_file_of(region, s):
+                files[region.name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
+                break
     return files
+
+
+def is_file_of(region: Region, s: os.stat_result) -> bool:
+    """Whether a file is the one that is mapped, and not another that bears its name now, or bears it here."""
+    major, minor = (int(part, 16) for part in region.device.split(":"))
+    if s.st_ino != region.inode:
+        return False
+    # stat(2) tells another device than the mapping where parts of one file system have their own (btrfs).
+    return s.st_dev == os.makedev(major, minor) or not (major or os.major(s.st_dev))
 
 
 def warnings_for(pid: int, regions: list[Region]) -> list[str]:
@@ -356,7 +373,7 @@ class ProcessTarget:
         return notes, {
             "process": facts,
             "objects": self._objects.read(),
-            "files": mapped_files(window.regions),
+            "files": mapped_files(window.regions, self.pid),
             "heap_end": max(heap, default=0),
         }
 

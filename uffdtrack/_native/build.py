@@ -7,6 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
+    "backing.c",
     "files.c",
     "inject.c",
     "lists.c",
@@ -31,6 +32,7 @@ ffi.set_source(
     "uffdtrack._native._core",
     """
     #include "compat.h"
+    #include "backing.h"
     #include "files.h"
     #include "probe.h"
     #include "space.h"

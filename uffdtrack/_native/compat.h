@@ -66,6 +66,15 @@ struct uffdio_continue {
 #define UFFDIO_CONTINUE _IOWR(UFFDIO, 0x07, struct uffdio_continue)
 #endif
 
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+#ifndef SYS_memfd_secret
+#define SYS_memfd_secret 447
+#endif
+#define UT_RESOLVE_IN_ROOT 0x10 /* openat2(2) */
+#define UT_RESOLVE_CACHED 0x20  /* Linux 5.12 */
+
 #define UT_TASK_SIZE (1ul << 47)
 #define UT_PAGE 4096ul
 #define UT_HUGE (2ul << 20)
