@@ -9,7 +9,7 @@ from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam, Memslot, parse_size
-from uffdtrack.space import PAGE, AddressSpace, Pending, Window, merge_runs, populated, read_maps
+from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, populated, read_maps
 from uffdtrack.tracee import (
     Injector,
     ThreadState,
@@ -41,6 +41,7 @@ __all__ = [
     "DirtyPages",
     "Features",
     "GuestRam",
+    "Heads",
     "Injector",
     "Memslot",
     "Pending",

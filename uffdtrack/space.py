@@ -19,6 +19,10 @@ PAGE = 4096
 _TASK_SIZE = 1 << 47
 
 
+Heads = dict[tuple[str, int], bytes]
+"""First pages of ELF files, by device as in `Region` and inode."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """What one stop of the target gave.
@@ -34,6 +38,7 @@ class Window:
         compared: mappings followed by comparing contents, since others can write them.
         scanned: the page tables of the whole memory were looked through.
         touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
+        heads: the first page of mapped ELF files that no image has yet.
         stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it.
     """
 
@@ -52,15 +57,17 @@ class Window:
     copy_us: float
     rearm_us: float
     pause_us: float
+    heads: Heads = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Pending:
-    """Ranges that were harvested and are not safe in an image yet."""
+    """What was harvested and is not safe in an image yet."""
 
     pages: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     reset: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     everything: bool = False
+    heads: Heads = field(default_factory=dict)
 
     def add(self, pages: Runs, reset: Runs) -> None:
         self.pages = merge_runs(self.pages, pages)
@@ -69,6 +76,7 @@ class Pending:
     def clear(self) -> None:
         self.pages = self.reset = np.empty((0, 2), np.uint64)
         self.everything = False
+        self.heads = {}
 
 
 def merge_runs(*several: Runs) -> Runs:
@@ -266,6 +274,7 @@ class AddressSpace:
             reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
         pending.add(plan, reset)
         pending.everything = False
+        pending.heads.update(self._take_heads())
         data, zero, contents = self.split_zero(plan)
         unreadable = runs_array(self._c.unreadable)
         return Window(
@@ -284,6 +293,7 @@ class AddressSpace:
             copy_us=times.copy_ns / 1e3,
             rearm_us=times.rearm_ns / 1e3,
             pause_us=times.pause_ns / 1e3,
+            heads=dict(pending.heads),
         )
 
     def passed_over(self) -> None:
@@ -295,6 +305,15 @@ class AddressSpace:
         if self._c is not None and self._c.watch != ffi.NULL:
             self._c.watch.limited = 0
             self._c.watch.lost |= not self._c.watch.sync
+
+    def _take_heads(self) -> Heads:
+        found = self._c.heads
+        heads = {
+            (f"{head.major:02x}:{head.minor:02x}", int(head.inode)): bytes(ffi.buffer(head.page))
+            for head in found.v[0 : found.n]
+        }
+        found.n = 0
+        return heads
 
     def _touched(self) -> int:
         runs = runs_array(self._c.news.touched)

@@ -21,7 +21,7 @@ from checkpoint import report
 from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
-from checkpoint.targets.process import ProcessTarget, check_living_target, warnings_for
+from checkpoint.targets.process import ProcessTarget, check_living_target, descriptors
 from uffdtrack import choose_for_process, open_pidfd, probe, read_maps
 from uffdtrack.errors import TargetRefusedError
 
@@ -175,6 +175,8 @@ def run_on(
 
     def emit(row: dict[str, Any]) -> None:
         rows.append(row)
+        for warning in row["warnings"]:
+            say(f"warning: {warning}")
         if as_json:
             report.emit_json(row)
         progress.show(row)
@@ -190,7 +192,8 @@ def run_on(
         pidfd = open_pidfd(pid)
         stack.callback(os.close, pidfd)
         with ProcessTarget(pid, traits.name, max_dirty) as target:
-            for warning in warnings_for(pid, read_maps(pid)):
+            files = [name for _, name in descriptors(pid)]
+            for warning in target.new_warnings(read_maps(pid), files):
                 say(f"warning: {warning}")
             with Watch(target, lifeline) as interrupt, Progress() as progress:
                 session = Session(target, chain, interrupt.seen)

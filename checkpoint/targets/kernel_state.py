@@ -184,14 +184,14 @@ def snapshot(pid: int, before: Snapshot | None = None) -> Snapshot:
 
 def kernel_mappings(pid: int) -> list[Region]:
     """The mappings that may be of a kernel object or a device; there may be many thousand others."""
-    lines = (task_directory(pid) / "maps").read_text(errors="surrogateescape").split("\n")
+    lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
     marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/dmabuf")
     return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
 
 
 def is_device(pid: int, region: Region) -> bool:
     """Whether a mapping below /dev is of a device: file systems are mounted there, too."""
-    if region.deleted:
+    if region.name.endswith(" (deleted)"):
         return False
     root = os.open(task_directory(pid) / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -7,10 +7,12 @@ import os
 import select
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint.heads import heads_note, is_file_of
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
@@ -40,6 +42,8 @@ EXEC_SECONDS = 10
 DUMPING = "the kernel writes a core of the process"
 UNSEEN_VISITS = 3
 """Times in a row that we may be forbidden to trace without a tracer to be seen, until we believe it."""
+MANY_MAPPINGS = 0.8
+"""The share of vm.max_map_count from which on a target is told of."""
 EXEC_POLL = 0.02
 """Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
 
@@ -222,27 +226,38 @@ def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, lis
     return files
 
 
-def is_file_of(region: Region, s: os.stat_result) -> bool:
-    """Whether a file is the one that is mapped, and not another that bears its name now, or bears it here."""
-    major, minor = (int(part, 16) for part in region.device.split(":"))
-    if s.st_ino != region.inode:
-        return False
-    # stat(2) tells another device than the mapping where parts of one file system have their own (btrfs).
-    return s.st_dev == os.makedev(major, minor) or not (major or os.major(s.st_dev))
+def warnings_for(regions: list[Region], files: Iterable[str]) -> dict[str, str]:
+    """What a checkpoint of a process may miss, in words, each by a name under which it is told once.
 
-
-def warnings_for(pid: int, regions: list[Region]) -> list[str]:
-    """What a checkpoint of this process may miss, in words."""
-    warnings = []
-    if any(target == "anon_inode:[io_uring]" for _, target in descriptors(pid)):
-        warnings.append("io_uring is in use: writes into pinned buffers in flight escape every tracker")
-    if any(r.name.startswith("/[aio]") for r in regions):
-        warnings.append("aio is in use: writes into pinned buffers in flight escape every tracker")
+    Args:
+        files: what /proc/PID/fd says of its descriptors.
+    """
+    warnings = {}
+    if "anon_inode:[io_uring]" in files:
+        warnings["io_uring"] = "io_uring is in use: writes into pinned buffers in flight escape every tracker"
+    if any(r.kind == "ring" and r.name.startswith("/[aio]") for r in regions):
+        warnings["aio"] = "aio is in use: writes into pinned buffers in flight escape every tracker"
     shared = sum(r.size for r in regions if r.shared and r.stored)
     if shared >= 256 << 20:
-        warnings.append(
+        warnings["shared"] = (
             f"{shared >> 20} MiB of shared mappings are compared at each epoch, since others can write "
             "them: pauses grow with what of them is in use"
+        )
+    left_out: dict[str, list[Region]] = {}
+    for region in regions:
+        if region.left_out:
+            left_out.setdefault(region.name, []).append(region)
+    for name, parts in left_out.items():
+        warnings[f"left out {name}"] = (
+            f"{name}, {sum(r.size for r in parts) >> 10} KiB at {parts[0].start:#x}, is left out of the "
+            f"image: it is {parts[0].left_out}"
+        )
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if len(regions) > MANY_MAPPINGS * most:
+        warnings["mappings"] = (
+            f"the process has {len(regions)} mappings of at most {most}. New memory beside memory that is "
+            "tracked stays a mapping of its own until the next epoch, so it may reach the limit earlier: "
+            "raise it with sysctl vm.max_map_count"
         )
     return warnings
 
@@ -262,6 +277,7 @@ class ProcessTarget:
         self._visitor: Visitor | None = None
         self._unseen = 0
         self.identity = identify(pid)
+        self._warned: set[str] = set()
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
         try:
@@ -269,6 +285,13 @@ class ProcessTarget:
         except BaseException:
             self.close()
             raise
+
+    def new_warnings(self, regions: list[Region], files: Iterable[str]) -> list[str]:
+        """Those of `warnings_for` that were not given before."""
+        found = warnings_for(regions, files)
+        new = [text for name, text in found.items() if name not in self._warned]
+        self._warned |= found.keys()
+        return new
 
     def reattach(self) -> None:
         """After exec: the memory is another one, and so may be the kind of program."""
@@ -369,12 +392,16 @@ class ProcessTarget:
         facts = self.facts()
         notes = thread_notes(window.threads, facts)
         notes += note(b"CORE", NT_AUXV, proc_read(self.pid, "auxv")) + file_note(window.regions)
+        notes += heads_note(window.heads)
+        objects = self._objects.read()
+        files = [d.target for d in objects.descriptors.values()]
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {
             "process": facts,
-            "objects": self._objects.read(),
+            "objects": objects,
             "files": mapped_files(window.regions, self.pid),
             "heap_end": max(heap, default=0),
+            "warnings": self.new_warnings(window.regions, files),
         }
 
     def settle(self, timeout: float) -> bool:

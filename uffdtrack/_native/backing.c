@@ -218,7 +218,9 @@ int ut_backing_find(ut_maps *m, const ut_maps *before, ut_filesystems *known, in
 		if (before && k < before->n && before->regions[k].start < r->end && before->regions[k].sure &&
 		    same_file(&before->regions[k], r))
 			same = &before->regions[k];
-		else if (i && same_file(r - 1, r))
+		if (same && same->start == r->start && same->offset == r->offset && !(flags & UT_BACKING_ANEW))
+			r->head = same->head;
+		if (!same && i && same_file(r - 1, r))
 			same = r - 1;
 		if (same && ut_maps_names_deleted(m, r) == same->named_deleted) {
 			r->backing = same->backing;

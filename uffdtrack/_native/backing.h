@@ -15,7 +15,10 @@ typedef struct {
 	int read; /* in this harvest */
 } ut_filesystems;
 
-enum { UT_BACKING_SURE = 1 }; /* the target stands: what is found holds for as long as it is mapped */
+enum {
+	UT_BACKING_SURE = 1, /* the target stands: what is found holds for as long as it is mapped */
+	UT_BACKING_ANEW = 2, /* nothing of earlier mappings holds */
+};
 
 /* Find out for all mappings of `m`; `before` (NULL: none) is an earlier list of the same process, of which nothing has
  * to be asked again. */

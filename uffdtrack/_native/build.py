@@ -9,6 +9,7 @@ SOURCES = [
     "attach.c",
     "backing.c",
     "files.c",
+    "heads.c",
     "inject.c",
     "lists.c",
     "maps.c",

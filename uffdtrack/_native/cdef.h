@@ -89,6 +89,16 @@ int ut_attach_uffd(int pid, int user_mode_only);
 #define UT_WATCH_BREAK_AUDIT ...
 #define UT_WATCH_BREAK_EVENTS ...
 typedef struct {
+	uint64_t inode;
+	uint32_t major, minor;
+	uint8_t page[4096];
+} ut_head;
+typedef struct {
+	ut_head *v;
+	size_t n;
+	...;
+} ut_heads;
+typedef struct {
 	int32_t sync, full;
 	int32_t limited;
 	int32_t lost;
@@ -103,6 +113,7 @@ typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
 	int32_t compared, sabotage;
 	ut_maps maps;
+	ut_heads heads;
 	ut_runs plan, gone, fresh, unreadable;
 	uint8_t *buf;
 	ut_watch *watch;

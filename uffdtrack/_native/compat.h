@@ -42,6 +42,12 @@ struct ut_pm_scan_arg {
 
 #define UT_PAGEMAP_SCAN _IOWR('f', 16, struct ut_pm_scan_arg)
 
+/* Entries of /proc/PID/pagemap. */
+#define UT_ENTRY_PRESENT (1ull << 63)
+#define UT_ENTRY_SWAPPED (1ull << 62)
+#define UT_ENTRY_FILE (1ull << 61)  /* of a file, or shared memory */
+#define UT_ENTRY_ALONE (1ull << 56) /* mapped here and nowhere else */
+
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif

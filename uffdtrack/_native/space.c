@@ -1165,7 +1165,8 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		err = ut_maps_read(&s->maps, s->pid, s->tid);
 	if (!err)
 		err = ut_backing_find(&s->maps, &s->before, &s->filesystems, s->pid, s->tid,
-				      flags & UT_RUNNING ? 0 : UT_BACKING_SURE);
+				      (flags & UT_RUNNING ? 0 : UT_BACKING_SURE) |
+					      (flags & UT_FULL ? UT_BACKING_ANEW : 0));
 	if (!err)
 		err = unmapped(s);
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
@@ -1185,6 +1186,8 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	}
 	if (!err)
 		err = void_what_is_new(s);
+	if (!err && !(flags & UT_RUNNING))
+		err = ut_heads_take(&s->heads, &s->maps, s->pagemap, s->mem);
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (memory_is_gone(s))
 		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
@@ -1244,6 +1247,7 @@ void ut_space_close(ut_space *s)
 	ut_maps_free(&s->maps);
 	ut_maps_free(&s->before);
 	ut_filesystems_free(&s->filesystems);
+	ut_heads_free(&s->heads);
 	free(s->digests);
 	free(s->vec);
 	if (s->buf)

@@ -2,6 +2,7 @@
 #ifndef UT_SPACE_H
 #define UT_SPACE_H
 #include "backing.h"
+#include "heads.h"
 #include "maps.h"
 #include "runs.h"
 #include "tracee.h"
@@ -27,6 +28,7 @@ typedef struct {
 	int32_t sabotage;
 	ut_maps maps, before;
 	ut_filesystems filesystems;
+	ut_heads heads;
 	ut_runs plan;      /* to copy */
 	ut_runs gone;      /* back to what the mapping is without writes: zero, or the file */
 	ut_runs fresh;     /* new mappings: nothing older holds there */
