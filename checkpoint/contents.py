@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from checkpoint.chain import View
 from checkpoint.image import Pages, expand
-from checkpoint.mappings import Change, read_maps, same_object, split_changes
-from uffdtrack import PAGE, Injector, Runs, populated
+from checkpoint.mappings import Change, same_object, split_changes
+from uffdtrack import PAGE, Injector, Runs, populated, read_maps
 from uffdtrack.errors import RollbackRefusedError, TargetError
 
 _MADVISE, _MADV_DONTNEED_LOCKED = 28, 24

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from checkpoint.chain import View
 from checkpoint.targets.process import descriptors, mapped_files, proc_read
-from uffdtrack import PAGE, Injector, Region, Tracee, parse_maps
+from uffdtrack import PAGE, Injector, Region, Tracee, read_maps
 from uffdtrack.errors import RollbackRefusedError, TargetError
 
 _MMAP, _MPROTECT, _MUNMAP, _BRK, _MREMAP, _CLOSE, _OPENAT = 9, 10, 11, 12, 25, 3, 257
@@ -76,10 +76,6 @@ def page_end(address: int) -> int:
     return -(-address // PAGE) * PAGE
 
 
-def read_maps(pid: int) -> list[Region]:
-    return parse_maps(proc_read(pid, "maps").decode(errors="surrogateescape"))
-
-
 def start_break(pid: int) -> int:
     """Where the heap begins: the program break of a process that has none yet."""
     text = proc_read(pid, "stat").decode(errors="replace")
@@ -115,7 +111,7 @@ class Mappings:
         fixed = [[(r.start, r.end) for r in rs if r.name == "[vdso]"] for rs in (regions, epoch.regions)]
         if fixed[0] != fixed[1]:
             raise RollbackRefusedError("the process has replaced its program (exec) since that epoch")
-        files = mapped_files(epoch.regions)
+        files = mapped_files(epoch.regions, self.pid)
         changed_files = set()
         for change in split_changes(regions, epoch.regions):
             then = change.then

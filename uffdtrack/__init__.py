@@ -11,7 +11,7 @@ from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam, Memslot, parse_size
-from uffdtrack.space import PAGE, AddressSpace, Pending, Window, merge_runs, populated
+from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, populated, read_maps
 from uffdtrack.tracee import (
     Injector,
     ThreadState,
@@ -45,6 +45,7 @@ __all__ = [
     "DirtyPages",
     "Features",
     "GuestRam",
+    "Heads",
     "Injector",
     "Kept",
     "Memslot",
@@ -77,6 +78,7 @@ __all__ = [
     "parse_size",
     "populated",
     "probe",
+    "read_maps",
     "shares_memory",
     "start_watchdog",
     "status_field",

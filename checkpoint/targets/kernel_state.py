@@ -188,14 +188,14 @@ def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = Non
 
 def kernel_mappings(pid: int) -> list[Region]:
     """The mappings that may be of a kernel object or a device; there may be many thousand others."""
-    lines = (task_directory(pid) / "maps").read_text(errors="surrogateescape").split("\n")
+    lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
     marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/dmabuf")
     return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
 
 
 def is_device(pid: int, region: Region) -> bool:
     """Whether a mapping below /dev is of a device: file systems are mounted there, too."""
-    if region.deleted:
+    if region.name.endswith(" (deleted)"):
         return False
     try:
         with _directory(task_directory(pid) / "root") as root:

@@ -7,9 +7,11 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
+    "backing.c",
     "calls.c",
     "files.c",
     "guard.c",
+    "heads.c",
     "inject.c",
     "keep.c",
     "lists.c",
@@ -34,6 +36,7 @@ ffi.set_source(
     "uffdtrack._native._core",
     """
     #include "compat.h"
+    #include "backing.h"
     #include "files.h"
     #include "keep.h"
     #include "guard.h"
