@@ -434,7 +434,10 @@ static int compat_call(int number, uint32_t a, uint32_t b, uint32_t c, uint32_t 
 	int r;
 	register uint64_t si __asm__("rsi") = d;
 
-	__asm__ volatile("int $0x80" : "=a"(r) : "0"(number), "b"(a), "c"(b), "d"(c), "r"(si) : "memory", "r8", "r9", "r10", "r11");
+	__asm__ volatile("int $0x80"
+			 : "=a"(r)
+			 : "0"(number), "b"(a), "c"(b), "d"(c), "r"(si)
+			 : "memory", "r8", "r9", "r10", "r11");
 	return r;
 }
 
