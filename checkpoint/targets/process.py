@@ -427,7 +427,7 @@ class ProcessTarget:
         if hasattr(self, "space"):
             self.space.close()
         if self.pidfd >= 0:
-            self.tracee.settle(5)
+            self.tracee.settle(2)
             self.tracee.close()
             os.close(self.pidfd)
             self.pidfd = -1

@@ -32,7 +32,10 @@
 /* The target has stood for as long as it may, and is to be let go. */
 static int is_overdue(const ut_space *s)
 {
-	return s->give_up_ns && ut_now_ns() >= s->give_up_ns ? -ETIME : 0;
+	if (!s->give_up_ns)
+		return 0;
+	ut_sabotage("look");
+	return ut_now_ns() >= s->give_up_ns ? -ETIME : 0;
 }
 
 static uint64_t min64(uint64_t a, uint64_t b)
