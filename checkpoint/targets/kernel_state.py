@@ -122,10 +122,7 @@ def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
         mappings: what is mapped, or at least aio contexts.
     """
     task = task_directory(pid)
-    state: dict[str, Any] = {
-        "time_ns": time.time_ns(),
-        "clock_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-    }
+    state: dict[str, Any] = {"time_ns": time.time_ns()}
 
     def put(key: str, path: Path, parse: Callable[[str], Any]) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
@@ -189,7 +186,7 @@ def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = Non
 def kernel_mappings(pid: int) -> list[Region]:
     """The mappings that may be of a kernel object or a device; there may be many thousand others."""
     lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
-    marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/dmabuf")
+    marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/sys/", "/dmabuf", "/secretmem")
     return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
 
 
@@ -202,7 +199,8 @@ def is_device(pid: int, region: Region) -> bool:
             mode, _ = file_mode(root, region.name.lstrip("/"))
     except OSError:
         return True
-    return not mode or stat.S_ISCHR(mode)
+    # Memory of a PCI device is a regular file of sysfs.
+    return not mode or stat.S_ISCHR(mode) or region.name.startswith("/sys/")
 
 
 class Reader:
