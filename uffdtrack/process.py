@@ -275,7 +275,7 @@ class ProcessTracker(UffdTracker):
             return
         assert self._tracee
         try:
-            self._tracee.stop(int(timeout * 1e9))
+            self._tracee.stop(int(timeout * 1e9), patience=0)
         except StopTimeoutError as error:
             late = self._tracee.late
             lib.ut_gate_open(self._shared)

@@ -64,6 +64,8 @@ int ut_call_rule(int64_t nr);
 int ut_tracee_open(int pid, ut_tracee **out);
 void ut_tracee_close(ut_tracee *t);
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
+int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
 int ut_live_thread(int pid);
