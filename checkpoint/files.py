@@ -59,7 +59,11 @@ def malformed(path: Path) -> Iterator[None]:
     """Whatever goes wrong in reading a damaged file is the file's fault."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError) as error:
+    except struct.error as error:
+        raise ImageError(f"{path} is damaged: it is cut off, or no checkpoint") from error
+    except KeyError as error:
+        raise ImageError(f"{path} is damaged: it lacks {error}") from error
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise ImageError(f"{path} is damaged: {error or type(error).__name__}") from error
     except OSError as error:
         raise translate_read(error, path) from error

@@ -91,11 +91,11 @@ def ab(
     run_ab(plan, seed, emit, say)
     if not as_json:
         tables(rows)
-        click.echo()
+        report.emit()
         turn = f"({ns:.1f} ns a turn of an empty loop)"
         how = "emulates the guest's instructions" if slow else "runs the guest's instructions as they are"
-        click.echo(f"KVM {how} here {turn}. The guest's own times, its faults among them, are KVM's affair;")
-        click.echo("harvest and rearm are the trackers'.")
+        report.emit(f"KVM {how} here {turn}. The guest's own times, its faults among them, are KVM's affair;")
+        report.emit("harvest and rearm are the trackers'.")
         most = max(rams)
         if "kvm-ring" in plan.engines and "kvm-bitmap" in plan.engines:
             pages = crossover(rows)
@@ -104,8 +104,8 @@ def ab(
                 if pages is None
                 else (f"from {pages:.0f} dirty pages of {most >> 20} MiB on ({pages * 409600 / most:.3g} %)")
             )
-            click.echo(f"KVM's bitmap costs less than its ring {where}.")
-        click.echo("Every engine listed exactly the pages that its guest wrote.")
+            report.emit(f"KVM's bitmap costs less than its ring {where}.")
+        report.emit("Every engine listed exactly the pages that its guest wrote.")
     if directory:
         try:
             (directory / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -133,7 +133,7 @@ def tables(rows: list[dict[str, Any]]) -> None:
             continue
         what = f"RAM {own[0]['ram'] >> 20} MiB" if fixed == "ram" else f"{own[0]['dirty']} dirty pages"
         at = sorted({row[key] for row in own})
-        click.echo(f"\nharvest + rearm, us, by {'dirty pages' if key == 'dirty' else 'RAM, MiB'}; {what}")
+        report.emit(f"\nharvest + rearm, us, by {'dirty pages' if key == 'dirty' else 'RAM, MiB'}; {what}")
         report.emit_table(
             ("engine", *(str(n if key == "dirty" else n >> 20) for n in at)),
             (
@@ -145,7 +145,7 @@ def tables(rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     own = [row for row in rows if row["series"] == "ram"]
     most = max((row["ram"] for row in own), default=0)
-    click.echo(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")
+    report.emit(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")
     report.emit_table(
         ("engine", "harvest", "rearm", "stop", "arm", "first write", "again", "overshoot", "progress"),
         (
