@@ -13,6 +13,12 @@ from typing import BinaryIO
 from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
 
 
+def _be_allowed() -> str:
+    if os.geteuid():
+        return "Run as root or as its owner, or change its mode"
+    return "This root lacks CAP_DAC_READ_SEARCH, or the file is of another user namespace or host"
+
+
 def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedError:
     """A write failure as the exception that fits it."""
     if isinstance(error, PermissionError):
@@ -26,9 +32,7 @@ def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedErro
 def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:
     """A read failure as the exception that fits it."""
     if isinstance(error, PermissionError):
-        return PermissionDeniedError(
-            f"cannot read {path}: {error.strerror}. Run as root or as its owner, or change its mode"
-        )
+        return PermissionDeniedError(f"cannot read {path}: {error.strerror}. {_be_allowed()}")
     return ImageError(f"{path} cannot be read: {error.strerror}")
 
 

@@ -11,6 +11,7 @@ from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam, Memslot, parse_size
+from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, populated, read_maps
 from uffdtrack.tracee import (
     Injector,
@@ -67,6 +68,7 @@ __all__ = [
     "file_mode",
     "frozen_cgroup",
     "guard_pages",
+    "how_to_be_allowed",
     "join",
     "leave_watchdog",
     "log_array",

@@ -31,6 +31,7 @@ from uffdtrack.errors import (
 from uffdtrack.gate import PAUSE_TIMEOUT
 from uffdtrack.lists import UffdTracker
 from uffdtrack.ram import Memslot, checked_slots, index_in
+from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.space import PAGE
 from uffdtrack.tracee import Tracee, task_directory
 from uffdtrack.traits import Traits
@@ -80,7 +81,7 @@ class ProcessRam:
             self._memory = os.open(task_directory(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as error:
             raise PermissionDeniedError(
-                f"not allowed to look into process {pid}: run as root or as its user"
+                f"not allowed to look into process {pid}. {how_to_be_allowed(pid)}"
             ) from error
         except OSError as error:
             raise TargetGoneError(f"there is no process {pid}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,6 @@ def ab(
 
     Engines ring and inline are not for VMs: a native thread writes the same pages there.
     """
-    if directory:
-        pyplot()  # says so now, where it is missing, and not after minutes
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "ab.jsonl").write_text("")
-        except OSError as error:
-            raise translate(error, directory) from error
     rams, dirties = ram or DEFAULT.rams, dirty or DEFAULT.dirties
     least = min(rams) // 4096
     plan = AbPlan(
@@ -80,6 +74,9 @@ def ab(
         rounds=rounds,
         limit=max(min(DEFAULT.limit, least // 4), 256 * vcpus),
     )
+    if directory:
+        pyplot()  # says so now, where it is missing, and not after minutes
+        prepare(directory)
     rows: list[dict[str, Any]] = []
 
     def emit(row: dict[str, Any]) -> None:
@@ -107,12 +104,35 @@ def ab(
             report.emit(f"KVM's bitmap costs less than its ring {where}.")
         report.emit("Every engine listed exactly the pages that its guest wrote.")
     if directory:
-        try:
-            (directory / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            for path in draw_ab(rows, directory):
-                say(f"drawn: {path}")
-        except OSError as error:
-            raise translate(error, directory) from error
+        keep(rows, directory)
+
+
+def prepare(directory: Path) -> None:
+    """Find out now whether it can be written. What an earlier run has left there stays until we are done.
+
+    Raises:
+        PermissionDeniedError, StorageError: it cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise translate(error, directory) from error
+
+
+def keep(rows: list[dict[str, Any]], directory: Path) -> None:
+    """The series and its plots, all made before the first one takes its name."""
+    try:
+        with tempfile.TemporaryDirectory(dir=directory) as made:
+            (Path(made) / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            draw_ab(rows, Path(made))
+            for path in sorted(Path(made).iterdir()):
+                path.replace(directory / path.name)
+                if path.suffix != ".jsonl":
+                    say(f"drawn: {directory / path.name}")
+    except OSError as error:
+        raise translate(error, directory) from error
 
 
 def _spread(rows: Sequence[dict[str, Any]], keys: Iterable[str], digits: int = 0) -> str:
