@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from uffdtrack import joining
 from uffdtrack._sys import check, check_own, ffi, lib
+from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import (
     CycleError,
     InvalidInputError,
@@ -66,6 +67,10 @@ class ProcessRam:
     def __init__(
         self, pid: int, address: int, size: int | None = None, *, slots: Sequence[Memslot] | None = None
     ) -> None:
+        whole("pid", pid, 1, 1 << 22)
+        whole("address", address, 0, 1 << 56)
+        if size is not None:
+            whole("size", size)
         if (size is None) == (slots is None):
             raise InvalidInputError("give the size of the range, or its memslots")
         if slots is None:
@@ -130,7 +135,8 @@ class ProcessRam:
             InvalidInputError: outside of the range.
             TargetGoneError, TargetError: as they say.
         """
-        view = memoryview(data).cast("B")
+        view = bytes_like("data", data)
+        whole("offset", offset)
         if offset < 0 or offset + len(view) > self.size:
             raise InvalidInputError(f"bytes {offset} to {offset + len(view)} are not in the RAM")
         try:
