@@ -28,7 +28,7 @@ from checkpoint.objects import (
     parse_timers,
     same_timer,
 )
-from uffdtrack import Region, file_mode, open_files, parse_maps, task_directory
+from uffdtrack import Region, file_mode, how_to_be_allowed, open_files, parse_maps, task_directory
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
@@ -60,7 +60,7 @@ def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Desc
         raise TargetGoneError(f"process {pid} has ended") from error
     except PermissionError as error:
         raise PermissionDeniedError(
-            f"not allowed to look into process {pid}: run as root or as its user"
+            f"not allowed to look into process {pid}. {how_to_be_allowed(pid)}"
         ) from error
     return found
 
