@@ -5,13 +5,12 @@ Each step can be taken back until `commit`, and `commit` does only what cannot f
 
 from __future__ import annotations
 
-import itertools
 import os
-from dataclasses import dataclass
 
 from checkpoint.chain import View
-from checkpoint.targets.process import descriptors, mapped_files, proc_read
-from uffdtrack import PAGE, Injector, Region, Tracee, parse_maps
+from checkpoint.layout import Change, Layout, heap_end
+from checkpoint.targets.process import mapped_files, proc_read
+from uffdtrack import PAGE, Injector, Region, Tracee, task_directory
 from uffdtrack.errors import RollbackRefusedError, TargetError
 
 _MMAP, _MPROTECT, _MUNMAP, _BRK, _MREMAP, _CLOSE, _OPENAT = 9, 10, 11, 12, 25, 3, 257
@@ -26,48 +25,6 @@ Call = tuple[int, list[int], str]
 """Number, arguments, and what it does in words."""
 
 
-@dataclass(slots=True)
-class Change:
-    """One stretch of addresses: what is there and what was."""
-
-    start: int
-    end: int
-    now: Region | None
-    then: Region | None
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
-
-
-def split_changes(now: list[Region], then: list[Region]) -> list[Change]:
-    """All stretches between the boundaries of two lists of mappings, special ones left out."""
-    now = [r for r in now if not r.special and r.name != "[vdso]"]
-    then = [r for r in then if not r.special and r.name != "[vdso]"]
-    cuts = sorted({b for r in (*now, *then) for b in (r.start, r.end)})
-    changes: list[Change] = []
-    i = j = 0
-    for start, end in itertools.pairwise(cuts):
-        while i < len(now) and now[i].end <= start:
-            i += 1
-        while j < len(then) and then[j].end <= start:
-            j += 1
-        a = now[i] if i < len(now) and now[i].start <= start else None
-        b = then[j] if j < len(then) and then[j].start <= start else None
-        if a or b:
-            changes.append(Change(start, end, a, b))
-    return changes
-
-
-def same_object(a: Region, b: Region) -> bool:
-    """Whether two mappings of one address show the same memory or the same place of the same file."""
-    if a.shared != b.shared or a.anonymous != b.anonymous:
-        return False
-    if a.anonymous:
-        return True
-    return (a.device, a.inode, a.offset - a.start) == (b.device, b.inode, b.offset - b.start)
-
-
 def protection(region: Region) -> int:
     return sum(bit for bit, c in zip((1, 2, 4), region.permissions, strict=False) if c != "-")
 
@@ -76,78 +33,94 @@ def page_end(address: int) -> int:
     return -(-address // PAGE) * PAGE
 
 
-def read_maps(pid: int) -> list[Region]:
-    return parse_maps(proc_read(pid, "maps").decode(errors="surrogateescape"))
-
-
 def start_break(pid: int) -> int:
     """Where the heap begins: the program break of a process that has none yet."""
     text = proc_read(pid, "stat").decode(errors="replace")
     return int(text[text.rindex(")") + 2 :].split()[_START_BRK])
 
 
+def open_files(pid: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """The descriptors of each open file, by its device and inode, with the flags of open(2)."""
+    task = task_directory(pid)
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for name in sorted(os.listdir(task / "fd"), key=int):
+        try:
+            if not os.readlink(task / "fd" / name).startswith("/"):
+                continue  # a pipe, a socket
+            s = os.stat(task / "fd" / name)
+            with open(task / "fdinfo" / name) as info:
+                flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags:"))
+        except (OSError, StopIteration):
+            continue
+        found.setdefault((s.st_dev, s.st_ino), []).append((int(name), flags))
+    return found
+
+
 class Mappings:
     """The mappings of one stopped process, on their way to those of a view.
 
     Attributes:
+        layout: what is mapped, and what was.
         warnings: what is not as it was, in words.
         changed: how many mappings were made, removed, replaced or protected.
     """
 
-    def __init__(self, pid: int, view: View, tracee: Tracee, memory: int) -> None:
-        """Args:
-        memory: the process's memory, /proc/PID/mem, open for reading and writing.
-        """
+    def __init__(self, pid: int, view: View) -> None:
+        """What can be asked while the target runs: a file's own system may wait for the target."""
         self.pid = pid
         self.view = view
-        self.tracee = tracee
-        self.memory = memory
         self.warnings: list[str] = []
         self.changed = 0
+        self.layout = Layout(pid, view.epoch.regions)
+        self._files = mapped_files(view.epoch.regions)
+        self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
         self._undo: list[Call] = []
         self._last: list[Call] = []
+
+    def stopped(self, tracee: Tracee, memory: int) -> None:
+        """The target stands from now on.
+
+        Args:
+            memory: its memory, /proc/PID/mem, open for reading and writing.
+        """
+        self.tracee = tracee
+        self.memory = memory
+        self.layout = Layout(self.pid, self.view.epoch.regions, self.layout)
 
     # -- checks: nothing is changed --------------------------------------------------------------
 
     def check(self) -> None:
         """Raises: RollbackRefusedError: what is not mapped any more cannot be mapped again."""
-        regions, epoch = read_maps(self.pid), self.view.epoch
-        fixed = [[(r.start, r.end) for r in rs if r.name == "[vdso]"] for rs in (regions, epoch.regions)]
+        epoch = self.view.epoch
+        fixed = [
+            [(r.start, r.end) for r in rs if r.name == "[vdso]"]
+            for rs in (self.layout.regions, epoch.regions)
+        ]
         if fixed[0] != fixed[1]:
             raise RollbackRefusedError("the process has replaced its program (exec) since that epoch")
-        files = mapped_files(epoch.regions)
-        changed_files = set()
-        for change in split_changes(regions, epoch.regions):
+        files: dict[str, list[int]] = epoch.meta["files"]
+        for change in self.layout.differ:
             then = change.then
-            if not then or then.anonymous:
+            if not then or then.anonymous or change.kept or self._descriptor_of(then) is not None:
                 continue
-            was, found = epoch.meta["files"].get(then.name), files.get(then.name)
-            if change.now and same_object(change.now, then):
-                if then.file_backed and was and found != was:
-                    changed_files.add(then.name)
-            elif self._descriptor_of(then) is None:
-                # Contents of a shared mapping are in the image: that it is that file is enough.
-                known = 2 if then.shared else 4
-                if not found or not was or found[:known] != was[:known]:
-                    raise RollbackRefusedError(
-                        f"{then.name or 'a shared mapping'} at {then.start:#x} is not mapped any more, and "
-                        "the file is not what it was or cannot be opened"
-                    )
-        self.warnings += [f"the mapped file {name} has changed since" for name in sorted(changed_files)]
+            # Contents of a shared mapping are in the image: that it is that file is enough.
+            was, found, known = files.get(then.name), self._files.get(then.name), 2 if then.shared else 4
+            if not found or not was or found[:known] != was[:known]:
+                raise RollbackRefusedError(
+                    f"{then.name or 'a shared mapping'} at {then.start:#x} is not mapped any more, and "
+                    "the file is not what it was or cannot be opened"
+                )
+        changed = {name for name, was in files.items() if self._files.get(name) != was}
+        if changed:
+            kept = {c.then.name for c in self.layout.changes if c.kept and c.then and c.then.file_backed}
+            self.warnings += [f"the mapped file {name} has changed since" for name in sorted(changed & kept)]
 
     def _descriptor_of(self, region: Region) -> int | None:
         """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
+        if self._open_files is None:
+            self._open_files = open_files(self.pid)
         major, minor = (int(part, 16) for part in region.device.split(":"))
-        task = f"/proc/{self.pid}/task/{self.tracee.threads[0].tid}"
-        for number, _, _ in descriptors(self.pid):
-            try:
-                s = os.stat(f"{task}/fd/{number}")
-                if (os.major(s.st_dev), os.minor(s.st_dev), s.st_ino) != (major, minor, region.inode):
-                    continue
-                with open(f"{task}/fdinfo/{number}") as info:
-                    flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags:"))
-            except (OSError, StopIteration):
-                continue
+        for number, flags in self._open_files.get((os.makedev(major, minor), region.inode), []):
             mode = flags & os.O_ACCMODE
             if flags & os.O_PATH or mode == os.O_WRONLY:
                 continue
@@ -167,18 +140,18 @@ class Mappings:
         self.changed = 0
         self._undo, self._last = [], []
         shrinks = self._move_break(injector)
-        for change in split_changes(read_maps(self.pid), self.view.epoch.regions):
+        for change in self.layout.differ:
             now, then = change.now, change.then
             if not now:
                 self._map(injector, change)
-            elif then and not same_object(now, then):
+            elif then and not change.kept:
                 self._set_aside(injector, change)
                 self._map(injector, change)
             elif not then:
                 self._forbid(injector, change, now)
                 if not shrinks[0] <= change.start < shrinks[1]:
                     self._last.append((_MUNMAP, [change.start, change.size], f"unmap {change.start:#x}"))
-            elif now.permissions != then.permissions:
+            else:
                 self._protect(injector, change, now, then)
 
     @property
@@ -216,7 +189,7 @@ class Mappings:
         next sbrk(3) would hand out addresses where nothing is.
         """
         recorded = self.view.epoch.meta["heap_end"]
-        if recorded == max((r.end for r in read_maps(self.pid) if r.name == "[heap]"), default=0):
+        if recorded == heap_end(self.layout.regions):
             return 0, 0
         then = recorded or start_break(self.pid)
         if not then:
@@ -227,6 +200,7 @@ class Mappings:
                 raise RollbackRefusedError("the heap cannot grow to where it ended at that epoch")
             self._undo.append((_BRK, [now], "shrink the heap"))
             self.changed += 1
+            self.layout = Layout(self.pid, self.view.epoch.regions, self.layout)
         if page_end(then) >= page_end(now):
             return 0, 0
         lost = page_end(then), page_end(now)

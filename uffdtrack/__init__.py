@@ -1,6 +1,16 @@
 """Dirty-memory tracking on stock Linux kernels."""
 
 from uffdtrack._sys import Runs
+from uffdtrack.compare import (
+    DIFFERS,
+    UNREADABLE,
+    Places,
+    compare_pages,
+    existing,
+    read_places,
+    rseq_address,
+    write_pages,
+)
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.lists import UffdTracker
@@ -31,10 +41,12 @@ from uffdtrack.traits import Traits
 from uffdtrack.vcpu import Vcpu, join
 
 __all__ = [
+    "DIFFERS",
     "ENGINES",
     "PAGE",
     "PROCESS_ENGINES",
     "UFFD_FEATURES",
+    "UNREADABLE",
     "AddressSpace",
     "Cycles",
     "DirtyLog",
@@ -44,6 +56,7 @@ __all__ = [
     "Injector",
     "Memslot",
     "Pending",
+    "Places",
     "ProcessRam",
     "ProcessTracker",
     "Region",
@@ -58,6 +71,8 @@ __all__ = [
     "Window",
     "choose_engine",
     "choose_for_process",
+    "compare_pages",
+    "existing",
     "guard_pages",
     "has_seccomp",
     "join",
@@ -69,7 +84,10 @@ __all__ = [
     "parse_size",
     "populated",
     "probe",
+    "read_places",
+    "rseq_address",
     "shares_memory",
     "status_field",
     "task_directory",
+    "write_pages",
 ]

@@ -139,8 +139,8 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
         def half(self: Memory, pages: object, contents: object) -> None:
             n = next(count)
-            write(self, pages[: -(n == 2) or None], contents)  # type: ignore[arg-type, index]
-            if n == 2:
+            write(self, pages[: -(n == 0) or None], contents)  # type: ignore[arg-type, index]
+            if n == 0:
                 fail()
 
         monkeypatch.setattr(Memory, "_write", half)

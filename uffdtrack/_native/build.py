@@ -7,6 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
+    "compare.c",
     "inject.c",
     "lists.c",
     "maps.c",
@@ -27,6 +28,7 @@ ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "uffdtrack._native._core",
     """
+    #include "compare.h"
     #include "compat.h"
     #include "probe.h"
     #include "space.h"

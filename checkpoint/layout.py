@@ -1,0 +1,148 @@
+"""The mappings of a process beside those of an epoch: what is there and what was, stretch by stretch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoint.image import Pages
+from checkpoint.targets.process import proc_read
+from uffdtrack import PAGE, Region, Runs, parse_maps
+
+
+@dataclass(slots=True)
+class Change:
+    """One stretch of addresses: what is there and what was.
+
+    Attributes:
+        kept: there is what was there, maybe with other contents or another protection.
+    """
+
+    start: int
+    end: int
+    now: Region | None
+    then: Region | None
+    kept: bool
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def same_object(a: Region, b: Region) -> bool:
+    """Whether two mappings of one address show the same memory or the same place of the same file."""
+    if a == b:
+        return True
+    if a.shared != b.shared or a.anonymous != b.anonymous:
+        return False
+    if a.anonymous:
+        return True
+    return (a.device, a.inode, a.offset - a.start) == (b.device, b.inode, b.offset - b.start)
+
+
+def split_changes(now: list[Region], then: list[Region]) -> list[Change]:
+    """All stretches between the boundaries of two lists of mappings, special ones left out."""
+    now = [r for r in now if not r.special and r.name != "[vdso]"]
+    then = [r for r in then if not r.special and r.name != "[vdso]"]
+    cuts = sorted({b for r in (*now, *then) for b in (r.start, r.end)})
+    changes: list[Change] = []
+    i = j = 0
+    for start, end in itertools.pairwise(cuts):
+        while i < len(now) and now[i].end <= start:
+            i += 1
+        while j < len(then) and then[j].end <= start:
+            j += 1
+        a = now[i] if i < len(now) and now[i].start <= start else None
+        b = then[j] if j < len(then) and then[j].start <= start else None
+        if a or b:
+            changes.append(Change(start, end, a, b, bool(a and b and same_object(a, b))))
+    return changes
+
+
+def heap_end(regions: list[Region]) -> int:
+    return max((r.end for r in regions if r.name == "[heap]"), default=0)
+
+
+class Layout:
+    """The mappings of a process at one moment, beside those of an epoch.
+
+    Most of them are usually those of a moment ago, so a layout that was made while the process ran makes
+    the next one cheap, which is made while it stands.
+
+    Attributes:
+        regions: what is mapped.
+        changes: all stretches.
+        differ: those of `changes` that are not as they were.
+    """
+
+    def __init__(self, pid: int, then: list[Region], before: Layout | None = None) -> None:
+        self._text = proc_read(pid, "maps")
+        self.regions: list[Region]
+        self.changes: list[Change]
+        self.differ: list[Change]
+        if before and before._text == self._text:
+            self.regions, self.changes, self.differ = before.regions, before.changes, before.differ
+            return
+        self.regions = parse_maps(self._text.decode(errors="surrogateescape"))
+        self.changes = split_changes(self.regions, then)
+        self.differ = [
+            c
+            for c in self.changes
+            if not (c.kept and c.now and c.then and c.now.permissions == c.then.permissions)
+        ]
+
+
+def subtract(a: Runs, b: Runs) -> Runs:
+    """What of the ranges of `a` is in none of `b`; both sorted, and without overlaps."""
+    cuts = np.unique(np.concatenate((a.ravel(), b.ravel())))
+    starts, ends = cuts[:-1], cuts[1:]
+    keep = _covered(starts, a) & ~_covered(starts, b)
+    return np.stack((starts[keep], ends[keep]), axis=1)
+
+
+def intersect(a: Runs, b: Runs) -> Runs:
+    return subtract(a, subtract(a, b))
+
+
+def _covered(addresses: npt.NDArray[np.uint64], ranges: Runs) -> npt.NDArray[np.bool_]:
+    if not len(ranges):
+        return np.zeros(len(addresses), bool)
+    at = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
+    within: npt.NDArray[np.bool_] = (at >= 0) & (addresses < ranges[np.maximum(at, 0), 1])
+    return within
+
+
+class Stretches:
+    """Stretches whose contents are compared, with what decides how, one row for each."""
+
+    def __init__(self, changes: list[Change]) -> None:
+        """Args:
+        changes: sorted; their `then` is what they are or will be.
+        """
+        self.changes = [c for c in changes if c.then and c.then.stored]
+        regions = [c.then for c in self.changes if c.then]
+        self.starts = np.array([c.start for c in self.changes], np.uint64) // PAGE
+        self.ends = np.array([c.end for c in self.changes], np.uint64) // PAGE
+        self.file_backed = np.array([r.file_backed for r in regions], bool)
+        self.anonymous = np.array([r.anonymous for r in regions], bool)
+        self.in_memory_file = np.array([r.in_memory_file for r in regions], bool)
+        self.read_only = np.array(
+            [bool(c.then and c.then.shared and not any("w" in r.permissions for r in (c.now, c.then) if r))
+             for c in self.changes], bool)  # fmt: skip
+
+    def runs(self, chosen: npt.NDArray[np.bool_]) -> Runs:
+        """Address ranges of some of the rows."""
+        return np.stack((self.starts[chosen], self.ends[chosen]), axis=1) * np.uint64(PAGE)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    def rows(self, pages: Pages) -> npt.NDArray[np.int64]:
+        """The row of each page, -1 for those that are in none."""
+        if not len(self):
+            return np.full(len(pages), -1, np.int64)
+        at = np.searchsorted(self.starts, pages, side="right") - 1
+        return np.where((at >= 0) & (pages < self.ends[np.maximum(at, 0)]), at, -1)
