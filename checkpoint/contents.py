@@ -95,7 +95,10 @@ class Image:
     def within(self, where: Stretches) -> tuple[Pages, Places]:
         """The pages in some stretches, and where their contents are. What is asked again costs nothing."""
         if self._within is None or self._within[0] is not where:
-            chosen = where.rows(self.pages) >= 0
+            rows = where.rows(self.pages)
+            # What the kernel may drop at any time (MAP_DROPPABLE) is dropped now: random-number generators
+            # keep their state there, and would give the same numbers again.
+            chosen = (rows >= 0) & ~np.append(where.droppable, False)[rows]
             self._within = where, self.pages[chosen], self._places[chosen]
         return self._within[1:]
 
@@ -179,6 +182,7 @@ class Memory:
         runs = merge_runs(
             intersect(subtract(found, self.image.runs), where.runs(~where.file_backed)),
             intersect(subtract(own, self.image.runs), where.runs(where.file_backed)),
+            intersect(found, where.runs(where.droppable)),
         )
         return expand(runs)
 
@@ -224,7 +228,8 @@ class Memory:
         Raises: TargetError, ImageError: the word could not be put right.
         """
         again = Plan()
-        touched = touched[(where.rows(touched) >= 0) & self.image.has(touched)]
+        rows = where.rows(touched)
+        touched = touched[(rows >= 0) & ~np.append(where.droppable, False)[rows] & self.image.has(touched)]
         self._compare(again, where, touched, self.image.places(touched))
         self.write(again)
         for name, pages in plan.skipped:

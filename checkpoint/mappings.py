@@ -6,7 +6,16 @@ Each step can be taken back until `commit`, and `commit` does only what cannot f
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+from checkpoint.attributes import (
+    Flags,
+    cannot_be_made,
+    given_by_mmap,
+    given_to_all,
+    mmap_flags,
+    steps,
+)
 from checkpoint.chain import View
 from checkpoint.layout import Change, Layout, heap_end
 from checkpoint.targets.process import mapped_files, proc_read
@@ -17,6 +26,7 @@ _MMAP, _MPROTECT, _MUNMAP, _BRK, _MREMAP, _CLOSE, _OPENAT = 9, 10, 11, 12, 25, 3
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 1, 2, 0x20, 0x100
 _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_PRCTL, _PR_GET_MDWE, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 157, 66, 0x53564D41, 0
 _AT_FDCWD = -100
 _HUGE = 2 << 20
 _START_BRK = 44  # field 47 of proc_pid_stat(5), counted from the state on
@@ -71,9 +81,11 @@ class Mappings:
         self.view = view
         self.warnings: list[str] = []
         self.changed = 0
-        self.layout = Layout(pid, view.epoch.regions)
+        self.layout = Layout(pid, view.epoch)
         self._files = mapped_files(view.epoch.regions)
         self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
+        self._no_new_code = False
+        self._names: list[tuple[int, int, str]] = []
         self._undo: list[Call] = []
         self._last: list[Call] = []
 
@@ -85,7 +97,7 @@ class Mappings:
         """
         self.tracee = tracee
         self.memory = memory
-        self.layout = Layout(self.pid, self.view.epoch.regions, self.layout)
+        self.layout = Layout(self.pid, self.view.epoch, self.layout)
 
     # -- checks: nothing is changed --------------------------------------------------------------
 
@@ -98,10 +110,15 @@ class Mappings:
         ]
         if fixed[0] != fixed[1]:
             raise RollbackRefusedError("the process has replaced its program (exec) since that epoch")
+        self._look_at_code()
         files: dict[str, list[int]] = epoch.meta["files"]
         for change in self.layout.differ:
             then = change.then
-            if not then or then.anonymous or change.kept or self._descriptor_of(then) is not None:
+            if not then or change.kept:
+                continue
+            if reason := cannot_be_made(then, change.had):
+                raise RollbackRefusedError(f"the mapping at {then.start:#x} cannot be made again: {reason}")
+            if then.anonymous or self._descriptor_of(then) is not None:
                 continue
             # Contents of a shared mapping are in the image: that it is that file is enough.
             was, found, known = files.get(then.name), self._files.get(then.name), 2 if then.shared else 4
@@ -114,6 +131,29 @@ class Mappings:
         if changed:
             kept = {c.then.name for c in self.layout.changes if c.kept and c.then and c.then.file_backed}
             self.warnings += [f"the mapped file {name} has changed since" for name in sorted(changed & kept)]
+
+    def _look_at_code(self) -> None:
+        """Under PR_SET_MDWE (Linux 6.3) mprotect(2) cannot give the right to execute, nor give it back.
+
+        There, what has to change it is made anew, and what goes is moved aside instead of protected.
+        """
+        code = [c for c in self.layout.differ if any("x" in r.permissions for r in (c.now, c.then) if r)]
+        if not code:
+            return
+        try:
+            with self.tracee.injector() as injector:
+                arguments = [_PR_GET_MDWE, 0, 0, 0, 0]
+                self._no_new_code = bool(injector.call(_PRCTL, arguments, "ask for PR_GET_MDWE"))
+        except TargetError:
+            return  # this kernel does not know it
+        for change in code if self._no_new_code else []:
+            if (
+                change.now
+                and change.then
+                and ("x" in change.now.permissions) != ("x" in change.then.permissions)
+            ):
+                change.kept = False
+        self.layout.changes = [*self.layout.changes]
 
     def _descriptor_of(self, region: Region) -> int | None:
         """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
@@ -138,7 +178,7 @@ class Mappings:
             UffdtrackError: a step has failed; the ones before it are for `take_back`.
         """
         self.changed = 0
-        self._undo, self._last = [], []
+        self._undo, self._last, self._names = [], [], []
         shrinks = self._move_break(injector)
         for change in self.layout.differ:
             now, then = change.now, change.then
@@ -148,8 +188,13 @@ class Mappings:
                 self._set_aside(injector, change)
                 self._map(injector, change)
             elif not then:
+                self.changed += 1
+                shrinking = shrinks[0] <= change.start < shrinks[1]
+                if "x" in now.permissions and not shrinking and self._no_new_code:
+                    self._set_aside(injector, change)
+                    continue
                 self._forbid(injector, change, now)
-                if not shrinks[0] <= change.start < shrinks[1]:
+                if not shrinking:
                     self._last.append((_MUNMAP, [change.start, change.size], f"unmap {change.start:#x}"))
             else:
                 self._protect(injector, change, now, then)
@@ -175,7 +220,12 @@ class Mappings:
             except TargetError as error:
                 reason = str(error)
             if reason:
-                self.warnings.append(f"{reason}: what it would have taken away is left")
+                self.warnings.append(f"{reason}: that is left as it is")
+        for start, size, name in self._names:
+            try:
+                self._give_name(injector, start, size, name)
+            except TargetError as error:
+                self.warnings.append(str(error))
         self._undo, self._last = [], []
 
     def _call(self, injector: Injector, call: Call, undo: Call) -> None:
@@ -200,7 +250,7 @@ class Mappings:
                 raise RollbackRefusedError("the heap cannot grow to where it ended at that epoch")
             self._undo.append((_BRK, [now], "shrink the heap"))
             self.changed += 1
-            self.layout = Layout(self.pid, self.view.epoch.regions, self.layout)
+            self.layout = Layout(self.pid, self.view.epoch, self.layout)
         if page_end(then) >= page_end(now):
             return 0, 0
         lost = page_end(then), page_end(now)
@@ -216,19 +266,34 @@ class Mappings:
         what = f"remove the mapping at {change.start:#x}"
         undo = (_MPROTECT, [*arguments, protection(now)], "give access back")
         self._call(injector, (_MPROTECT, [*arguments, 0], what), undo)
-        self.changed += 1
 
     def _protect(self, injector: Injector, change: Change, now: Region, then: Region) -> None:
         arguments = [change.start, change.size]
         what = f"protect the memory at {change.start:#x}"
-        wanted = protection(then)
-        if now.shared and not wanted & 2 and protection(now) & 2:
-            # It has to be written first; that it is not sealed shows now.
-            self._last.append((_MPROTECT, [*arguments, wanted], what))
-            wanted = protection(now)
-        undo = (_MPROTECT, [*arguments, protection(now)], "give access back")
-        self._call(injector, (_MPROTECT, [*arguments, wanted], what), undo)
+        has, wanted = protection(now), protection(then)
         self.changed += 1
+        if has != wanted:
+            given = wanted
+            if now.shared and not wanted & 2 and has & 2:
+                # It has to be written first; that it is not sealed shows now.
+                self._last.append((_MPROTECT, [*arguments, wanted], what))
+                given = has
+            undo = (_MPROTECT, [*arguments, has], "give access back")
+            self._call(injector, (_MPROTECT, [*arguments, given], what), undo)
+            wanted = given
+        if change.has is not None and change.had is not None:
+            self._adjust(injector, change, wanted, change.has, change.had)
+        if change.renamed:
+            self._name(change)
+
+    def _adjust(self, injector: Injector, change: Change, access: int, has: Flags, wanted: Flags) -> None:
+        """Give a mapping the attributes that it had."""
+        what = f"give the memory at {change.start:#x} the attributes that it had"
+        for forth, back in steps(change.start, change.size, access, has, wanted):
+            if back is None:
+                self._last.append((*forth, what))
+            else:
+                self._call(injector, (*forth, what), (*back, "take attributes back"))
 
     def _set_aside(self, injector: Injector, change: Change) -> None:
         """Move what is in the way to a place of its own, from where it can come back."""
@@ -251,15 +316,24 @@ class Mappings:
         then = change.then
         assert then is not None
         where = f"map {then.name or 'memory'} at {change.start:#x}"
-        flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if then.shared else _MAP_PRIVATE)
         undo: Call = (_MUNMAP, [change.start, change.size], "remove a mapping")
+        access = protection(then)
         self.changed += 1
         if then.anonymous:
-            flags |= _MAP_ANONYMOUS | _MAP_NORESERVE
+            flags = _MAP_FIXED_NOREPLACE | _MAP_ANONYMOUS | mmap_flags(change.had)
             flags |= _MAP_GROWSDOWN if then.name == "[stack]" else 0
-            arguments = [change.start, change.size, protection(then), flags, -1, 0]
+            arguments = [change.start, change.size, access, flags, -1, 0]
             self._call(injector, (_MMAP, arguments, where), undo)
-            return
+        else:
+            self._map_file(injector, change, then, where, undo)
+        if change.had is not None:
+            self._adjust(injector, change, access, given_by_mmap(change.had), change.had)
+            for given in given_to_all(self.layout.has, change.had) if self.layout.has else []:
+                self._adjust(injector, change, access, given, frozenset())
+        self._name(change)
+
+    def _map_file(self, injector: Injector, change: Change, then: Region, where: str, undo: Call) -> None:
+        flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if then.shared else _MAP_PRIVATE)
         offset = then.offset + change.start - then.start
         number = self._descriptor_of(then)
         opened = number is None
@@ -272,19 +346,41 @@ class Mappings:
             if opened:
                 injector.call(_CLOSE, [number], "close a file")
 
+    def _name(self, change: Change) -> None:
+        """A name that prctl(2), PR_SET_VMA_ANON_NAME, gave: "[anon:NAME]" or "[anon_shmem:NAME]" in maps."""
+        name = change.then.name if change.then else ""
+        given = name[name.index(":") + 1 : -1] if name.startswith("[anon") else ""
+        if given or change.renamed:
+            self._names.append((change.start, change.size, given))
+
+    def _give_name(self, injector: Injector, start: int, size: int, name: str) -> None:
+        def call(place: int) -> int:
+            arguments = [_PR_SET_VMA, _PR_SET_VMA_ANON_NAME, start, size, place if name else 0]
+            return injector.call(_PRCTL, arguments, f"name the memory at {start:#x}")
+
+        self._with_text(name, call)
+
     def _open(self, injector: Injector, region: Region) -> int:
-        """Open a file in the target; its name goes below the stack pointer for the time of the call."""
+        mode = os.O_RDWR if region.shared and "w" in region.permissions else os.O_RDONLY
+
+        def call(place: int) -> int:
+            arguments = [_AT_FDCWD, place, mode | os.O_CLOEXEC, 0]
+            return injector.call(_OPENAT, arguments, f"open {region.name}")
+
+        return self._with_text(region.name, call)
+
+    def _with_text(self, text: str, call: Callable[[int], int]) -> int:
+        """Put a text below the stack pointer of the target for the time of a call that needs it."""
         state = next(t for t in self.tracee.threads if not t.worker)
-        name = os.fsencode(region.name) + b"\0"
+        data = os.fsencode(text) + b"\0"
         stack = int.from_bytes(state.regs[152:160], "little")
-        place = (stack - 128 - len(name)) & ~15  # below the red zone
+        place = (stack - 128 - len(data)) & ~15  # below the red zone
         try:
-            saved = os.pread(self.memory, len(name), place)
-            os.pwrite(self.memory, name, place)
+            saved = os.pread(self.memory, len(data), place)
+            os.pwrite(self.memory, data, place)
         except OSError as error:
-            raise TargetError(f"cannot open {region.name} in process {self.pid}: no stack") from error
+            raise TargetError(f"cannot give process {self.pid} a name: it has no stack") from error
         try:
-            mode = os.O_RDWR if region.shared and "w" in region.permissions else os.O_RDONLY
-            return injector.call(_OPENAT, [_AT_FDCWD, place, mode | os.O_CLOEXEC, 0], f"open {region.name}")
+            return call(place)
         finally:
             os.pwrite(self.memory, saved, place)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint.attributes import Recorder
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from uffdtrack import (
     AddressSpace,
@@ -237,6 +238,7 @@ class ProcessTarget:
         self.identity = identify(pid)
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
+        self.attributes = Recorder(pid)
         try:
             self._attach()
         except BaseException:
@@ -311,6 +313,7 @@ class ProcessTarget:
             "descriptors": descriptors(self.pid),
             "files": mapped_files(window.regions),
             "heap_end": max(heap, default=0),
+            **self.attributes.facts(window.regions),
         }
 
     def settle(self, timeout: float) -> None:
