@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.breakpoints import Programs, uprobes
 from checkpoint.chain import View
 from checkpoint.image import ZERO, Pages, expand
 from checkpoint.layout import Stretches, intersect, subtract
@@ -50,21 +51,24 @@ class Plan:
 
     Attributes:
         write: pages that hold something else.
+        exact: pages that are given these contents, which are not quite those of the image.
         drop: pages that hold something where the mapping itself gave the contents then; `anonymous`:
             that was zeros.
         skipped: pages that cannot be written through their mapping.
     """
 
     write: list[tuple[Pages, Contents]] = field(default_factory=list)
+    exact: list[tuple[Pages, Contents, Contents]] = field(default_factory=list)
     drop: list[tuple[Pages, Contents, bool]] = field(default_factory=list)
     skipped: list[tuple[str, Pages]] = field(default_factory=list)
 
     @property
     def pages(self) -> int:
-        return sum(len(pages) for pages, _ in self.write)
+        return sum(len(pages) for pages, *_ in (*self.write, *self.exact))
 
     def add(self, other: Plan) -> None:
         self.write += other.write
+        self.exact += other.exact
         self.drop += other.drop
         self.skipped += other.skipped
 
@@ -135,13 +139,17 @@ class Memory:
         warnings: what is not as it was, in words.
     """
 
-    def __init__(self, pid: int, image: Image, epoch: int, task: str, memory: int) -> None:
+    def __init__(
+        self, pid: int, image: Image, programs: Programs, epoch: int, task: str, memory: int
+    ) -> None:
         """Args:
+        programs: the files of its code.
         task: /proc/PID/task/TID of a thread that lives.
         memory: its `mem`, open for reading and writing.
         """
         self.pid = pid
         self.image = image
+        self.programs = programs
         self.epoch = epoch
         self.task = task
         self.memory = memory
@@ -172,7 +180,39 @@ class Memory:
         for row in np.unique(rows[left]).tolist():
             name = where.changes[row].then.name
             self._warn(f"pages of {name} that were not in use at the epoch are left as they are")
+        self._keep_breakpoints(plan, where)
         return plan
+
+    def _keep_breakpoints(self, plan: Plan, where: Stretches) -> None:
+        """What uprobes have put into code is the kernel's, which knows where it has: it is left as it is."""
+        found = Plan()
+        for pages, held in plan.write:
+            code = where.code[where.rows(pages)]
+            plain, exact = self._by_uprobes(pages[code], held[code], None, where)
+            keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
+            found.write.append((pages[np.sort(keep)], held[np.sort(keep)]))
+            found.exact.append(exact)
+        for pages, held, anonymous in plan.drop:
+            code = where.code[where.rows(pages)]
+            files = self.programs.read(pages[code], where)
+            plain, exact = self._by_uprobes(pages[code], held[code], files, where)
+            keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
+            found.drop.append((pages[np.sort(keep)], held[np.sort(keep)], anonymous))
+            found.exact.append(exact)
+        plan.write = [part for part in found.write if len(part[0])]
+        plan.drop = [part for part in found.drop if len(part[0])]
+        plan.exact = [part for part in found.exact if len(part[0])]
+
+    def _by_uprobes(
+        self, pages: Pages, now: Contents, then: Contents | None, where: Stretches
+    ) -> tuple[npt.NDArray[np.bool_], tuple[Pages, Contents, Contents]]:
+        """Which pages of code are to be what they were, and those that are to be something between."""
+        files = self.programs.read(pages, where) if then is None else then
+        then = self.image.read(pages) if then is None else then
+        wanted = np.where(uprobes(now, then, files), now, then)
+        plain: npt.NDArray[np.bool_] = (wanted == then).all(axis=1)
+        between = ~plain & (wanted != now).any(axis=1)
+        return plain, (pages[between], now[between], wanted[between])
 
     def _extra(self, where: Stretches) -> Pages:
         """Pages that exist and are not in the image; of private file mappings, those of their own."""
@@ -192,6 +232,8 @@ class Memory:
             for i in range(0, len(pages), _CHUNK):
                 part = pages[i : i + _CHUNK]
                 self._write(part, self.image.read(part))
+        for pages, _, contents in plan.exact:
+            self._write(pages, contents)
 
     def drop(self, plan: Plan, injector: Injector) -> None:
         """Raises: TargetError: as of `write`."""
@@ -211,7 +253,7 @@ class Memory:
     def restore(self, plan: Plan) -> bool:
         """Give the pages of a plan what they held when it was made; returns whether all of them do."""
         whole = True
-        for pages, held in (*plan.write, *((pages, held) for pages, held, _ in plan.drop)):
+        for pages, held in (*plan.write, *((pages, held) for pages, held, _ in (*plan.exact, *plan.drop))):
             differs = (self._read(pages)[0] != held).any(axis=1)
             try:
                 self._write(pages[differs], held[differs])

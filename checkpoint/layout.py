@@ -62,6 +62,11 @@ class Change:
         )
 
 
+def protection(region: Region) -> int:
+    """PROT_ bits."""
+    return sum(bit for bit, c in zip((1, 2, 4), region.permissions, strict=False) if c != "-")
+
+
 def same_object(a: Region, b: Region) -> bool:
     """Whether two mappings of one address show the same memory or the same place of the same file."""
     if a == b:
@@ -174,6 +179,8 @@ class Stretches:
         self.ends = np.array([c.end for c in self.changes], np.uint64) // PAGE
         self.file_backed = np.array([r.file_backed for r in regions], bool)
         self.anonymous = np.array([r.anonymous for r in regions], bool)
+        # uprobes go into every private file mapping that is not writable, whether it is executed or not.
+        self.code = self.file_backed & np.array([protection(r) & 2 == 0 for r in regions], bool)
         attributes = [c.has if c.had is None else c.had for c in self.changes]
         self.droppable = np.array([bool(a and "dp" in a) for a in attributes], bool)
         self.in_memory_file = np.array([r.in_memory_file for r in regions], bool)

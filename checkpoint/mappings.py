@@ -17,7 +17,7 @@ from checkpoint.attributes import (
     steps,
 )
 from checkpoint.chain import View
-from checkpoint.layout import Change, Layout, heap_end
+from checkpoint.layout import Change, Layout, heap_end, protection
 from checkpoint.targets.process import mapped_files, proc_read
 from uffdtrack import PAGE, Injector, Region, Tracee, task_directory
 from uffdtrack.errors import RollbackRefusedError, TargetError
@@ -33,10 +33,6 @@ _START_BRK = 44  # field 47 of proc_pid_stat(5), counted from the state on
 
 Call = tuple[int, list[int], str]
 """Number, arguments, and what it does in words."""
-
-
-def protection(region: Region) -> int:
-    return sum(bit for bit, c in zip((1, 2, 4), region.permissions, strict=False) if c != "-")
 
 
 def page_end(address: int) -> int:

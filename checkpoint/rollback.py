@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoint.breakpoints import Programs, check_return_probes
 from checkpoint.chain import View
 from checkpoint.contents import Image, Memory, Plan
 from checkpoint.layout import Layout, Stretches
@@ -148,6 +149,8 @@ class _Rollback:
         self.set: list[int] = []
         self.image = Image(view)
         self.mappings = Mappings(pid, view)
+        self.programs = Programs(pid, self.mappings.layout.changes)
+        check_return_probes(view)
         self._sort(self.mappings.layout)
         self.image.within(self.kept)
 
@@ -162,7 +165,7 @@ class _Rollback:
         task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
         memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
         self.mappings.stopped(tracee, memory)
-        self.memory = Memory(self.pid, self.image, self.view.epoch.epoch, task, memory)
+        self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
         written = Plan()
         try:
             born = self._check_threads()

@@ -45,8 +45,8 @@ class Region:
 
     @property
     def special(self) -> bool:
-        """The kernel's own: vvar, vsyscall, aio rings, devices. They have no contents of ours."""
-        return self.name.startswith(("[vvar", "[vsyscall]", "anon_inode:", "/[aio]")) or (
+        """The kernel's own: vvar, vsyscall, what uprobes execute, aio rings, devices. No contents of ours."""
+        return self.name.startswith(("[vvar", "[vsyscall]", "[uprobes", "anon_inode:", "/[aio]")) or (
             self.name.startswith("/dev/") and not self.in_memory_file
         )
 

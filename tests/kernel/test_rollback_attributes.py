@@ -59,8 +59,8 @@ def back(pid: int, directory: Path) -> Outcome:
 
 
 def without(name: str) -> None:
-    """Names of memory and protection keys are a matter of the kernel's configuration, and of the processor."""
-    if name in ("name", "pkey"):
+    """Some are a matter of the kernel's configuration, of the processor, or of how free memory lies."""
+    if name in ("name", "pkey", "hugetlb"):
         pytest.skip(f"this host has no {name} of a mapping")
     missing(f"a mapping that is {name}")
 

@@ -57,8 +57,8 @@ static int kind_of(const ut_region *r, const char *s, const char *e)
 
 	if (starts(s, e, "[vdso]"))
 		return UT_KIND_VDSO;
-	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "anon_inode:") ||
-	    starts(s, e, "/[aio]"))
+	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "[uprobes") ||
+	    starts(s, e, "anon_inode:") || starts(s, e, "/[aio]"))
 		return UT_KIND_SKIP;
 	if (r->shared) {
 		if (memory || ends(s, e, " (deleted)"))
