@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from checkpoint.attributes import (
     Flags,
+    Recorded,
     cannot_be_made,
     given_by_mmap,
     given_to_all,
@@ -62,6 +63,25 @@ def open_files(pid: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
     return found
 
 
+def wiped_in_children(view: View) -> list[str]:
+    """Memory under MADV_WIPEONFORK keeps its contents in the process itself.
+
+    So, other than that of MAP_DROPPABLE, it may not be wiped here, though it mostly is the state of a generator
+    of random numbers.
+    """
+    places = [
+        f"{start:#x}"
+        for start, _, flags in Recorded.of(view.epoch.meta).attributes.ranges
+        if "wf" in flags and "dp" not in flags
+    ]
+    if not places:
+        return []
+    return [
+        f"memory that is wiped in children (MADV_WIPEONFORK, at {', '.join(places[:3])}) is that of the "
+        "epoch: a generator of random numbers that has its state there gives the same ones again"
+    ]
+
+
 class Mappings:
     """The mappings of one stopped process, on their way to those of a view.
 
@@ -78,7 +98,8 @@ class Mappings:
         self.warnings: list[str] = []
         self.changed = 0
         self.layout = Layout(pid, view.epoch)
-        self._files = mapped_files(view.epoch.regions)
+        self._files = mapped_files(pid, view.epoch.regions)
+        self.warnings += wiped_in_children(view)
         self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
         self._no_new_code = False
         self._names: list[tuple[int, int, str]] = []
@@ -357,13 +378,27 @@ class Mappings:
         self._with_text(name, call)
 
     def _open(self, injector: Injector, region: Region) -> int:
+        """Open a file in the target, by its name there; it has to be the one that `check` has seen."""
+        task = task_directory(self.pid)
         mode = os.O_RDWR if region.shared and "w" in region.permissions else os.O_RDONLY
+        root, error = os.readlink(task / "root"), TargetError(f"{region.name} is another file now")
 
         def call(place: int) -> int:
             arguments = [_AT_FDCWD, place, mode | os.O_CLOEXEC, 0]
             return injector.call(_OPENAT, arguments, f"open {region.name}")
 
-        return self._with_text(region.name, call)
+        # Of a target in a chroot(2), we see names that begin with its root.
+        for name in sorted({region.name, region.name.removeprefix(root.rstrip("/"))}, key=len):
+            try:
+                number = self._with_text(name, call)
+            except TargetError as refused:
+                error = refused
+                continue
+            s = os.stat(task / "fd" / str(number))
+            if [s.st_dev, s.st_ino] == self._files.get(region.name, [])[:2]:
+                return number
+            injector.call(_CLOSE, [number], "close a file")
+        raise error
 
     def _with_text(self, text: str, call: Callable[[int], int]) -> int:
         """Put a text below the stack pointer of the target for the time of a call that needs it."""

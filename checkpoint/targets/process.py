@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import struct
@@ -195,15 +196,26 @@ def descriptors(pid: int) -> list[tuple[int, str, int]]:
     return sorted(found)
 
 
-def mapped_files(regions: list[Region]) -> dict[str, list[int]]:
-    """Mapped files that can be found by name: device, inode, size and mtime in ns."""
+def device_name(device: int) -> str:
+    """A device as /proc/PID/maps has it, but for file systems with subvolumes (btrfs, overlayfs)."""
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
+
+
+def mapped_files(pid: int, regions: list[Region]) -> dict[str, list[int]]:
+    """Mapped files that can be found by name: device, inode, size and mtime in ns.
+
+    The name is one of our own mounts, or of the target's: a container has files that are not there for us.
+    """
+    root = task_directory(pid) / "root"
     files: dict[str, list[int]] = {}
-    for name in {r.name for r in regions if r.inode and r.name.startswith("/") and not r.deleted}:
-        try:
-            s = os.stat(name)
-        except OSError:
-            continue
-        files[name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
+    for region in {r.name: r for r in regions if r.inode and r.name[:1] == "/" and not r.deleted}.values():
+        found = []
+        for path in (region.name, root / region.name[1:]):
+            with contextlib.suppress(OSError):
+                found.append(os.stat(path))
+        if found:
+            s = max(found, key=lambda s: (s.st_ino == region.inode, device_name(s.st_dev) == region.device))
+            files[region.name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
     return files
 
 
@@ -311,7 +323,7 @@ class ProcessTarget:
         return notes, {
             "process": facts,
             "descriptors": descriptors(self.pid),
-            "files": mapped_files(window.regions),
+            "files": mapped_files(self.pid, window.regions),
             "heap_end": max(heap, default=0),
             **self.attributes.facts(window.regions),
         }

@@ -133,7 +133,9 @@ def test_attribute_is_that_of_the_epoch(
     if name != "plain" and outcome != "same":
         assert now != then, "the test changes nothing"
     if outcome in ("back", "same"):
-        back(target.pid, tmp_path / "c")
+        outcome_of = back(target.pid, tmp_path / "c")
+        told = any("random numbers" in text for text in outcome_of.warnings)
+        assert told == (name == "wipeonfork" and mode != "set")
         assert target.state() == (then if outcome == "back" else target.state())
         # What may be dropped is: it holds nothing then.
         assert target.ask("p") == ("none" if name == "droppable" and mode != "set" else "old")

@@ -69,7 +69,7 @@ static char *map(size_t which, int with)
 	char *p;
 
 	flags |= flags & DROPPABLE ? MAP_ANONYMOUS : MAP_ANONYMOUS | MAP_PRIVATE;
-	if (flags & MAP_HUGETLB)
+	if (table[which].flags & MAP_HUGETLB)
 		size = 2 << 20;
 	/* Room on both sides: it is to merge with nobody. */
 	p = mmap(NULL, 3 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
