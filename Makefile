@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(foreach d,uffdtrack kvmglue,$(wildcard $d/_native/*.c $d/_native/*.h $d/_native/build.py))
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-cases lint format bench clean
 
 demo: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools
@@ -13,8 +13,19 @@ test: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils
 	$(BIN)/pytest -m "not slow"
 
+PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils memcached:memcached \
+	nginx:nginx-light node:nodejs java:default-jdk-headless nats-server:nats-server chromium:chromium \
+	qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
+
+# Hours are not needed, but some forty minutes: thousands of epochs, and programs that others wrote.
 test-slow: .venv/ready
+	@tools/need $(PROGRAMS)
 	$(BIN)/pytest -m slow
+
+# Programs from public bug reports, see tests/real/test_cases.py.
+test-cases: .venv/ready
+	@tools/need cc:gcc gdb:gdb readelf:binutils setpriv:util-linux
+	$(BIN)/pytest -m slow tests/real/test_cases.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -154,6 +154,7 @@ class Memory:
         self.task = task
         self.memory = memory
         self.warnings: list[str] = []
+        self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
     def plan(self, where: Stretches) -> Plan:
         """Compare what is mapped now, and was mapped then.
@@ -230,6 +231,7 @@ class Memory:
         """Raises: TargetError, ImageError: it has failed in the middle; `restore` takes it back."""
         for pages, _ in plan.write:
             for i in range(0, len(pages), _CHUNK):
+                self.check_time()
                 part = pages[i : i + _CHUNK]
                 self._write(part, self.image.read(part))
         for pages, _, contents in plan.exact:

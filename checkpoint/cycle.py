@@ -11,10 +11,13 @@ import numpy as np
 
 from checkpoint.chain import ChainWriter
 from checkpoint.image import SCHEMA, EpochWriter
+from checkpoint.objects import Snapshot, increment
 from checkpoint.targets import Target
 from checkpoint.targets.process import EXEC_POLL, EXEC_SECONDS
 from uffdtrack import PAGE, Pending, Runs, Window
 from uffdtrack.errors import (
+    EpochSkippedError,
+    MaxStopError,
     NewMemoryError,
     StopTimeoutError,
     StorageError,
@@ -27,6 +30,10 @@ QUIET = 4 << 20
 """Bytes dirtied while the base was copied that the stop may as well copy."""
 ATTEMPTS = 3
 """Epochs in a row that may fail before a session gives up."""
+REST = 0.05
+"""Seconds between two looks at a target of which no epoch can be taken."""
+PATIENCE = 3
+"""Seconds in which the stop that ends a base is tried again."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,11 @@ class SessionInterrupted(Exception):  # noqa: N818 - it is no error
 
 
 class Session:
-    """Takes epochs of one target into one directory."""
+    """Takes epochs of one target into one directory.
+
+    Attributes:
+        skipped: epochs that could not be taken since the last row; `skip_reason` says why, or is "".
+    """
 
     def __init__(
         self,
@@ -58,8 +69,11 @@ class Session:
         self.interrupted = interrupted
         self.chain = chain
         self.pending = Pending()
+        self.skipped = 0
+        self.skip_reason = ""
         self._attached = True
         self._based = False
+        self._objects: Snapshot | None = None
 
     def take(self) -> dict[str, Any]:
         """Take one epoch, the base first, and return its row (`ROW_SCHEMA`).
@@ -67,6 +81,8 @@ class Session:
         Raises:
             StorageError: it could not be written; its pages come with the next one.
             StopTimeoutError: a thread did not stop; nothing was taken.
+            EpochSkippedError: it cannot be taken now; nothing is lost, and the next one has it all.
+            MaxStopError: the target would have stood for too long; the next one is copied while it runs.
             TargetGoneError: the target has ended.
             NewMemoryError: it calls exec again and again, before a base is whole.
             SessionInterrupted: a base was under way and has been dropped.
@@ -84,7 +100,11 @@ class Session:
                     raise SessionInterrupted from error
 
     def _increment(self) -> dict[str, Any]:
-        window = self.target.window(self.pending)
+        try:
+            window = self.target.window(self.pending)
+        except MaxStopError:
+            self._based = False  # a base is copied while the target runs
+            raise
         return self._write(self.chain.begin, window, base=False)
 
     def _base(self) -> dict[str, Any]:
@@ -96,13 +116,27 @@ class Session:
         writer = self.chain.begin()
         try:
             self._copy_running(writer)
-            window = self.target.window(self.pending)
+            window = self._close_base()
         except BaseException:
             writer.abort()
             raise
         row = self._write(lambda: writer, window, base=True)
         self._based = True
         return row
+
+    def _close_base(self) -> Window:
+        """The stop that ends a base. A base is not thrown away for one that is late."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.target.window(self.pending)
+            except EpochSkippedError:
+                if time.monotonic() > deadline:
+                    raise
+            if self.interrupted():
+                raise SessionInterrupted
+            if self.target.settle(REST):
+                time.sleep(REST)
 
     def _copy_running(self, writer: EpochWriter) -> None:
         size = 1 << 62
@@ -145,6 +179,8 @@ class Session:
                 regions=len(window.regions),
                 compared=window.compared,
                 unreadable=window.unreadable,
+                skipped=self.skipped,
+                skip_reason=self.skip_reason,
                 time_ns=time.time_ns(),
             )
             if self.target.max_dirty:
@@ -157,6 +193,9 @@ class Session:
         writer = None
         try:
             notes, described = self.target.describe(window)
+            objects = described.pop("objects", None)
+            if objects:
+                described.update(increment(None if base else self._objects, objects))
             writer = begin()
             writer.void(window.reset)
             writer.add(window.data, window.contents)
@@ -167,7 +206,9 @@ class Session:
                 writer.abort()
             raise
         self.pending.clear()
+        self.skipped, self.skip_reason = 0, ""
         self.chain.committed(digest)
+        self._objects = objects
         row["write_us"] = round((time.perf_counter() - started) * 1e6, 1)
         row["digest"] = digest
         return row
@@ -207,6 +248,29 @@ def chunks(runs: Runs, size: int) -> Iterator[Runs]:
         yield np.array(parts, np.uint64)
 
 
+def _skip(session: Session, error: EpochSkippedError, warn: Callable[[str], None]) -> None:
+    """Count an epoch that could not be taken, and say why, once."""
+    session.skipped += 1
+    if error.reason != session.skip_reason:
+        session.skip_reason = error.reason
+        warn(f"epochs are skipped while {error.reason}")
+
+
+def _rest(session: Session, wait: Callable[[float], bool], seconds: float) -> bool:
+    """Wait for the next attempt. A thread that was asked to stop, and does so now, is let go at once.
+
+    `wait` may come back early all the time: the limit of dirty pages stays reached.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        settled = session.target.settle(min(left, REST))
+        if wait(max(0.0, end - time.monotonic()) if settled else 0):
+            return True
+        if settled:
+            time.sleep(max(0.0, min(REST, end - time.monotonic())))
+    return wait(0)
+
+
 def run_session(
     session: Session,
     plan: Plan,
@@ -227,15 +291,21 @@ def run_session(
 
     Raises:
         StorageError: `ATTEMPTS` epochs in a row could not be written, or the last one.
-        StopTimeoutError: the target could not be stopped for `ATTEMPTS` epochs in a row.
     """
     started = due = time.monotonic()
     taken = 0
     failed = 0
     failure: StorageError | None = None
+
+    def pause(seconds: float) -> bool:
+        return _rest(session, wait, seconds) if session.skipped else wait(seconds)
+
     while plan.count is None or taken < plan.count:
         try:
-            emit(session.take())
+            row = session.take()
+            if row.get("skipped"):
+                warn(f"epochs go on: {row['skipped']} were skipped")
+            emit(row)
             taken += 1
             failed, failure = 0, None
         except TargetGoneError:
@@ -244,8 +314,10 @@ def run_session(
             return True
         except SessionInterrupted:
             break
-        except (StorageError, StopTimeoutError) as error:
-            session.target.settle(30)
+        except EpochSkippedError as error:
+            _skip(session, error, warn)
+        except (StorageError, StopTimeoutError, MaxStopError) as error:
+            session.target.settle(0)
             failed += 1
             failure = error if isinstance(error, StorageError) else None
             if not taken or failed == ATTEMPTS:
@@ -257,10 +329,10 @@ def run_session(
         if plan.duration is not None and due >= started + plan.duration:
             left = started + plan.duration - time.monotonic()
             # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
-            if left <= 0 or wait(left) or time.monotonic() >= started + plan.duration:
+            if left <= 0 or pause(left) or time.monotonic() >= started + plan.duration:
                 break
             continue
-        if wait(max(0.0, due - time.monotonic())):
+        if pause(max(0.0, due - time.monotonic())):
             break
         due = min(due, time.monotonic())
     if failure:

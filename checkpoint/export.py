@@ -26,6 +26,7 @@ from checkpoint.image import (
     note,
     region_flags,
 )
+from checkpoint.objects import increment, resolve
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 
@@ -221,6 +222,9 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
 def _merge(view: View, key: bytes) -> None:
     """Write the epoch of a view anew, as a base with all of its memory."""
     old = view.epoch
+    # A base has all of the descriptors; the epochs behind it have what changed.
+    kept = {key: value for key, value in old.meta.items() if key != "closed"}
+    kept.update(increment(None, resolve(file.meta for file in view.sources)))
     writer = EpochWriter(old.path)
     try:
         for part in batches(view.pages):
@@ -232,7 +236,7 @@ def _merge(view: View, key: bytes) -> None:
 
         def describe(pages: int, content: int) -> dict[str, Any]:
             return {
-                **old.meta,
+                **kept,
                 "base": True,
                 "parent": "",
                 "reset": [],

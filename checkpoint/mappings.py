@@ -46,28 +46,32 @@ def start_break(pid: int) -> int:
     return int(text[text.rindex(")") + 2 :].split()[_START_BRK])
 
 
-def open_files(pid: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """The descriptors of each open file, by its device and inode, with the flags of open(2)."""
+def open_files(pid: int, inodes: set[int]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """The descriptors of some open files, by device and inode, with the flags of open(2).
+
+    Other files are not asked: their own file system may wait for the target (FUSE).
+    """
     task = task_directory(pid)
     found: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for name in sorted(os.listdir(task / "fd"), key=int):
         try:
             if not os.readlink(task / "fd" / name).startswith("/"):
                 continue  # a pipe, a socket
+            info = dict(line.split(":", 1) for line in (task / "fdinfo" / name).read_text().splitlines()[:4])
+            if int(info.get("ino", 0)) not in {*inodes, 0}:
+                continue  # `ino`: Linux 5.14
             s = os.stat(task / "fd" / name)
-            with open(task / "fdinfo" / name) as info:
-                flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags:"))
-        except (OSError, StopIteration):
+        except (OSError, ValueError):
             continue
-        found.setdefault((s.st_dev, s.st_ino), []).append((int(name), flags))
+        found.setdefault((s.st_dev, s.st_ino), []).append((int(name), int(info["flags"], 8)))
     return found
 
 
 def wiped_in_children(view: View) -> list[str]:
     """Memory under MADV_WIPEONFORK keeps its contents in the process itself.
 
-    So, other than that of MAP_DROPPABLE, it may not be wiped here, though it mostly is the state of a generator
-    of random numbers.
+    So, other than that of MAP_DROPPABLE, it may not be wiped here, though it mostly is the state of a
+    generator of random numbers.
     """
     places = [
         f"{start:#x}"
@@ -175,7 +179,7 @@ class Mappings:
     def _descriptor_of(self, region: Region) -> int | None:
         """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
         if self._open_files is None:
-            self._open_files = open_files(self.pid)
+            self._open_files = open_files(self.pid, {r.inode for r in self.view.epoch.regions})
         major, minor = (int(part, 16) for part in region.device.split(":"))
         for number, flags in self._open_files.get((os.makedev(major, minor), region.inode), []):
             mode = flags & os.O_ACCMODE
@@ -199,6 +203,7 @@ class Mappings:
         shrinks = self._move_break(injector)
         for change in self.layout.differ:
             now, then = change.now, change.then
+            self.tracee.check_time()
             if not now:
                 self._map(injector, change)
             elif then and not change.kept:

@@ -68,4 +68,6 @@ EPOCH_COLUMNS = (
 
 def pause_summary(rows: list[dict[str, Any]]) -> str:
     pauses = [row["pause_us"] for row in rows]
-    return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}"
+    skipped = sum(row.get("skipped", 0) for row in rows)
+    tail = f"; {skipped} epochs skipped" if skipped else ""
+    return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}{tail}"

@@ -22,10 +22,13 @@ import numpy as np
 from checkpoint.breakpoints import Programs, check_return_probes
 from checkpoint.chain import View
 from checkpoint.contents import Image, Memory, Plan
+from checkpoint.differences import differences, torn
 from checkpoint.layout import Layout, Stretches
 from checkpoint.mappings import Mappings
-from checkpoint.targets.process import check_target, descriptors, identify
-from uffdtrack import PAGE, Tracee, rseq_address
+from checkpoint.objects import resolve
+from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
+from checkpoint.targets.process import check_target, identify
+from uffdtrack import MAX_STOP, PAGE, Tracee, rseq_address, status_field, verdict_on, watchdog
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,
@@ -55,8 +58,12 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def rollback(pid: int, view: View) -> Outcome:
+def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_STOP) -> Outcome:
     """Put process `pid` back to the epoch of `view`, which the caller has verified.
+
+    Args:
+        anyway: also where it tears what the process has in the kernel from its memory (`torn`).
+        max_stop: seconds that the process may stand. What is not done after half of them is taken back.
 
     Raises:
         RollbackRefusedError: it cannot be done; nothing was touched.
@@ -74,7 +81,8 @@ def rollback(pid: int, view: View) -> Outcome:
             f"process {pid} is not the one that epoch {view.epoch.epoch} was taken of "
             f"(that was process {meta['pid']}, {meta['comm']})"
         )
-    return _in_own_process(lambda: _rollback(pid, view))
+    with watchdog(max_stop):
+        return _in_own_process(lambda: _rollback(pid, view, anyway))
 
 
 def _in_own_process(work: Any) -> Outcome:
@@ -104,6 +112,9 @@ def _in_own_process(work: Any) -> Outcome:
         data = pipe.read()
     os.waitpid(child, 0)
     if not data:
+        verdict = verdict_on(child)
+        if verdict:
+            raise TargetError(f"{verdict}; {_PARTLY.replace('is', 'may be', 1)}")
         raise TargetError("the rollback's own process died; the state of the target is not known")
     result = pickle.loads(data)
     if isinstance(result, BaseException):
@@ -112,18 +123,28 @@ def _in_own_process(work: Any) -> Outcome:
     return result
 
 
-def _rollback(pid: int, view: View) -> Outcome:
+def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
     # Nothing of it may wait for the collector of garbage while the target stands.
     gc.disable()
+    then = resolve(file.meta for file in view.sources)
     work = _Rollback(pid, view)
     with Tracee(pid) as tracee:
         tracee.stop()
         started = time.perf_counter()
         with urgent():
+            # Before anything changes, and while it stands: what it does after is no difference.
+            mappings = kernel_mappings(pid)
+            now = snapshot(pid, mappings, then)
+            found = torn((then, view.epoch.regions), (now, mappings), lambda r: is_device(pid, r))
+            if found and not anyway:
+                raise RollbackRefusedError(
+                    f"process {pid} has, or had at that epoch, what does not go back with its memory: "
+                    f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
+                )
             outcome = work.run(tracee)
         tracee.resume()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
-    outcome.warnings += outside_differences(pid, view)
+    outcome.warnings += [f"not rolled back: {text}" for text in found] + differences(then, now)
     return outcome
 
 
@@ -162,6 +183,7 @@ class _Rollback:
     def run(self, tracee: Tracee) -> Outcome:
         self.tracee = tracee
         self.before = {t.tid: t for t in tracee.threads}
+        tracee.keep_processor_numbers()
         task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
         memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
         self.mappings.stopped(tracee, memory)
@@ -170,6 +192,7 @@ class _Rollback:
         try:
             born = self._check_threads()
             self.mappings.check()
+            self.memory.check_time = self.tracee.check_time
             if self.layout.changes is not self.mappings.layout.changes:
                 self._sort(self.mappings.layout)
             plan = self._map()
@@ -191,10 +214,12 @@ class _Rollback:
                 self.tracee.set_state(state)
         except Exception as error:
             raise self._taken_back(written, error) from error
+        self.memory.check_time = lambda: None  # from here on there is no way back
         with self.tracee.injector() as injector:
             self.mappings.commit(injector)
         try:
             self._settle(plan)
+            self.tracee.put_processor_numbers()
         except UffdtrackError as error:
             raise TargetError(f"{error}; {_PARTLY}") from error
         self.outcome.pages = plan.pages
@@ -234,6 +259,11 @@ class _Rollback:
             )
         if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
             raise RollbackRefusedError("the registers of that epoch are of another kind of processor")
+        if "shstk" in status_field(self.tracee.pid, "x86_Thread_features"):
+            raise RollbackRefusedError(
+                "its threads have shadow stacks, whose pointers are not in an epoch: the next return would "
+                "end the process"
+            )
         return sorted(now.keys() - then.keys())
 
     def _take_mappings_back(self) -> None:
@@ -247,6 +277,7 @@ class _Rollback:
         if isinstance(error, TargetGoneError):
             return error
         text = str(error) if isinstance(error, UffdtrackError) else f"{type(error).__name__}: {error}"
+        self.memory.check_time = lambda: None
         try:
             whole = self.memory.restore(written)
             for tid in self.set:
@@ -266,21 +297,3 @@ class _Rollback:
         if isinstance(error, UffdtrackError) and not isinstance(error, TargetError):
             kind = type(error)
         return kind(f"{text}; the process is as it was")
-
-
-def outside_differences(pid: int, view: View) -> list[str]:
-    """What of the kernel's state is not as it was at the epoch, in words: it is not rolled back."""
-    then = {number: (target, offset) for number, target, offset in view.epoch.meta["descriptors"]}
-    now = {number: (target, offset) for number, target, offset in descriptors(pid)}
-    words = []
-    for number in sorted(then.keys() | now.keys()):
-        a, b = then.get(number), now.get(number)
-        if a and not b:
-            words.append(f"file descriptor {number} ({a[0]}) has been closed since")
-        elif b and not a:
-            words.append(f"file descriptor {number} ({b[0]}) has been opened since")
-        elif a and b and a[0] != b[0]:
-            words.append(f"file descriptor {number} was {a[0]} and is {b[0]}")
-        elif a and b and a[1] != b[1]:
-            words.append(f"the offset of file descriptor {number} ({a[0]}) was {a[1]} and is {b[1]}")
-    return words

@@ -13,6 +13,9 @@ from uffdtrack.compare import (
 )
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
+from uffdtrack.files import file_mode
+from uffdtrack.guard import MAX_STOP, leave_watchdog, start_watchdog, verdict_on, watchdog
+from uffdtrack.keeper import Kept
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
@@ -23,7 +26,6 @@ from uffdtrack.tracee import (
     Injector,
     ThreadState,
     Tracee,
-    has_seccomp,
     open_pidfd,
     shares_memory,
     status_field,
@@ -39,10 +41,12 @@ from uffdtrack.tracker import (
 )
 from uffdtrack.traits import Traits
 from uffdtrack.vcpu import Vcpu, join
+from uffdtrack.whereabouts import frozen_cgroup
 
 __all__ = [
     "DIFFERS",
     "ENGINES",
+    "MAX_STOP",
     "PAGE",
     "PROCESS_ENGINES",
     "UFFD_FEATURES",
@@ -54,6 +58,7 @@ __all__ = [
     "Features",
     "GuestRam",
     "Injector",
+    "Kept",
     "Memslot",
     "Pending",
     "Places",
@@ -73,9 +78,11 @@ __all__ = [
     "choose_for_process",
     "compare_pages",
     "existing",
+    "file_mode",
+    "frozen_cgroup",
     "guard_pages",
-    "has_seccomp",
     "join",
+    "leave_watchdog",
     "log_array",
     "merge_runs",
     "open_pidfd",
@@ -87,7 +94,10 @@ __all__ = [
     "read_places",
     "rseq_address",
     "shares_memory",
+    "start_watchdog",
     "status_field",
     "task_directory",
+    "verdict_on",
+    "watchdog",
     "write_pages",
 ]

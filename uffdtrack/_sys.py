@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from uffdtrack._native._core import ffi, lib
 from uffdtrack.errors import (
+    MaxStopError,
     NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
@@ -35,6 +36,19 @@ def check(result: int, doing: str, pid: int) -> int:
         return result
     if result == lib.UT_NEW_MM:
         raise NewMemoryError(f"process {pid} has replaced its program (exec)")
+    if result == lib.UT_SECCOMP:
+        raise PermissionDeniedError(
+            f"cannot {doing} of process {pid}: it is under a seccomp filter, which may end it for a call of "
+            "ours. Only root with CAP_SYS_ADMIN that is under no filter itself can suspend one (so not from "
+            "inside of a container); a program that uffdtrack run has started has the filters of its own side"
+        )
+    if result == lib.UT_BUSY:
+        raise StopTimeoutError(
+            f"cannot {doing}: a thread of process {pid} is in a long system call that a stop would begin "
+            "anew (one that a seccomp supervisor answers?); all its threads run on"
+        )
+    if result == lib.UT_OVERDUE:
+        raise MaxStopError(f"cannot {doing}: process {pid} stood still for longer than it may; it runs on")
     code = -result
     why = os.strerror(code)
     if code in (errno.ESRCH, errno.ECHILD):
@@ -44,6 +58,11 @@ def check(result: int, doing: str, pid: int) -> int:
             f"cannot {doing}: a thread of process {pid} did not stop in time (in an "
             "uninterruptible system call?); all its threads run on"
         )
+    if code == errno.ETIME:
+        raise MaxStopError(
+            f"cannot {doing} of process {pid} while it stands: that takes longer than half of what it "
+            f"may stand (--max-stop {lib.ut_guard_max_ns() / 1e9:g}s); it runs on"
+        )
     if code in (errno.EPERM, errno.EACCES):
         raise PermissionDeniedError(
             f"cannot {doing} of process {pid}: {why}. Run as root or as the same user; where "
@@ -51,6 +70,8 @@ def check(result: int, doing: str, pid: int) -> int:
         )
     if code in (errno.ENOSYS, errno.ENOTTY):
         raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
+    if code == errno.EMFILE:
+        why = "all its file descriptors are in use, and only root can raise its hard limit (prlimit --nofile)"
     raise TargetError(f"cannot {doing} of process {pid}: {why}")
 
 

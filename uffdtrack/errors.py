@@ -44,7 +44,23 @@ class TargetRefusedError(TargetError):
 
 
 class StopTimeoutError(TargetError):
-    """A thread did not stop in time; the others run again."""
+    """A thread did not stop in time; the others run again. The message says where it was."""
+
+
+class EpochSkippedError(TargetError):
+    """No epoch can be taken now, although nothing is wrong with the target; a later one can.
+
+    Attributes:
+        reason: a clause that fits behind "while": "gdb (pid 123) traces the process".
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no epoch can be taken while {reason}")
+        self.reason = reason
+
+
+class MaxStopError(TargetError):
+    """The target stood for as long as it may, and has been let go."""
 
 
 class NewMemoryError(TargetError):

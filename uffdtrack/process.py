@@ -32,7 +32,7 @@ from uffdtrack.gate import PAUSE_TIMEOUT
 from uffdtrack.lists import UffdTracker
 from uffdtrack.ram import Memslot, checked_slots, index_in
 from uffdtrack.space import PAGE
-from uffdtrack.tracee import Tracee, has_seccomp, task_directory
+from uffdtrack.tracee import Tracee, task_directory
 from uffdtrack.traits import Traits
 
 SETTLE = 5.0
@@ -188,7 +188,7 @@ class ProcessTracker(UffdTracker):
         if self._tracee:
             return
         ram, sync = self.ram, self._engine == lib.UT_SYNC
-        uffd = lib.ut_attach_uffd(ram.pid, int(has_seccomp(ram.pid)), int(not sync))
+        uffd = lib.ut_attach_uffd(ram.pid, int(not sync))
         if sync and uffd == -errno.EPERM:
             raise PermissionDeniedError(
                 f"process {ram.pid} may not have the kernel's own faults answered, which engine sync needs: "

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
-from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UffdtrackError, UnsupportedError
+from uffdtrack.errors import (
+    EpochSkippedError,
+    MaxStopError,
+    PermissionDeniedError,
+    TargetGoneError,
+    UffdtrackError,
+    UnsupportedError,
+)
 from uffdtrack.features import probe
+from uffdtrack.guard import verdict_on
 from uffdtrack.maps import Region, parse_maps
-from uffdtrack.tracee import ThreadState, Tracee, has_seccomp
+from uffdtrack.tracee import ThreadState, Tracee, late_error
 
 PAGE = 4096
 _TASK_SIZE = 1 << 47
@@ -133,12 +142,17 @@ class AddressSpace:
                 "this kernel lacks userfaultfd WP_ASYNC or PAGEMAP_SCAN (Linux 6.7); see uffdtrack doctor"
             )
         sync = engine == "sync"
-        uffd = lib.ut_attach_uffd(pid, int(has_seccomp(pid)), int(not sync))
+        uffd = lib.ut_attach_uffd(pid, int(not sync))
         if sync and uffd == -errno.EPERM:
             raise PermissionDeniedError(
                 f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
                 "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
             )
+        if uffd == -errno.ETIMEDOUT:
+            late = lib.ut_attach_late()
+            raise late_error(pid, [late] if late else [], "stop the threads")
+        if uffd == lib.UT_OVERDUE:
+            raise verdict_on(lib.ut_attach_late()) or MaxStopError(f"process {pid} stood still for too long")
         check(uffd, "make a userfaultfd in the name", pid)
         wanted = lib.UFFD_FEATURE_WP_ASYNC
         if sync:
@@ -201,13 +215,17 @@ class AddressSpace:
 
         Raises:
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
+            EpochSkippedError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
-        tracee.refresh()
         times = ffi.new("ut_times *")
         pointer, n = runs_of(pending.pages)
         flags = lib.UT_FULL if pending.everything else 0
         result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
+        if result == lib.UT_BUSY:
+            raise EpochSkippedError(tracee.busy)
         try:
+            if result == -errno.ETIMEDOUT:
+                raise tracee.late_error("stop the threads")
             check(result, "checkpoint the memory", self.pid)
         except UffdtrackError as error:
             # What the harvest got at before it failed is not known page by page.
@@ -242,6 +260,26 @@ class AddressSpace:
             rearm_us=times.rearm_ns / 1e3,
             pause_us=times.pause_ns / 1e3,
         )
+
+    @property
+    def short_of(self) -> str:
+        """What "ring" had too little of to follow each thread, or "". Each window is a scan then."""
+        if self._c.watch == ffi.NULL or not self._c.watch.short_of:
+            return ""
+        code = -self._c.watch.short_of
+        return {errno.EMFILE: "open files (ulimit -n)", errno.EPERM: "locked memory (ulimit -l)"}.get(
+            code, os.strerror(code)
+        )
+
+    def passed_over(self) -> None:
+        """No window can be had for a while, since others have the target.
+
+        What they write by themselves (ptrace(2), /proc/PID/mem) is no fault of a thread of the target's: the
+        next window of "ring" looks through all page tables. Whoever waits at the limit of "sync" goes on.
+        """
+        if self._c is not None and self._c.watch != ffi.NULL:
+            self._c.watch.limited = 0
+            self._c.watch.lost |= not self._c.watch.sync
 
     def _touched(self) -> int:
         runs = runs_array(self._c.news.touched)

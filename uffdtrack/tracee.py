@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
-from uffdtrack.errors import TargetError, TargetGoneError
+from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError, TargetGoneError
+from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,6 @@ class Tracee:
     def native(self) -> object:
         return self._c
 
-    def refresh(self) -> None:
-        """Learn whether the target has a seccomp filter: its calls are then repeated with care."""
-        self._c.seccomp = int(has_seccomp(self.pid))
-
     def stop(self, timeout_ns: int = STOP_TIMEOUT_NS) -> None:
         """Stop every thread.
 
@@ -62,8 +59,33 @@ class Tracee:
             StopTimeoutError: a thread did not stop; all run on.
             PermissionDeniedError: not allowed to trace it.
         """
-        self.refresh()
-        check(lib.ut_tracee_stop(self._c, timeout_ns), "stop the threads", self.pid)
+        result = lib.ut_tracee_stop(self._c, timeout_ns)
+        if result == -errno.ETIMEDOUT:
+            raise self.late_error("stop the threads")
+        check(result, "stop the threads", self.pid)
+
+    def late_error(self, doing: str) -> StopTimeoutError:
+        """What to raise where a thread did not stop."""
+        return late_error(self.pid, self.late, doing)
+
+    @property
+    def late_reason(self) -> str:
+        """Why the last stop did not succeed, as a clause."""
+        return late_reason(self.pid, self.late)
+
+    def check_time(self) -> None:
+        """To be called now and then while the threads stand.
+
+        Raises:
+            MaxStopError: half of the time is over for which they may (`start_watchdog`). What was done has to
+                be taken back now, for which the other half is left; then the watchdog ends this process.
+        """
+        if lib.ut_tracee_overdue(self._c):
+            bound = lib.ut_guard_max_ns() / 1e9
+            raise MaxStopError(
+                f"it would take longer than half of the time that process {self.pid} may stand "
+                f"(--max-stop {bound:g}s): give it more"
+            )
 
     def resume(self) -> None:
         """Release every thread. Idempotent."""
@@ -72,6 +94,16 @@ class Tracee:
     def settle(self, seconds: float) -> bool:
         """Wait for threads that did not stop in time, to let them go; False: some still did not."""
         return not lib.ut_tracee_settle(self._c, int(seconds * 1e9))
+
+    @property
+    def busy(self) -> str:
+        """After UT_BUSY: which thread is in a call that a stop leaves alone; a clause."""
+        nr = int(self._c.busy_nr)
+        what = {
+            lib.UT_HELD_SUPERVISED: "system call that its seccomp supervisor answers",
+            lib.UT_HELD_FAULT: "page fault that a file system in user space answers",
+        }.get(nr, f"system call (number {nr}) that begins anew when it is interrupted")
+        return f"thread {self._c.busy_tid} is in a {what}"
 
     @property
     def late(self) -> list[int]:
@@ -107,9 +139,7 @@ class Tracee:
     @contextmanager
     def injector(self) -> Iterator[Injector]:
         """System calls in the name of one stopped thread, whose state is put back after."""
-        at = check(lib.ut_tracee_pick(self._c), "find a thread", self.pid)
-        seccomp = int(has_seccomp(self.pid))
-        check(lib.ut_inject_begin(self._c, at, seccomp), "prepare a call in the name", self.pid)
+        at = check(lib.ut_inject_begin_any(self._c), "prepare a call in the name", self.pid)
         try:
             yield Injector(self, at)
         finally:
@@ -118,8 +148,7 @@ class Tracee:
     def end_thread(self, tid: int) -> None:
         """Make a stopped thread end itself, by exit(2) in its name."""
         at = check(lib.ut_tracee_index(self._c, tid), f"find thread {tid}", self.pid)
-        seccomp = int(has_seccomp(self.pid))
-        check(lib.ut_inject_begin(self._c, at, seccomp), "prepare a call in the name", self.pid)
+        check(lib.ut_inject_begin(self._c, at), "prepare a call in the name", self.pid)
         check(lib.ut_inject_exit(self._c, at), f"end thread {tid}", self.pid)
 
     def set_state(self, state: ThreadState) -> None:
@@ -128,6 +157,14 @@ class Tracee:
         regs = ffi.from_buffer("uint64_t[]", state.regs)
         result = lib.ut_tracee_set(self._c, at, regs, state.xstate, len(state.xstate), state.sigmask)
         check(result, f"set the registers of thread {state.tid}", self.pid)
+
+    def keep_processor_numbers(self) -> None:
+        """Remember what the kernel has told the stopped threads of their processors (rseq(2))."""
+        check(lib.ut_rseq_keep(self._c), "read the areas of rseq(2)", self.pid)
+
+    def put_processor_numbers(self) -> None:
+        """Put that back, into memory that has become another one's."""
+        check(lib.ut_rseq_put(self._c), "write the areas of rseq(2)", self.pid)
 
     def close(self) -> None:
         if self._c is not None:
@@ -170,6 +207,21 @@ class Injector:
         return value
 
 
+def late_error(pid: int, tids: Sequence[int], doing: str) -> StopTimeoutError:
+    """Of threads that did not stop, in words."""
+    return StopTimeoutError(
+        f"cannot {doing} of process {pid}: {late_reason(pid, tids)}; all its threads run on"
+    )
+
+
+def late_reason(pid: int, tids: Sequence[int]) -> str:
+    """Why threads did not stop, as a clause."""
+    frozen = frozen_cgroup(pid)
+    if frozen:
+        return f"the cgroup {frozen} of the process is frozen"
+    return f"{describe_threads(pid, tids) or 'a thread (in exec?)'} does not stop"
+
+
 def task_directory(pid: int) -> Path:
     """/proc/PID/task/TID of a thread that lives.
 
@@ -179,11 +231,6 @@ def task_directory(pid: int) -> Path:
         TargetGoneError: no thread lives.
     """
     return Path(f"/proc/{pid}/task/{check(lib.ut_live_thread(pid), 'find', pid)}")
-
-
-def has_seccomp(pid: int) -> bool:
-    """Whether the process has a seccomp filter (proc_pid_status(5))."""
-    return status_field(pid, "Seccomp") not in ("0", "")
 
 
 def status_field(pid: int, name: str) -> str:

@@ -19,5 +19,5 @@ def command(pid: int, **options: Any) -> None:
     Without --count and --duration it goes on until Ctrl-C or until the process ends. The process runs
     on, untracked, however this ends.
     """
-    lifeline = become_worker(options["engine"], options["max_dirty"])
+    lifeline = become_worker(options["engine"], options["max_dirty"], options.pop("max_stop"))
     run_on(pid, lifeline, **options)

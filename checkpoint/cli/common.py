@@ -11,11 +11,14 @@ import click
 
 from checkpoint.chain import parse_place
 from checkpoint.files import translate_read
-from uffdtrack import PROCESS_ENGINES
+from uffdtrack import MAX_STOP, PROCESS_ENGINES
 from uffdtrack.errors import InvalidInputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+SHORTEST_STOP = 0.1
+"""Seconds."""
 
 
 class Time(click.ParamType[float]):
@@ -51,6 +54,16 @@ class Place(click.ParamType[tuple[Path, int | None]]):
             self.fail(str(error), param, ctx)
 
 
+class Bound(Time):
+    """A time that a stop of a process does not exceed when all is well."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if seconds < SHORTEST_STOP:
+            self.fail(f"{value!r} is too short: at least {SHORTEST_STOP * 1000:g}ms", param, ctx)
+        return seconds
+
+
 PID = click.IntRange(1, 1 << 22)
 DIRECTORY = click.Path(path_type=Path, readable=False)  # that it is shows when it is read, as exit code 4
 
@@ -80,6 +93,12 @@ key_option = click.option(
 )
 
 
+max_stop_option = click.option(
+    "--max-stop", type=Bound(), default=f"{MAX_STOP:g}s", show_default=True,
+    help="Never stop the process for longer, whatever happens.",
+)  # fmt: skip
+
+
 def session_options(function: F) -> F:
     """The options that `checkpoint` and `run` have in common."""
     for option in reversed(
@@ -104,6 +123,7 @@ def session_options(function: F) -> F:
                 "--max-dirty", type=click.IntRange(min=1), metavar="PAGES",
                 help="Take an epoch as soon as so many pages are dirty, too.",
             ),
+            max_stop_option,
             click.option("--force", is_flag=True, help="Delete a chain that is there already."),
             key_option,
             json_option,

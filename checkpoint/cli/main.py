@@ -32,7 +32,8 @@ def cli() -> None:
     """Incremental checkpoints of live processes, on a stock Linux kernel.
 
     Exit codes: 0 done, 2 usage, 3 not supported on this host, 4 permission, 5 the target is gone or
-    cannot be handled, 6 corrupt or incomplete image, 7 no space or write failure.
+    cannot be handled, 6 corrupt or incomplete image, 7 no space or write failure. Of run: the command's,
+    where it has ended.
     """
 
 

@@ -9,7 +9,7 @@ import click
 
 from checkpoint import report
 from checkpoint.chain import Chain, Lock
-from checkpoint.cli.common import PID, Place, json_option, key_option, say
+from checkpoint.cli.common import PID, Place, json_option, key_option, max_stop_option, say
 from checkpoint.cli.diff import open_view
 from checkpoint.rollback import rollback
 
@@ -17,17 +17,25 @@ from checkpoint.rollback import rollback
 @click.command("rollback")
 @click.argument("pid", type=PID)
 @click.argument("place", metavar="DIR@N", type=Place())
+@click.option(
+    "--anyway", is_flag=True,
+    help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio.",
+)  # fmt: skip
 @key_option
+@max_stop_option
 @json_option
-def command(pid: int, place: tuple[Path, int | None], key: bytes, as_json: bool) -> None:
+def command(
+    pid: int, place: tuple[Path, int | None], anyway: bool, key: bytes, max_stop: float, as_json: bool
+) -> None:
     """Put memory, mappings and registers of the live process PID back to epoch N.
 
     The chain is verified and everything is planned before the process is touched. Files, sockets and
-    other state of the kernel are not rolled back; what of them differs is named.
+    other state of the kernel are not rolled back; what of them differs is named. Where that would tear the
+    program (virtual machines, io_uring, rings and devices that are mapped) it is refused.
     """
     Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
     with Lock(place[0]):
-        outcome = rollback(pid, open_view(place, key))
+        outcome = rollback(pid, open_view(place, key), anyway, max_stop)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from typing import Any
 
@@ -10,25 +11,40 @@ import click
 
 from checkpoint.cli.common import say, session_options
 from checkpoint.cli.session import become_worker, run_on
-from uffdtrack.errors import InvalidInputError
+from uffdtrack import Kept
+from uffdtrack.errors import InvalidInputError, TargetGoneError
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True})
 @session_options
 @click.argument("argv", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(argv: tuple[str, ...], **options: Any) -> None:
+def command(argv: tuple[str, ...], **options: Any) -> int:
     """Start COMMAND and checkpoint it, as `checkpoint` does.
 
-    Needs no privilege. When the session ends before the command, the command runs on. So it is started in
-    a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the terminal.
+    Needs no privilege. Where the command ends within the session, its exit status is ours (128 + the signal's
+    number, where one has ended it). When the session ends before the command, the command runs on. So it is
+    started in a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the
+    terminal.
     """
-    lifeline = become_worker(options["engine"], options["max_dirty"])
-    if run_on(lambda: start(argv), lifeline, **options):
-        say(f"{argv[0]} was checkpointed to its end")
+    lifeline = become_worker(options["engine"], options["max_dirty"], options.pop("max_stop"))
+    started: list[Kept] = []
+
+    def begin() -> int:
+        started.append(start(argv))
+        return started[0].pid
+
+    try:
+        ended: bool = run_on(begin, lifeline, **options)
+    except TargetGoneError:
+        if not started:
+            raise
+        say("the command has ended before a base was whole: no epoch was taken")
+        ended = True
+    return result(argv[0], started[0].status()) if ended else 0
 
 
-def start(argv: tuple[str, ...]) -> int:
-    """The pid of the command.
+def start(argv: tuple[str, ...]) -> Kept:
+    """The command.
 
     Two readers of one terminal take each other's lines, and the shell is the second one when we have
     ended. With a pipe or a file as our input, the command gets that.
@@ -36,8 +52,18 @@ def start(argv: tuple[str, ...]) -> int:
     Raises:
         InvalidInputError: there is no such program.
     """
-    stdin = subprocess.DEVNULL if os.isatty(0) else None
     try:
-        return subprocess.Popen(argv, stdin=stdin, start_new_session=True).pid
+        return Kept(argv, subprocess.DEVNULL if os.isatty(0) else None)
     except OSError as error:
         raise InvalidInputError(f"cannot run {argv[0]}: {error.strerror}") from error
+
+
+def result(name: str, status: int | None) -> int:
+    """The exit status that says how a command has ended, as a shell has it."""
+    if status is None:
+        return 0
+    if status < 0:
+        say(f"{name} was ended by {signal.strsignal(-status)} (signal {-status})")
+        return 128 - status
+    say(f"{name} has ended with exit status {status}")
+    return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -21,14 +22,26 @@ from checkpoint import report
 from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget, check_living_target, proc_read, warnings_for
-from uffdtrack import choose_for_process, open_pidfd, parse_maps, probe
+from uffdtrack import (
+    choose_for_process,
+    leave_watchdog,
+    open_pidfd,
+    parse_maps,
+    probe,
+    start_watchdog,
+    verdict_on,
+)
 from uffdtrack.errors import TargetRefusedError
 
+LOOK = 0.25
+LOOK_FOR = 5.0
+"""Seconds between two looks for a child that does the work, and how long no epoch is needed to look."""
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def become_worker(engine: str, max_dirty: int | None) -> int:
+def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
     """Where the engine works on this host, go on in a child; our own process only waits for it.
 
     Whoever kills the process that was started kills the one that waits. The one that stops the target
@@ -42,6 +55,7 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
         UnsupportedError: it does not work here.
     """
     choose_for_process(engine, probe(), max_dirty)
+    start_watchdog(max_stop)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -50,6 +64,7 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
         os.close(held)
         return lifeline
     os.close(lifeline)
+    leave_watchdog()
     for number in ENDINGS:
         signal.signal(number, lambda n, frame: os.kill(child, n))
     # Its number stays its own until no signal is passed on to it any more.
@@ -57,7 +72,11 @@ def become_worker(engine: str, max_dirty: int | None) -> int:
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status < 0:
+    verdict = verdict_on(child)
+    if verdict:
+        say(f"error: {verdict}, untracked")
+        status = verdict.exit_code
+    elif status < 0:
         say(f"error: the worker was killed by {signal.Signals(-status).name}; the target runs on")
         status = 128 - status
     # The worker has said everything, and has flushed what it said.
@@ -124,6 +143,41 @@ class Watch(Interrupt):
         return bool(poll_fds(0, self._reader, self._lifeline))
 
 
+class ChildWatch:
+    """Waits as another one does, and says once that a child, which is in no epoch, does the work."""
+
+    def __init__(self, pid: int, name: str, wait: Callable[[float], bool]) -> None:
+        self._delegation = Delegation(pid)
+        self._name = name
+        self._wait = wait
+        self._until = time.monotonic() + LOOK_FOR
+        self._next = 0.0
+
+    def wait(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not self._delegation.told:
+            self._look()
+            asked = time.monotonic()
+            if asked > self._until or end - asked <= LOOK:
+                break
+            if self._wait(LOOK):
+                return True
+            if time.monotonic() - asked < LOOK:
+                return False  # a limit of dirty pages
+        return self._wait(max(0.0, end - time.monotonic()))
+
+    def _look(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LOOK
+        child = self._delegation.look()
+        if child:
+            say(
+                f"{self._name} has a child process {describe_child(child)}, which is not in these "
+                f"checkpoints; uffdtrack checkpoint {child} takes them of that one"
+            )
+
+
 class Progress:
     """One line on stderr, on a terminal only."""
 
@@ -150,6 +204,30 @@ class Progress:
                 f"pause {report.duration(row['pause_us'])}   {rate:.1f} epochs/s",
                 refresh=True,
             )
+
+
+def raise_limit() -> None:
+    """Engine ring takes two descriptors for each thread. A command started later would inherit this."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
+    """With "scan" where "ring" cannot follow each thread."""
+    raise_limit()
+    target = ProcessTarget(pid, engine, max_dirty)
+    lacking = target.space.short_of
+    if not lacking:
+        return target
+    if max_dirty:
+        say(
+            f"warning: engine ring cannot follow all threads, too little: {lacking}; what the others write "
+            "does not count for --max-dirty"
+        )
+        return target
+    target.close()
+    say(f"warning: engine ring cannot follow all threads, too little: {lacking}; the scan engine is used")
+    return ProcessTarget(pid, "scan")
 
 
 def run_on(
@@ -189,13 +267,15 @@ def run_on(
         check_living_target(pid)
         pidfd = open_pidfd(pid)
         stack.callback(os.close, pidfd)
-        with ProcessTarget(pid, traits.name, max_dirty) as target:
+        with attach(pid, traits.name, max_dirty) as target:
             maps = proc_read(pid, "maps").decode(errors="surrogateescape")
             for warning in warnings_for(pid, parse_maps(maps)):
                 say(f"warning: {warning}")
             with Watch(target, lifeline) as interrupt, Progress() as progress:
                 session = Session(target, chain, interrupt.seen)
-                ended = run_session(session, Plan(every, count, duration), interrupt.wait, emit, say)
+                name = f"process {pid}" if isinstance(process, int) else "the command"
+                wait = ChildWatch(pid, name, interrupt.wait).wait
+                ended = run_session(session, Plan(every, count, duration), wait, emit, say)
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
         ended = ended or has_ended(pidfd)
     if not rows:

@@ -12,7 +12,9 @@ import numpy as np
 from checkpoint import report
 from checkpoint.chain import Chain
 from checkpoint.cli.common import Place, json_option
+from checkpoint.files import malformed
 from checkpoint.image import EpochFile
+from checkpoint.objects import increment, resolve
 from uffdtrack import PAGE
 
 
@@ -35,7 +37,8 @@ def region_rows(file: EpochFile) -> list[dict[str, Any]]:
 def command(place: tuple[Path, int | None], as_json: bool) -> None:
     """Show one epoch: mappings, pages per mapping, threads, timings, digest."""
     directory, epoch = place
-    file = Chain(directory).open(epoch)
+    chain = Chain(directory)
+    file = chain.open(epoch)
     meta, row = file.meta, file.meta["row"]
     threads = [
         {"tid": t.tid, "rip": int.from_bytes(t.regs[128:136], "little"),
@@ -44,13 +47,17 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
     ]  # fmt: skip
     regions = region_rows(file)
     if as_json:
-        keys = ("process", "kernel_threads", "descriptors", "files", "parent", "keyed", "reset")
+        keys = ("process", "kernel_threads", "files", "parent", "keyed", "reset")
+        metas = [f.meta for f in chain.view(file.epoch).sources] if "closed" in meta else [meta]
+        with malformed(file.path):
+            objects = increment(None, resolve(metas))
         report.emit_json(
             {
                 **row,
                 "schema": "uffdtrack/show/1",
                 "digest": file.digest,
                 **{k: meta[k] for k in keys},
+                **objects,
                 "thread_list": threads,
                 "region_list": regions,
             }

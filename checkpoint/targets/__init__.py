@@ -27,16 +27,29 @@ class Target(Protocol):
         """Copy ranges: those with contents, those that hold zeros, and the contents of the former."""
 
     def window(self, pending: Pending) -> Window:
-        """Stop it, take registers and what was written and what is pending, and let it run."""
+        """Stop it, take registers and what was written and what is pending, and let it run.
+
+        Raises:
+            EpochSkippedError: not now, but later.
+            MaxStopError: there is more to copy than a stop may.
+        """
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        """ELF notes, and facts for the image's JSON (docs/image.md)."""
+        """ELF notes, and facts for the image's JSON (docs/image.md).
+
+        In place of `descriptors` and `state` there may be `objects`, a Snapshot, of which an epoch stores
+        what has changed.
+        """
 
     def reattach(self) -> None:
-        """Its memory was exchanged for another."""
+        """Its memory was exchanged for another.
+
+        Raises:
+            EpochSkippedError: not now, but later.
+        """
 
     def ended(self, seconds: float = 0) -> bool:
         """Whether it has ended, or does within some seconds."""
 
-    def settle(self, timeout: float) -> None:
-        """Wait, up to some seconds, for what did not stop in time."""
+    def settle(self, timeout: float) -> bool:
+        """Wait, up to some seconds, for what did not stop in time; False: some still did not."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from checkpoint.attributes import Recorder
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
+from checkpoint.targets.kernel_state import Reader
+from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
 from uffdtrack import (
     AddressSpace,
     Pending,
@@ -20,16 +22,26 @@ from uffdtrack import (
     Runs,
     Tracee,
     Window,
+    frozen_cgroup,
     open_pidfd,
     shares_memory,
     status_field,
     task_directory,
 )
-from uffdtrack.errors import PermissionDeniedError, TargetGoneError, TargetRefusedError
+from uffdtrack.errors import (
+    EpochSkippedError,
+    PermissionDeniedError,
+    StopTimeoutError,
+    TargetGoneError,
+    TargetRefusedError,
+)
 
 _PF_KTHREAD = 0x00200000
 EXEC_SECONDS = 10
 """How long a process that does nothing but exec is tried again."""
+DUMPING = "the kernel writes a core of the process"
+UNSEEN_VISITS = 3
+"""Times in a row that we may be forbidden to trace without a tracer to be seen, until we believe it."""
 EXEC_POLL = 0.02
 """Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
 
@@ -91,14 +103,18 @@ def check_target(pid: int) -> None:
     if int(fields[6]) & _PF_KTHREAD:
         raise TargetRefusedError(f"{pid} is a thread of the kernel")
     task_directory(pid)
-    tracer = int(status_field(pid, "TracerPid") or 0)
-    if tracer:
+    visitor = find_visitor(pid)
+    if visitor:
         raise TargetRefusedError(
-            f"process {pid} is traced already, by process {tracer} (a debugger, strace?); end that first"
+            f"process {pid} is traced already, by process {visitor.tracer} (a debugger, strace?); "
+            "end that first"
         )
+    frozen = frozen_cgroup(pid)
+    if frozen:
+        raise TargetRefusedError(f"process {pid} is frozen, with its cgroup {frozen}: thaw that first")
     _check_program(pid)
     _check_memory(pid)
-    for _, target, _ in descriptors(pid):
+    for _, target in descriptors(pid):
         if target == "anon_inode:[userfaultfd]":
             raise TargetRefusedError(f"process {pid} uses userfaultfd itself, which leaves no room for ours")
     if any(flag in ("uw", "um", "ui") for flag in _vm_flags(pid)):
@@ -171,28 +187,23 @@ def _vm_flags(pid: int) -> list[str]:
     ]
 
 
-def descriptors(pid: int) -> list[tuple[int, str, int]]:
-    """The open files: number, what /proc/PID/fd says it is, file offset (-1 where not known)."""
+def descriptors(pid: int) -> list[tuple[int, str]]:
+    """The open files: number, and what /proc/PID/fd says it is."""
     found = []
     try:
-        task = task_directory(pid)
-        names = os.listdir(task / "fd")
+        links = os.open(task_directory(pid) / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError, TargetGoneError):
         return []
     except PermissionError as error:
         raise PermissionDeniedError(
             f"not allowed to look into process {pid}: run as root or as its user"
         ) from error
-    for name in names:
-        try:
-            target = os.readlink(task / "fd" / name)
-            offset = -1
-            if target.startswith("/"):
-                info = (task / "fdinfo" / name).read_text()
-                offset = int(info.split(None, 2)[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        found.append((int(name), target, offset))
+    try:
+        for name in os.listdir(links):
+            with contextlib.suppress(OSError):
+                found.append((int(name), os.readlink(name, dir_fd=links)))
+    finally:
+        os.close(links)
     return sorted(found)
 
 
@@ -222,7 +233,7 @@ def mapped_files(pid: int, regions: list[Region]) -> dict[str, list[int]]:
 def warnings_for(pid: int, regions: list[Region]) -> list[str]:
     """What a checkpoint of this process may miss, in words."""
     warnings = []
-    if any(target == "anon_inode:[io_uring]" for _, target, _ in descriptors(pid)):
+    if any(target == "anon_inode:[io_uring]" for _, target in descriptors(pid)):
         warnings.append("io_uring is in use: writes into pinned buffers in flight escape every tracker")
     if any(r.name.startswith("/[aio]") for r in regions):
         warnings.append("aio is in use: writes into pinned buffers in flight escape every tracker")
@@ -247,6 +258,9 @@ class ProcessTarget:
         self.pid = pid
         self.engine = engine
         self.max_dirty = max_dirty
+        self._visitor: Visitor | None = None
+        self._unseen = 0
+        self._frozen = False
         self.identity = identify(pid)
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
@@ -261,7 +275,17 @@ class ProcessTarget:
         """After exec: the memory is another one, and so may be the kind of program."""
         self.space.close()
         self.tracee.settle(5)
-        self._attach()
+        self._await_visitor()
+        try:
+            self._attach()
+        except (PermissionDeniedError, TargetRefusedError) as error:
+            self._unseen += 1
+            if find_visitor(self.pid) or (
+                isinstance(error, PermissionDeniedError) and self._unseen < UNSEEN_VISITS
+            ):
+                raise self._visited() from error
+            raise
+        self._unseen = 0
 
     def ended(self, seconds: float = 0) -> bool:
         """Whether the process has ended, or does within some seconds.
@@ -278,6 +302,7 @@ class ProcessTarget:
             try:
                 check_target(self.pid)
                 self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
+                self._objects = Reader(self.pid)
                 return
             except TargetGoneError:
                 if self.ended(EXEC_POLL) or time.monotonic() > deadline:
@@ -306,6 +331,8 @@ class ProcessTarget:
         }
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
+        self._await_visitor()  # who is still there: a base would be copied for nothing
+        self._await_thaw()
         return self.space.harvest(everything)
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
@@ -313,7 +340,41 @@ class ProcessTarget:
         return self.space.split_zero(runs)
 
     def window(self, pending: Pending) -> Window:
-        return self.space.window(self.tracee, pending)
+        self._await_visitor()
+        self._await_thaw()
+        if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
+            raise EpochSkippedError(DUMPING)
+        try:
+            return self.space.window(self.tracee, pending)
+        except PermissionDeniedError as error:
+            if not may_trace(self.pid):
+                raise
+            raise self._visited() from error
+        except StopTimeoutError as error:
+            if dumps_core(self.pid):
+                raise EpochSkippedError(DUMPING) from error
+            self._frozen = frozen_cgroup(self.pid) is not None
+            raise EpochSkippedError(self.tracee.late_reason) from error
+
+    def _await_visitor(self) -> None:
+        """A visitor that we know of is asked for first: each stop that fails costs the target some time."""
+        if self._visitor and self._visitor.is_here():
+            raise EpochSkippedError(f"{self._visitor} traces the process")
+        self._visitor = None
+
+    def _visited(self) -> EpochSkippedError:
+        """Somebody has taken the process from us. It may have been for a moment, and over by now."""
+        self.tracee.settle(0.1)  # threads that are not the visitor's were called to stop
+        self.space.passed_over()
+        self._visitor = find_visitor(self.pid)
+        return EpochSkippedError(f"{self._visitor or 'another process'} traces the process")
+
+    def _await_thaw(self) -> None:
+        """What is known to be frozen is asked to stop again after the thaw only."""
+        frozen = self._frozen and frozen_cgroup(self.pid)
+        if frozen:
+            raise EpochSkippedError(f"the cgroup {frozen} of the process is frozen")
+        self._frozen = False
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
         facts = self.facts()
@@ -322,14 +383,14 @@ class ProcessTarget:
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {
             "process": facts,
-            "descriptors": descriptors(self.pid),
+            "objects": self._objects.read(window.regions),
             "files": mapped_files(self.pid, window.regions),
             "heap_end": max(heap, default=0),
             **self.attributes.facts(window.regions),
         }
 
-    def settle(self, timeout: float) -> None:
-        self.tracee.settle(timeout)
+    def settle(self, timeout: float) -> bool:
+        return self.tracee.settle(timeout)
 
     def close(self) -> None:
         """Idempotent."""

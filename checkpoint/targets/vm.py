@@ -158,8 +158,9 @@ class VmTarget:
     def ended(self, seconds: float = 0) -> bool:
         return any(vcpu.exit for vcpu in self.vm.vcpus)
 
-    def settle(self, timeout: float) -> None:
+    def settle(self, timeout: float) -> bool:
         """Nothing of it is held when a window fails."""
+        return True
 
     # -- parts of a window ------------------------------------------------------------------------
 

@@ -1,39 +1,130 @@
 /* A userfaultfd of another process's memory. */
 #include "compat.h"
+#include "guard.h"
 #include "tracee_parts.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 
-static int make_uffd(int pid, int suspend_seccomp, int user_mode_only)
+#define STOP_NS 1000000000ll
+#define ANSWER_MS 60000 /* the child has limits of its own; this is for what they do not cover, without a watchdog */
+#define MEND_NS 30000000000ll
+
+/* Returns the index of a thread that calls can be injected into. */
+static int begin(ut_tracee *t, uint64_t flags)
 {
-	uint64_t flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
-	int64_t fd = -1, ignored;
-	ut_tracee *t;
-	int own = -1, at, err = ut_tracee_open(pid, &t);
+	int at = ut_inject_begin_any(t);
+
+	for (size_t i = 0; i < t->n && at == UT_SECCOMP; i++) {
+		if (t->threads[i].state != UT_THREAD_STOPPED || t->threads[i].worker ||
+		    !ut_seccomp_lets_attach(t->pid, t->threads[i].tid, flags))
+			continue;
+		t->seccomp_trusted = 1;
+		at = ut_inject_begin(t, i);
+		return at ? at : (int)i;
+	}
+	return at;
+}
+
+static int fetch_of_thread(int tid, int fd)
+{
+	int thread = syscall(SYS_pidfd_open, tid, O_EXCL); /* PIDFD_THREAD, Linux 6.9 */
+	int own, err;
+
+	if (thread < 0)
+		return -errno;
+	own = syscall(SYS_pidfd_getfd, thread, fd, 0);
+	err = -errno;
+	close(thread);
+	return own < 0 ? err : own;
+}
+
+/* All descriptors are in use, and the limit is a hard one: a thread that has no file open makes the userfaultfd and
+ * ends. close_range(2) gives it a table of its own that is empty from the start, so nothing of the target's is
+ * copied or closed. */
+static int call_elsewhere(ut_tracee *t, int at, uint64_t flags)
+{
+	int64_t closed, fd;
+	ut_thread made;
+	int err = ut_inject_thread(t, at, &made);
+
+	if (!err)
+		err = ut_inject_into(t, &made, SYS_close_range, (uint64_t[6]){0, ~0u, CLOSE_RANGE_UNSHARE}, &closed);
+	if (!err && !closed)
+		err = ut_inject_into(t, &made, SYS_userfaultfd, (uint64_t[6]){flags}, &fd);
+	if (!err)
+		err = closed ? closed : fd < 0 ? fd : fetch_of_thread(made.tid, fd);
+	if (made.state == UT_THREAD_STOPPED && ut_inject_exit_of(t, &made)) {
+		if (err >= 0)
+			close(err);
+		return -ESRCH;
+	}
+	return err;
+}
+
+/* Returns a copy of ours; the target's own is closed. */
+static int call(ut_tracee *t, int at, uint64_t flags)
+{
+	int64_t fd, ignored;
+	int own, err = ut_inject(t, at, SYS_userfaultfd, (uint64_t[6]){flags}, &fd);
 
 	if (err)
 		return err;
-	err = ut_tracee_stop(t, 5000000000ll);
-	if (err)
-		goto out;
-	at = ut_tracee_pick(t);
-	err = ut_inject_begin(t, at, suspend_seccomp);
-	if (err)
-		goto out;
-	err = ut_inject(t, at, SYS_userfaultfd, (uint64_t[6]){flags}, &fd);
-	if (!err && fd < 0)
-		err = fd;
-	if (!err) {
-		own = ut_tracee_getfd(t, t->threads[at].tid, fd);
-		if (own < 0)
-			err = own;
-		if (ut_inject(t, at, SYS_close, (uint64_t[6]){fd}, &ignored))
-			err = -ESRCH;
+	if (fd == -EMFILE && !t->seccomp_trusted) {
+		own = call_elsewhere(t, at, flags);
+		return own < 0 && own != -ESRCH ? -EMFILE : own;
 	}
+	if (fd < 0)
+		return fd;
+	own = ut_tracee_getfd(t, t->threads[at].tid, fd);
+	if (!ut_inject(t, at, SYS_close, (uint64_t[6]){fd}, &ignored))
+		return own;
+	if (own >= 0)
+		close(own);
+	return -ESRCH;
+}
+
+static int last_late;
+
+int ut_attach_late(void)
+{
+	return last_late;
+}
+
+struct answer {
+	int fd, late;
+};
+
+/* `*left` is released, but for threads that have not stopped. */
+static struct answer make_uffd(int pid, int user_mode_only, ut_tracee **left)
+{
+	struct answer answer = {-1, 0};
+	uint64_t flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
+	ut_tracee *t;
+	int own = -1, at, err = ut_tracee_open(pid, &t);
+
+	*left = NULL;
+	if (err) {
+		answer.fd = err;
+		return answer;
+	}
+	*left = t;
+	err = ut_tracee_stop(t, STOP_NS);
+	if (err)
+		goto out;
+	ut_sabotage("attach");
+	err = at = begin(t, flags);
+	if (err < 0)
+		goto out;
+	ut_guard_attaching(t, 1);
+	own = call(t, at, flags);
+	ut_guard_attaching(t, 0);
+	err = own < 0 ? own : 0;
 	if (t->threads[at].state == UT_THREAD_STOPPED) {
 		int end = ut_inject_end(t, at);
 
@@ -42,17 +133,28 @@ static int make_uffd(int pid, int suspend_seccomp, int user_mode_only)
 	}
 out:
 	if (ut_tracee_resume(t))
-		ut_tracee_settle(t, 30000000000ll);
-	ut_tracee_close(t);
+		for (size_t i = 0; i < t->n && !answer.late; i++)
+			answer.late = t->threads[i].state == UT_THREAD_PENDING ? t->threads[i].tid : 0;
 	if (err && own >= 0)
 		close(own);
-	return err ? err : own;
+	answer.fd = err ? err : own;
+	return answer;
 }
 
-static void send_fd(int sock, int fd)
+/* Threads that stop after all are let go, and what the stop did to their calls is mended. */
+static void finish(ut_tracee *t, int64_t timeout_ns)
 {
+	if (!t)
+		return;
+	ut_tracee_settle(t, timeout_ns);
+	ut_tracee_close(t);
+}
+
+static void send_answer(int sock, struct answer answer)
+{
+	int fd = answer.fd;
 	char room[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec iov = {&fd, sizeof(fd)};
+	struct iovec iov = {&answer, sizeof(answer)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
 	if (fd >= 0) {
@@ -68,42 +170,66 @@ static void send_fd(int sock, int fd)
 	sendmsg(sock, &msg, MSG_NOSIGNAL);
 }
 
-static int receive_fd(int sock)
+static struct answer receive_answer(int sock)
 {
 	char room[CMSG_SPACE(sizeof(int))];
-	int fd = -ESRCH;
-	struct iovec iov = {&fd, sizeof(fd)};
+	struct answer answer, died = {-ECHILD, 0}, late = {-ETIMEDOUT, 0};
+	struct pollfd ready = {.fd = sock, .events = POLLIN};
+	struct iovec iov = {&answer, sizeof(answer)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = room,
 			     .msg_controllen = sizeof(room)};
 	ssize_t n;
+	int r;
 
+	do
+		r = poll(&ready, 1, ANSWER_MS);
+	while (r < 0 && errno == EINTR);
+	if (!r)
+		return late;
 	do
 		n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
 	while (n < 0 && errno == EINTR);
-	if (n != sizeof(fd))
-		return -ECHILD;
-	if (fd >= 0) {
+	if (n != sizeof(answer))
+		return died;
+	if (answer.fd >= 0) {
 		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
 		if (!c)
-			return -ECHILD;
-		memcpy(&fd, CMSG_DATA(c), sizeof(int));
+			return died;
+		memcpy(&answer.fd, CMSG_DATA(c), sizeof(int));
 	}
-	return fd;
+	return answer;
 }
 
-int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only)
+/* It stays for as long as a thread has not stopped that was asked to; then it is not waited for. */
+static void collect(int child)
 {
-	int pair[2], fd, child;
+	struct timespec nap = {0, 1000000};
+	int r;
+
+	for (int i = 0; i < 1000; i++) {
+		r = waitpid(child, NULL, WNOHANG);
+		if (r == child || (r < 0 && errno != EINTR))
+			return;
+		nanosleep(&nap, NULL);
+	}
+}
+
+int ut_attach_uffd(int pid, int user_mode_only)
+{
+	struct answer answer;
+	ut_guard_verdict verdict;
+	ut_tracee *left;
+	int pair[2], child, err;
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return -errno;
 	child = fork();
 	if (child < 0) {
-		fd = -errno;
+		err = -errno;
 		close(pair[0]);
 		close(pair[1]);
-		return fd;
+		return err;
 	}
 	if (!child) {
 		sigset_t all;
@@ -112,16 +238,22 @@ int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only)
 		sigprocmask(SIG_SETMASK, &all, NULL);
 		setsid();
 		close(pair[0]);
-		send_fd(pair[1], make_uffd(pid, suspend_seccomp, user_mode_only));
+		send_answer(pair[1], make_uffd(pid, user_mode_only, &left));
+		close(pair[1]);
+		finish(left, MEND_NS);
 		_exit(0);
 	}
 	close(pair[1]);
-	fd = receive_fd(pair[0]);
+	answer = receive_answer(pair[0]);
 	close(pair[0]);
-	while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
-		;
+	collect(child);
+	if (answer.fd == -ECHILD && ut_guard_verdict_of(child, &verdict))
+		answer = (struct answer){UT_OVERDUE, child};
 	/* Yama's scope 1 lets ancestors trace, not their other children. */
-	if (fd == -EPERM)
-		fd = make_uffd(pid, suspend_seccomp, user_mode_only);
-	return fd;
+	if (answer.fd == -EPERM) {
+		answer = make_uffd(pid, user_mode_only, &left);
+		finish(left, STOP_NS);
+	}
+	last_late = answer.late;
+	return answer.fd;
 }

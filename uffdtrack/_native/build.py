@@ -8,14 +8,20 @@ HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
     "compare.c",
+    "calls.c",
+    "files.c",
+    "guard.c",
     "inject.c",
+    "keep.c",
     "lists.c",
     "maps.c",
     "probe.c",
     "rearm.c",
     "restart.c",
     "ring.c",
+    "rseq.c",
     "runs.c",
+    "seccomp.c",
     "space.c",
     "sync.c",
     "tracee.c",
@@ -30,6 +36,9 @@ ffi.set_source(
     """
     #include "compare.h"
     #include "compat.h"
+    #include "files.h"
+    #include "keep.h"
+    #include "guard.h"
     #include "probe.h"
     #include "space.h"
     #include "tracker.h"

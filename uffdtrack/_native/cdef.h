@@ -37,14 +37,24 @@ typedef struct {
 typedef struct {
 	int32_t pid;
 	int32_t pidfd;
-	int32_t seccomp;
 	int32_t exit_status;
 	ut_thread *threads;
 	size_t n;
 	uint8_t *xstate;
 	size_t xstate_stride;
+	int32_t busy_tid;
+	int64_t busy_nr;
 	...;
 } ut_tracee;
+#define UT_BUSY ...
+#define UT_HELD_SUPERVISED ...
+#define UT_HELD_FAULT ...
+#define UT_CALL_LEAVE ...
+#define UT_CALL_WAIT ...
+#define UT_CALL_ANEW ...
+#define UT_CALL_FILE ...
+#define UT_CALL_DRIVER ...
+int ut_call_rule(int64_t nr);
 #define UT_THREAD_PENDING ...
 #define UT_THREAD_STOPPED ...
 #define UT_THREAD_DEAD ...
@@ -57,19 +67,42 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
 int ut_live_thread(int pid);
 int ut_tracee_index(const ut_tracee *t, int tid);
 int ut_tracee_pick(const ut_tracee *t);
-int ut_inject_begin(ut_tracee *t, size_t index, int suspend_seccomp);
+int ut_inject_begin(ut_tracee *t, size_t index);
+int ut_inject_begin_any(ut_tracee *t);
 int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result);
 int ut_inject_exit(ut_tracee *t, size_t index);
 int ut_inject_end(ut_tracee *t, size_t index);
 int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_t *xstate,
 		  size_t xstate_len, uint64_t sigmask);
+int ut_rseq_keep(ut_tracee *t);
+int ut_rseq_put(ut_tracee *t);
 int ut_same_memory(int a, int b);
+void ut_keep(int child, int to);
 int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
-int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
+int ut_attach_uffd(int pid, int user_mode_only);
+int ut_attach_late(void);
+
+#define UT_OVERDUE ...
+#define UT_GUARD_FREE ...
+#define UT_GUARD_LATE ...
+#define UT_GUARD_STOPPING ...
+#define UT_GUARD_STOPPED ...
+typedef struct {
+	int32_t stopper, target;
+	int32_t phase, injecting;
+	int64_t stood_ns;
+} ut_guard_verdict;
+int ut_guard_start(int64_t max_stop_ns);
+void ut_guard_leave(void);
+void ut_guard_forget(void);
+int ut_guard_verdict_of(int pid, ut_guard_verdict *out);
+int64_t ut_guard_max_ns(void);
+int ut_tracee_overdue(const ut_tracee *t);
 
 #define UT_FULL ...
 #define UT_RUNNING ...
 #define UT_NEW_MM ...
+#define UT_SECCOMP ...
 #define UT_SABOTAGE_FORGET ...
 #define UT_SABOTAGE_LATE_REARM ...
 #define UT_KIND_ANON ...
@@ -82,7 +115,10 @@ int ut_attach_uffd(int pid, int suspend_seccomp, int user_mode_only);
 #define UT_WATCH_BREAK_AUDIT ...
 #define UT_WATCH_BREAK_EVENTS ...
 typedef struct {
-	int32_t full;
+	int32_t sync, full;
+	int32_t limited;
+	int32_t lost;
+	int32_t short_of;
 	int32_t sabotage;
 	...;
 } ut_watch;
@@ -150,6 +186,8 @@ struct uffdio_api {
 #define UFFD_FEATURE_WP_ASYNC ...
 #define UT_PAGEMAP_SCAN ...
 int ut_uffd_api(int fd, uint64_t features);
+
+int ut_file_mode(int directory, const char *name, uint64_t *size);
 
 int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);

@@ -49,6 +49,13 @@ struct ut_pm_scan_arg {
 #define SYS_pidfd_getfd 438
 #endif
 
+#ifndef SYS_close_range /* Linux 5.9 */
+#define SYS_close_range 436
+#endif
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE 2
+#endif
+
 #ifndef UFFDIO_CONTINUE /* Linux 5.13 */
 struct uffdio_continue {
 	struct uffdio_range range;

@@ -1,4 +1,5 @@
 #include "compat.h"
+#include "guard.h"
 #include "space.h"
 
 #include <errno.h>
@@ -27,6 +28,12 @@
 		if (try_err < 0)                                                                   \
 			return try_err;                                                            \
 	} while (0)
+
+/* The target has stood for as long as it may, and is to be let go. */
+static int is_overdue(const ut_space *s)
+{
+	return s->give_up_ns && ut_now_ns() >= s->give_up_ns ? -ETIME : 0;
+}
 
 static uint64_t min64(uint64_t a, uint64_t b)
 {
@@ -233,6 +240,7 @@ static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
 		size_t n = 0, len = 0;
 		ssize_t got;
 
+		TRY(is_overdue(s));
 		for (; i < pages->n && len < sizeof(bounce); n++) {
 			size_t part = pages->v[i].end - at;
 
@@ -288,6 +296,7 @@ static int copy_share(struct share *c)
 		size_t k = 0, want = 0;
 		ssize_t got;
 
+		TRY(is_overdue(c->s));
 		for (size_t j = i; j < n && k < 512 && want < 64ul << 20; j++, k++) {
 			uint64_t from = runs[j].start + (k ? 0 : pos);
 
@@ -1170,7 +1179,9 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		if (r->kind == UT_KIND_SKIP)
 			continue;
 		s->want.n = 0;
-		err = harvest_region(s, r, flags);
+		err = is_overdue(s);
+		if (!err)
+			err = harvest_region(s, r, flags);
 		if (!err)
 			err = runs_clip(&s->want, &again, r->start, r->end);
 		if (err)
@@ -1284,13 +1295,16 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	int64_t t0, t1, t2, t3;
 	int err, urgent, late;
 
+	err = ut_await_calls(t, timeout_ns); /* no part of the pause: all threads run */
+	if (err < 0)
+		return err;
 	if (s->sabotage)
 		sabotage(s, 1);
 	urgent = sched_getscheduler(0) == SCHED_OTHER;
 	t0 = ut_now_ns();
 	if (s->watch)
 		ut_watch_stopping(s->watch);
-	err = ut_tracee_stop(t, timeout_ns);
+	err = ut_tracee_stop_now(t, timeout_ns);
 	if (err < 0) {
 		if (s->watch)
 			ut_watch_resumed(s->watch);
@@ -1300,7 +1314,10 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		set_urgent(1);
 	t1 = ut_now_ns();
 	s->tid = t->threads[ut_tracee_pick(t)].tid;
+	s->give_up_ns = ut_guard_soft_end(t);
+	ut_sabotage("window");
 	err = ut_space_harvest(s, flags, pending, npending);
+	ut_sabotage("harvested");
 	if (s->sabotage)
 		sabotage(s, 0);
 	t2 = ut_now_ns();
@@ -1308,6 +1325,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		err = ut_space_reserve(s, runs_bytes(&s->plan));
 	if (!err)
 		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
+	s->give_up_ns = 0;
 	t3 = ut_now_ns();
 	if (s->watch && !err)
 		ut_watch_threads(s->watch);

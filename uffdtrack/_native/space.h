@@ -40,6 +40,7 @@ typedef struct {
 	size_t buf_cap;
 	struct ut_page_region *vec;
 	uint64_t rearm_ns;
+	int64_t give_up_ns; /* harvest and copy end with -ETIME then; 0: never */
 	/* ring, sync: where to look, instead of everywhere */
 	ut_watch *watch; /* NULL: scan */
 	ut_news news;

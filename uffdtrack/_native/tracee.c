@@ -1,4 +1,5 @@
 #include "compat.h"
+#include "guard.h"
 #include "tracee_parts.h"
 
 #include <cpuid.h>
@@ -7,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,25 +27,38 @@ int64_t ut_now_ns(void)
 
 /* A thread that calls exec ends all others and waits until each end has been collected by its tracer; a PTRACE_SEIZE
  * of any of them waits for that exec. So who seizes several threads can wait for an exec that waits for him. A
- * timer's signal takes us out of the wait: its handler collects, and the kernel repeats the call. */
+ * timer's signal takes us out of the wait: its handler collects, and the kernel repeats the call. That exec may itself
+ * wait, for another machine's file, or in a frozen cgroup; so past the deadline the handler does not return to it. */
 #define NUDGE (SIGRTMAX - 3)
 #define NUDGE_NS 5000000
+#define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
 
-/* Threads that were killed while they were ours. Asked without WNOWAIT, waitid(2) takes the stop of one that lives. */
+static __thread sigjmp_buf past_deadline;
+
+/* 1: a thread that was killed while it was ours has been collected. Asked without WNOWAIT, waitid(2) takes the stop of
+ * one that lives. */
+static int collect(int tid)
+{
+	siginfo_t what = {0};
+
+	if (waitid(P_PID, tid, &what, WEXITED | WNOHANG | WNOWAIT | __WALL))
+		return 0;
+	if (what.si_code != CLD_EXITED && what.si_code != CLD_KILLED && what.si_code != CLD_DUMPED)
+		return 0;
+	return waitpid(tid, NULL, WNOHANG | __WALL) == tid;
+}
+
 static void collect_killed(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->n; i++) {
 		ut_thread *th = &t->threads[i];
-		siginfo_t what = {0};
 
-		if (th->state == UT_THREAD_DEAD || th->tid == t->pid ||
-		    waitid(P_PID, th->tid, &what, WEXITED | WNOHANG | WNOWAIT | __WALL))
-			continue;
-		if (what.si_code != CLD_EXITED && what.si_code != CLD_KILLED && what.si_code != CLD_DUMPED)
-			continue;
-		if (waitpid(th->tid, NULL, WNOHANG | __WALL) == th->tid)
+		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && collect(th->tid))
 			th->state = UT_THREAD_DEAD;
 	}
+	for (size_t i = 0; i < t->nheld; i++)
+		if (t->held[i].tid != t->pid)
+			collect(t->held[i].tid);
 }
 
 static void on_nudge(int number, siginfo_t *info, void *context)
@@ -51,8 +66,11 @@ static void on_nudge(int number, siginfo_t *info, void *context)
 	ut_tracee *t = info->si_value.sival_ptr;
 	int kept = errno;
 
-	if (info->si_code == SI_TIMER && t->seizing)
+	if (info->si_code == SI_TIMER && t->seizing) {
 		collect_killed(t);
+		if (ut_now_ns() > t->seize_end_ns)
+			siglongjmp(past_deadline, 1);
+	}
 	errno = kept;
 }
 
@@ -113,11 +131,14 @@ void ut_tracee_close(ut_tracee *t)
 	if (!t)
 		return;
 	ut_tracee_resume(t);
+	ut_close_calls(t);
+	ut_guard_release(t);
 	syscall(SYS_timer_delete, t->nudge);
 	close(t->pidfd);
 	free(t->threads);
 	free(t->xstate);
 	free(t->waits);
+	free(t->rseq);
 	free(t);
 }
 
@@ -137,8 +158,7 @@ int ut_tracee_pick(const ut_tracee *t)
 	return -ESRCH;
 }
 
-/* 1: no process any more that could be stopped. */
-static int is_dead(int pid, int tid)
+char ut_thread_state(int pid, int tid)
 {
 	char path[64], text[512], *p;
 	int fd, n;
@@ -146,14 +166,22 @@ static int is_dead(int pid, int tid)
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return 1;
+		return 0;
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	if (n <= 0)
-		return 1;
+		return 0;
 	text[n] = 0;
 	p = strrchr(text, ')');
-	return !p || p[2] == 'Z' || p[2] == 'X';
+	return p && p[1] ? p[2] : 0;
+}
+
+/* 1: no process any more that could be stopped. */
+static int is_dead(int pid, int tid)
+{
+	char state = ut_thread_state(pid, tid);
+
+	return !state || state == 'Z' || state == 'X';
 }
 
 int ut_live_thread(int pid)
@@ -203,7 +231,7 @@ int ut_same_memory(int a, int b)
 	return r < 0 ? -errno : r == 0;
 }
 
-static int add_thread(ut_tracee *t, int tid)
+int ut_add_thread(ut_tracee *t, int tid)
 {
 	if (t->n == t->cap) {
 		size_t cap = t->cap ? t->cap * 2 : 16;
@@ -227,7 +255,7 @@ static int took_over(ut_tracee *t)
 	if (at >= 0)
 		t->threads[at].state = UT_THREAD_PENDING;
 	else
-		TRY(add_thread(t, t->pid));
+		TRY(ut_add_thread(t, t->pid));
 	trace(PTRACE_INTERRUPT, t->pid, NULL, NULL);
 	return 0;
 }
@@ -251,6 +279,10 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 	if (status >> 16 == PTRACE_EVENT_STOP) {
 		int err = ut_note_stop(t, th);
 
+		if (WSTOPSIG(status) != SIGTRAP)
+			ut_guard_group_stop(t);
+		if (!err)
+			err = ut_guard_repair(t, th);
 		if (err == -ESRCH)
 			return 0; /* killed meanwhile; its end is reported next */
 		return err ? err : 1;
@@ -260,9 +292,19 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 	return 0;
 }
 
+/* Whether all that have not stopped are runnable: they are given no processor, and will stop when they are. */
+static int are_starved(const ut_tracee *t)
+{
+	for (size_t i = 0; i < t->n; i++)
+		if (t->threads[i].state == UT_THREAD_PENDING && ut_thread_state(t->pid, t->threads[i].tid) != 'R')
+			return 0;
+	return 1;
+}
+
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
-	int64_t spin_until = ut_now_ns() + 400000;
+	int64_t spin_until = ut_now_ns() + 400000, start = t->stopped_ns;
+	int64_t last = start + (deadline - start) * STARVED;
 	struct timespec nap = {0, 50000};
 
 	for (;;) {
@@ -281,7 +323,7 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 		if (!pending)
 			return 0;
 		now = ut_now_ns();
-		if (now >= deadline)
+		if (now >= deadline && (now >= last || now >= ut_guard_soft_end(t) || !are_starved(t)))
 			return -ETIMEDOUT;
 		if (now < spin_until) {
 			sched_yield();
@@ -296,15 +338,30 @@ static int wait_all(ut_tracee *t, int64_t deadline)
  * asked for may have ended, and another one live under its id. */
 static int seize(ut_tracee *t, int tid)
 {
-	int err = -EPERM;
+	volatile int err = -EPERM;
 
-	for (int i = 0; i < 3 && err == -EPERM; i++) {
+	for (volatile int i = 0; i < 3 && err == -EPERM; i++) {
+		if (sigsetjmp(past_deadline, 1)) {
+			t->seizing = 0;
+			/* It may have been ours just then. */
+			return trace(PTRACE_INTERRUPT, tid, NULL, NULL) ? -ETIMEDOUT : 0;
+		}
 		t->seizing = 1;
 		err = trace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
 		t->seizing = 0;
 		if (err && is_dead(t->pid, tid))
 			return -ESRCH;
 	}
+	return err;
+}
+
+int ut_seize(ut_tracee *t, int tid)
+{
+	int err;
+
+	set_nudge(t, NUDGE_NS);
+	err = seize(t, tid);
+	set_nudge(t, 0);
 	return err;
 }
 
@@ -330,7 +387,7 @@ static int seize_new(ut_tracee *t)
 			err = err == -ESRCH ? 0 : err;
 			continue;
 		}
-		err = add_thread(t, tid);
+		err = ut_add_thread(t, tid);
 		if (err)
 			break;
 		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
@@ -366,18 +423,33 @@ static int take_states(ut_tracee *t)
 	return 0;
 }
 
-int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
+void ut_keep_pending(ut_tracee *t)
 {
-	int64_t deadline = ut_now_ns() + timeout_ns;
 	size_t kept = 0;
-	int r;
 
-	/* A thread that an earlier stop still waits for is ours already. */
 	for (size_t i = 0; i < t->n; i++)
 		if (t->threads[i].state == UT_THREAD_PENDING)
 			t->threads[kept++] = t->threads[i];
 	t->n = kept;
-	if (kept) {
+}
+
+int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
+{
+	int r = ut_await_calls(t, timeout_ns);
+
+	return r ? r : ut_tracee_stop_now(t, timeout_ns);
+}
+
+int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
+{
+	int64_t deadline = ut_now_ns() + timeout_ns;
+	int r;
+
+	t->seize_end_ns = deadline;
+	ut_guard_stopping(t);
+	/* A thread that an earlier stop still waits for is ours already. */
+	ut_keep_pending(t);
+	if (t->n) {
 		r = wait_all(t, deadline);
 		if (r) {
 			ut_tracee_resume(t);
@@ -388,6 +460,7 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 		set_nudge(t, NUDGE_NS);
 		r = seize_new(t);
 		set_nudge(t, 0);
+		ut_sabotage("stopping");
 		if (r > 0) {
 			int err = wait_all(t, deadline);
 
@@ -401,6 +474,8 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 		r = -ESRCH;
 	if (r)
 		ut_tracee_resume(t);
+	else
+		ut_guard_stopped(t);
 	return r;
 }
 
@@ -419,6 +494,7 @@ int ut_tracee_resume(ut_tracee *t)
 					    : UT_THREAD_RUNNING;
 		pending += th->state == UT_THREAD_PENDING;
 	}
+	ut_guard_resumed(t, pending);
 	return pending;
 }
 
@@ -433,7 +509,7 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
 		for (size_t i = 0; i < t->n; i++)
 			if (t->threads[i].state == UT_THREAD_PENDING)
 				poll_thread(t, &t->threads[i]);
-		pending = ut_tracee_resume(t);
+		pending = ut_tracee_resume(t) + ut_settle_calls(t);
 		if (!pending || ut_now_ns() >= deadline)
 			return pending;
 		nanosleep(&nap, NULL);

@@ -1,5 +1,5 @@
 /* What the parts of a tracee have in common: tracee.c stops and releases, restart.c mends interrupted system calls,
- * inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by them. */
+ * calls.c waits for those that must not be interrupted, inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by them. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
 #include "tracee.h"
@@ -36,11 +36,43 @@ static inline long trace(int request, int tid, void *addr, void *data)
 	return r < 0 ? -errno : r;
 }
 
+/* The state of a thread, as in its stat in /proc; 0: there is none. */
+char ut_thread_state(int pid, int tid);
 int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
+/* Syscall user dispatch of a thread. */
+void ut_set_dispatch(int tid, const ut_dispatch *d);
+/* rseq.c: the critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
+void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
+/* Let the thread go on at the section's abort address, as the kernel does where it is not kept from it. */
+void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
+/* seccomp.c: a number of /proc/PID/task/TID/status; -ENOENT: no such line, or no such thread. */
+long ut_status_number(int pid, int tid, const char *key);
+/* 0: the thread is under no filter. */
+int ut_seccomp_mode(int pid, int tid);
+/* 1: it is under filters that are known, and that let what attaching injects pass. */
+int ut_seccomp_lets_attach(int pid, int tid, uint64_t uffd_flags);
 /* A thread has stopped: take its registers, and undo what the stop did to the call it was in. */
 int ut_note_stop(ut_tracee *t, ut_thread *th);
+/* inject.c: as ut_inject. */
+int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[6], int64_t *result);
+/* Let the thread that calls are injected into make another one, which makes injected calls only and is not in the
+ * table; to be ended by: */
+int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
+int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
 /* It is not in that call any more. */
 void ut_forget_wait(ut_tracee *t, int tid);
+const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
+/* Calls of that number, on such a descriptor if they have one, begin anew in this process. */
+int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
+/* calls.c: those that are left alone. Let go who has come out, and return how many have not; end that. */
+int ut_settle_calls(ut_tracee *t);
+void ut_close_calls(ut_tracee *t);
+/* tracee.c */
+int ut_seize(ut_tracee *t, int tid);
+/* A thread that is ours, and has been asked to stop. */
+int ut_add_thread(ut_tracee *t, int tid);
+/* What stays in the table between two stops. */
+void ut_keep_pending(ut_tracee *t);
 /* The end of a thread has been collected; that of the first one is the process's status. */
 static inline void note_end(ut_tracee *t, int tid, int status)
 {

@@ -14,11 +14,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
 	RECORDS = 8192,     /* of a thread's ring */
+	FEW_RECORDS = 1024, /* the same, where there are many threads: the kernel's memory for rings is limited */
+	MANY = 32,
+	KEPT_FDS = 64, /* descriptors that are left for all else */
 	RECORD = 16,
 	MOST = 1 << 18,     /* pages; with more of them, a scan is cheaper */
 	MOST_IDLE = 1 << 14, /* entries of a table that is nearly empty */
@@ -108,6 +112,7 @@ static void forget_thread(ut_watch *w, size_t i)
 	drain(w, &w->ev[i]);
 	ut_ring_close(&w->ev[i]);
 	w->n--;
+	w->short_of = 0;
 	memmove(&w->ev[i], &w->ev[i + 1], (w->n - i) * sizeof(*w->ev));
 	memmove(&w->tid[i], &w->tid[i + 1], (w->n - i) * sizeof(*w->tid));
 }
@@ -125,10 +130,33 @@ static int open_event(int tid, int config, uint32_t wake_bytes)
 	return syscall(SYS_perf_event_open, &a, tid, -1, -1, PERF_FLAG_FD_CLOEXEC);
 }
 
+static int has_room(int fd)
+{
+	struct rlimit files;
+
+	return !getrlimit(RLIMIT_NOFILE, &files) && (rlim_t)fd + KEPT_FDS < files.rlim_cur;
+}
+
+static int open_events(ut_events *e, int tid, size_t records, uint32_t wake)
+{
+	e->min = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, wake);
+	if (e->min < 0)
+		return -errno;
+	e->maj = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, wake);
+	if (e->maj < 0)
+		return -errno;
+	return has_room(e->maj) ? ut_ring_map(e, records) : -EMFILE;
+}
+
 static void watch_thread(ut_watch *w, int tid)
 {
 	ut_events e = {.min = -1, .maj = -1, .count = -1, .stat = -1};
-	uint32_t wake = RECORDS * RECORD / 2;
+	size_t records = w->n < MANY ? RECORDS : FEW_RECORDS;
+	uint32_t wake = records * RECORD / 2;
+	int err;
+
+	if (w->short_of)
+		return;
 
 	if (w->n == w->cap) {
 		size_t cap = w->cap ? w->cap * 2 : 16;
@@ -147,11 +175,12 @@ static void watch_thread(ut_watch *w, int tid)
 	/* A limit is met by several threads at once, so each tells of a part of it. */
 	if (w->limit && w->limit * RECORD / 8 < wake)
 		wake = w->limit / 8 ? w->limit / 8 * RECORD : RECORD;
-	e.min = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, wake);
-	e.maj = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, wake);
+	err = open_events(&e, tid, records, wake);
 	/* Where that fails, the audit finds faults without a sample. */
-	if (e.min < 0 || e.maj < 0 || ut_ring_map(&e, RECORDS)) {
+	if (err) {
 		ut_ring_close(&e);
+		if (err != -ESRCH)
+			w->short_of = err;
 		return;
 	}
 	w->ev[w->n] = e;

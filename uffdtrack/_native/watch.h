@@ -41,6 +41,7 @@ typedef struct {
 	int64_t unseen; /* faults without a sample up to the last stop */
 	int32_t lost;   /* some touched pages are not in the table */
 	int32_t broken; /* no memory to note an event: nothing is known */
+	int32_t short_of; /* -errno: there was no room to watch one more thread; 0: all are watched */
 	uint64_t limit; /* 0: none */
 	int32_t told;
 	int32_t sabotage;

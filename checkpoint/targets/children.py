@@ -1,0 +1,67 @@
+"""Processes that the target has started, and that do its work: those of a shell script, a launcher."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from checkpoint.targets.process import stat_fields
+from uffdtrack.errors import TargetGoneError
+
+_WAITS = ("61", "130", "247")
+"""wait4, rt_sigsuspend (a shell's wait), waitid: numbers of x86-64."""
+IDLE = 1.0
+"""Seconds without processor time after which a process with a child is taken to wait for it."""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that any thread of a process has started (proc_tid_children(5)), in order."""
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found.extend(map(int, (task / "children").read_text().split()))
+    except OSError:
+        return []
+    return sorted(found)
+
+
+class Delegation:
+    """Tells once when the process has a child and does nothing itself."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.told = False
+        self._used = -1
+        self._since = 0.0
+
+    def look(self) -> int | None:
+        """The child, at the first look at which it is seen."""
+        if self.told:
+            return None
+        # Not ourselves, where a shell has started us to checkpoint it.
+        found = [child for child in children(self.pid) if child not in (os.getpid(), os.getppid())]
+        if not found or not self._is_idle():
+            return None
+        self.told = True
+        return found[0]
+
+    def _is_idle(self) -> bool:
+        try:
+            fields = stat_fields(self.pid)
+            call = Path(f"/proc/{self.pid}/syscall").read_text().split(None, 1)[0]
+        except (OSError, IndexError, TargetGoneError):
+            return False
+        used, now = int(fields[11]) + int(fields[12]), time.monotonic()
+        if used != self._used:
+            self._used, self._since = used, now
+        return call in _WAITS or now - self._since >= IDLE
+
+
+def describe_child(child: int) -> str:
+    """What it is, for people."""
+    try:
+        name = Path(f"/proc/{child}/comm").read_bytes().rstrip(b"\n").decode(errors="replace")
+    except OSError:
+        name = "which has ended"
+    return f"{child} ({name})"

@@ -1,0 +1,238 @@
+"""Reads what a process has in the kernel beside its memory, out of /proc. The process may run meanwhile.
+
+Nothing here asks a file system that may not answer, or the target itself (FUSE): a rollback reads it while
+the target stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from checkpoint.objects import (
+    Descriptor,
+    Snapshot,
+    parse_aio_ring,
+    parse_descriptor,
+    parse_io,
+    parse_limits,
+    parse_queues,
+    parse_stat,
+    parse_status,
+    parse_timers,
+    same_timer,
+)
+from uffdtrack import Region, file_mode, parse_maps, task_directory
+from uffdtrack.errors import PermissionDeniedError, TargetGoneError
+
+_QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
+_INFO = 1 << 16
+FREE = 0.002
+"""Seconds that reading takes without a thought."""
+SHARE = 20
+"""What takes longer is done so often that it takes this part of the time."""
+
+
+def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Descriptor]:
+    """The open files of a process, by number.
+
+    Args:
+        before: an earlier reading; what cannot change of an object is taken from there.
+
+    Raises:
+        TargetGoneError, PermissionDeniedError: as they say.
+    """
+    known = before.descriptors if before else {}
+    task = task_directory(pid)
+    found: dict[int, Descriptor] = {}
+    try:
+        with _directory(task / "fd") as links, _directory(task / "fdinfo") as infos:
+            for name in os.listdir(links):
+                with contextlib.suppress(OSError, ValueError):
+                    number, target = int(name), os.readlink(name, dir_fd=links)
+                    clock = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                    entry = parse_descriptor(number, target, _read(infos, name), clock)
+                    found[number] = _with_kind(entry, known.get(number), task, links)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGoneError(f"process {pid} has ended") from error
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"not allowed to look into process {pid}: run as root or as its user"
+        ) from error
+    return found
+
+
+def _with_kind(entry: Descriptor, known: Descriptor | None, task: Path, links: int) -> Descriptor:
+    """With the kind of what /proc/PID/fd does not tell from others: sockets, FIFOs, devices, queues."""
+    target = entry.target
+    timer = known.facts.get("timer") if known else None
+    if known and timer and same_timer(timer, entry.facts.get("timer", timer)):
+        return known._replace(flags=entry.flags)  # or each reading would store it again
+    if not target.startswith(("/", "socket:")):
+        return entry
+    file = task / "fd" / str(entry.number)
+    kind = known.facts.get("kind", "") if known and known.target == target else None
+    if kind is None:
+        kind = _protocol(file) if target[0] == "s" else _kind_of_file(entry, links)
+    facts: dict[str, Any] = {"kind": kind}
+    if kind == "queue":
+        text = file.read_text()
+        if not text.startswith("QSIZE:"):
+            return entry
+        facts["bytes"] = int(text.split()[0][6:])
+    return entry._replace(facts={**entry.facts, **facts}) if kind else entry
+
+
+def _protocol(file: Path) -> str:
+    try:
+        return os.getxattr(file, "system.sockprotoname").rstrip(b"\0").decode()
+    except OSError:
+        return "unknown"
+
+
+def _kind_of_file(entry: Descriptor, links: int) -> str:
+    mode, size = file_mode(links, str(entry.number))
+    if stat.S_ISFIFO(mode):
+        return "fifo"
+    if stat.S_ISCHR(mode):
+        return "device"
+    return "queue" if size == _QUEUE_SIZE and re.fullmatch(r"/[^/]+", entry.target) else ""
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Any:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read(directory: int, name: str) -> str:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        parts = [os.read(fd, _INFO)]
+        while len(parts[-1]) == _INFO:
+            parts.append(os.read(fd, _INFO))
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode(errors="replace")
+
+
+def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
+    """What the process has set by system calls, and how much it has read and written.
+
+    What cannot be read on this host, or by us, is left out.
+
+    Args:
+        mappings: what is mapped, or at least aio contexts.
+    """
+    task = task_directory(pid)
+    state: dict[str, Any] = {
+        "time_ns": time.time_ns(),
+        "clock_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    }
+
+    def put(key: str, path: Path, parse: Callable[[str], Any]) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            state[key] = parse(path.read_text(errors="replace"))
+
+    put("status", task / "status", parse_status)
+    put("limits", task / "limits", parse_limits)
+    process = Path(f"/proc/{pid}")
+    put("io", process / "io", parse_io)
+    put("timers", process / "timers", parse_timers)
+    put("oom_score_adj", process / "oom_score_adj", str.strip)
+    put("personality", task / "personality", str.strip)
+    put("cgroup", task / "cgroup", str.strip)
+    put("queues", Path("/proc/sysvipc/msg"), lambda text: parse_queues(text, pid))
+    for key in ("cwd", "root"):
+        with contextlib.suppress(OSError):
+            state[key] = os.readlink(task / key)
+    with contextlib.suppress(OSError):
+        state["namespaces"] = {name: os.readlink(task / "ns" / name) for name in os.listdir(task / "ns")}
+    rings = [region.start for region in mappings if region.name.startswith("/[aio]")]
+    if rings:
+        state["aio"] = _read_aio(task, rings)
+    _read_threads(task.parent, state)
+    return state
+
+
+def _read_aio(task: Path, addresses: list[int]) -> dict[str, list[int]]:
+    rings = {}
+    with contextlib.suppress(OSError), (task / "mem").open("rb", buffering=0) as memory:
+        for address in addresses:
+            with contextlib.suppress(OSError, ValueError):
+                rings[f"{address:#x}"] = parse_aio_ring(os.pread(memory.fileno(), 20, address))
+    return rings
+
+
+def _read_threads(tasks: Path, state: dict[str, Any]) -> None:
+    threads: dict[str, list[Any]] = {}
+    children: list[int] = []
+    complete = True
+    for name in os.listdir(tasks):
+        try:
+            threads[name] = [
+                *parse_stat((tasks / name / "stat").read_text(errors="replace")),
+                sorted(os.sched_getaffinity(int(name))),
+            ]
+            children += map(int, (tasks / name / "children").read_text().split())
+        except FileNotFoundError:
+            complete = False  # it has just ended, or the kernel has no such file (CONFIG_PROC_CHILDREN)
+        except (OSError, ValueError, IndexError):
+            continue
+    state["threads"] = threads
+    if complete:
+        state["children"] = sorted(children)
+
+
+def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = None) -> Snapshot:
+    """All of it; see `read_descriptors` and `read_state`."""
+    return Snapshot(read_descriptors(pid, before), read_state(pid, mappings))
+
+
+def kernel_mappings(pid: int) -> list[Region]:
+    """The mappings that may be of a kernel object or a device; there may be many thousand others."""
+    lines = (task_directory(pid) / "maps").read_text(errors="surrogateescape").split("\n")
+    marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/dmabuf")
+    return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
+
+
+def is_device(pid: int, region: Region) -> bool:
+    """Whether a mapping below /dev is of a device: file systems are mounted there, too."""
+    if region.deleted:
+        return False
+    root = os.open(task_directory(pid) / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mode, _ = file_mode(root, region.name.lstrip("/"))
+    finally:
+        os.close(root)
+    return not mode or stat.S_ISCHR(mode)
+
+
+class Reader:
+    """Snapshots of one process for its epochs, at a bounded cost.
+
+    /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look,
+    about 15 us. Where that is much, an epoch has what the last reading has found, and says when that was.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._last: Snapshot | None = None
+        self._due = 0.0
+
+    def read(self, mappings: Iterable[Region]) -> Snapshot:
+        started = time.monotonic()
+        if self._last is None or started >= self._due:
+            self._last = snapshot(self._pid, mappings, self._last)
+            ended = time.monotonic()
+            self._due = ended + SHARE * max(0.0, ended - started - FREE)
+        return self._last

@@ -1,0 +1,103 @@
+"""Programs that others wrote, under their own load: they notice nothing, and are put back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real import programs
+from tests.real.programs import Program
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Tool = Callable[[str], str]
+EPOCHS = 15
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=programs.ALL, ids=lambda kind: kind.__name__.lower())
+def program(request: pytest.FixtureRequest, root: None, tool: Tool, tmp_path: Path) -> Iterator[Program]:
+    directory = tmp_path / "program"
+    directory.mkdir()
+    started = request.param(directory, tool)
+    yield started
+    started.close()
+
+
+def session(program: Program, directory: Path, engine: str, *options: str) -> subprocess.Popen[str]:
+    tree = ["--children"] if program.tree else []
+    return subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(program.pid), "-o", str(directory),
+         "--engine", engine, "--json", *tree, *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def cores(program: Program, chain: Path) -> list[Path]:
+    """A chain, or those of a tree."""
+    return sorted({path.parent for path in chain.rglob("epoch-*.core")}) if program.tree else [chain]
+
+
+def test_load_and_rollback(
+    program: Program, process_engine: str, tmp_path: Path, uffdtrack: Run, tool: Tool
+) -> None:
+    loaded, quiet = tmp_path / "loaded", tmp_path / "quiet"
+    taking = session(program, loaded, process_engine, "--every", "100ms", "--count", str(EPOCHS))
+    bumps = 0
+    while taking.poll() is None:
+        program.bump()
+        bumps += 1
+    out, err = taking.communicate()
+    assert taking.returncode == 0, err
+    assert len(out.splitlines()) == EPOCHS and bumps > 3, err
+    uffdtrack("verify", loaded)
+
+    before = program.value()
+    taking = session(program, quiet, process_engine, "--every", "50ms", "--count", "2")
+    out, err = taking.communicate()
+    assert taking.returncode == 0, err
+    for _ in range(3):
+        program.bump()
+    changed = program.value()
+    assert not program.stateful or changed > before
+    back = subprocess.run(
+        [sys.executable, "-m", "checkpoint", "rollback", str(program.pid), str(quiet), "--json"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert back.returncode == 0 or (program.ends_threads and "have ended since" in back.stderr), back.stderr
+    now = program.value()
+    if program.stateful:
+        assert now == (before if back.returncode == 0 else changed)
+    for _ in range(3):
+        program.bump()
+    read_by_gdb(program, loaded, tmp_path, uffdtrack, tool)
+
+
+def read_by_gdb(program: Program, chain: Path, tmp_path: Path, uffdtrack: Run, tool: Tool) -> None:
+    for i, directory in enumerate(cores(program, chain)[:3]):
+        core = tmp_path / f"core.{i}"
+        uffdtrack("export", directory, "-o", core)
+        said = subprocess.run(
+            [tool("gdb"), "-nx", "-batch", "-ex", "thread apply all bt 3", "-c", core],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "#0 " in said
+        core.unlink()
+
+
+def test_ffmpeg_encodes_the_same(process_engine: str, tmp_path: Path, tool: Tool, uffdtrack: Run) -> None:
+    """A film's checksum, with and without checkpoints."""
+    command = [
+        tool("ffmpeg"), "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i",
+        "testsrc2=duration=6:size=640x360:rate=25", "-c:v", "mpeg4", "-threads", "2", "-f", "md5", "-",
+    ]  # fmt: skip
+    expected = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = uffdtrack(
+        "run", "-o", tmp_path / "c", "--every", "20ms", "--engine", process_engine, "--", *command
+    )
+    assert expected.startswith("MD5=") and expected.strip() in done.stdout.splitlines()
+    uffdtrack("verify", tmp_path / "c")

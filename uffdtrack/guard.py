@@ -1,0 +1,60 @@
+"""The watchdog: a process that ends whoever stops a target for too long, which frees the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from uffdtrack._sys import check_own, ffi, lib
+from uffdtrack.errors import MaxStopError
+
+MAX_STOP = 5.0
+"""Seconds that a target may stand, unless the user says otherwise."""
+
+
+def start_watchdog(max_stop: float) -> bool:
+    """Watch the stops of this process, and of those that it forks from now on.
+
+    The watchdog is a process of its own, in a session of its own. It ends when they have.
+
+    Args:
+        max_stop: seconds; who stops a target gives up by himself after half of them, and is killed after all.
+
+    Returns:
+        Whether it was started; False: there is one already.
+    """
+    return bool(check_own(lib.ut_guard_start(int(max_stop * 1e9)), "start the watchdog"))
+
+
+def leave_watchdog() -> None:
+    """This process itself stops nothing, and is not waited for by the watchdog."""
+    lib.ut_guard_leave()
+
+
+@contextmanager
+def watchdog(max_stop: float) -> Iterator[None]:
+    """`start_watchdog`, for a while. Where there is one already, that one stays and its bound holds."""
+    started = start_watchdog(max_stop)
+    try:
+        yield
+    finally:
+        if started:
+            lib.ut_guard_forget()
+
+
+def verdict_on(pid: int) -> MaxStopError | None:
+    """Why the watchdog has ended process `pid`; None: it has not."""
+    verdict = ffi.new("ut_guard_verdict *")
+    if not lib.ut_guard_verdict_of(pid, verdict):
+        return None
+    where = {
+        lib.UT_GUARD_LATE: "while a thread that was late in stopping stood",
+        lib.UT_GUARD_STOPPING: "while it was being stopped",
+    }.get(verdict.phase, "while its memory was looked at")
+    if verdict.injecting:
+        where = f"while a system call was made in the name of its thread {verdict.injecting}"
+    return MaxStopError(
+        f"process {verdict.target} stood still for {verdict.stood_ns / 1e9:.1f} s {where}, longer than it "
+        f"may (--max-stop {lib.ut_guard_max_ns() / 1e9:g}s): the watchdog has ended this, and the process "
+        "runs on"
+    )
