@@ -179,6 +179,9 @@ class Session:
                 regions=len(window.regions),
                 compared=window.compared,
                 unreadable=window.unreadable,
+                left_out=sum(bool(r.left_out) for r in window.regions),
+                left_out_bytes=sum(r.size for r in window.regions if r.left_out),
+                warnings=described.pop("warnings", []),
                 skipped=self.skipped,
                 skip_reason=self.skip_reason,
                 time_ns=time.time_ns(),
@@ -222,7 +225,8 @@ class Session:
             "keyed": bool(self.chain.key),
             "row": {**row, "schema": ROW_SCHEMA},
             "regions": [
-                [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name] for r in window.regions
+                [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name, r.kind]
+                for r in window.regions
             ],
             "reset": window.reset.tolist(),
             "threads": [t.tid for t in window.threads if not t.worker],

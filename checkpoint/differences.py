@@ -15,6 +15,8 @@ from typing import Any
 from checkpoint.objects import IO_URING, Descriptor, Snapshot, same_timer
 from uffdtrack import Region
 
+OLD = 0.5
+"""Seconds between a reading and its epoch that are worth a word."""
 SHOWN = 3
 """How many of a long list are named."""
 
@@ -138,8 +140,12 @@ def _torn_mapping(region: Region, is_device: Callable[[Region], bool]) -> tuple[
 # -- named ---------------------------------------------------------------------------------------------
 
 
-def differences(then: Snapshot, now: Snapshot) -> list[str]:
-    """What else is not as it was, one line for each kind."""
+def differences(then: Snapshot, now: Snapshot, taken_ns: int = 0) -> list[str]:
+    """What else is not as it was, one line for each kind.
+
+    Args:
+        taken_ns: when the epoch was taken; `then` may have been read some time before.
+    """
     a, b = then.descriptors, now.descriptors
     both = [(a[n], b[n]) for n in sorted(a.keys() & b.keys())]
     same = [(x, y) for x, y in both if x.target == y.target]
@@ -152,6 +158,9 @@ def differences(then: Snapshot, now: Snapshot) -> list[str]:
     words += _objects(same)
     words += _traffic(same, then, now)
     words += _process(then.state, now.state)
+    age = (taken_ns - then.state.get("time_ns", taken_ns)) / 1e9
+    if words and age > OLD:
+        words.append(f"what it had in the kernel was read {age:.1f} s before that epoch was taken")
     return words
 
 

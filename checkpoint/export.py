@@ -13,6 +13,7 @@ import numpy as np
 
 from checkpoint.chain import Chain, View
 from checkpoint.files import translate
+from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
 from checkpoint.image import (
     NOTE_DIGEST,
     NOTE_META,
@@ -38,7 +39,7 @@ _BATCH = 8192
 
 def kept_notes(epoch: EpochFile) -> bytes:
     """All but those that are of the file itself: threads, and what a VM's vCPUs hold."""
-    own = [(NOTE_NAME, NOTE_DIGEST), (NOTE_NAME, NOTE_META)]
+    own = [(NOTE_NAME, kind) for kind in (NOTE_DIGEST, NOTE_META, NOTE_HEADS)]
     return b"".join(note(n, k, d) for n, k, d in epoch.notes if (n, k) not in own)
 
 
@@ -91,12 +92,9 @@ def _check_place(path: Path, force: bool) -> None:
 
 
 def _write_core(view: View, fd: int) -> int:
-    notes = b"".join(
-        note(n, k, d)
-        for n, k, d in view.epoch.notes
-        if not (n == NOTE_NAME and k in (NOTE_DIGEST, NOTE_META))
-    )
-    pieces = [piece for region in view.epoch.regions for piece in _pieces(view, region)]
+    notes = kept_notes(view.epoch)
+    heads = _heads(view)
+    pieces = [piece for region in view.epoch.regions for piece in _pieces(view, region, heads)]
     phnum = len(pieces) + 1
     phoff = 64
     notes_at = phoff + phnum * PHDR.itemsize + 64
@@ -115,11 +113,19 @@ def _write_core(view: View, fd: int) -> int:
     for header in headers[1:]:
         start, filled, place = (int(header[k]) for k in ("vaddr", "filesz", "offset"))
         _write_pages(view, fd, start, filled, place)
-    _write_file_heads(view, fd, headers)
+    _write_file_heads(view, fd, headers, heads)
     return at
 
 
-def _pieces(view: View, region: Region) -> list[tuple[int, int, int]]:
+def _heads(view: View) -> dict[int, bytes]:
+    """By the start of their mappings."""
+    stored = stored_heads(view.sources)
+    files = view.epoch.meta.get("files", {})
+    found = {region.start: head_of(region, stored, files) for region in view.epoch.regions}
+    return {start: head for start, head in found.items() if head}
+
+
+def _pieces(view: View, region: Region, heads: dict[int, bytes]) -> list[tuple[int, int, int]]:
     """A mapping as segments: start, end, bytes that are in the file."""
     if region.special:
         return []
@@ -128,7 +134,7 @@ def _pieces(view: View, region: Region) -> list[tuple[int, int, int]]:
     # Without contents of its own, memory of a file is the file's.
     hole = 0 if not region.anonymous else HOLE
     if not len(addresses):
-        head = PAGE if _file_head(region) else 0
+        head = PAGE if region.start in heads else 0
         return split(region.start, region.end, head)
     gaps = np.flatnonzero(np.diff(addresses) > PAGE + hole)
     starts = addresses[np.append(0, gaps + 1)].tolist()
@@ -141,7 +147,7 @@ def _pieces(view: View, region: Region) -> list[tuple[int, int, int]]:
     at = region.start
     for start, end in zip(starts, ends, strict=True):
         if at < start:
-            head = PAGE if at == region.start and _file_head(region) else 0
+            head = PAGE if at in heads else 0
             pieces += split(at, start, head)
         pieces.append((start, end, end - start))
         at = end
@@ -160,24 +166,12 @@ def split(start: int, end: int, head: int) -> list[tuple[int, int, int]]:
     return pieces
 
 
-def _file_head(region: Region) -> bytes:
-    """The first page of a mapped ELF file, where it can be read."""
-    if not region.file_backed or region.offset or "r" not in region.permissions:
-        return b""
-    try:
-        with Path(region.name).open("rb") as file:
-            head = file.read(PAGE)
-    except OSError:
-        return b""
-    return head if head.startswith(b"\x7fELF") else b""
-
-
-def _write_file_heads(view: View, fd: int, headers: Any) -> None:
+def _write_file_heads(view: View, fd: int, headers: Any, heads: dict[int, bytes]) -> None:
     stored = set(view.pages.tolist())
     at = {int(h["vaddr"]): int(h["offset"]) for h in headers[1:] if h["filesz"]}
-    for region in view.epoch.regions:
-        if region.start in at and region.start // PAGE not in stored:
-            _pwrite(fd, _file_head(region), at[region.start])
+    for start, head in heads.items():
+        if start in at and start // PAGE not in stored:
+            _pwrite(fd, head, at[start])
 
 
 def _write_pages(view: View, fd: int, start: int, size: int, place: int) -> None:
@@ -245,9 +239,7 @@ def _merge(view: View, key: bytes) -> None:
                 "row": {**old.meta["row"], "base": True, "pages": pages, "bytes": content},
             }
 
-        notes = b"".join(
-            note(n, k, d) for n, k, d in old.notes if not (n == NOTE_NAME and k in (NOTE_DIGEST, NOTE_META))
-        )
+        notes = kept_notes(old) + heads_note(stored_heads(view.sources))
         writer.commit(describe, notes, old.regions, key)
     except (UffdtrackError, OSError, struct.error):
         writer.abort()

@@ -97,32 +97,28 @@ def note(name: bytes, kind: int, data: bytes) -> bytes:
 
 def thread_notes(threads: list[ThreadState], process: dict[str, Any]) -> bytes:
     """NT_PRSTATUS, NT_PRPSINFO (once), NT_FPREGSET and NT_X86_XSTATE, the order the kernel writes."""
-    out = b""
+    out: list[bytes] = []
     family = (process["ppid"], process["pgrp"], process["sid"])
     for i, thread in enumerate(t for t in threads if not t.worker):
         status = _PRSTATUS.pack(0, 0, 0, 0, 0, thread.sigmask, thread.tid, *family, thread.regs, 1)
-        out += note(b"CORE", NT_PRSTATUS, status)
+        out.append(note(b"CORE", NT_PRSTATUS, status))
         if i == 0:
-            out += note(
-                b"CORE",
-                NT_PRPSINFO,
-                _PRPSINFO.pack(
-                    0, ord("R"), 0, 0, 0, process["uid"], process["gid"], process["pid"], *family,
-                    process["comm"].encode(errors="surrogateescape")[:15],
-                    process["cmdline"].encode(errors="surrogateescape")[:79],
-                ),
+            info = _PRPSINFO.pack(
+                0, ord("R"), 0, 0, 0, process["uid"], process["gid"], process["pid"], *family,
+                process["comm"].encode(errors="surrogateescape")[:15],
+                process["cmdline"].encode(errors="surrogateescape")[:79],
             )  # fmt: skip
-        out += note(b"CORE", NT_FPREGSET, thread.xstate[:512])
-        out += note(b"LINUX", NT_X86_XSTATE, thread.xstate)
-    return out
+            out.append(note(b"CORE", NT_PRPSINFO, info))
+        out.append(note(b"CORE", NT_FPREGSET, thread.xstate[:512]))
+        out.append(note(b"LINUX", NT_X86_XSTATE, thread.xstate))
+    return b"".join(out)
 
 
 def file_note(regions: list[Region]) -> bytes:
     """NT_FILE: which file is mapped where."""
     files = [r for r in regions if r.name.startswith("/") and r.inode]
     data = struct.pack("<QQ", len(files), PAGE)
-    for r in files:
-        data += struct.pack("<QQQ", r.start, r.end, r.offset // PAGE)
+    data += b"".join(struct.pack("<QQQ", r.start, r.end, r.offset // PAGE) for r in files)
     data += b"".join(r.name.encode(errors="surrogateescape") + b"\0" for r in files)
     return note(b"CORE", NT_FILE, data)
 

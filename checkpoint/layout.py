@@ -12,7 +12,7 @@ import numpy.typing as npt
 from checkpoint.attributes import Attributes, Flags, Recorded, must_be_made_anew
 from checkpoint.image import EpochFile, Pages
 from checkpoint.targets.process import proc_read
-from uffdtrack import PAGE, Region, Runs, parse_maps
+from uffdtrack import PAGE, Region, Runs, read_maps
 
 _SMAPS_SECONDS = 0.02
 """Reading the attributes takes 25 ms for each GiB and 7 ms for each thousand mappings."""
@@ -141,7 +141,7 @@ class Layout:
         if before and (before._text, before.has) == (self._text, self.has):
             self.regions, self.changes, self.differ = before.regions, before.changes, before.differ
             return
-        self.regions = parse_maps(self._text.decode(errors="surrogateescape"))
+        self.regions = read_maps(pid)
         self.changes = split_changes(self.regions, epoch.regions, self.has, Recorded.of(epoch.meta))
         self.differ = [c for c in self.changes if not c.same]
 

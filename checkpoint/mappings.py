@@ -102,7 +102,7 @@ class Mappings:
         self.warnings: list[str] = []
         self.changed = 0
         self.layout = Layout(pid, view.epoch)
-        self._files = mapped_files(pid, view.epoch.regions)
+        self._files = mapped_files(view.epoch.regions, pid)
         self.warnings += wiped_in_children(view)
         self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
         self._no_new_code = False

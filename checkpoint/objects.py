@@ -99,11 +99,20 @@ def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
 # -- files of /proc ------------------------------------------------------------------------------------
 
 
-def parse_descriptor(number: int, target: str, info: str, clock_ns: int = 0) -> Descriptor:
-    """One descriptor out of its link and its fdinfo (proc_pid_fdinfo(5)), read at `clock_ns`."""
+def parse_descriptor(
+    number: int, target: str, info: str, clock_ns: int = 0, before: Descriptor | None = None
+) -> Descriptor:
+    """One descriptor out of its link and its fdinfo (proc_pid_fdinfo(5)), read at `clock_ns`.
+
+    Args:
+        before: what it was at an earlier reading, which is returned where it still is.
+    """
     words = info.split()
     if len(words) == 8 and target not in _WATCHES:  # position, flags, mount and inode: all that most have
-        return Descriptor(number, target, int(words[1]) if target[0] == "/" else -1, int(words[3], 8))
+        offset, flags = int(words[1]) if target[0] == "/" else -1, int(words[3], 8)
+        if before and before[1:4] == (target, offset, flags) and before.facts.keys() <= {"kind"}:
+            return before
+        return Descriptor(number, target, offset, flags)
     lines = info.splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     offset = int(fields.get("pos", "-1")) if target.startswith("/") else -1

@@ -144,7 +144,8 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
             outcome = work.run(tracee)
         tracee.resume()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
-    outcome.warnings += [f"not rolled back: {text}" for text in found] + differences(then, now)
+    outcome.warnings += [f"not rolled back: {text}" for text in found]
+    outcome.warnings += differences(then, now, view.epoch.meta["row"]["time_ns"])
     return outcome
 
 

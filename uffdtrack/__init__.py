@@ -13,7 +13,7 @@ from uffdtrack.compare import (
 )
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
-from uffdtrack.files import file_mode
+from uffdtrack.files import file_mode, open_files
 from uffdtrack.guard import MAX_STOP, leave_watchdog, start_watchdog, verdict_on, watchdog
 from uffdtrack.keeper import Kept
 from uffdtrack.lists import UffdTracker
@@ -21,7 +21,7 @@ from uffdtrack.maps import Region, parse_maps
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam, Memslot, parse_size
-from uffdtrack.space import PAGE, AddressSpace, Pending, Window, merge_runs, populated
+from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, populated, read_maps
 from uffdtrack.tracee import (
     Injector,
     ThreadState,
@@ -57,6 +57,7 @@ __all__ = [
     "DirtyPages",
     "Features",
     "GuestRam",
+    "Heads",
     "Injector",
     "Kept",
     "Memslot",
@@ -85,12 +86,14 @@ __all__ = [
     "leave_watchdog",
     "log_array",
     "merge_runs",
+    "open_files",
     "open_pidfd",
     "open_tracker",
     "parse_maps",
     "parse_size",
     "populated",
     "probe",
+    "read_maps",
     "read_places",
     "rseq_address",
     "shares_memory",

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 _LINE = re.compile(
-    r"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)",
+    re.DOTALL,
 )
-_MEMORY_FILES = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/dev/hugepages/")
+_MEMORY = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/dev/hugepages", "/anon_hugepage")
+_RINGS = ("anon_inode:", "/[aio]", "socket:[")
+_DEVICES = ("/dev/", "/sys/", "/dmabuf:")
+
+LEFT_OUT = {
+    "device": "a device's memory",
+    "secret": "memory that nobody but the process can read (memfd_secret)",
+    "ring": "shared with an object of the kernel",
+}
+"""Kinds of mappings that have contents of their own which an image does not hold, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
     """One mapping: a line of /proc/PID/maps (proc_pid_maps(5)).
 
-    `start`, `end` and `offset` are in bytes; `device` is "major:minor" in hex as the kernel prints it.
+    `start`, `end` and `offset` are in bytes; `device` is "major:minor" in hex as the kernel prints it. `kind`
+    is what it was found to be by what is behind it; "": not asked, so its name decides.
     """
 
     start: int
@@ -25,6 +37,11 @@ class Region:
     device: str
     inode: int
     name: str
+    kind: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", _kind_by_name(self))
 
     @property
     def size(self) -> int:
@@ -35,49 +52,74 @@ class Region:
         return self.permissions[3] == "s"
 
     @property
-    def deleted(self) -> bool:
-        return self.name.endswith(" (deleted)")
-
-    @property
     def in_memory_file(self) -> bool:
         """Backed by a file that lives in memory only: memfd, /dev/shm, System V, anonymous shared."""
-        return self.name.startswith(_MEMORY_FILES)
+        return self.kind in ("shared-memory", "private-memory")
 
     @property
     def special(self) -> bool:
-        """The kernel's own: vvar, vsyscall, what uprobes execute, aio rings, devices. No contents of ours."""
-        return self.name.startswith(("[vvar", "[vsyscall]", "[uprobes", "anon_inode:", "/[aio]")) or (
-            self.name.startswith("/dev/") and not self.in_memory_file
-        )
+        """The kernel's own (vvar, vsyscall), or left out. An image has no contents of it, ever."""
+        return self.kind == "kernel" or self.kind in LEFT_OUT
 
     @property
     def anonymous(self) -> bool:
         """Private and zero where nothing was written."""
-        return not self.shared and (self.inode == 0 or self.name.startswith("/anon_hugepage"))
+        return self.kind in ("anonymous", "huge")
 
     @property
     def file_backed(self) -> bool:
         """Private, of a file that others can open: the file's content where nothing was written."""
-        return not (self.shared or self.anonymous or self.deleted or self.in_memory_file or self.special)
+        return self.kind == "file"
 
     @property
     def stored(self) -> bool:
         """Whether a checkpoint holds contents of this mapping."""
-        if self.special:
-            return False
-        if self.shared and not self.in_memory_file and not self.deleted:
-            return self.permissions[1] == "w"
-        return True
+        return not self.special and self.kind != "view"
+
+    @property
+    def left_out(self) -> str:
+        """Why its contents are in no image, "" where they are or are in a file."""
+        return LEFT_OUT.get(self.kind, "")
 
 
-def parse_maps(text: str) -> list[Region]:
+def _kind_by_name(region: Region) -> str:
+    """What a mapping is, as far as its line tells. The core's words for it: maps.h."""
+    name = region.name
+    if not region.inode and not region.shared and not name.startswith("/"):
+        if name.startswith("[vdso]"):
+            return "vdso"
+        return "kernel" if name.startswith(("[vvar", "[vsyscall]", "[uprobes")) else "anonymous"
+    if name == "/dev/zero":
+        return "shared" if region.shared else "anonymous"
+    if name.startswith("/anon_hugepage") and not region.shared:
+        return "huge"
+    if name.startswith(_MEMORY):
+        return "shared-memory" if region.shared else "private-memory"
+    if name.startswith(_RINGS):
+        return "ring"
+    if name.startswith("/secretmem"):
+        return "secret"
+    if name.startswith(_DEVICES):
+        return "device"
+    if name.endswith(" (deleted)"):
+        return "shared" if region.shared else "deleted"
+    if region.shared:
+        return "shared" if region.permissions[1] == "w" else "view"
+    return "file"
+
+
+def parse_maps(text: str, kinds: Sequence[str] = ()) -> list[Region]:
     """Parse the whole text of a maps file.
+
+    Args:
+        kinds: of each line, where more is known than its name.
 
     Raises:
         ValueError: a line is not one of /proc/PID/maps.
     """
     regions = []
-    for line in text.splitlines():
+    # Nothing else ends a line: a name may hold any other character.
+    for i, line in enumerate(text.removesuffix("\n").split("\n") if text else ()):
         found = _LINE.fullmatch(line)
         if not found:
             raise ValueError(f"not a line of /proc/PID/maps: {line!r}")
@@ -91,6 +133,7 @@ def parse_maps(text: str) -> list[Region]:
                 f"{major}:{minor}",
                 int(inode),
                 name,
+                kinds[i] if kinds else "",
             )
         )
     return regions

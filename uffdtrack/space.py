@@ -6,6 +6,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,10 @@ PAGE = 4096
 _TASK_SIZE = 1 << 47
 
 
+Heads = dict[tuple[str, int], bytes]
+"""First pages of ELF files, by device as in `Region` and inode."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """What one stop of the target gave.
@@ -42,6 +47,7 @@ class Window:
         compared: mappings followed by comparing contents, since others can write them.
         scanned: the page tables of the whole memory were looked through.
         touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
+        heads: the first page of mapped ELF files that no image has yet.
         stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it.
     """
 
@@ -60,15 +66,17 @@ class Window:
     copy_us: float
     rearm_us: float
     pause_us: float
+    heads: Heads = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Pending:
-    """Ranges that were harvested and are not safe in an image yet."""
+    """What was harvested and is not safe in an image yet."""
 
     pages: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     reset: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     everything: bool = False
+    heads: Heads = field(default_factory=dict)
 
     def add(self, pages: Runs, reset: Runs) -> None:
         self.pages = merge_runs(self.pages, pages)
@@ -77,6 +85,7 @@ class Pending:
     def clear(self) -> None:
         self.pages = self.reset = np.empty((0, 2), np.uint64)
         self.everything = False
+        self.heads = {}
 
 
 def merge_runs(*several: Runs) -> Runs:
@@ -89,6 +98,50 @@ def merge_runs(*several: Runs) -> Runs:
     first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))
     last = np.concatenate((first[1:], [True]))
     return np.stack((runs[first, 0], ends[last]), axis=1)
+
+
+_KINDS = {
+    int(lib.UT_KIND_ANON): "anonymous",
+    int(lib.UT_KIND_HUGE): "huge",
+    int(lib.UT_KIND_FILE): "file",
+    int(lib.UT_KIND_DELETED): "deleted",
+    int(lib.UT_KIND_SHARED): "shared",
+    int(lib.UT_KIND_VDSO): "vdso",
+    int(lib.UT_KIND_KERNEL): "kernel",
+    int(lib.UT_KIND_VIEW): "view",
+    int(lib.UT_KIND_DEVICE): "device",
+    int(lib.UT_KIND_SECRET): "secret",
+    int(lib.UT_KIND_RING): "ring",
+}
+_OF_MEMORY = {"deleted": "private-memory", "shared": "shared-memory"}
+
+
+def region_kind(region: Any) -> str:
+    """The kind of a mapping of the core's, in words."""
+    kind = _KINDS[region.kind]
+    return _OF_MEMORY.get(kind, kind) if region.in_memory else kind
+
+
+def _regions(maps: Any) -> list[Region]:
+    """The mappings that the core has read, with what it found behind them."""
+    kinds = [region_kind(region) for region in maps.regions[0 : maps.n]]
+    text = bytes(ffi.buffer(maps.text, maps.len))
+    return parse_maps(text.decode(errors="surrogateescape"), kinds)
+
+
+def read_maps(pid: int) -> list[Region]:
+    """The mappings of a process, each with what is behind it.
+
+    Raises:
+        TargetGoneError, PermissionDeniedError: as they say.
+    """
+    maps = ffi.new("ut_maps *")
+    try:
+        tid = check(lib.ut_live_thread(pid), "find", pid)
+        check(lib.ut_maps_look(maps, pid, tid), "read the mappings of", pid)
+        return _regions(maps)
+    finally:
+        lib.ut_maps_free(maps)
 
 
 def populated(pagemap: int, start: int, end: int, private_only: bool) -> Runs:
@@ -240,11 +293,11 @@ class AddressSpace:
             reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
         pending.add(plan, reset)
         pending.everything = False
+        pending.heads.update(self._take_heads())
         data, zero, contents = self.split_zero(plan)
-        text = bytes(ffi.buffer(self._c.maps.text, self._c.maps.len))
         unreadable = runs_array(self._c.unreadable)
         return Window(
-            regions=parse_maps(text.decode(errors="surrogateescape")),
+            regions=_regions(self._c.maps),
             threads=tracee.threads,
             data=data,
             zero=zero,
@@ -259,11 +312,12 @@ class AddressSpace:
             copy_us=times.copy_ns / 1e3,
             rearm_us=times.rearm_ns / 1e3,
             pause_us=times.pause_ns / 1e3,
+            heads=dict(pending.heads),
         )
 
     @property
     def short_of(self) -> str:
-        """What "ring" had too little of to follow each thread, or "". Each window is a scan then."""
+        """What there was too little of for "ring" to follow each thread, or "": then all is scanned."""
         if self._c.watch == ffi.NULL or not self._c.watch.short_of:
             return ""
         code = -self._c.watch.short_of
@@ -280,6 +334,15 @@ class AddressSpace:
         if self._c is not None and self._c.watch != ffi.NULL:
             self._c.watch.limited = 0
             self._c.watch.lost |= not self._c.watch.sync
+
+    def _take_heads(self) -> Heads:
+        found = self._c.heads
+        heads = {
+            (f"{head.major:02x}:{head.minor:02x}", int(head.inode)): bytes(ffi.buffer(head.page))
+            for head in found.v[0 : found.n]
+        }
+        found.n = 0
+        return heads
 
     def _touched(self) -> int:
         runs = runs_array(self._c.news.touched)

@@ -243,7 +243,7 @@ def status_field(pid: int, name: str) -> str:
         text = (task_directory(pid) / "status").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
-    for line in text.splitlines():
+    for line in text.split("\n"):
         key, _, value = line.partition(":")
         if key == name:
             return value.strip()

@@ -23,13 +23,13 @@ from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.children import Delegation, describe_child
-from checkpoint.targets.process import ProcessTarget, check_living_target, proc_read, warnings_for
+from checkpoint.targets.process import ProcessTarget, check_living_target, descriptors
 from uffdtrack import (
     choose_for_process,
     leave_watchdog,
     open_pidfd,
-    parse_maps,
     probe,
+    read_maps,
     start_watchdog,
     verdict_on,
 )
@@ -207,7 +207,7 @@ class Progress:
 
 
 def raise_limit() -> None:
-    """Engine ring takes two descriptors for each thread. A command started later would inherit this."""
+    """Engine ring takes two descriptors a thread. A command that is started later would inherit this."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -253,6 +253,8 @@ def run_on(
 
     def emit(row: dict[str, Any]) -> None:
         rows.append(row)
+        for warning in row["warnings"]:
+            say(f"warning: {warning}")
         if as_json:
             report.emit_json(row)
         progress.show(row)
@@ -268,8 +270,8 @@ def run_on(
         pidfd = open_pidfd(pid)
         stack.callback(os.close, pidfd)
         with attach(pid, traits.name, max_dirty) as target:
-            maps = proc_read(pid, "maps").decode(errors="surrogateescape")
-            for warning in warnings_for(pid, parse_maps(maps)):
+            files = [name for _, name in descriptors(pid)]
+            for warning in target.new_warnings(read_maps(pid), files):
                 say(f"warning: {warning}")
             with Watch(target, lifeline) as interrupt, Progress() as progress:
                 session = Session(target, chain, interrupt.seen)

@@ -26,6 +26,7 @@ def region_rows(file: EpochFile) -> list[dict[str, Any]]:
             {
                 "start": r.start, "end": r.end, "permissions": r.permissions, "offset": r.offset,
                 "name": r.name, "pages": int(hi - lo), "stored": r.stored,
+                "kind": r.kind, "left_out": r.left_out,
             }
         )  # fmt: skip
     return rows
@@ -88,3 +89,6 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
         ),
         left=3,
     )  # fmt: skip
+    for r in regions:
+        if r["left_out"]:
+            click.echo(f"left out  {r['start']:x}-{r['end']:x} {r['name']}: {r['left_out']}")

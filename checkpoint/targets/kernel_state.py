@@ -28,11 +28,10 @@ from checkpoint.objects import (
     parse_timers,
     same_timer,
 )
-from uffdtrack import Region, file_mode, parse_maps, task_directory
+from uffdtrack import Region, file_mode, open_files, parse_maps, task_directory
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
-_INFO = 1 << 16
 FREE = 0.002
 """Seconds that reading takes without a thought."""
 SHARE = 20
@@ -52,13 +51,11 @@ def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Desc
     task = task_directory(pid)
     found: dict[int, Descriptor] = {}
     try:
-        with _directory(task / "fd") as links, _directory(task / "fdinfo") as infos:
-            for name in os.listdir(links):
-                with contextlib.suppress(OSError, ValueError):
-                    number, target = int(name), os.readlink(name, dir_fd=links)
-                    clock = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-                    entry = parse_descriptor(number, target, _read(infos, name), clock)
-                    found[number] = _with_kind(entry, known.get(number), task, links)
+        with _directory(task / "fd") as links:
+            for number, clock, target, info in open_files(task, pid):
+                old = known.get(number)
+                entry = parse_descriptor(number, target, info, clock, old)
+                found[number] = entry if entry is old else _with_kind(entry, old, task, links)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"process {pid} has ended") from error
     except PermissionError as error:
@@ -82,7 +79,9 @@ def _with_kind(entry: Descriptor, known: Descriptor | None, task: Path, links: i
         kind = _protocol(file) if target[0] == "s" else _kind_of_file(entry, links)
     facts: dict[str, Any] = {"kind": kind}
     if kind == "queue":
-        text = file.read_text()
+        text = ""
+        with contextlib.suppress(OSError, UnicodeError):
+            text = file.read_text()
         if not text.startswith("QSIZE:"):
             return entry
         facts["bytes"] = int(text.split()[0][6:])
@@ -112,17 +111,6 @@ def _directory(path: Path) -> Any:
         yield fd
     finally:
         os.close(fd)
-
-
-def _read(directory: int, name: str) -> str:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        parts = [os.read(fd, _INFO)]
-        while len(parts[-1]) == _INFO:
-            parts.append(os.read(fd, _INFO))
-    finally:
-        os.close(fd)
-    return b"".join(parts).decode(errors="replace")
 
 
 def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
@@ -200,28 +188,28 @@ def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = Non
 
 def kernel_mappings(pid: int) -> list[Region]:
     """The mappings that may be of a kernel object or a device; there may be many thousand others."""
-    lines = (task_directory(pid) / "maps").read_text(errors="surrogateescape").split("\n")
+    lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
     marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/dmabuf")
     return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
 
 
 def is_device(pid: int, region: Region) -> bool:
     """Whether a mapping below /dev is of a device: file systems are mounted there, too."""
-    if region.deleted:
+    if region.name.endswith(" (deleted)"):
         return False
-    root = os.open(task_directory(pid) / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        mode, _ = file_mode(root, region.name.lstrip("/"))
-    finally:
-        os.close(root)
+        with _directory(task_directory(pid) / "root") as root:
+            mode, _ = file_mode(root, region.name.lstrip("/"))
+    except OSError:
+        return True
     return not mode or stat.S_ISCHR(mode)
 
 
 class Reader:
     """Snapshots of one process for its epochs, at a bounded cost.
 
-    /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look,
-    about 15 us. Where that is much, an epoch has what the last reading has found, and says when that was.
+    /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look
+    of some 10 us. Where that is much, an epoch has what the last reading has found, and says when that was.
     """
 
     def __init__(self, pid: int) -> None:

@@ -7,11 +7,13 @@ import os
 import select
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from checkpoint.attributes import Recorder
+from checkpoint.heads import heads_note, is_file_of
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
@@ -42,6 +44,8 @@ EXEC_SECONDS = 10
 DUMPING = "the kernel writes a core of the process"
 UNSEEN_VISITS = 3
 """Times in a row that we may be forbidden to trace without a tracer to be seen, until we believe it."""
+MANY_MAPPINGS = 0.8
+"""The share of vm.max_map_count from which on a target is told of."""
 EXEC_POLL = 0.02
 """Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
 
@@ -181,7 +185,7 @@ def _vm_flags(pid: int) -> list[str]:
     text = proc_read(pid, "smaps")
     return [
         flag
-        for line in text.splitlines()
+        for line in text.split(b"\n")
         if line.startswith(b"VmFlags:")
         for flag in line[8:].decode().split()
     ]
@@ -207,41 +211,58 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def device_name(device: int) -> str:
-    """A device as /proc/PID/maps has it, but for file systems with subvolumes (btrfs, overlayfs)."""
-    return f"{os.major(device):02x}:{os.minor(device):02x}"
-
-
-def mapped_files(pid: int, regions: list[Region]) -> dict[str, list[int]]:
+def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, list[int]]:
     """Mapped files that can be found by name: device, inode, size and mtime in ns.
 
-    The name is one of our own mounts, or of the target's: a container has files that are not there for us.
+    Args:
+        pid: of the process; with it, also what only it finds by that name (a container).
     """
-    root = task_directory(pid) / "root"
     files: dict[str, list[int]] = {}
-    for region in {r.name: r for r in regions if r.inode and r.name[:1] == "/" and not r.deleted}.values():
-        found = []
-        for path in (region.name, root / region.name[1:]):
-            with contextlib.suppress(OSError):
-                found.append(os.stat(path))
-        if found:
-            s = max(found, key=lambda s: (s.st_ino == region.inode, device_name(s.st_dev) == region.device))
-            files[region.name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
+    roots = ("", f"{task_directory(pid)}/root") if pid else ("",)
+    for region in {r.name: r for r in regions if r.inode and r.name.startswith("/")}.values():
+        for root in roots:
+            try:
+                s = os.stat(root + region.name)
+            except (OSError, ValueError):
+                continue
+            if is_file_of(region, s):
+                files[region.name] = [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns]
+                break
     return files
 
 
-def warnings_for(pid: int, regions: list[Region]) -> list[str]:
-    """What a checkpoint of this process may miss, in words."""
-    warnings = []
-    if any(target == "anon_inode:[io_uring]" for _, target in descriptors(pid)):
-        warnings.append("io_uring is in use: writes into pinned buffers in flight escape every tracker")
-    if any(r.name.startswith("/[aio]") for r in regions):
-        warnings.append("aio is in use: writes into pinned buffers in flight escape every tracker")
+def warnings_for(regions: list[Region], files: Iterable[str]) -> dict[str, str]:
+    """What a checkpoint of a process may miss, in words, each by a name under which it is told once.
+
+    Args:
+        files: what /proc/PID/fd says of its descriptors.
+    """
+    warnings = {}
+    if "anon_inode:[io_uring]" in files:
+        warnings["io_uring"] = "io_uring is in use: writes into pinned buffers in flight escape every tracker"
+    if any(r.kind == "ring" and r.name.startswith("/[aio]") for r in regions):
+        warnings["aio"] = "aio is in use: writes into pinned buffers in flight escape every tracker"
     shared = sum(r.size for r in regions if r.shared and r.stored)
     if shared >= 256 << 20:
-        warnings.append(
+        warnings["shared"] = (
             f"{shared >> 20} MiB of shared mappings are compared at each epoch, since others can write "
             "them: pauses grow with what of them is in use"
+        )
+    left_out: dict[str, list[Region]] = {}
+    for region in regions:
+        if region.left_out:
+            left_out.setdefault(region.name, []).append(region)
+    for name, parts in left_out.items():
+        warnings[f"left out {name}"] = (
+            f"{name}, {sum(r.size for r in parts) >> 10} KiB at {parts[0].start:#x}, is left out of the "
+            f"image: it is {parts[0].left_out}"
+        )
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if len(regions) > MANY_MAPPINGS * most:
+        warnings["mappings"] = (
+            f"the process has {len(regions)} mappings of at most {most}. New memory beside memory that is "
+            "tracked stays a mapping of its own until the next epoch, so it may reach the limit earlier: "
+            "raise it with sysctl vm.max_map_count"
         )
     return warnings
 
@@ -262,6 +283,7 @@ class ProcessTarget:
         self._unseen = 0
         self._frozen = False
         self.identity = identify(pid)
+        self._warned: set[str] = set()
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
         self.attributes = Recorder(pid)
@@ -270,6 +292,13 @@ class ProcessTarget:
         except BaseException:
             self.close()
             raise
+
+    def new_warnings(self, regions: list[Region], files: Iterable[str]) -> list[str]:
+        """Those of `warnings_for` that were not given before."""
+        found = warnings_for(regions, files)
+        new = [text for name, text in found.items() if name not in self._warned]
+        self._warned |= found.keys()
+        return new
 
     def reattach(self) -> None:
         """After exec: the memory is another one, and so may be the kind of program."""
@@ -380,13 +409,17 @@ class ProcessTarget:
         facts = self.facts()
         notes = thread_notes(window.threads, facts)
         notes += note(b"CORE", NT_AUXV, proc_read(self.pid, "auxv")) + file_note(window.regions)
+        notes += heads_note(window.heads)
+        objects = self._objects.read(window.regions)
+        files = [d.target for d in objects.descriptors.values()]
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {
             "process": facts,
-            "objects": self._objects.read(window.regions),
-            "files": mapped_files(self.pid, window.regions),
+            "objects": objects,
+            "files": mapped_files(window.regions, self.pid),
             "heap_end": max(heap, default=0),
             **self.attributes.facts(window.regions),
+            "warnings": self.new_warnings(window.regions, files),
         }
 
     def settle(self, timeout: float) -> bool:
@@ -397,7 +430,7 @@ class ProcessTarget:
         if hasattr(self, "space"):
             self.space.close()
         if self.pidfd >= 0:
-            self.tracee.settle(5)
+            self.tracee.settle(2)
             self.tracee.close()
             os.close(self.pidfd)
             self.pidfd = -1

@@ -212,7 +212,7 @@ def test_exec_gives_a_new_base(kernel: None, tmp_path: Path, uffdtrack: Run) -> 
 
 
 def test_exit_is_a_clean_end(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
-    done = uffdtrack("run", "-o", tmp_path / "c", "--every", "10ms", "--", "sleep", "0.3")
+    done = uffdtrack("run", "-o", tmp_path / "c", "--every", "10ms", "--", "sleep", "2")
     assert "has ended" in done.stderr
     assert len(Chain(tmp_path / "c").verify(b"")) >= 2
 

@@ -60,8 +60,8 @@ KERNEL_STATE = {
 class Target:
     """tests/programs/own_calls.c."""
 
-    def __init__(self, spawn: Spawn, build: Callable[[str], Path], member: str) -> None:
-        self.process = spawn(build("own_calls"), member)
+    def __init__(self, spawn: Spawn, build: Callable[[str], Path], member: str, *more: str) -> None:
+        self.process = spawn(build("own_calls"), member, *more)
         self.pid = self.process.pid
         assert self.process.stdin and self.process.stdout
         self.input, self.output = self.process.stdin, self.process.stdout
@@ -230,10 +230,12 @@ def unprivileged(tool: Callable[[str], str], script: str, *argv: object) -> subp
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.parametrize("files", [(), ("files",)])
 def test_thread_without_a_filter_is_taken(
-    root: None, spawn: Spawn, build: Callable[[str], Path], tool: Callable[[str], str]
+    root: None, spawn: Spawn, build: Callable[[str], Path], tool: Callable[[str], str], files: tuple[str, ...]
 ) -> None:
-    target = Target(spawn, build, "filter")
+    """Even where its descriptors are not the first thread's."""
+    target = Target(spawn, build, "filter", *files)
     done = unprivileged(tool, ATTACH, target.pid)
     assert not done.returncode, done.stderr
     target.works_on()

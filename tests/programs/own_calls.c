@@ -1,6 +1,7 @@
-/* own_calls MEMBER: the first thread sets up something about its own system calls, signals or registers, says "ready" and
- * works on, round by round; each round checks that nothing of it has changed. A second thread answers each byte of the
- * input with the number of rounds. What is noticed ends the program with a word about it. 77: not to be had here. */
+/* own_calls MEMBER [files]: the first thread sets up something about its own system calls, signals or registers, says
+ * "ready" and works on, round by round; each round checks that nothing of it has changed. A second thread answers each
+ * byte of the input with the number of rounds; `files`: it has descriptors of its own, unshare(2). What is noticed ends
+ * the program with a word about it. 77: not to be had here. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <linux/hw_breakpoint.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -51,9 +53,15 @@ static void spin(void)
 		;
 }
 
+static volatile int own_files;
+
 static void *answer(void *unused)
 {
 	char c;
+
+	if (own_files && (unshare(CLONE_FILES) || open("/dev/null", O_RDONLY) < 0 || open("/dev/null", O_RDONLY) < 0))
+		_exit(2);
+	own_files = 0;
 
 	while (read(0, &c, 1) == 1)
 		dprintf(1, "%lu\n", rounds);
@@ -426,7 +434,10 @@ static int compat_call(int number, uint32_t a, uint32_t b, uint32_t c, uint32_t 
 	int r;
 	register uint64_t si __asm__("rsi") = d;
 
-	__asm__ volatile("int $0x80" : "=a"(r) : "0"(number), "b"(a), "c"(b), "d"(c), "r"(si) : "memory", "r8", "r9", "r10", "r11");
+	__asm__ volatile("int $0x80"
+			 : "=a"(r)
+			 : "0"(number), "b"(a), "c"(b), "d"(c), "r"(si)
+			 : "memory", "r8", "r9", "r10", "r11");
 	return r;
 }
 
@@ -610,11 +621,14 @@ int main(int argc, char **argv)
 			m = &members[i];
 	if (!m)
 		return 2;
+	own_files = argc > 2;
 	/* Signals are the first thread's. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &mine);
 	pthread_create(&t, NULL, answer, NULL);
 	pthread_sigmask(SIG_SETMASK, &mine, NULL);
+	while (own_files)
+		sched_yield();
 	r = m->setup();
 	if (r) {
 		dprintf(1, "unsupported\n");

@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 
 from uffdtrack import Region, parse_maps
 from uffdtrack._sys import ffi, lib
+from uffdtrack.space import region_kind
 
-NAMES = st.sampled_from(
-    ["", "[heap]", "[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[anon:glibc: malloc]",
-     "/usr/lib/libc.so.6", "/usr/lib/libc.so.6 (deleted)", "/memfd:x (deleted)", "/dev/shm/a b",
-     "/dev/zero (deleted)", "/dev/nvidia0", "/dev/hugepages/x", "/SYSV00000000 (deleted)",
-     "/anon_hugepage (deleted)", "/[aio]",
-     "anon_inode:i915.gem", "/with\\012newline"]
+KNOWN = st.sampled_from(
+    ["", "[heap]", "[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]",
+     "[anon:glibc: malloc]", "/usr/lib/libc.so.6", "/usr/lib/libc.so.6 (deleted)", "/memfd:x (deleted)",
+     "/dev/shm/a b", "/dev/zero", "/dev/zero (deleted)", "/dev/nvidia0", "/dev/hugepages/x",
+     "/SYSV00000000 (deleted)", "/anon_hugepage (deleted)", "/[aio] (deleted)", "/secretmem (deleted)",
+     "/dmabuf:x", "/sys/devices/resource0", "socket:[12]", "anon_inode:i915.gem", "/with\\012newline"]
 )  # fmt: skip
+BYTES = st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"").decode(errors="surrogateescape"))
+ODD = st.sampled_from(["\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\\", "  ", "\0"])
+NAMES = KNOWN | st.builds("/{}{}{}".format, BYTES, ODD, BYTES)
+"""Names of the kernel's making, and files of any name: a newline alone is escaped."""
 PAGES = st.integers(0, (1 << 35) - 1)
 
 
@@ -39,8 +44,8 @@ def line(r: Region) -> str:
     return f"{r.start:x}-{r.end:x} {r.permissions} {r.offset:08x} {r.device} {r.inode} {' ' * 9}{r.name}\n"
 
 
-def native(text: str) -> list[tuple[Region, int]]:
-    data = text.encode()
+def native(text: str) -> list[Region]:
+    data = text.encode(errors="surrogateescape")
     maps = ffi.new("ut_maps *")
     buffer = ffi.new("char[]", data)
     maps.text, maps.len = buffer, len(data)
@@ -49,44 +54,39 @@ def native(text: str) -> list[tuple[Region, int]]:
     for i in range(maps.n):
         r = maps.regions[i]
         permissions = "".join(c if r.prot & b else "-" for b, c in ((1, "r"), (2, "w"), (4, "x")))
-        name = data[r.name : data.index(b"\n", r.name)].decode()
-        region = Region(
-            r.start, r.end, permissions + "ps"[r.shared], r.offset, f"{r.major:02x}:{r.minor:02x}",
-            r.inode, name,
+        name = data[r.name : data.index(b"\n", r.name)].decode(errors="surrogateescape")
+        out.append(
+            Region(
+                r.start, r.end, permissions + "ps"[r.shared], r.offset, f"{r.major:02x}:{r.minor:02x}",
+                r.inode, name, region_kind(r),
+            )
         )  # fmt: skip
-        out.append((region, r.kind))
     return out
 
 
-def kind(r: Region) -> int:
-    """What Python says of a region, in the core's words."""
-    if r.name == "[vdso]":
-        return int(lib.UT_KIND_VDSO)
-    if not r.stored:
-        return int(lib.UT_KIND_SKIP)
-    if r.shared:
-        return int(lib.UT_KIND_SHARED)
-    if r.name.startswith("/anon_hugepage"):
-        return int(lib.UT_KIND_HUGE)
-    if r.anonymous:
-        return int(lib.UT_KIND_ANON)
-    return int(lib.UT_KIND_FILE if r.file_backed else lib.UT_KIND_DELETED)
+def kinds(regions: list[Region]) -> list[str]:
+    return [r.kind for r in regions]
 
 
 @given(regions())
 def test_both_parsers_agree(wanted: list[Region]) -> None:
     text = "".join(map(line, wanted))
     assert parse_maps(text) == wanted
-    found = native(text)
-    assert [r for r, _ in found] == wanted
-    assert [k for _, k in found] == [kind(r) for r in wanted]
+    assert native(text) == wanted
+    assert kinds(native(text)) == kinds(wanted)
 
 
 def test_our_own_maps() -> None:
     text = Path("/proc/self/maps").read_text()
-    found = native(text)
-    assert [r for r, _ in found] == parse_maps(text)
-    assert {k for _, k in found} >= {lib.UT_KIND_ANON, lib.UT_KIND_FILE, lib.UT_KIND_VDSO}
+    assert native(text) == parse_maps(text)
+    assert kinds(native(text)) == kinds(parse_maps(text))
+    assert set(kinds(native(text))) >= {"anonymous", "file", "vdso"}
+
+
+def test_kinds_that_are_known_win_over_names() -> None:
+    text = line(Region(0x1000, 0x2000, "rw-p", 0, "00:06", 7, "/dev/nvidia0"))
+    assert kinds(parse_maps(text)) == ["device"]
+    assert kinds(parse_maps(text, ["private-memory"])) == ["private-memory"]
 
 
 @pytest.mark.parametrize("text", ["x\n", "1000-2000 rw-p 0 0:0\n", "1000 rw-p 0 0:0 0\n"])

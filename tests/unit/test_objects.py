@@ -170,6 +170,13 @@ def test_long_lists_are_cut() -> None:
     assert "and 47 more have been opened since" in words[0]
 
 
+def test_a_reading_from_before_the_epoch_says_so() -> None:
+    a, b = (Snapshot({}, {"time_ns": 10**9, "cwd": cwd}) for cwd in ("/a", "/b"))
+    assert len(differences(a, b, 10**9)) == 1
+    assert differences(a, b, 3 * 10**9)[1].startswith("what it had in the kernel was read 2.0 s before")
+    assert differences(a, a, 3 * 10**9) == []
+
+
 def test_signal_names() -> None:
     assert signal_names(1 << 9 | 1 << 40) == ["SIGUSR1", "signal 41"]
 

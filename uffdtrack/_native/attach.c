@@ -81,7 +81,10 @@ static int call(ut_tracee *t, int at, uint64_t flags)
 	}
 	if (fd < 0)
 		return fd;
-	own = ut_tracee_getfd(t, t->threads[at].tid, fd);
+	/* It may have a table of its own, unshare(2). */
+	own = fetch_of_thread(t->threads[at].tid, fd);
+	if (own < 0)
+		own = ut_tracee_getfd(t, t->threads[at].tid, fd);
 	if (!ut_inject(t, at, SYS_close, (uint64_t[6]){fd}, &ignored))
 		return own;
 	if (own >= 0)

@@ -7,10 +7,12 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
+    "backing.c",
     "compare.c",
     "calls.c",
     "files.c",
     "guard.c",
+    "heads.c",
     "inject.c",
     "keep.c",
     "lists.c",
@@ -36,6 +38,7 @@ ffi.set_source(
     """
     #include "compare.h"
     #include "compat.h"
+    #include "backing.h"
     #include "files.h"
     #include "keep.h"
     #include "guard.h"

@@ -27,6 +27,7 @@
 #define FIRST_LOOK_NS 250000000ll
 /* For what cannot be made again. */
 #define ONCE_NS 30000000000ll
+#define ON_ITS_WAY_NS 20000000ll
 #define CLOSE_NS 5000000000ll
 
 static int read_task(const ut_tracee *t, int tid, const char *name, char *to, size_t room)
@@ -288,10 +289,16 @@ static int poll_held(ut_tracee *t, ut_held *h)
 	if (h->out)
 		return 1;
 	r = waitpid(h->tid, &status, __WALL | WNOHANG);
-	if (!r)
-		return is_still_in(t, h) ? 0 : 2;
-	if (r < 0)
-		return -ESRCH;
+	if (!r && is_still_in(t, h))
+		return 0;
+	if (!r && h->trap >= 0) {
+		/* On its way to the trap: taken out of there, it would be in the next such call before it can be stopped. */
+		if (!h->left_ns)
+			h->left_ns = ut_now_ns();
+		return ut_now_ns() - h->left_ns < ON_ITS_WAY_NS ? 0 : 2;
+	}
+	if (r <= 0)
+		return r ? -ESRCH : 2;
 	if (!WIFSTOPPED(status)) {
 		note_end(t, h->tid, status);
 		return -ESRCH;

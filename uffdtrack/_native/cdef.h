@@ -12,7 +12,7 @@ typedef struct {
 	uint64_t start, end, offset, inode;
 	uint32_t major, minor;
 	uint8_t prot;
-	uint8_t shared, kind;
+	uint8_t shared, kind, in_memory;
 	uint32_t name;
 	...;
 } ut_region;
@@ -25,6 +25,8 @@ typedef struct {
 } ut_maps;
 int ut_maps_read(ut_maps *m, int pid, int tid);
 int ut_maps_parse(ut_maps *m);
+int ut_maps_look(ut_maps *m, int pid, int tid);
+void ut_maps_free(ut_maps *m);
 
 typedef struct {
 	int32_t tid;
@@ -109,11 +111,25 @@ int ut_tracee_overdue(const ut_tracee *t);
 #define UT_KIND_FILE ...
 #define UT_KIND_SHARED ...
 #define UT_KIND_VDSO ...
-#define UT_KIND_SKIP ...
+#define UT_KIND_KERNEL ...
+#define UT_KIND_VIEW ...
+#define UT_KIND_DEVICE ...
+#define UT_KIND_SECRET ...
+#define UT_KIND_RING ...
 #define UT_KIND_DELETED ...
 #define UT_KIND_HUGE ...
 #define UT_WATCH_BREAK_AUDIT ...
 #define UT_WATCH_BREAK_EVENTS ...
+typedef struct {
+	uint64_t inode;
+	uint32_t major, minor;
+	uint8_t page[4096];
+} ut_head;
+typedef struct {
+	ut_head *v;
+	size_t n;
+	...;
+} ut_heads;
 typedef struct {
 	int32_t sync, full;
 	int32_t limited;
@@ -130,6 +146,7 @@ typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
 	int32_t compared, sabotage;
 	ut_maps maps;
+	ut_heads heads;
 	ut_runs plan, gone, fresh, unreadable;
 	uint8_t *buf;
 	ut_watch *watch;
@@ -187,7 +204,15 @@ struct uffdio_api {
 #define UT_PAGEMAP_SCAN ...
 int ut_uffd_api(int fd, uint64_t features);
 
+typedef struct {
+	char *v;
+	size_t n;
+	...;
+} ut_text;
+
+void ut_text_free(ut_text *t);
 int ut_file_mode(int directory, const char *name, uint64_t *size);
+int ut_descriptors(int task, ut_text *out);
 
 int ut_probe_uffd(int user_mode_only, uint64_t *features);
 int ut_probe_wp_async(int user_mode_only);

@@ -42,6 +42,12 @@ struct ut_pm_scan_arg {
 
 #define UT_PAGEMAP_SCAN _IOWR('f', 16, struct ut_pm_scan_arg)
 
+/* Entries of /proc/PID/pagemap. */
+#define UT_ENTRY_PRESENT (1ull << 63)
+#define UT_ENTRY_SWAPPED (1ull << 62)
+#define UT_ENTRY_FILE (1ull << 61)  /* of a file, or shared memory */
+#define UT_ENTRY_ALONE (1ull << 56) /* mapped here and nowhere else */
+
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
@@ -65,6 +71,15 @@ struct uffdio_continue {
 #define UFFDIO_CONTINUE_MODE_DONTWAKE ((__u64)1 << 0)
 #define UFFDIO_CONTINUE _IOWR(UFFDIO, 0x07, struct uffdio_continue)
 #endif
+
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+#ifndef SYS_memfd_secret
+#define SYS_memfd_secret 447
+#endif
+#define UT_RESOLVE_IN_ROOT 0x10 /* openat2(2) */
+#define UT_RESOLVE_CACHED 0x20  /* Linux 5.12 */
 
 #define UT_TASK_SIZE (1ul << 47)
 #define UT_PAGE 4096ul

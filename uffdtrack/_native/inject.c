@@ -242,6 +242,7 @@ int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], in
 
 	if (err || *result != -EMFILE || raise_limit(t, th->tid, &kept))
 		return err;
+	ut_sabotage("limited");
 	err = ut_inject_into(t, th, nr, args, result);
 	prlimit(t->pid, RLIMIT_NOFILE, &kept, NULL); /* lowering is allowed to whom raising was */
 	ut_guard_limit(t, NULL);
@@ -274,6 +275,7 @@ int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made)
 		err = trace(PTRACE_GETREGS, made->tid, NULL, regs_of(made));
 	if (!err)
 		made->state = UT_THREAD_STOPPED;
+	ut_sabotage("born");
 	return err;
 }
 

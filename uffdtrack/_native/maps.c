@@ -45,35 +45,95 @@ static int ends(const char *s, const char *end, const char *suffix)
 	return (size_t)(end - s) >= n && !memcmp(end - n, suffix, n);
 }
 
-static int in_memory(const char *s, const char *e)
+/* Where nothing else is known. */
+static int backing_by_name(const char *s, const char *e)
 {
-	return starts(s, e, "/memfd:") || starts(s, e, "/dev/shm/") || starts(s, e, "/dev/zero") ||
-	       starts(s, e, "/SYSV") || starts(s, e, "/dev/hugepages/");
+	if (starts(s, e, "/memfd:") || starts(s, e, "/dev/shm/") || starts(s, e, "/SYSV"))
+		return UT_BACKING_MEMORY;
+	if (starts(s, e, "/dev/zero"))
+		return e - s == 9 ? UT_BACKING_ZERO : UT_BACKING_MEMORY;
+	if (starts(s, e, "/dev/hugepages") || starts(s, e, "/anon_hugepage"))
+		return UT_BACKING_HUGETLB;
+	if (starts(s, e, "anon_inode:") || starts(s, e, "/[aio]") || starts(s, e, "socket:["))
+		return UT_BACKING_KERNEL;
+	if (starts(s, e, "/secretmem"))
+		return UT_BACKING_SECRET;
+	if (starts(s, e, "/dev/") || starts(s, e, "/sys/") || starts(s, e, "/dmabuf:"))
+		return UT_BACKING_DEVICE;
+	return UT_BACKING_PLAIN;
 }
 
-static int kind_of(const ut_region *r, const char *s, const char *e)
+static int kind_without_file(const char *s, const char *e)
 {
-	int memory = r->in_memory;
-
 	if (starts(s, e, "[vdso]"))
 		return UT_KIND_VDSO;
-	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "[uprobes") ||
-	    starts(s, e, "anon_inode:") || starts(s, e, "/[aio]"))
-		return UT_KIND_SKIP;
-	if (r->shared) {
-		if (memory || ends(s, e, " (deleted)"))
-			return UT_KIND_SHARED;
-		if (starts(s, e, "/dev/"))
-			return UT_KIND_SKIP;
-		return r->prot & 2 ? UT_KIND_SHARED : UT_KIND_SKIP;
+	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "[uprobes"))
+		return UT_KIND_KERNEL;
+	return UT_KIND_ANON;
+}
+
+static int kind_of(const ut_region *r, int backing, const char *s, const char *e)
+{
+	switch (backing) {
+	case UT_BACKING_DEVICE:
+		return UT_KIND_DEVICE;
+	case UT_BACKING_SECRET:
+		return UT_KIND_SECRET;
+	case UT_BACKING_KERNEL:
+		return UT_KIND_RING;
+	case UT_BACKING_ZERO:
+		return r->shared ? UT_KIND_SHARED : UT_KIND_ANON;
+	case UT_BACKING_HUGETLB:
+		if (!r->shared && starts(s, e, "/anon_hugepage"))
+			return UT_KIND_HUGE;
 	}
-	if (starts(s, e, "/anon_hugepage"))
-		return UT_KIND_HUGE;
-	if (!r->inode)
-		return UT_KIND_ANON;
-	if (starts(s, e, "/dev/") && !memory)
-		return UT_KIND_SKIP;
-	return memory || ends(s, e, " (deleted)") ? UT_KIND_DELETED : UT_KIND_FILE;
+	if (r->in_memory || r->deleted)
+		return r->shared ? UT_KIND_SHARED : UT_KIND_DELETED;
+	if (r->shared)
+		return r->prot & 2 ? UT_KIND_SHARED : UT_KIND_VIEW;
+	return UT_KIND_FILE;
+}
+
+static void name_of(const ut_maps *m, const ut_region *r, const char **s, const char **e)
+{
+	*s = m->text + r->name;
+	*e = memchr(*s, '\n', m->text + m->len - *s);
+}
+
+int ut_maps_names_deleted(const ut_maps *m, const ut_region *r)
+{
+	const char *s, *e;
+
+	name_of(m, r, &s, &e);
+	return ends(s, e, " (deleted)");
+}
+
+int ut_maps_names_kernel(const ut_maps *m, const ut_region *r)
+{
+	const char *s, *e;
+	int backing;
+
+	name_of(m, r, &s, &e);
+	backing = backing_by_name(s, e);
+	return backing == UT_BACKING_KERNEL || backing == UT_BACKING_SECRET || backing == UT_BACKING_DEVICE;
+}
+
+void ut_maps_decide(const ut_maps *m, ut_region *r)
+{
+	const char *s, *e;
+	int backing = r->backing;
+
+	name_of(m, r, &s, &e);
+	if (!r->inode && !r->shared && !starts(s, e, "/")) {
+		r->kind = kind_without_file(s, e);
+		return;
+	}
+	if (backing == UT_BACKING_UNKNOWN)
+		backing = backing_by_name(s, e);
+	if (backing == UT_BACKING_TMPFS)
+		backing = starts(s, e, "/dev/") ? UT_BACKING_MEMORY : UT_BACKING_PLAIN;
+	r->in_memory = backing == UT_BACKING_MEMORY || backing == UT_BACKING_HUGETLB;
+	r->kind = kind_of(r, backing, s, e);
 }
 
 static int parse_line(ut_maps *m, const char *p, const char *end, ut_region *r)
@@ -99,8 +159,8 @@ static int parse_line(ut_maps *m, const char *p, const char *end, ut_region *r)
 	while (p < end && *p == ' ')
 		p++;
 	r->name = p - m->text;
-	r->in_memory = in_memory(p, end);
-	r->kind = kind_of(r, p, end);
+	r->deleted = r->named_deleted = ends(p, end, " (deleted)");
+	ut_maps_decide(m, r);
 	return r->start < r->end ? 0 : -EINVAL;
 }
 

@@ -9,9 +9,30 @@ enum {
 	UT_KIND_FILE = 1,    /* private, the file's content where nothing was written */
 	UT_KIND_SHARED = 2,  /* others can write it without our page tables */
 	UT_KIND_VDSO = 3,
-	UT_KIND_SKIP = 4,    /* vvar, devices, a file's read-only shared mapping */
 	UT_KIND_HUGE = 6,    /* private, zero, of hugetlb pages */
-	UT_KIND_DELETED = 5, /* private, of a file that nobody can open any more */
+	UT_KIND_DELETED = 5, /* private, of a file that nobody can open any more, or that lives in memory */
+	/* From here on nothing of it is stored. */
+	UT_KIND_SKIP = 16,
+	UT_KIND_KERNEL = 16, /* vvar, vsyscall, uprobes: the kernel's own, in every process */
+	UT_KIND_VIEW = 17,   /* a file's read-only shared mapping: the file has it */
+	/* And from here on its contents are nowhere else: it is left out. */
+	UT_KIND_LEFT_OUT = 32,
+	UT_KIND_DEVICE = 32, /* a device's memory: to read it may change what the device does */
+	UT_KIND_SECRET = 33, /* memfd_secret(2): nobody but the process can read it */
+	UT_KIND_RING = 34,   /* shared with an object of the kernel: io_uring, aio, perf, a socket, a KVM vCPU */
+};
+
+/* What is behind a mapping of a file: backing.c. */
+enum {
+	UT_BACKING_UNKNOWN = 0, /* its name has to do */
+	UT_BACKING_PLAIN,
+	UT_BACKING_TMPFS,   /* a mount that can be seen; what is below /dev counts as MEMORY */
+	UT_BACKING_MEMORY,  /* memfd, System V, anonymous shared */
+	UT_BACKING_HUGETLB,
+	UT_BACKING_ZERO,    /* /dev/zero, which mapped private is anonymous memory */
+	UT_BACKING_DEVICE,
+	UT_BACKING_SECRET,
+	UT_BACKING_KERNEL,  /* an anonymous inode, a socket */
 };
 
 typedef struct {
@@ -19,7 +40,10 @@ typedef struct {
 	uint32_t major, minor;
 	uint8_t prot; /* 1 read, 2 write, 4 execute */
 	uint8_t shared, kind;
-	uint8_t in_memory; /* of a file that lives in memory: memfd, /dev/shm, System V, /dev/zero */
+	uint8_t in_memory; /* of a file that lives in memory: memfd, /dev/shm, System V, hugetlbfs */
+	uint8_t backing, deleted, named_deleted;
+	uint8_t head;  /* how often its first page was asked for: heads.c */
+	uint8_t sure;  /* backing and deleted hold for as long as it is mapped */
 	uint32_t name; /* offset of the name in the text */
 } ut_region;
 
@@ -31,7 +55,12 @@ typedef struct {
 } ut_maps;
 
 int ut_maps_read(ut_maps *m, int pid, int tid);
-/* Parse m->text; m->regions is the result. -EINVAL: not the text of a maps file. */
+/* Parse m->text; m->regions is the result, kinds by name alone. -EINVAL: not the text of a maps file. */
 int ut_maps_parse(ut_maps *m);
+/* The kind of a mapping, out of its backing. */
+void ut_maps_decide(const ut_maps *m, ut_region *r);
+/* Whether its name ends as that of a deleted file does; whether it is one that the kernel gives its own objects. */
+int ut_maps_names_deleted(const ut_maps *m, const ut_region *r);
+int ut_maps_names_kernel(const ut_maps *m, const ut_region *r);
 void ut_maps_free(ut_maps *m);
 #endif

@@ -32,7 +32,10 @@
 /* The target has stood for as long as it may, and is to be let go. */
 static int is_overdue(const ut_space *s)
 {
-	return s->give_up_ns && ut_now_ns() >= s->give_up_ns ? -ETIME : 0;
+	if (!s->give_up_ns)
+		return 0;
+	ut_sabotage("look");
+	return ut_now_ns() >= s->give_up_ns ? -ETIME : 0;
 }
 
 static uint64_t min64(uint64_t a, uint64_t b)
@@ -793,11 +796,12 @@ static int found_in_file(ut_space *s, const ut_region *r)
 	/* hugetlbfs says of holes that they are data, and reading them takes pages from the pool. */
 	if (fstatfs(fd, &fs) || fs.f_type == HUGETLBFS_MAGIC)
 		at = end;
-	while (!err && at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
-		off_t hole = lseek(fd, at, SEEK_HOLE);
-		uint64_t first = at & ~(UT_PAGE - 1), last = (hole + UT_PAGE - 1) & ~(UT_PAGE - 1);
+	while (!err && at < end) {
+		off_t data = lseek(fd, at, SEEK_DATA), hole = lseek(fd, data < 0 ? at : data, SEEK_HOLE);
+		uint64_t first = data & ~(UT_PAGE - 1), last = (hole + UT_PAGE - 1) & ~(UT_PAGE - 1);
 
-		if (hole < 0)
+		/* Some files answer the same for ever, or any number: /dev/zero says 0. */
+		if (data < at || data >= end || hole <= data)
 			break;
 		err = runs_push(&s->found, r->start + (first - r->offset),
 				r->start + (min64(last, end) - r->offset));
@@ -1172,11 +1176,15 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	if (!err)
 		err = ut_maps_read(&s->maps, s->pid, s->tid);
 	if (!err)
+		err = ut_backing_find(&s->maps, &s->before, &s->filesystems, s->pid, s->tid,
+				      (flags & UT_RUNNING ? 0 : UT_BACKING_SURE) |
+					      (flags & UT_FULL ? UT_BACKING_ANEW : 0));
+	if (!err)
 		err = unmapped(s);
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
 		const ut_region *r = &s->maps.regions[i];
 
-		if (r->kind == UT_KIND_SKIP)
+		if (r->kind >= UT_KIND_SKIP)
 			continue;
 		s->want.n = 0;
 		err = is_overdue(s);
@@ -1192,6 +1200,8 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	}
 	if (!err)
 		err = void_what_is_new(s);
+	if (!err && !(flags & UT_RUNNING))
+		err = ut_heads_take(&s->heads, &s->maps, s->pagemap, s->mem);
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (memory_is_gone(s))
 		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
@@ -1250,6 +1260,8 @@ void ut_space_close(ut_space *s)
 	ut_news_free(&s->news);
 	ut_maps_free(&s->maps);
 	ut_maps_free(&s->before);
+	ut_filesystems_free(&s->filesystems);
+	ut_heads_free(&s->heads);
 	free(s->digests);
 	free(s->vec);
 	if (s->buf)

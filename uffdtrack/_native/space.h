@@ -1,6 +1,8 @@
 /* The memory of one process: what is tracked, what was written, copies of it. */
 #ifndef UT_SPACE_H
 #define UT_SPACE_H
+#include "backing.h"
+#include "heads.h"
 #include "maps.h"
 #include "runs.h"
 #include "tracee.h"
@@ -25,6 +27,8 @@ typedef struct {
 	int32_t compared;  /* mappings whose contents are compared instead */
 	int32_t sabotage;
 	ut_maps maps, before;
+	ut_filesystems filesystems;
+	ut_heads heads;
 	ut_runs plan;      /* to copy */
 	ut_runs gone;      /* back to what the mapping is without writes: zero, or the file */
 	ut_runs fresh;     /* new mappings: nothing older holds there */

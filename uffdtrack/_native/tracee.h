@@ -67,6 +67,7 @@ typedef struct {
 	int64_t nr;     /* the call, or as below */
 	uint64_t pc;    /* where the call returns to, or 0 */
 	int64_t until_ns;
+	int64_t left_ns; /* it was seen to be out of it */
 } ut_held;
 
 enum {

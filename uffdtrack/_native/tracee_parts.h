@@ -1,5 +1,6 @@
 /* What the parts of a tracee have in common: tracee.c stops and releases, restart.c mends interrupted system calls,
- * calls.c waits for those that must not be interrupted, inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by them. */
+ * calls.c waits for those that must not be interrupted, inject.c runs system calls in a thread's name, attach.c makes a
+ * userfaultfd by them. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
 #include "tracee.h"

@@ -1,0 +1,171 @@
+"""Targets in a frozen cgroup, of v1 or of v2: refused, or skipped until the thaw, and never left broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint.chain import Chain
+from tests.conftest import missing, usable
+from tests.kernel.test_notices_nothing import Run, Spawn, ask, wait_for
+from uffdtrack import frozen_cgroup, status_field
+
+Build = Callable[[str], Path]
+
+HIERARCHIES = {
+    "v1": (("/sys/fs/cgroup/freezer",), "freezer.state", "FROZEN", "THAWED"),
+    "v2": (("/sys/fs/cgroup", "/sys/fs/cgroup/unified"), "cgroup.freeze", "1", "0"),
+}
+"""The freezers: where they are mounted, and how a cgroup is frozen and thawed (cgroups(7))."""
+
+
+class Cgroup:
+    """A cgroup of its own for the test."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        roots, self._file, self._frozen, self._thawed = HIERARCHIES[version]
+        if version == "v2":
+            roots = tuple(r for r in roots if (Path(r) / "cgroup.controllers").exists())
+        if not roots or not Path(roots[0]).exists():
+            pytest.skip(f"no cgroup {version} here")
+        self.path = Path(roots[0]) / f"uffdtrack-test-{os.getpid()}"
+
+    def add(self, pid: int) -> None:
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def freeze(self, pid: int) -> None:
+        (self.path / self._file).write_text(self._frozen)
+        wait_for(lambda: frozen_cgroup(pid) == f"/{self.path.name}", "it is frozen")
+        if self.version == "v2":
+            events = self.path / "cgroup.events"
+            wait_for(lambda: "frozen 1" in events.read_text(), "all its threads are")
+
+    def thaw(self) -> None:
+        (self.path / self._file).write_text(self._thawed)
+
+
+@pytest.fixture(params=list(HIERARCHIES))
+def cgroup(request: pytest.FixtureRequest, root: None) -> Iterator[Cgroup]:
+    group = Cgroup(request.param)
+    try:
+        group.path.mkdir()
+    except OSError as error:
+        missing(f"a cgroup of one's own: {error}")
+    yield group
+    group.thaw()
+    wait_for(lambda: not (group.path / "cgroup.procs").read_text(), "all its processes have ended")
+    group.path.rmdir()
+
+
+@pytest.fixture
+def target(cgroup: Cgroup, spawn: Spawn, build: Build) -> Iterator[subprocess.Popen[bytes]]:
+    process = spawn(build("steady"))
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    cgroup.add(process.pid)
+    yield process
+    cgroup.thaw()
+    process.kill()
+    process.wait()
+
+
+def start(argv: list[Any], **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "checkpoint", *[str(a) for a in argv]]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def lives(process: subprocess.Popen[bytes], before: dict[str, int]) -> None:
+    """All its threads go on, and nobody traces it."""
+    deadline = time.monotonic() + 30
+    while not all(ask(process)[kind] > count for kind, count in before.items()):
+        assert time.monotonic() < deadline
+    assert status_field(process.pid, "TracerPid") == "0"
+
+
+def test_frozen_process_is_refused(
+    cgroup: Cgroup, target: subprocess.Popen[bytes], tmp_path: Path, uffdtrack: Run
+) -> None:
+    """Before anything of it is touched; after the thaw it is one like any other."""
+    argv = ("checkpoint", target.pid, "-o", tmp_path / "c", "--every", "5ms", "--count", "3")
+    before = ask(target)
+    cgroup.freeze(target.pid)
+    assert f"frozen, with its cgroup /{cgroup.path.name}" in uffdtrack(*argv, code=5).stderr
+    assert status_field(target.pid, "TracerPid") == "0"
+    cgroup.thaw()
+    uffdtrack(*argv)
+    cgroup.freeze(target.pid)
+    assert "frozen" in uffdtrack("rollback", target.pid, tmp_path / "c", code=5).stderr
+    cgroup.thaw()
+    lives(target, before)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["scan", pytest.param("ring", marks=pytest.mark.slow), pytest.param("sync", marks=pytest.mark.slow)],
+)
+def test_freeze_in_a_session(
+    cgroup: Cgroup, target: subprocess.Popen[bytes], tmp_path: Path, engine: str
+) -> None:
+    """Threads that v1 has frozen do not stop: epochs are skipped. Those of v2 do. The session goes on."""
+    before = ask(target)
+    argv = ["checkpoint", target.pid, "-o", tmp_path / "c", "--every", "20ms", "--json"]
+    session = start([*argv, "--engine", usable(engine)])
+    assert session.stdout and session.stderr
+    rows = [json.loads(session.stdout.readline()) for _ in range(3)]
+    cgroup.freeze(target.pid)
+    if cgroup.version == "v1":
+        assert f"the cgroup /{cgroup.path.name} of the process is frozen" in session.stderr.readline()
+    cgroup.thaw()
+    after = time.time_ns()
+    while rows[-1]["time_ns"] < after:
+        rows.append(json.loads(session.stdout.readline()))
+    assert all(row["pause_us"] < 5e6 for row in rows)
+    session.send_signal(signal.SIGINT)
+    _, err = session.communicate(timeout=30)
+    assert session.returncode == 0 and "runs on, untracked" in err
+    assert len(Chain(tmp_path / "c").verify(b"")) >= len(rows)
+    lives(target, before)
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_a_session_ends_while_it_is_frozen(
+    cgroup: Cgroup, target: subprocess.Popen[bytes], tmp_path: Path, number: int
+) -> None:
+    before = ask(target)
+    session = start(["checkpoint", target.pid, "-o", tmp_path / "c", "--every", "20ms", "--json"])
+    assert session.stdout and session.stdout.readline()
+    cgroup.freeze(target.pid)
+    session.send_signal(number)
+    _, err = session.communicate(timeout=30)
+    assert session.returncode == 0, err
+    assert status_field(target.pid, "TracerPid") == "0"
+    cgroup.thaw()
+    lives(target, before)
+
+
+def test_freeze_inside_of_an_injected_call(
+    cgroup: Cgroup, target: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """The thread has registers of ours, and cannot stop before the thaw: the watchdog waits for that."""
+    before = ask(target)
+    argv = ["checkpoint", target.pid, "-o", tmp_path / "c", "--max-stop", "500ms"]
+    session = start(argv, UFFDTRACK_SABOTAGE="stop:inject")
+    wait_for(lambda: status_field(target.pid, "TracerPid") != "0", "it is being attached to")
+    cgroup.freeze(target.pid)
+    _, err = session.communicate(timeout=60)
+    assert session.returncode == 5 and "the watchdog has ended this" in err, err
+    cgroup.thaw()
+    lives(target, before)
+    names = [os.readlink(f"/proc/{target.pid}/fd/{n}") for n in os.listdir(f"/proc/{target.pid}/fd")]
+    assert "anon_inode:[userfaultfd]" not in names

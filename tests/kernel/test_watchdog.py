@@ -1,0 +1,227 @@
+"""Whatever bug we have, a target stands for a bounded time, and works after: faults on purpose, see
+`ut_sabotage` in guard.c."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.targets.process import ProcessTarget
+from tests.kernel.test_notices_nothing import Run, Spawn, ask, start_notices, state_of, wait_for
+from uffdtrack import Pending, Window, verdict_on
+from uffdtrack.errors import MaxStopError
+
+Build = Callable[[str], Path]
+
+KINDS = {
+    "spin": "a loop that does not end",
+    "sleep": "a wait that does not end",
+    "stop": "SIGSTOP: a debugger's, a shell's, a frozen container's",
+}
+"""How we hang."""
+
+POINTS = {
+    "stopping": "attach: some threads stand, and what that did to their calls is not mended yet",
+    "attach": "attach: all stand",
+    "inject": "attach: a thread is on its way into a call of ours",
+    "injected": "attach: it comes out of it, and has a userfaultfd of ours",
+    "window": "an epoch: all stand",
+    "harvested": "an epoch: what was written is found, and not copied",
+}
+"""Where."""
+
+QUICK = {
+    ("stopping", "stop"),
+    ("inject", "stop"),
+    ("injected", "spin"),
+    ("window", "spin"),
+    ("attach", "sleep"),
+}
+
+
+def hangs() -> list[Any]:
+    return [
+        pytest.param(point, kind, marks=[] if (point, kind) in QUICK else pytest.mark.slow)
+        for point in POINTS
+        for kind in KINDS
+    ]
+
+
+def goes_on(process: subprocess.Popen[bytes], before: dict[str, int]) -> None:
+    """Every kind of call of the target's goes on; it ends itself at the first thing that it notices."""
+    deadline = time.monotonic() + 30
+    while not all(ask(process)[kind] > count for kind, count in before.items()):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(("point", "kind"), hangs())
+def test_we_hang(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run, point: str, kind: str
+) -> None:
+    process = start_notices(spawn, build)
+    before, state = ask(process), state_of(process.pid)
+    done = uffdtrack(
+        "checkpoint", process.pid, "-o", tmp_path / "c", "--every", "10ms", "--count", "3",
+        "--max-stop", "500ms",
+        env={**os.environ, "UFFDTRACK_SABOTAGE": f"{kind}:{point}"}, code=5,
+    )  # fmt: skip
+    assert f"process {process.pid} stood still for" in done.stderr
+    assert "--max-stop 0.5s" in done.stderr and "the process runs on" in done.stderr
+    goes_on(process, before)
+    assert state_of(process.pid) == state
+
+
+def test_without_sabotage_nobody_is_ended(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
+) -> None:
+    """The negative control: the same session, and its watchdog is gone with it."""
+    process = start_notices(spawn, build)
+    argv = ("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "100ms", "--duration", "1s")
+    uffdtrack(*argv, "--max-stop", "500ms")
+    assert len(Chain(tmp_path / "c").verify(b"")) > 1
+
+
+def watchdogs(pid: int) -> list[int]:
+    """Those among the children of a process."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(p) for p in text.split() if Path(f"/proc/{p}/comm").read_text() == "uffdtrack-guard\n"]
+
+
+def test_the_watchdog_outlives_a_kill_of_the_command(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path
+) -> None:
+    """Its process group and session are others; it holds no pipe of ours open, and ends with the worker."""
+    process = start_notices(spawn, build)
+    before = ask(process)
+    session = subprocess.Popen(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
+         "--max-stop", "2s"],
+        stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "UFFDTRACK_SABOTAGE": "stop:window"},
+    )  # fmt: skip
+    wait_for(lambda: bool(watchdogs(session.pid)), "there is a watchdog")
+    guard = watchdogs(session.pid)[0]
+    assert os.getpgid(guard) == guard and os.getsid(guard) == guard
+    wait_for(lambda: bool(list(tmp_path.glob("c/.epoch*"))), "the base is being written")
+    os.killpg(session.pid, signal.SIGINT)  # is blocked by who hangs, and noted only
+    session.kill()  # the worker is there still, and hangs
+    assert session.wait() == -signal.SIGKILL
+    assert session.stderr and session.stderr.read() is not None
+    session.stderr.close()
+    wait_for(lambda: not os.path.exists(f"/proc/{guard}"), "the watchdog has ended")
+    goes_on(process, before)
+
+
+ROLLED = """
+import mmap, sys
+memory = bytearray(b'a') * (8 << 20)
+kept = []
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "change\\n":
+        memory[:] = b'b' * len(memory)
+        kept.append(mmap.mmap(-1, 1 << 20))
+    print(len(memory) == memory.count(memory[0]) and chr(memory[0]), flush=True)
+"""
+
+
+def tell(process: subprocess.Popen[bytes], order: str) -> str:
+    assert process.stdin and process.stdout
+    process.stdin.write(order.encode() + b"\n")
+    process.stdin.flush()
+    return process.stdout.readline().decode().strip()
+
+
+@pytest.fixture
+def rolled(
+    kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """A process that has changed since its epoch 1."""
+    process = spawn(sys.executable, "-c", ROLLED)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    assert tell(process, "look") == "a"
+    uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "10ms", "--count", "2")
+    assert tell(process, "change") == "b"
+    return process, tmp_path / "c"
+
+
+def test_slow_rollback_is_taken_back(rolled: tuple[subprocess.Popen[bytes], Path], uffdtrack: Run) -> None:
+    """Past half of the time, while the other half is there for the way back."""
+    process, chain = rolled
+    done = uffdtrack(
+        "rollback", process.pid, f"{chain}@1", "--max-stop", "4s", code=5,
+        env={**os.environ, "UFFDTRACK_SABOTAGE": "slow:clock"},
+    )  # fmt: skip
+    assert "--max-stop 4s" in done.stderr and "the process is as it was" in done.stderr
+    assert tell(process, "look") == "b"
+    uffdtrack("rollback", process.pid, f"{chain}@1", "--max-stop", "60s")
+    assert tell(process, "look") == "a"
+
+
+@pytest.mark.parametrize("order", ["spin:clock", pytest.param("stop:inject", marks=pytest.mark.slow)])
+def test_rollback_that_hangs(
+    rolled: tuple[subprocess.Popen[bytes], Path], uffdtrack: Run, order: str
+) -> None:
+    """It is ended, and says that memory may be of two times; the registers are the target's own."""
+    process, chain = rolled
+    done = uffdtrack(
+        "rollback", process.pid, f"{chain}@1", "--max-stop", "4s", code=5,
+        env={**os.environ, "UFFDTRACK_SABOTAGE": order},
+    )  # fmt: skip
+    assert "the watchdog has ended this" in done.stderr and "may be partly that of the epoch" in done.stderr
+    assert tell(process, "look") == "b"
+    uffdtrack("rollback", process.pid, f"{chain}@1", "--max-stop", "60s")
+    assert tell(process, "look") == "a"
+
+
+def test_window_that_takes_too_long(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
+) -> None:
+    process = start_notices(spawn, build)
+    before = ask(process)
+    done = uffdtrack(
+        "checkpoint", process.pid, "-o", tmp_path / "c", "--max-stop", "1s", code=5,
+        env={**os.environ, "UFFDTRACK_SABOTAGE": "slow:look"},
+    )  # fmt: skip
+    assert "--max-stop 1s" in done.stderr and "runs on" in done.stderr
+    goes_on(process, before)
+
+
+def test_too_much_for_a_stop_is_copied_while_the_target_runs(
+    rolled: tuple[subprocess.Popen[bytes], Path], tmp_path: Path
+) -> None:
+    """Nothing of it is lost: the next epoch is a base."""
+    process, _ = rolled
+    rows: list[dict[str, Any]] = []
+    said: list[str] = []
+    with ProcessTarget(process.pid) as target, ChainWriter(tmp_path / "d", b"", False) as chain:
+        session = Session(target, chain)
+        window = target.window
+
+        def too_long_once(pending: Pending) -> Window:
+            if len(rows) == 2 and not said:
+                pending.everything = True
+                tell(process, "change")
+                raise MaxStopError("too much")
+            return window(pending)
+
+        target.window = too_long_once  # type: ignore[method-assign]
+        run_session(session, Plan(0.01, 5, None), lambda s: False, rows.append, said.append)
+    assert [row["base"] for row in rows] == [True, False, True, False, False]
+    assert len(said) == 1 and "too much" in said[0]
+    assert len(Chain(tmp_path / "d").verify(b"")) == 5
+
+
+def test_verdicts(kernel: None) -> None:
+    """Of a process that was not ended there is none."""
+    assert verdict_on(os.getpid()) is None
