@@ -31,6 +31,7 @@ from uffdtrack.errors import ImageError, RollbackRefusedError, TargetError, Uffd
 
 _MADVISE, _MADV_DONTNEED_LOCKED = 28, 24
 _CHUNK = 4096  # pages written at a time
+_COMPARED = 1 << 16  # compared at a time: a tenth of a second
 
 Contents = npt.NDArray[np.uint8]
 """Pages one behind the other, shape (n, 4096)."""
@@ -287,10 +288,14 @@ class Memory:
 
     def _differing(self, pages: Pages, places: Places) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Which pages do not hold what they held, and which of all can be read."""
-        try:
-            flags = compare_pages(self.memory, pages, places)
-        except UffdtrackError as error:
-            raise ImageError(f"the epoch cannot be read: {error}") from error
+        flags = np.zeros(len(pages), np.uint8)
+        for i in range(0, len(pages), _COMPARED):
+            self.check_time()
+            part = slice(i, i + _COMPARED)
+            try:
+                flags[part] = compare_pages(self.memory, pages[part], places[part])
+            except UffdtrackError as error:
+                raise ImageError(f"the epoch cannot be read: {error}") from error
         return (flags & DIFFERS) != 0, (flags & UNREADABLE) == 0
 
     def _compare(self, plan: Plan, where: Stretches, wanted: Pages, places: Places) -> None:

@@ -101,7 +101,7 @@ class Mappings:
         self.view = view
         self.warnings: list[str] = []
         self.changed = 0
-        self.layout = Layout(pid, view.epoch)
+        self.layout = self._found = Layout(pid, view.epoch)
         self._files = mapped_files(view.epoch.regions, pid)
         self.warnings += wiped_in_children(view)
         self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
@@ -118,7 +118,7 @@ class Mappings:
         """
         self.tracee = tracee
         self.memory = memory
-        self.layout = Layout(self.pid, self.view.epoch, self.layout)
+        self.layout = self._found = Layout(self.pid, self.view.epoch, self.layout)
 
     # -- checks: nothing is changed --------------------------------------------------------------
 
@@ -167,14 +167,18 @@ class Mappings:
                 self._no_new_code = bool(injector.call(_PRCTL, arguments, "ask for PR_GET_MDWE"))
         except TargetError:
             return  # this kernel does not know it
-        for change in code if self._no_new_code else []:
+        if self._no_new_code:
+            self._make_code_anew()
+            self.layout.changes = [*self.layout.changes]
+
+    def _make_code_anew(self) -> None:
+        for change in self.layout.differ:
             if (
                 change.now
                 and change.then
                 and ("x" in change.now.permissions) != ("x" in change.then.permissions)
             ):
                 change.kept = False
-        self.layout.changes = [*self.layout.changes]
 
     def _descriptor_of(self, region: Region) -> int | None:
         """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
@@ -200,6 +204,7 @@ class Mappings:
         """
         self.changed = 0
         self._undo, self._last, self._names = [], [], []
+        self.layout = self._found
         shrinks = self._move_break(injector)
         for change in self.layout.differ:
             now, then = change.now, change.then
@@ -220,6 +225,12 @@ class Mappings:
                     self._last.append((_MUNMAP, [change.start, change.size], f"unmap {change.start:#x}"))
             else:
                 self._protect(injector, change, now, then)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        differ = self.layout.differ or self.view.epoch.meta["heap_end"] != heap_end(self.layout.regions)
+        return bool(differ or self._undo or self._last)
 
     @property
     def begun(self) -> bool:
@@ -273,6 +284,8 @@ class Mappings:
             self._undo.append((_BRK, [now], "shrink the heap"))
             self.changed += 1
             self.layout = Layout(self.pid, self.view.epoch, self.layout)
+            if self._no_new_code:
+                self._make_code_anew()
         if page_end(then) >= page_end(now):
             return 0, 0
         lost = page_end(then), page_end(now)

@@ -216,8 +216,9 @@ class _Rollback:
         except Exception as error:
             raise self._taken_back(written, error) from error
         self.memory.check_time = lambda: None  # from here on there is no way back
-        with self.tracee.injector() as injector:
-            self.mappings.commit(injector)
+        if self.mappings.needed:
+            with self.tracee.injector() as injector:
+                self.mappings.commit(injector)
         try:
             self._settle(plan)
             self.tracee.put_processor_numbers()
@@ -231,6 +232,8 @@ class _Rollback:
     def _map(self) -> Plan:
         """Put the mappings back; returns what is to be done about contents then."""
         plan = self.memory.plan(self.kept)
+        if not self.mappings.needed:
+            return plan
         with self.tracee.injector() as injector:
             self.mappings.make(injector)
         plan.add(self.memory.plan(self.made))

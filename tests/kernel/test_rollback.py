@@ -110,6 +110,22 @@ def test_mappings_threads_and_contents(rollee: Rollee, tmp_path: Path, uffdtrack
     assert rollee.ask("c") == "42"
 
 
+def test_heap_that_was_larger_and_a_thread_born_since(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
+    """The mappings are put back twice, the second time for good."""
+    assert rollee.ask("g") == "1"
+    threads, maps = rollee.threads(), rollee.maps()
+    take(uffdtrack, rollee.pid, tmp_path / "c")
+    assert rollee.ask("k") == "1" and covers(rollee.maps()) != covers(maps)
+    assert rollee.threads() == threads + 1
+    uffdtrack("rollback", rollee.pid, tmp_path / "c")
+    assert rollee.ask("s 2") == "2"
+    assert rollee.threads() == threads and covers(rollee.maps()) == covers(maps)
+    end = next(r.end for r in rollee.maps() if r.name == "[heap]")
+    with open(f"/proc/{rollee.pid}/mem", "rb") as memory:
+        memory.seek(end - 5 * PAGE)
+        assert memory.read(5 * PAGE) == bytes([3]) * 5 * PAGE
+
+
 def covers(regions: list[Region]) -> list[tuple[int, int, str, str]]:
     """Mappings without the cuts between neighbours that are alike."""
     out: list[tuple[int, int, str, str]] = []
