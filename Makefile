@@ -41,6 +41,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
 	$(BIN)/python -m benchmarks.lists -o out/bench
 	$(BIN)/python -m benchmarks.migration -o out/bench
+	$(BIN)/python -m benchmarks.rollback -o out/bench
 	$(BIN)/uffdtrack bench ab -o out/bench
 
 .venv/ready: pyproject.toml setup.py $(SOURCES)

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.breakpoints import Programs, uprobes
 from checkpoint.chain import View
-from checkpoint.image import Pages, expand
-from checkpoint.mappings import Change, same_object, split_changes
-from uffdtrack import PAGE, Injector, Runs, populated, read_maps
-from uffdtrack.errors import RollbackRefusedError, TargetError
+from checkpoint.image import ZERO, Pages, expand
+from checkpoint.layout import Stretches, intersect, subtract
+from uffdtrack import (
+    DIFFERS,
+    PAGE,
+    UNREADABLE,
+    Injector,
+    Places,
+    Runs,
+    compare_pages,
+    existing,
+    merge_runs,
+    read_places,
+    write_pages,
+)
+from uffdtrack.errors import ImageError, RollbackRefusedError, TargetError, UffdtrackError
 
 _MADVISE, _MADV_DONTNEED_LOCKED = 28, 24
-_CHUNK = 4096  # pages compared at a time
+_CHUNK = 4096  # pages written at a time
+_COMPARED = 1 << 16  # compared at a time: a tenth of a second
 
 Contents = npt.NDArray[np.uint8]
 """Pages one behind the other, shape (n, 4096)."""
@@ -37,18 +52,85 @@ class Plan:
 
     Attributes:
         write: pages that hold something else.
+        exact: pages that are given these contents, which are not quite those of the image.
         drop: pages that hold something where the mapping itself gave the contents then; `anonymous`:
             that was zeros.
         skipped: pages that cannot be written through their mapping.
     """
 
     write: list[tuple[Pages, Contents]] = field(default_factory=list)
+    exact: list[tuple[Pages, Contents, Contents]] = field(default_factory=list)
     drop: list[tuple[Pages, Contents, bool]] = field(default_factory=list)
     skipped: list[tuple[str, Pages]] = field(default_factory=list)
 
     @property
     def pages(self) -> int:
-        return sum(len(pages) for pages, _ in self.write)
+        return sum(len(pages) for pages, *_ in (*self.write, *self.exact))
+
+    def add(self, other: Plan) -> None:
+        self.write += other.write
+        self.exact += other.exact
+        self.drop += other.drop
+        self.skipped += other.skipped
+
+
+class Image:
+    """The contents of a view, out of files that are opened once, before the target is stopped.
+
+    Raises:
+        InvalidInputError, ImageError: a file cannot be opened.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.pages = view.pages
+        self.runs = to_runs(view.pages)
+        # One descriptor for each epoch that has a page, in a process that does nothing else.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        used = np.unique(view.files[view.offsets != ZERO])
+        fds = np.full(len(view.sources), -1, np.int64)
+        self._files = [view.sources[index].open() for index in used.tolist()]
+        fds[used] = [file.fileno() for file in self._files]
+        self._within: tuple[Stretches, Pages, Places] | None = None
+        zero = view.offsets == ZERO
+        self._places: Places = np.stack(
+            (np.where(zero, -1, fds[view.files]), np.where(zero, 0, view.offsets)), axis=1
+        )
+
+    def within(self, where: Stretches) -> tuple[Pages, Places]:
+        """The pages in some stretches, and where their contents are. What is asked again costs nothing."""
+        if self._within is None or self._within[0] is not where:
+            rows = where.rows(self.pages)
+            # What the kernel may drop at any time (MAP_DROPPABLE) is dropped now: random-number generators
+            # keep their state there, and would give the same numbers again.
+            chosen = (rows >= 0) & ~np.append(where.droppable, False)[rows]
+            self._within = where, self.pages[chosen], self._places[chosen]
+        return self._within[1:]
+
+    def has(self, pages: Pages) -> npt.NDArray[np.bool_]:
+        """Which pages the view holds."""
+        at = np.searchsorted(self.pages, pages)
+        held: npt.NDArray[np.bool_] = at < len(self.pages)
+        held[held] = self.pages[at[held]] == pages[held]
+        return held
+
+    def places(self, pages: Pages) -> Places:
+        """Where the contents are; pages that the view does not hold are zeros."""
+        out = np.full((len(pages), 2), -1, np.int64)
+        held = self.has(pages)
+        out[held] = self._places[np.searchsorted(self.pages, pages[held])]
+        return out
+
+    def read(self, pages: Pages) -> Contents:
+        """Raises: ImageError: a file cannot be read."""
+        try:
+            return read_places(self.places(pages))
+        except UffdtrackError as error:
+            raise ImageError(f"the epoch cannot be read: {error}") from error
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
 
 class Memory:
@@ -58,48 +140,93 @@ class Memory:
         warnings: what is not as it was, in words.
     """
 
-    def __init__(self, pid: int, view: View, task: str, memory: int) -> None:
+    def __init__(
+        self, pid: int, image: Image, programs: Programs, epoch: int, task: str, memory: int
+    ) -> None:
         """Args:
+        programs: the files of its code.
         task: /proc/PID/task/TID of a thread that lives.
         memory: its `mem`, open for reading and writing.
         """
         self.pid = pid
-        self.view = view
+        self.image = image
+        self.programs = programs
+        self.epoch = epoch
         self.task = task
         self.memory = memory
         self.warnings: list[str] = []
         self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
-    def plan(self) -> Plan:
-        """Compare what is mapped now and was mapped then.
+    def plan(self, where: Stretches) -> Plan:
+        """Compare what is mapped now, and was mapped then.
 
         Raises:
             RollbackRefusedError: a page has to get contents and cannot.
         """
         plan = Plan()
-        epoch = self.view.epoch
-        with open(f"{self.task}/pagemap", "rb") as pagemap:
-            for change in split_changes(read_maps(self.pid), epoch.regions):
-                now, then = change.now, change.then
-                if not then or not now or not same_object(now, then) or not then.stored:
-                    continue
-                exist = expand(populated(pagemap.fileno(), change.start, change.end,
-                                           private_only=then.file_backed))  # fmt: skip
-                lo, hi = np.searchsorted(self.view.pages, [change.start // PAGE, change.end // PAGE])
-                stored = self.view.pages[lo:hi]
-                self._compare(plan, change, stored)
-                extra = exist[~np.isin(exist, stored, assume_unique=True)]
-                if not len(extra):
-                    continue
-                if then.file_backed or then.anonymous:
-                    held, readable = self._read(extra)
-                    # Guard pages are in the page tables and hold nothing.
-                    plan.drop.append((extra[readable], held[readable], then.anonymous))
-                elif then.in_memory_file:
-                    self._compare(plan, change, extra)
-                else:
-                    self._warn(f"pages of {then.name} that were not in use at the epoch are left as they are")
+        if not len(where):
+            return plan
+        extra = self._extra(where)
+        rows = where.rows(extra)
+        in_file = where.in_memory_file[rows]
+        self._compare(plan, where, *self.image.within(where))
+        if in_file.any():
+            self._compare(plan, where, extra[in_file], self.image.places(extra[in_file]))
+        for anonymous in (False, True):
+            given = (where.anonymous if anonymous else where.file_backed)[rows] & ~in_file
+            held, readable = self._read(extra[given])
+            # Guard pages are in the page tables and hold nothing.
+            if readable.any():
+                plan.drop.append((extra[given][readable], held[readable], anonymous))
+        left = ~(in_file | where.anonymous[rows] | where.file_backed[rows])
+        for row in np.unique(rows[left]).tolist():
+            name = where.changes[row].then.name
+            self._warn(f"pages of {name} that were not in use at the epoch are left as they are")
+        self._keep_breakpoints(plan, where)
         return plan
+
+    def _keep_breakpoints(self, plan: Plan, where: Stretches) -> None:
+        """What uprobes have put into code is the kernel's, which knows where it has: it is left as it is."""
+        found = Plan()
+        for pages, held in plan.write:
+            code = where.code[where.rows(pages)]
+            plain, exact = self._by_uprobes(pages[code], held[code], None, where)
+            keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
+            found.write.append((pages[np.sort(keep)], held[np.sort(keep)]))
+            found.exact.append(exact)
+        for pages, held, anonymous in plan.drop:
+            code = where.code[where.rows(pages)]
+            files = self.programs.read(pages[code], where)
+            plain, exact = self._by_uprobes(pages[code], held[code], files, where)
+            keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
+            found.drop.append((pages[np.sort(keep)], held[np.sort(keep)], anonymous))
+            found.exact.append(exact)
+        plan.write = [part for part in found.write if len(part[0])]
+        plan.drop = [part for part in found.drop if len(part[0])]
+        plan.exact = [part for part in found.exact if len(part[0])]
+
+    def _by_uprobes(
+        self, pages: Pages, now: Contents, then: Contents | None, where: Stretches
+    ) -> tuple[npt.NDArray[np.bool_], tuple[Pages, Contents, Contents]]:
+        """Which pages of code are to be what they were, and those that are to be something between."""
+        files = self.programs.read(pages, where) if then is None else then
+        then = self.image.read(pages) if then is None else then
+        wanted = np.where(uprobes(now, then, files), now, then)
+        plain: npt.NDArray[np.bool_] = (wanted == then).all(axis=1)
+        between = ~plain & (wanted != now).any(axis=1)
+        return plain, (pages[between], now[between], wanted[between])
+
+    def _extra(self, where: Stretches) -> Pages:
+        """Pages that exist and are not in the image; of private file mappings, those of their own."""
+        with open(f"{self.task}/pagemap", "rb") as pagemap:
+            lo, hi = int(where.starts[0]) * PAGE, int(where.ends[-1]) * PAGE
+            found, own = existing(pagemap.fileno(), lo, hi)
+        runs = merge_runs(
+            intersect(subtract(found, self.image.runs), where.runs(~where.file_backed)),
+            intersect(subtract(own, self.image.runs), where.runs(where.file_backed)),
+            intersect(found, where.runs(where.droppable)),
+        )
+        return expand(runs)
 
     def write(self, plan: Plan) -> None:
         """Raises: TargetError, ImageError: it has failed in the middle; `restore` takes it back."""
@@ -107,7 +234,9 @@ class Memory:
             for i in range(0, len(pages), _CHUNK):
                 self.check_time()
                 part = pages[i : i + _CHUNK]
-                self._write(part, self._then(part))
+                self._write(part, self.image.read(part))
+        for pages, _, contents in plan.exact:
+            self._write(pages, contents)
 
     def drop(self, plan: Plan, injector: Injector) -> None:
         """Raises: TargetError: as of `write`."""
@@ -127,7 +256,7 @@ class Memory:
     def restore(self, plan: Plan) -> bool:
         """Give the pages of a plan what they held when it was made; returns whether all of them do."""
         whole = True
-        for pages, held in (*plan.write, *((pages, held) for pages, held, _ in plan.drop)):
+        for pages, held in (*plan.write, *((pages, held) for pages, held, _ in (*plan.exact, *plan.drop))):
             differs = (self._read(pages)[0] != held).any(axis=1)
             try:
                 self._write(pages[differs], held[differs])
@@ -135,51 +264,62 @@ class Memory:
                 whole = False
         return whole
 
-    def settle(self) -> None:
-        """Where threads of the target have run system calls since, the kernel may have left a word
-        (rseq(2), set_tid_address(2)).
+    def settle(self, plan: Plan, where: Stretches, touched: Pages) -> None:
+        """Put right what may have been written since the plan was made.
+
+        Args:
+            touched: pages in which the kernel has written for threads that have run (rseq(2)).
 
         Raises: TargetError, ImageError: the word could not be put right.
         """
-        plan = self.plan()
-        self.write(plan)
+        again = Plan()
+        rows = where.rows(touched)
+        touched = touched[(rows >= 0) & ~np.append(where.droppable, False)[rows] & self.image.has(touched)]
+        self._compare(again, where, touched, self.image.places(touched))
+        self.write(again)
         for name, pages in plan.skipped:
             # Another mapping of the same memory may have been written.
-            if (self._read(pages)[0] != self._then(pages)).any():
+            if self._differing(pages, self.image.places(pages))[0].any():
                 self._warn(f"{name} is shared and read-only here: its contents are left as they are")
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def _then(self, pages: Pages) -> Contents:
-        """What pages held at the epoch; those that it does not have held zeros."""
-        out = np.zeros((len(pages), PAGE), np.uint8)
-        known = np.isin(pages, self.view.pages, assume_unique=True)
-        out[known] = self.view.read(pages[known])
-        return out
-
-    def _compare(self, plan: Plan, change: Change, wanted: Pages) -> None:
-        now = change.now
-        assert now is not None
-        for i in range(0, len(wanted), _CHUNK):
+    def _differing(self, pages: Pages, places: Places) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which pages do not hold what they held, and which of all can be read."""
+        flags = np.zeros(len(pages), np.uint8)
+        for i in range(0, len(pages), _COMPARED):
             self.check_time()
-            part = wanted[i : i + _CHUNK]
-            held, readable = self._read(part)
-            differs = (held != self._then(part)).any(axis=1)
-            if not differs.any():
-                continue
-            if not readable[differs].all():
-                page = int(part[differs & ~readable][0])
-                raise RollbackRefusedError(
-                    f"the page at {page * PAGE:#x} of {now.name or 'anonymous memory'} had contents at epoch "
-                    f"{self.view.epoch.epoch} and cannot have any now: it is behind the end of its file, or "
-                    "a guard page"
-                )
-            if now.shared and now.permissions[1] != "w":
-                plan.skipped.append((now.name, part[differs]))
-                continue
-            plan.write.append((part[differs], held[differs]))
+            part = slice(i, i + _COMPARED)
+            try:
+                flags[part] = compare_pages(self.memory, pages[part], places[part])
+            except UffdtrackError as error:
+                raise ImageError(f"the epoch cannot be read: {error}") from error
+        return (flags & DIFFERS) != 0, (flags & UNREADABLE) == 0
+
+    def _compare(self, plan: Plan, where: Stretches, wanted: Pages, places: Places) -> None:
+        differs, readable = self._differing(wanted, places)
+        pages = wanted[differs]
+        if not len(pages):
+            return
+        rows = where.rows(pages)
+        if not readable[differs].all():
+            page, row = int(pages[~readable[differs]][0]), int(rows[~readable[differs]][0])
+            region = where.changes[row].now or where.changes[row].then
+            raise RollbackRefusedError(
+                f"the page at {page * PAGE:#x} of {(region and region.name) or 'anonymous memory'} had "
+                f"contents at epoch {self.epoch} and cannot have any now: it is behind the end of its file, "
+                "or a guard page"
+            )
+        skipped = where.read_only[rows]
+        for row in np.unique(rows[skipped]).tolist():
+            name = where.changes[row].then.name
+            plan.skipped.append((name, pages[rows == row]))
+        pages = pages[~skipped]
+        if len(pages):
+            own = np.stack((np.full(len(pages), self.memory), pages * np.uint64(PAGE)), axis=1)
+            plan.write.append((pages, read_places(own.astype(np.int64))))
 
     def _read(self, pages: Pages) -> tuple[Contents, npt.NDArray[np.bool_]]:
         """The contents of pages, and which of them could be read. The others count as zeros, as they
@@ -208,6 +348,8 @@ class Memory:
                     f"cannot write the memory of process {self.pid} at {start:#x}: {error.strerror}"
                 ) from error
 
+        first = write_pages(self.memory, pages, contents)
+        pages, contents = pages[first:], contents[first:]
         for row in self._each(pages, contents, transfer):
             raise TargetError(f"cannot write the memory of process {self.pid} at {int(pages[row]) * PAGE:#x}")
 

@@ -5,71 +5,35 @@ Each step can be taken back until `commit`, and `commit` does only what cannot f
 
 from __future__ import annotations
 
-import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 
+from checkpoint.attributes import (
+    Flags,
+    Recorded,
+    cannot_be_made,
+    given_by_mmap,
+    given_to_all,
+    mmap_flags,
+    steps,
+)
 from checkpoint.chain import View
-from checkpoint.targets.process import descriptors, mapped_files, proc_read
-from uffdtrack import PAGE, Injector, Region, Tracee, read_maps
+from checkpoint.layout import Change, Layout, heap_end, protection
+from checkpoint.targets.process import mapped_files, proc_read
+from uffdtrack import PAGE, Injector, Region, Tracee, task_directory
 from uffdtrack.errors import RollbackRefusedError, TargetError
 
 _MMAP, _MPROTECT, _MUNMAP, _BRK, _MREMAP, _CLOSE, _OPENAT = 9, 10, 11, 12, 25, 3, 257
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 1, 2, 0x20, 0x100
 _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_PRCTL, _PR_GET_MDWE, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 157, 66, 0x53564D41, 0
 _AT_FDCWD = -100
 _HUGE = 2 << 20
 _START_BRK = 44  # field 47 of proc_pid_stat(5), counted from the state on
 
 Call = tuple[int, list[int], str]
 """Number, arguments, and what it does in words."""
-
-
-@dataclass(slots=True)
-class Change:
-    """One stretch of addresses: what is there and what was."""
-
-    start: int
-    end: int
-    now: Region | None
-    then: Region | None
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
-
-
-def split_changes(now: list[Region], then: list[Region]) -> list[Change]:
-    """All stretches between the boundaries of two lists of mappings, special ones left out."""
-    now = [r for r in now if not r.special and r.name != "[vdso]"]
-    then = [r for r in then if not r.special and r.name != "[vdso]"]
-    cuts = sorted({b for r in (*now, *then) for b in (r.start, r.end)})
-    changes: list[Change] = []
-    i = j = 0
-    for start, end in itertools.pairwise(cuts):
-        while i < len(now) and now[i].end <= start:
-            i += 1
-        while j < len(then) and then[j].end <= start:
-            j += 1
-        a = now[i] if i < len(now) and now[i].start <= start else None
-        b = then[j] if j < len(then) and then[j].start <= start else None
-        if a or b:
-            changes.append(Change(start, end, a, b))
-    return changes
-
-
-def same_object(a: Region, b: Region) -> bool:
-    """Whether two mappings of one address show the same memory or the same place of the same file."""
-    if a.shared != b.shared or a.anonymous != b.anonymous:
-        return False
-    if a.anonymous:
-        return True
-    return (a.device, a.inode, a.offset - a.start) == (b.device, b.inode, b.offset - b.start)
-
-
-def protection(region: Region) -> int:
-    return sum(bit for bit, c in zip((1, 2, 4), region.permissions, strict=False) if c != "-")
 
 
 def page_end(address: int) -> int:
@@ -82,68 +46,146 @@ def start_break(pid: int) -> int:
     return int(text[text.rindex(")") + 2 :].split()[_START_BRK])
 
 
+def open_files(pid: int, inodes: set[int]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """The descriptors of some open files, by device and inode, with the flags of open(2).
+
+    Other files are not asked: their own file system may wait for the target (FUSE).
+    """
+    task = task_directory(pid)
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for name in sorted(os.listdir(task / "fd"), key=int):
+        try:
+            if not os.readlink(task / "fd" / name).startswith("/"):
+                continue  # a pipe, a socket
+            info = dict(line.split(":", 1) for line in (task / "fdinfo" / name).read_text().splitlines()[:4])
+            if int(info.get("ino", 0)) not in {*inodes, 0}:
+                continue  # `ino`: Linux 5.14
+            s = os.stat(task / "fd" / name)
+        except (OSError, ValueError):
+            continue
+        found.setdefault((s.st_dev, s.st_ino), []).append((int(name), int(info["flags"], 8)))
+    return found
+
+
+def wiped_in_children(view: View) -> list[str]:
+    """Memory under MADV_WIPEONFORK keeps its contents in the process itself.
+
+    So, other than that of MAP_DROPPABLE, it may not be wiped here, though it mostly is the state of a
+    generator of random numbers.
+    """
+    places = [
+        f"{start:#x}"
+        for start, _, flags in Recorded.of(view.epoch.meta).attributes.ranges
+        if "wf" in flags and "dp" not in flags
+    ]
+    if not places:
+        return []
+    return [
+        f"memory that is wiped in children (MADV_WIPEONFORK, at {', '.join(places[:3])}) is that of the "
+        "epoch: a generator of random numbers that has its state there gives the same ones again"
+    ]
+
+
 class Mappings:
     """The mappings of one stopped process, on their way to those of a view.
 
     Attributes:
+        layout: what is mapped, and what was.
         warnings: what is not as it was, in words.
         changed: how many mappings were made, removed, replaced or protected.
     """
 
-    def __init__(self, pid: int, view: View, tracee: Tracee, memory: int) -> None:
-        """Args:
-        memory: the process's memory, /proc/PID/mem, open for reading and writing.
-        """
+    def __init__(self, pid: int, view: View) -> None:
+        """What can be asked while the target runs: a file's own system may wait for the target."""
         self.pid = pid
         self.view = view
-        self.tracee = tracee
-        self.memory = memory
         self.warnings: list[str] = []
         self.changed = 0
+        self.layout = self._found = Layout(pid, view.epoch)
+        self._files = mapped_files(view.epoch.regions, pid)
+        self.warnings += wiped_in_children(view)
+        self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
+        self._no_new_code = False
+        self._names: list[tuple[int, int, str]] = []
         self._undo: list[Call] = []
         self._last: list[Call] = []
+
+    def stopped(self, tracee: Tracee, memory: int) -> None:
+        """The target stands from now on.
+
+        Args:
+            memory: its memory, /proc/PID/mem, open for reading and writing.
+        """
+        self.tracee = tracee
+        self.memory = memory
+        self.layout = self._found = Layout(self.pid, self.view.epoch, self.layout)
 
     # -- checks: nothing is changed --------------------------------------------------------------
 
     def check(self) -> None:
         """Raises: RollbackRefusedError: what is not mapped any more cannot be mapped again."""
-        regions, epoch = read_maps(self.pid), self.view.epoch
-        fixed = [[(r.start, r.end) for r in rs if r.name == "[vdso]"] for rs in (regions, epoch.regions)]
+        epoch = self.view.epoch
+        fixed = [
+            [(r.start, r.end) for r in rs if r.name == "[vdso]"]
+            for rs in (self.layout.regions, epoch.regions)
+        ]
         if fixed[0] != fixed[1]:
             raise RollbackRefusedError("the process has replaced its program (exec) since that epoch")
-        files = mapped_files(epoch.regions, self.pid)
-        changed_files = set()
-        for change in split_changes(regions, epoch.regions):
+        self._look_at_code()
+        files: dict[str, list[int]] = epoch.meta["files"]
+        for change in self.layout.differ:
             then = change.then
-            if not then or then.anonymous:
+            if not then or change.kept:
                 continue
-            was, found = epoch.meta["files"].get(then.name), files.get(then.name)
-            if change.now and same_object(change.now, then):
-                if then.file_backed and was and found != was:
-                    changed_files.add(then.name)
-            elif self._descriptor_of(then) is None:
-                # Contents of a shared mapping are in the image: that it is that file is enough.
-                known = 2 if then.shared else 4
-                if not found or not was or found[:known] != was[:known]:
-                    raise RollbackRefusedError(
-                        f"{then.name or 'a shared mapping'} at {then.start:#x} is not mapped any more, and "
-                        "the file is not what it was or cannot be opened"
-                    )
-        self.warnings += [f"the mapped file {name} has changed since" for name in sorted(changed_files)]
+            if reason := cannot_be_made(then, change.had):
+                raise RollbackRefusedError(f"the mapping at {then.start:#x} cannot be made again: {reason}")
+            if then.anonymous or self._descriptor_of(then) is not None:
+                continue
+            # Contents of a shared mapping are in the image: that it is that file is enough.
+            was, found, known = files.get(then.name), self._files.get(then.name), 2 if then.shared else 4
+            if not found or not was or found[:known] != was[:known]:
+                raise RollbackRefusedError(
+                    f"{then.name or 'a shared mapping'} at {then.start:#x} is not mapped any more, and "
+                    "the file is not what it was or cannot be opened"
+                )
+        changed = {name for name, was in files.items() if self._files.get(name) != was}
+        if changed:
+            kept = {c.then.name for c in self.layout.changes if c.kept and c.then and c.then.file_backed}
+            self.warnings += [f"the mapped file {name} has changed since" for name in sorted(changed & kept)]
+
+    def _look_at_code(self) -> None:
+        """Under PR_SET_MDWE (Linux 6.3) mprotect(2) cannot give the right to execute, nor give it back.
+
+        There, what has to change it is made anew, and what goes is moved aside instead of protected.
+        """
+        code = [c for c in self.layout.differ if any("x" in r.permissions for r in (c.now, c.then) if r)]
+        if not code:
+            return
+        try:
+            with self.tracee.injector() as injector:
+                arguments = [_PR_GET_MDWE, 0, 0, 0, 0]
+                self._no_new_code = bool(injector.call(_PRCTL, arguments, "ask for PR_GET_MDWE"))
+        except TargetError:
+            return  # this kernel does not know it
+        if self._no_new_code:
+            self._make_code_anew()
+            self.layout.changes = [*self.layout.changes]
+
+    def _make_code_anew(self) -> None:
+        for change in self.layout.differ:
+            if (
+                change.now
+                and change.then
+                and ("x" in change.now.permissions) != ("x" in change.then.permissions)
+            ):
+                change.kept = False
 
     def _descriptor_of(self, region: Region) -> int | None:
         """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
+        if self._open_files is None:
+            self._open_files = open_files(self.pid, {r.inode for r in self.view.epoch.regions})
         major, minor = (int(part, 16) for part in region.device.split(":"))
-        task = f"/proc/{self.pid}/task/{self.tracee.threads[0].tid}"
-        for number, _ in descriptors(self.pid):
-            try:
-                s = os.stat(f"{task}/fd/{number}")
-                if (os.major(s.st_dev), os.minor(s.st_dev), s.st_ino) != (major, minor, region.inode):
-                    continue
-                with open(f"{task}/fdinfo/{number}") as info:
-                    flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags:"))
-            except (OSError, StopIteration):
-                continue
+        for number, flags in self._open_files.get((os.makedev(major, minor), region.inode), []):
             mode = flags & os.O_ACCMODE
             if flags & os.O_PATH or mode == os.O_WRONLY:
                 continue
@@ -161,22 +203,34 @@ class Mappings:
             UffdtrackError: a step has failed; the ones before it are for `take_back`.
         """
         self.changed = 0
-        self._undo, self._last = [], []
+        self._undo, self._last, self._names = [], [], []
+        self.layout = self._found
         shrinks = self._move_break(injector)
-        for change in split_changes(read_maps(self.pid), self.view.epoch.regions):
+        for change in self.layout.differ:
             now, then = change.now, change.then
             self.tracee.check_time()
             if not now:
                 self._map(injector, change)
-            elif then and not same_object(now, then):
+            elif then and not change.kept:
                 self._set_aside(injector, change)
                 self._map(injector, change)
             elif not then:
+                self.changed += 1
+                shrinking = shrinks[0] <= change.start < shrinks[1]
+                if "x" in now.permissions and not shrinking and self._no_new_code:
+                    self._set_aside(injector, change)
+                    continue
                 self._forbid(injector, change, now)
-                if not shrinks[0] <= change.start < shrinks[1]:
+                if not shrinking:
                     self._last.append((_MUNMAP, [change.start, change.size], f"unmap {change.start:#x}"))
-            elif now.permissions != then.permissions:
+            else:
                 self._protect(injector, change, now, then)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        differ = self.layout.differ or self.view.epoch.meta["heap_end"] != heap_end(self.layout.regions)
+        return bool(differ or self._undo or self._last)
 
     @property
     def begun(self) -> bool:
@@ -199,7 +253,12 @@ class Mappings:
             except TargetError as error:
                 reason = str(error)
             if reason:
-                self.warnings.append(f"{reason}: what it would have taken away is left")
+                self.warnings.append(f"{reason}: that is left as it is")
+        for start, size, name in self._names:
+            try:
+                self._give_name(injector, start, size, name)
+            except TargetError as error:
+                self.warnings.append(str(error))
         self._undo, self._last = [], []
 
     def _call(self, injector: Injector, call: Call, undo: Call) -> None:
@@ -213,7 +272,7 @@ class Mappings:
         next sbrk(3) would hand out addresses where nothing is.
         """
         recorded = self.view.epoch.meta["heap_end"]
-        if recorded == max((r.end for r in read_maps(self.pid) if r.name == "[heap]"), default=0):
+        if recorded == heap_end(self.layout.regions):
             return 0, 0
         then = recorded or start_break(self.pid)
         if not then:
@@ -224,6 +283,9 @@ class Mappings:
                 raise RollbackRefusedError("the heap cannot grow to where it ended at that epoch")
             self._undo.append((_BRK, [now], "shrink the heap"))
             self.changed += 1
+            self.layout = Layout(self.pid, self.view.epoch, self.layout)
+            if self._no_new_code:
+                self._make_code_anew()
         if page_end(then) >= page_end(now):
             return 0, 0
         lost = page_end(then), page_end(now)
@@ -239,19 +301,34 @@ class Mappings:
         what = f"remove the mapping at {change.start:#x}"
         undo = (_MPROTECT, [*arguments, protection(now)], "give access back")
         self._call(injector, (_MPROTECT, [*arguments, 0], what), undo)
-        self.changed += 1
 
     def _protect(self, injector: Injector, change: Change, now: Region, then: Region) -> None:
         arguments = [change.start, change.size]
         what = f"protect the memory at {change.start:#x}"
-        wanted = protection(then)
-        if now.shared and not wanted & 2 and protection(now) & 2:
-            # It has to be written first; that it is not sealed shows now.
-            self._last.append((_MPROTECT, [*arguments, wanted], what))
-            wanted = protection(now)
-        undo = (_MPROTECT, [*arguments, protection(now)], "give access back")
-        self._call(injector, (_MPROTECT, [*arguments, wanted], what), undo)
+        has, wanted = protection(now), protection(then)
         self.changed += 1
+        if has != wanted:
+            given = wanted
+            if now.shared and not wanted & 2 and has & 2:
+                # It has to be written first; that it is not sealed shows now.
+                self._last.append((_MPROTECT, [*arguments, wanted], what))
+                given = has
+            undo = (_MPROTECT, [*arguments, has], "give access back")
+            self._call(injector, (_MPROTECT, [*arguments, given], what), undo)
+            wanted = given
+        if change.has is not None and change.had is not None:
+            self._adjust(injector, change, wanted, change.has, change.had)
+        if change.renamed:
+            self._name(change)
+
+    def _adjust(self, injector: Injector, change: Change, access: int, has: Flags, wanted: Flags) -> None:
+        """Give a mapping the attributes that it had."""
+        what = f"give the memory at {change.start:#x} the attributes that it had"
+        for forth, back in steps(change.start, change.size, access, has, wanted):
+            if back is None:
+                self._last.append((*forth, what))
+            else:
+                self._call(injector, (*forth, what), (*back, "take attributes back"))
 
     def _set_aside(self, injector: Injector, change: Change) -> None:
         """Move what is in the way to a place of its own, from where it can come back."""
@@ -274,15 +351,24 @@ class Mappings:
         then = change.then
         assert then is not None
         where = f"map {then.name or 'memory'} at {change.start:#x}"
-        flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if then.shared else _MAP_PRIVATE)
         undo: Call = (_MUNMAP, [change.start, change.size], "remove a mapping")
+        access = protection(then)
         self.changed += 1
         if then.anonymous:
-            flags |= _MAP_ANONYMOUS | _MAP_NORESERVE
+            flags = _MAP_FIXED_NOREPLACE | _MAP_ANONYMOUS | mmap_flags(change.had)
             flags |= _MAP_GROWSDOWN if then.name == "[stack]" else 0
-            arguments = [change.start, change.size, protection(then), flags, -1, 0]
+            arguments = [change.start, change.size, access, flags, -1, 0]
             self._call(injector, (_MMAP, arguments, where), undo)
-            return
+        else:
+            self._map_file(injector, change, then, where, undo)
+        if change.had is not None:
+            self._adjust(injector, change, access, given_by_mmap(change.had), change.had)
+            for given in given_to_all(self.layout.has, change.had) if self.layout.has else []:
+                self._adjust(injector, change, access, given, frozenset())
+        self._name(change)
+
+    def _map_file(self, injector: Injector, change: Change, then: Region, where: str, undo: Call) -> None:
+        flags = _MAP_FIXED_NOREPLACE | (_MAP_SHARED if then.shared else _MAP_PRIVATE)
         offset = then.offset + change.start - then.start
         number = self._descriptor_of(then)
         opened = number is None
@@ -295,19 +381,55 @@ class Mappings:
             if opened:
                 injector.call(_CLOSE, [number], "close a file")
 
+    def _name(self, change: Change) -> None:
+        """A name that prctl(2), PR_SET_VMA_ANON_NAME, gave: "[anon:NAME]" or "[anon_shmem:NAME]" in maps."""
+        name = change.then.name if change.then else ""
+        given = name[name.index(":") + 1 : -1] if name.startswith("[anon") else ""
+        if given or change.renamed:
+            self._names.append((change.start, change.size, given))
+
+    def _give_name(self, injector: Injector, start: int, size: int, name: str) -> None:
+        def call(place: int) -> int:
+            arguments = [_PR_SET_VMA, _PR_SET_VMA_ANON_NAME, start, size, place if name else 0]
+            return injector.call(_PRCTL, arguments, f"name the memory at {start:#x}")
+
+        self._with_text(name, call)
+
     def _open(self, injector: Injector, region: Region) -> int:
-        """Open a file in the target; its name goes below the stack pointer for the time of the call."""
+        """Open a file in the target, by its name there; it has to be the one that `check` has seen."""
+        task = task_directory(self.pid)
+        mode = os.O_RDWR if region.shared and "w" in region.permissions else os.O_RDONLY
+        root, error = os.readlink(task / "root"), TargetError(f"{region.name} is another file now")
+
+        def call(place: int) -> int:
+            arguments = [_AT_FDCWD, place, mode | os.O_CLOEXEC, 0]
+            return injector.call(_OPENAT, arguments, f"open {region.name}")
+
+        # Of a target in a chroot(2), we see names that begin with its root.
+        for name in sorted({region.name, region.name.removeprefix(root.rstrip("/"))}, key=len):
+            try:
+                number = self._with_text(name, call)
+            except TargetError as refused:
+                error = refused
+                continue
+            s = os.stat(task / "fd" / str(number))
+            if [s.st_dev, s.st_ino] == self._files.get(region.name, [])[:2]:
+                return number
+            injector.call(_CLOSE, [number], "close a file")
+        raise error
+
+    def _with_text(self, text: str, call: Callable[[int], int]) -> int:
+        """Put a text below the stack pointer of the target for the time of a call that needs it."""
         state = next(t for t in self.tracee.threads if not t.worker)
-        name = os.fsencode(region.name) + b"\0"
+        data = os.fsencode(text) + b"\0"
         stack = int.from_bytes(state.regs[152:160], "little")
-        place = (stack - 128 - len(name)) & ~15  # below the red zone
+        place = (stack - 128 - len(data)) & ~15  # below the red zone
         try:
-            saved = os.pread(self.memory, len(name), place)
-            os.pwrite(self.memory, name, place)
+            saved = os.pread(self.memory, len(data), place)
+            os.pwrite(self.memory, data, place)
         except OSError as error:
-            raise TargetError(f"cannot open {region.name} in process {self.pid}: no stack") from error
+            raise TargetError(f"cannot give process {self.pid} a name: it has no stack") from error
         try:
-            mode = os.O_RDWR if region.shared and "w" in region.permissions else os.O_RDONLY
-            return injector.call(_OPENAT, [_AT_FDCWD, place, mode | os.O_CLOEXEC, 0], f"open {region.name}")
+            return call(place)
         finally:
             os.pwrite(self.memory, saved, place)

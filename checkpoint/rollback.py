@@ -7,21 +7,28 @@ does not reach.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from checkpoint.breakpoints import Programs, check_return_probes
 from checkpoint.chain import View
-from checkpoint.contents import Memory, Plan
+from checkpoint.contents import Image, Memory, Plan
 from checkpoint.differences import differences, torn
+from checkpoint.layout import Layout, Stretches
 from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.process import check_target, identify
-from uffdtrack import MAX_STOP, Tracee, status_field, verdict_on, watchdog
+from uffdtrack import MAX_STOP, PAGE, Tracee, rseq_address, status_field, verdict_on, watchdog
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,
@@ -117,20 +124,24 @@ def _in_own_process(work: Any) -> Outcome:
 
 
 def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
+    # Nothing of it may wait for the collector of garbage while the target stands.
+    gc.disable()
     then = resolve(file.meta for file in view.sources)
+    work = _Rollback(pid, view)
     with Tracee(pid) as tracee:
         tracee.stop()
         started = time.perf_counter()
-        # Before anything changes, and while it stands: what it does after is no difference.
-        mappings = kernel_mappings(pid)
-        now = snapshot(pid, mappings, then)
-        found = torn((then, view.epoch.regions), (now, mappings), lambda r: is_device(pid, r))
-        if found and not anyway:
-            raise RollbackRefusedError(
-                f"process {pid} has, or had at that epoch, what does not go back with its memory: "
-                f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
-            )
-        outcome = _Rollback(pid, view, tracee).run()
+        with urgent():
+            # Before anything changes, and while it stands: what it does after is no difference.
+            mappings = kernel_mappings(pid)
+            now = snapshot(pid, mappings, then)
+            found = torn((then, view.epoch.regions), (now, mappings), lambda r: is_device(pid, r))
+            if found and not anyway:
+                raise RollbackRefusedError(
+                    f"process {pid} has, or had at that epoch, what does not go back with its memory: "
+                    f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
+                )
+            outcome = work.run(tracee)
         tracee.resume()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
     outcome.warnings += [f"not rolled back: {text}" for text in found]
@@ -138,28 +149,54 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
     return outcome
 
 
-class _Rollback:
-    """One rollback of a stopped target."""
+@contextmanager
+def urgent() -> Iterator[None]:
+    """Nothing else may take our processors while the target stands, where we may ask for that (root)."""
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
-    def __init__(self, pid: int, view: View, tracee: Tracee) -> None:
+
+class _Rollback:
+    """One rollback of a target. What can be known before the target stops is found out by the constructor."""
+
+    def __init__(self, pid: int, view: View) -> None:
+        self.pid = pid
         self.view = view
-        self.tracee = tracee
         self.outcome = Outcome(view.epoch.epoch)
+        self.set: list[int] = []
+        self.image = Image(view)
+        self.mappings = Mappings(pid, view)
+        self.programs = Programs(pid, self.mappings.layout.changes)
+        check_return_probes(view)
+        self._sort(self.mappings.layout)
+        self.image.within(self.kept)
+
+    def _sort(self, layout: Layout) -> None:
+        self.layout = layout
+        self.kept = Stretches([c for c in layout.changes if c.kept])
+        self.made = Stretches([c for c in layout.changes if not c.kept])
+
+    def run(self, tracee: Tracee) -> Outcome:
+        self.tracee = tracee
         self.before = {t.tid: t for t in tracee.threads}
         tracee.keep_processor_numbers()
-        self.set: list[int] = []
-        task = f"/proc/{pid}/task/{tracee.threads[0].tid}"
+        task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
         memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self.mappings = Mappings(pid, view, tracee, memory)
-        self.memory = Memory(pid, view, task, memory)
-
-    def run(self) -> Outcome:
+        self.mappings.stopped(tracee, memory)
+        self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
         written = Plan()
         try:
             born = self._check_threads()
             self.mappings.check()
             self.memory.check_time = self.tracee.check_time
-            plan = self._map(self.memory.plan())
+            if self.layout.changes is not self.mappings.layout.changes:
+                self._sort(self.mappings.layout)
+            plan = self._map()
             if born:
                 # They need the memory that they have until they have ended. All that has just been done
                 # to the mappings is done again after, so nothing is left then that may be refused.
@@ -167,7 +204,7 @@ class _Rollback:
                 for tid in born:
                     self.tracee.end_thread(tid)
                     self.outcome.ended.append(tid)
-                plan = self._map(self.memory.plan())
+                plan = self._map()
             written = plan
             self.memory.write(plan)
             if plan.drop:
@@ -179,10 +216,11 @@ class _Rollback:
         except Exception as error:
             raise self._taken_back(written, error) from error
         self.memory.check_time = lambda: None  # from here on there is no way back
-        with self.tracee.injector() as injector:
-            self.mappings.commit(injector)
+        if self.mappings.needed:
+            with self.tracee.injector() as injector:
+                self.mappings.commit(injector)
         try:
-            self.memory.settle()
+            self._settle(plan)
             self.tracee.put_processor_numbers()
         except UffdtrackError as error:
             raise TargetError(f"{error}; {_PARTLY}") from error
@@ -190,6 +228,28 @@ class _Rollback:
         self.outcome.mappings = self.mappings.changed
         self.outcome.warnings = sorted({*self.mappings.warnings, *self.memory.warnings})
         return self.outcome
+
+    def _map(self) -> Plan:
+        """Put the mappings back; returns what is to be done about contents then."""
+        plan = self.memory.plan(self.kept)
+        if not self.mappings.needed:
+            return plan
+        with self.tracee.injector() as injector:
+            self.mappings.make(injector)
+        plan.add(self.memory.plan(self.made))
+        return plan
+
+    def _settle(self, plan: Plan) -> None:
+        """For a thread that has run system calls for us, the kernel has written to its rseq area."""
+        try:
+            words = [rseq_address(t.tid, self.pid) for t in self.tracee.threads if not t.worker]
+        except UffdtrackError:
+            # Where it is, is not known here: all is compared again.
+            everything = self.image.pages
+        else:
+            everything = np.array(sorted({word // PAGE for word in words if word}), np.uint64)
+        for where in (self.kept, self.made):
+            self.memory.settle(plan, where, everything)
 
     def _check_threads(self) -> list[int]:
         """Threads born since the epoch."""
@@ -209,12 +269,6 @@ class _Rollback:
                 "end the process"
             )
         return sorted(now.keys() - then.keys())
-
-    def _map(self, plan: Plan) -> Plan:
-        """Put the mappings back; returns what is to be done about contents then."""
-        with self.tracee.injector() as injector:
-            self.mappings.make(injector)
-        return self.memory.plan() if self.mappings.changed else plan
 
     def _take_mappings_back(self) -> None:
         if not self.mappings.begun:

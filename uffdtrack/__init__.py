@@ -1,6 +1,16 @@
 """Dirty-memory tracking on stock Linux kernels."""
 
 from uffdtrack._sys import Runs
+from uffdtrack.compare import (
+    DIFFERS,
+    UNREADABLE,
+    Places,
+    compare_pages,
+    existing,
+    read_places,
+    rseq_address,
+    write_pages,
+)
 from uffdtrack.cycles import Cycles, log_array
 from uffdtrack.errors import (
     CycleError,
@@ -57,11 +67,13 @@ from uffdtrack.vcpu import Vcpu, join
 from uffdtrack.whereabouts import frozen_cgroup
 
 __all__ = [
+    "DIFFERS",
     "ENGINES",
     "MAX_STOP",
     "PAGE",
     "PROCESS_ENGINES",
     "UFFD_FEATURES",
+    "UNREADABLE",
     "AddressSpace",
     "CycleError",
     "Cycles",
@@ -83,6 +95,7 @@ __all__ = [
     "PauseTimeoutError",
     "Pending",
     "PermissionDeniedError",
+    "Places",
     "ProcessRam",
     "ProcessTracker",
     "Region",
@@ -107,6 +120,8 @@ __all__ = [
     "Window",
     "choose_engine",
     "choose_for_process",
+    "compare_pages",
+    "existing",
     "file_mode",
     "frozen_cgroup",
     "guard_pages",
@@ -123,10 +138,13 @@ __all__ = [
     "populated",
     "probe",
     "read_maps",
+    "read_places",
+    "rseq_address",
     "shares_memory",
     "start_watchdog",
     "status_field",
     "task_directory",
     "verdict_on",
     "watchdog",
+    "write_pages",
 ]

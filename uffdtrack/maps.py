@@ -88,7 +88,7 @@ def _kind_by_name(region: Region) -> str:
     if not region.inode and not region.shared and not name.startswith("/"):
         if name.startswith("[vdso]"):
             return "vdso"
-        return "kernel" if name.startswith(("[vvar", "[vsyscall]", "[uprobes]")) else "anonymous"
+        return "kernel" if name.startswith(("[vvar", "[vsyscall]", "[uprobes")) else "anonymous"
     if name == "/dev/zero":
         return "shared" if region.shared else "anonymous"
     if name.startswith("/anon_hugepage") and not region.shared:

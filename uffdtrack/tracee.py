@@ -15,7 +15,6 @@ from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
 from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError, TargetGoneError
 from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
-
 CALL_SECONDS = 10.0
 """How long a stop waits for the end of a call that it must not break off."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint.attributes import Recorder
 from checkpoint.heads import heads_note, is_file_of
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from checkpoint.targets.kernel_state import Reader
@@ -284,6 +285,7 @@ class ProcessTarget:
         self._warned: set[str] = set()
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
+        self.attributes = Recorder(pid)
         try:
             self._attach()
         except BaseException:
@@ -415,6 +417,7 @@ class ProcessTarget:
             "objects": objects,
             "files": mapped_files(window.regions, self.pid),
             "heap_end": max(heap, default=0),
+            **self.attributes.facts(window.regions),
             "warnings": self.new_warnings(window.regions, files),
         }
 

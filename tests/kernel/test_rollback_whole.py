@@ -13,7 +13,7 @@ import checkpoint.rollback
 from checkpoint.chain import Chain
 from checkpoint.contents import Memory
 from checkpoint.mappings import Mappings
-from tests.conftest import missing
+from tests.conftest import PROGRAMS, missing
 from tests.kernel.test_notices_nothing import wait_for
 from tests.kernel.test_rollback import Rollee, covers, differing, take
 from uffdtrack import Injector, Region, Tracee, parse_maps
@@ -94,6 +94,37 @@ def test_file_of_which_a_descriptor_for_reading_is_left(
     assert [r.permissions for r in mapped] == ["rw-s"]
 
 
+IN_A_MOUNT = 'mount -t tmpfs none "$2" && exec "$0" "$1" "$3"'
+
+
+@pytest.mark.parametrize("where", ["mount", "chroot"])
+def test_file_that_is_there_for_the_target_alone(
+    root: None,
+    spawn: Spawn,
+    build: Callable[[str], Path],
+    tool: Callable[[str], str],
+    tmp_path: Path,
+    uffdtrack: Run,
+    where: str,
+) -> None:
+    """In a container, names are other files, or none, for us."""
+    root_directory = tmp_path / "root"
+    root_directory.mkdir()
+
+    def start(program: Path, file: Path, what: str, **options: object) -> subprocess.Popen[bytes]:
+        if where == "mount":
+            argv = (tool("unshare"), "-m", "sh", "-c", IN_A_MOUNT, program, file, file.parent, what)
+            return spawn(*argv, **options)
+        source = PROGRAMS / "changes.c"
+        subprocess.run(["cc", "-static", "-o", root_directory / "changes", source], check=True)
+        return spawn(tool("chroot"), root_directory, "/changes", "/file", what, **options)
+
+    target = Changes(start, build, uffdtrack, tmp_path, "r")
+    uffdtrack("rollback", target.pid, target.chain)
+    assert target.ask("c") == "1"
+    assert [r.permissions for r in target.maps() if r.name.endswith("/file")] == ["rw-s"]
+
+
 def test_what_can_be_done_is_done_to_the_byte(changes: Callable[[str], Changes], uffdtrack: Run) -> None:
     """Pages that were touched since are gone, not zeros; the mappings are those of the epoch."""
     target = changes("v")
@@ -139,8 +170,8 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
         def half(self: Memory, pages: object, contents: object) -> None:
             n = next(count)
-            write(self, pages[: -(n == 2) or None], contents)  # type: ignore[arg-type, index]
-            if n == 2:
+            write(self, pages[: -(n == 0) or None], contents)  # type: ignore[arg-type, index]
+            if n == 0:
                 fail()
 
         monkeypatch.setattr(Memory, "_write", half)

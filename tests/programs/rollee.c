@@ -144,6 +144,13 @@ int main(void)
 			mess_up();
 			puts("messed");
 			continue;
+		case 'g':
+			memset(sbrk(5 * PAGE), 3, 5 * PAGE);
+			break;
+		case 'k':
+			sbrk(-5 * (long)PAGE);
+			pthread_create(&t, NULL, stay, NULL);
+			break;
 		case 't':
 			pthread_create(&t, NULL, stay, NULL);
 			break;

@@ -8,6 +8,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = [
     "attach.c",
     "backing.c",
+    "compare.c",
     "calls.c",
     "files.c",
     "guard.c",
@@ -35,6 +36,7 @@ ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "uffdtrack._native._core",
     """
+    #include "compare.h"
     #include "compat.h"
     #include "backing.h"
     #include "files.h"

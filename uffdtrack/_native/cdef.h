@@ -169,6 +169,18 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	      int64_t timeout_ns, ut_times *times);
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
 int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out);
+
+typedef struct {
+	int64_t fd, offset;
+} ut_place;
+#define UT_DIFFERS ...
+#define UT_UNREADABLE ...
+int ut_read_places(const ut_place *places, size_t n, uint8_t *out);
+int ut_compare(int mem, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out);
+int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n);
+int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
+int ut_rseq_address(int tid, uint64_t *address);
+
 void runs_free(ut_runs *r);
 
 struct uffdio_api {

@@ -67,7 +67,7 @@ static int kind_without_file(const char *s, const char *e)
 {
 	if (starts(s, e, "[vdso]"))
 		return UT_KIND_VDSO;
-	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "[uprobes]"))
+	if (starts(s, e, "[vvar") || starts(s, e, "[vsyscall]") || starts(s, e, "[uprobes"))
 		return UT_KIND_KERNEL;
 	return UT_KIND_ANON;
 }

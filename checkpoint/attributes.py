@@ -1,0 +1,219 @@
+"""What a mapping has beside its protection: advice, locks, protection keys (proc_pid_smaps(5), VmFlags)."""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+from uffdtrack import Region, task_directory
+from uffdtrack.errors import TargetGoneError
+
+Flags = frozenset[str]
+"""Codes of VmFlags that are in `KNOWN`, "key:N" of a protection key, "page:KIB" of huge pages."""
+
+KNOWN = frozenset(
+    ("gd", "lo", "lf", "sr", "rr", "dc", "wf", "dd", "hg", "nh", "mg", "ht", "ss", "dp", "nr", "mt", "sl")
+)
+"""Grows down, locked, locked on fault, read advice, kept from children, wiped in children, kept from cores,
+huge page advice, merged by KSM, hugetlb, shadow stack, droppable, no reserve, memory tags, sealed."""
+_MADVISE, _MPROTECT_KEY, _MLOCK, _MUNLOCK = 28, 329, 325, 150
+_ADVICE = {"wf": (18, 19), "dc": (10, 11), "dd": (16, 17), "mg": (12, 13)}
+"""For each flag the advice of madvise(2) that sets it, and the one that clears it."""
+_READING = {"rr": 1, "sr": 2}
+_HUGE = {"hg": 14, "nh": 15}
+_FIXED = frozenset({"gd", "ht", "ss", "dp", "mt", "sl"})
+"""Given to a mapping when it is made, or never taken back."""
+_SHARE = 20
+"""Reading takes at most one in that many seconds: the kernel walks all page tables for it."""
+_LINES = re.compile(
+    rb"^(?:([0-9a-f]+)-([0-9a-f]+) [r-]|KernelPageSize: +(\d+) kB|ProtectionKey: +(\d+)|VmFlags: (.*))",
+    re.MULTILINE,
+)
+
+Step = tuple[int, list[int]]
+"""Number and arguments of a system call."""
+
+
+class Attributes:
+    """Ranges of addresses with attributes. What is in no range has none."""
+
+    def __init__(self, ranges: list[tuple[int, int, Flags]]) -> None:
+        self.ranges = ranges
+        self._starts = [start for start, _, _ in ranges]
+
+    @classmethod
+    def read(cls, pid: int) -> Attributes:
+        """Those of a process, as they are now.
+
+        Raises:
+            TargetGoneError: it has ended.
+        """
+        try:
+            text = (task_directory(pid) / "smaps").read_bytes()
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise TargetGoneError(f"there is no process {pid}") from error
+        return cls(list(_parse(text)))
+
+    @classmethod
+    def of_meta(cls, rows: list[list[Any]]) -> Attributes:
+        return cls([(start, end, frozenset(flags.split())) for start, end, flags in rows])
+
+    def to_meta(self) -> list[list[Any]]:
+        return [[start, end, " ".join(sorted(flags))] for start, end, flags in self.ranges]
+
+    def at(self, address: int) -> Flags:
+        i = bisect_right(self._starts, address) - 1
+        return self.ranges[i][2] if i >= 0 and address < self.ranges[i][1] else frozenset()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attributes) and self.ranges == other.ranges
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _parse(text: bytes) -> list[tuple[int, int, Flags]]:
+    found: list[tuple[int, int, Flags]] = []
+    start = end = 0
+    extra: list[str] = []
+    for a, b, size, key, flags in _LINES.findall(text):
+        if a:
+            start, end, extra = int(a, 16), int(b, 16), []
+        elif size:
+            extra.append(f"page:{int(size)}")
+        elif key:
+            extra += [f"key:{int(key)}"] * (key != b"0")
+        else:
+            codes = KNOWN.intersection(flags.decode().split())
+            held = codes.union(e for e in extra if e[0] == "k" or "ht" in codes)
+            if held and found and found[-1][1:] == (start, held):
+                found[-1] = found[-1][0], end, held
+            elif held:
+                found.append((start, end, held))
+    return found
+
+
+class Recorder:
+    """Reads the attributes for the images of one session, not more often than its time allows."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._read: Attributes = Attributes([])
+        self._regions: set[tuple[int, int, str]] = set()
+        self._due = 0.0
+
+    def facts(self, regions: list[Region]) -> dict[str, Any]:
+        """What an image says: attributes, and the mappings that were not there when they were read."""
+        present = {(r.start, r.end, r.permissions) for r in regions}
+        started = time.monotonic()
+        if started >= self._due:
+            self._read, self._regions = Attributes.read(self.pid), present
+            now = time.monotonic()
+            self._due = now + _SHARE * (now - started)
+        unknown = sorted((start, end) for start, end, _ in present - self._regions)
+        return {"attributes": self._read.to_meta(), "attributes_unknown": unknown}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The attributes that an image holds; of an image without any, nothing is known."""
+
+    attributes: Attributes
+    unknown: Attributes
+
+    @classmethod
+    def of(cls, meta: dict[str, Any]) -> Recorded:
+        unknown = meta.get("attributes_unknown", [[0, 1 << 64]])
+        return cls(
+            Attributes.of_meta(meta.get("attributes", [])),
+            Attributes.of_meta([[start, end, "unknown"] for start, end in unknown]),
+        )
+
+    def at(self, address: int) -> Flags | None:
+        """None: not known."""
+        return None if self.unknown.at(address) else self.attributes.at(address)
+
+    def cuts(self) -> set[int]:
+        return {
+            b for a in (self.attributes, self.unknown) for start, end, _ in a.ranges for b in (start, end)
+        }
+
+
+def must_be_made_anew(has: Flags, wanted: Flags) -> bool:
+    """Whether no system call turns a mapping with some attributes into one with others."""
+    fixed = {f for f in has ^ wanted if f in _FIXED or f.startswith("page:")}
+    return bool(fixed) or any(f in has and not wanted & _HUGE.keys() for f in _HUGE)
+
+
+def steps(start: int, size: int, access: int, has: Flags, wanted: Flags) -> list[tuple[Step, Step | None]]:
+    """The calls that turn the one into the other, each with the one that takes it back, if there is any.
+
+    Args:
+        access: PROT_ bits of the mapping.
+    """
+    where = [start, size]
+    found: list[tuple[Step, Step | None]] = []
+    for flag, advice in _ADVICE.items():
+        if (flag in has) != (flag in wanted):
+            on, off = ((_MADVISE, [*where, a]) for a in advice)
+            found.append((on, off) if flag in wanted else (off, on))
+    if _reading(has) != _reading(wanted):
+        found.append(((_MADVISE, [*where, _reading(wanted)]), (_MADVISE, [*where, _reading(has)])))
+    for flag, advised in _HUGE.items():
+        if flag in wanted and flag not in has:
+            # There is no advice that takes this one away, but for the opposite one.
+            back = next(((_MADVISE, [*where, a]) for f, a in _HUGE.items() if f in has), None)
+            found.append(((_MADVISE, [*where, advised]), back))
+    # The kernel gives a key of its own to what may be executed and not read (pkeys(7)).
+    if _key(has) != _key(wanted) and access != 4:
+        key, had = ((_MPROTECT_KEY, [*where, access, _key(f)]) for f in (wanted, has))
+        found.append((key, had))
+    lock, locked = (_locking(where, f) for f in (wanted, has))
+    if lock != locked:
+        found.append((lock, locked))
+    return found
+
+
+def _locking(where: list[int], flags: Flags) -> Step:
+    return (_MLOCK, [*where, int("lf" in flags)]) if "lo" in flags else (_MUNLOCK, where)
+
+
+def _reading(flags: Flags) -> int:
+    return next((advice for f, advice in _READING.items() if f in flags), 0)
+
+
+def _key(flags: Flags) -> int:
+    return next((int(f[4:]) for f in flags if f.startswith("key:")), 0)
+
+
+def mmap_flags(wanted: Flags | None) -> int:
+    """Flags of mmap(2) by which an anonymous mapping gets what it can only get there."""
+    if wanted is None:
+        return 0x4002  # MAP_NORESERVE | MAP_PRIVATE
+    flags = 8 if "dp" in wanted else 2  # MAP_DROPPABLE, Linux 6.11
+    flags |= 0x4000 * ("nr" in wanted and "dp" not in wanted) | 0x100 * ("gd" in wanted)
+    if "ht" in wanted:
+        kib = next(int(f[5:]) for f in wanted if f.startswith("page:"))
+        flags |= 0x40000 | (kib.bit_length() + 9) << 26  # MAP_HUGETLB and the size's logarithm
+    return flags
+
+
+def given_by_mmap(wanted: Flags) -> Flags:
+    """The attributes that a mapping has which was just made with `mmap_flags`."""
+    given = {f for f in wanted if f in _FIXED or f == "nr" or f.startswith("page:")}
+    return frozenset(given | ({"wf", "dd"} if "dp" in wanted else set()))
+
+
+def given_to_all(has: Attributes, wanted: Flags) -> list[Flags]:
+    """What a new mapping may have got unasked, of mlockall(2) and PR_SET_MEMORY_MERGE, and is not to have."""
+    found = frozenset[str]().union(*(flags for _, _, flags in has.ranges))
+    return [frozenset({f}) for f in ("lo", "mg") if f in found and f not in wanted]
+
+
+def cannot_be_made(region: Region, wanted: Flags | None) -> str:
+    """Why a mapping cannot be made with its attributes; "" if it can."""
+    if wanted is None:
+        return "its huge pages are of a size that is not known" if "/anon_hugepage" in region.name else ""
+    return next((f"it has what no mmap(2) gives ({f!r} of VmFlags)" for f in ("ss", "mt") if f in wanted), "")

@@ -1,0 +1,122 @@
+"""What uprobes have put into the code of a process: it is no part of the program, nor of an epoch.
+
+A probe replaces the first byte of an instruction, in a private copy of the page, and the kernel keeps its own
+account of that. Putting such a byte back, or taking it away, would leave the process with a trap that nobody
+answers, or the probe without its hits.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoint.chain import View
+from checkpoint.image import Pages
+from checkpoint.layout import Change, Stretches, protection
+from uffdtrack import PAGE, Region, task_directory
+from uffdtrack.errors import RollbackRefusedError
+
+_INT3, _CALL = 0xCC, 0xE8
+_NOP5 = np.array([0x0F, 0x1F, 0x44, 0, 0], np.uint8)
+_RSP = slice(152, 160)  # of struct user_regs_struct
+
+Contents = npt.NDArray[np.uint8]
+"""Pages one behind the other, shape (n, 4096)."""
+
+
+def uprobes(now: Contents, then: Contents, files: Contents) -> npt.NDArray[np.bool_]:
+    """Which bytes differ between two moments only since a uprobe has come or gone.
+
+    Args:
+        files: the same pages as their file has them.
+    """
+    differs: npt.NDArray[np.bool_] = now != then
+    found = np.zeros(now.shape, np.bool_)
+    if not differs.any():
+        return found
+    for one, other in ((now, then), (then, now)):
+        found |= differs & (one == _INT3) & (other == files)
+    # Linux 6.18 makes a five-byte nop into a call, by way of an int3.
+    for row in np.flatnonzero(differs.any(axis=1)).tolist():
+        for at in np.flatnonzero(
+            (np.lib.stride_tricks.sliding_window_view(files[row], 5) == _NOP5).all(axis=1)
+        ):
+            place = slice(int(at), int(at) + 5)
+            heads = {int(now[row, at]), int(then[row, at])}
+            if heads & {_INT3, _CALL} and heads <= {_INT3, _CALL, int(_NOP5[0])}:
+                found[row, place] = differs[row, place]
+    return found
+
+
+class Programs:
+    """The files that the code of a process is from, opened before it is stopped."""
+
+    def __init__(self, pid: int, changes: list[Change]) -> None:
+        self._pid = pid
+        self._files: dict[tuple[str, int], int] = {}
+        for change in changes:
+            region = change.now if change.kept else change.then
+            if not region or not region.file_backed or protection(region) & 2:
+                continue
+            key = region.device, region.inode
+            if self._files.get(key, -1) < 0:
+                self._files[key] = self._open(region)
+
+    def _open(self, region: Region) -> int:
+        """The file behind a mapping, whatever has its name now; -1: it cannot be opened."""
+        task = task_directory(self._pid)
+        for path in (
+            task.parent.parent / "map_files" / f"{region.start:x}-{region.end:x}",
+            task / "root" / region.name[1:],
+            region.name,
+        ):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                continue
+            if os.fstat(fd).st_ino == region.inode:
+                return fd
+            os.close(fd)
+        return -1
+
+    def read(self, pages: Pages, where: Stretches) -> Contents:
+        """Pages as their files have them; what cannot be read looks like no code."""
+        out = np.zeros((len(pages), PAGE), np.uint8)
+        rows = where.rows(pages).tolist()
+        for i, (page, row) in enumerate(zip(pages.tolist(), rows, strict=True)):
+            region = where.changes[row].then
+            fd = self._files.get((region.device, region.inode), -1) if region else -1
+            if fd >= 0 and region:
+                try:
+                    os.preadv(fd, [out[i].data], region.offset + page * PAGE - region.start)
+                except OSError:
+                    continue
+        return out
+
+
+def check_return_probes(view: View) -> None:
+    """A function under a uretprobe returns to the kernel's own mapping, whose account is of now.
+
+    Raises:
+        RollbackRefusedError: a thread is in such a function at the epoch.
+    """
+    area = next((r.start for r in view.epoch.regions if r.name == "[uprobes]"), 0)
+    if not area:
+        return
+    for thread in view.epoch.threads:
+        stack = int.from_bytes(thread.regs[_RSP], "little")
+        region = next((r for r in view.epoch.regions if r.start <= stack < r.end), None)
+        if not region:
+            continue
+        lo, hi = np.searchsorted(view.pages, [stack // PAGE, region.end // PAGE])
+        for i in range(int(lo), int(hi), 256):
+            pages = view.pages[i : min(i + 256, int(hi))]
+            words = view.read(pages).view(np.uint64)
+            above = pages[:, None] * np.uint64(PAGE) + np.arange(0, PAGE, 8, dtype=np.uint64) >= stack
+            if ((words == area) & above).any():
+                raise RollbackRefusedError(
+                    f"at epoch {view.epoch.epoch} thread {thread.tid} is in a function whose return is "
+                    "probed (uretprobe): the kernel keeps where it returns to, and that is not rolled back"
+                )

@@ -1,0 +1,203 @@
+"""The mappings of a process beside those of an epoch: what is there and what was, stretch by stretch."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoint.attributes import Attributes, Flags, Recorded, must_be_made_anew
+from checkpoint.image import EpochFile, Pages
+from checkpoint.targets.process import proc_read
+from uffdtrack import PAGE, Region, Runs, read_maps
+
+_SMAPS_SECONDS = 0.02
+"""Reading the attributes takes 25 ms for each GiB and 7 ms for each thousand mappings."""
+
+
+@dataclass(slots=True)
+class Change:
+    """One stretch of addresses: what is there and what was.
+
+    Attributes:
+        kept: there is what was there, maybe with other contents, protection or attributes.
+        has, had: the attributes of now and then; None: not known.
+    """
+
+    start: int
+    end: int
+    now: Region | None
+    then: Region | None
+    kept: bool
+    has: Flags | None = None
+    had: Flags | None = None
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    @property
+    def attributes_differ(self) -> bool:
+        return self.has is not None and self.had is not None and self.has != self.had
+
+    @property
+    def renamed(self) -> bool:
+        """Whether prctl(2), PR_SET_VMA_ANON_NAME, has given it another name."""
+        names = {r.name for r in (self.now, self.then) if r}
+        return len(names) > 1 and any(name.startswith("[anon") for name in names)
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing but contents can differ."""
+        return bool(
+            self.kept
+            and self.now
+            and self.then
+            and self.now.permissions == self.then.permissions
+            and not self.attributes_differ
+            and not self.renamed
+        )
+
+
+def protection(region: Region) -> int:
+    """PROT_ bits."""
+    return sum(bit for bit, c in zip((1, 2, 4), region.permissions, strict=False) if c != "-")
+
+
+def same_object(a: Region, b: Region) -> bool:
+    """Whether two mappings of one address show the same memory or the same place of the same file."""
+    if a == b:
+        return True
+    if a.shared != b.shared or a.anonymous != b.anonymous:
+        return False
+    if a.anonymous:
+        return True
+    return (a.device, a.inode, a.offset - a.start) == (b.device, b.inode, b.offset - b.start)
+
+
+def split_changes(
+    now: list[Region], then: list[Region], has: Attributes | None, had: Recorded
+) -> list[Change]:
+    """All stretches between the boundaries of two lists of mappings, special ones left out.
+
+    Args:
+        has, had: their attributes.
+    """
+    now = [r for r in now if not r.special and r.name != "[vdso]"]
+    then = [r for r in then if not r.special and r.name != "[vdso]"]
+    cuts = sorted({b for r in (*now, *then) for b in (r.start, r.end)} | had.cuts())
+    changes: list[Change] = []
+    i = j = 0
+    for start, end in itertools.pairwise(cuts):
+        while i < len(now) and now[i].end <= start:
+            i += 1
+        while j < len(then) and then[j].end <= start:
+            j += 1
+        a = now[i] if i < len(now) and now[i].start <= start else None
+        b = then[j] if j < len(then) and then[j].start <= start else None
+        if not a and not b:
+            continue
+        change = Change(start, end, a, b, bool(a and b and same_object(a, b)))
+        change.has = has.at(start) if has and a else None
+        change.had = had.at(start) if b else None
+        if change.has is not None and change.had is not None and must_be_made_anew(change.has, change.had):
+            change.kept = False
+        changes.append(change)
+    return changes
+
+
+def heap_end(regions: list[Region]) -> int:
+    return max((r.end for r in regions if r.name == "[heap]"), default=0)
+
+
+class Layout:
+    """The mappings of a process at one moment, beside those of an epoch.
+
+    Most of them are usually those of a moment ago, so a layout that was made while the process ran makes
+    the next one cheap, which is made while it stands.
+
+    Attributes:
+        regions: what is mapped.
+        changes: all stretches.
+        differ: those of `changes` that are not as they were.
+        has: the attributes of what is mapped. They are read again with the mappings if that is quick; else
+            what is set in the moment before the process stands is not seen.
+    """
+
+    def __init__(self, pid: int, epoch: EpochFile, before: Layout | None = None) -> None:
+        self._text = proc_read(pid, "maps")
+        self.regions: list[Region]
+        self.changes: list[Change]
+        self.differ: list[Change]
+        self.has: Attributes | None = before.has if before else None
+        self.cost: float = before.cost if before else 0.0
+        if self.cost < _SMAPS_SECONDS:
+            started = time.monotonic()
+            self.has = Attributes.read(pid)
+            self.cost = time.monotonic() - started
+        if before and (before._text, before.has) == (self._text, self.has):
+            self.regions, self.changes, self.differ = before.regions, before.changes, before.differ
+            return
+        self.regions = read_maps(pid)
+        self.changes = split_changes(self.regions, epoch.regions, self.has, Recorded.of(epoch.meta))
+        self.differ = [c for c in self.changes if not c.same]
+
+
+def subtract(a: Runs, b: Runs) -> Runs:
+    """What of the ranges of `a` is in none of `b`; both sorted, and without overlaps."""
+    cuts = np.unique(np.concatenate((a.ravel(), b.ravel())))
+    starts, ends = cuts[:-1], cuts[1:]
+    keep = _covered(starts, a) & ~_covered(starts, b)
+    return np.stack((starts[keep], ends[keep]), axis=1)
+
+
+def intersect(a: Runs, b: Runs) -> Runs:
+    return subtract(a, subtract(a, b))
+
+
+def _covered(addresses: npt.NDArray[np.uint64], ranges: Runs) -> npt.NDArray[np.bool_]:
+    if not len(ranges):
+        return np.zeros(len(addresses), bool)
+    at = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
+    within: npt.NDArray[np.bool_] = (at >= 0) & (addresses < ranges[np.maximum(at, 0), 1])
+    return within
+
+
+class Stretches:
+    """Stretches whose contents are compared, with what decides how, one row for each."""
+
+    def __init__(self, changes: list[Change]) -> None:
+        """Args:
+        changes: sorted; their `then` is what they are or will be.
+        """
+        self.changes = [c for c in changes if c.then and c.then.stored]
+        regions = [c.then for c in self.changes if c.then]
+        self.starts = np.array([c.start for c in self.changes], np.uint64) // PAGE
+        self.ends = np.array([c.end for c in self.changes], np.uint64) // PAGE
+        self.file_backed = np.array([r.file_backed for r in regions], bool)
+        self.anonymous = np.array([r.anonymous for r in regions], bool)
+        # uprobes go into every private file mapping that is not writable, whether it is executed or not.
+        self.code = self.file_backed & np.array([protection(r) & 2 == 0 for r in regions], bool)
+        attributes = [c.has if c.had is None else c.had for c in self.changes]
+        self.droppable = np.array([bool(a and "dp" in a) for a in attributes], bool)
+        self.in_memory_file = np.array([r.in_memory_file for r in regions], bool)
+        self.read_only = np.array(
+            [bool(c.then and c.then.shared and not any("w" in r.permissions for r in (c.now, c.then) if r))
+             for c in self.changes], bool)  # fmt: skip
+
+    def runs(self, chosen: npt.NDArray[np.bool_]) -> Runs:
+        """Address ranges of some of the rows."""
+        return np.stack((self.starts[chosen], self.ends[chosen]), axis=1) * np.uint64(PAGE)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    def rows(self, pages: Pages) -> npt.NDArray[np.int64]:
+        """The row of each page, -1 for those that are in none."""
+        if not len(self):
+            return np.full(len(pages), -1, np.int64)
+        at = np.searchsorted(self.starts, pages, side="right") - 1
+        return np.where((at >= 0) & (pages < self.ends[np.maximum(at, 0)]), at, -1)

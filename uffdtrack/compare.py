@@ -1,0 +1,74 @@
+"""Pages of a stopped process against what open files hold for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from uffdtrack._sys import Runs, check, check_own, ffi, lib, runs_array
+
+Places = npt.NDArray[np.int64]
+"""Where contents of pages are: shape (n, 2), an open file and an offset in it; file -1 are zeros."""
+DIFFERS: int = lib.UT_DIFFERS
+UNREADABLE: int = lib.UT_UNREADABLE
+
+
+def read_places(places: Places) -> npt.NDArray[np.uint8]:
+    """The contents of pages, shape (n, 4096).
+
+    Raises:
+        TrackerError: a file cannot be read, or is too short.
+    """
+    out = np.empty((len(places), 4096), np.uint8)
+    pointer = ffi.from_buffer("ut_place[]", np.ascontiguousarray(places, np.int64))
+    check_own(lib.ut_read_places(pointer, len(places), ffi.from_buffer("uint8_t[]", out)), "read contents")
+    return out
+
+
+def compare_pages(memory: int, pages: npt.NDArray[np.uint64], places: Places) -> npt.NDArray[np.uint8]:
+    """Compare pages of a process, sorted, with contents in files.
+
+    Args:
+        memory: its /proc/PID/mem, open for reading.
+
+    Returns:
+        For each page the sum of DIFFERS and UNREADABLE (which has no contents: zeros are compared).
+
+    Raises:
+        TrackerError: as of `read_places`.
+    """
+    out = np.empty(len(pages), np.uint8)
+    pages = np.ascontiguousarray(pages, np.uint64)
+    pointer = ffi.from_buffer("ut_place[]", np.ascontiguousarray(places, np.int64))
+    numbers, flags = ffi.from_buffer("uint64_t[]", pages), ffi.from_buffer("uint8_t[]", out)
+    check_own(lib.ut_compare(memory, numbers, pointer, len(pages), flags), "compare memory")
+    return out
+
+
+def write_pages(memory: int, pages: npt.NDArray[np.uint64], contents: npt.NDArray[np.uint8]) -> int:
+    """Write pages by an open /proc/PID/mem; returns how many were before one that cannot be written."""
+    numbers = ffi.from_buffer("uint64_t[]", np.ascontiguousarray(pages, np.uint64))
+    data = ffi.from_buffer("uint8_t[]", np.ascontiguousarray(contents, np.uint8))
+    return int(lib.ut_write_pages(memory, numbers, data, len(pages)))
+
+
+def existing(pagemap: int, start: int, end: int) -> tuple[Runs, Runs]:
+    """The pages that exist in a range of an open /proc/PID/pagemap, and those of them that are no file's."""
+    found, own = ffi.new("ut_runs *"), ffi.new("ut_runs *")
+    try:
+        check_own(lib.ut_exist(pagemap, start, end, found, own), "read the pagemap")
+        return runs_array(found), runs_array(own)
+    finally:
+        lib.runs_free(found)
+        lib.runs_free(own)
+
+
+def rseq_address(tid: int, pid: int) -> int:
+    """Where the kernel keeps its words for a thread that we have stopped (rseq(2)); 0: it has no such place.
+
+    Raises:
+        UffdtrackError: this kernel does not say (Linux 5.13).
+    """
+    address = ffi.new("uint64_t *")
+    check(lib.ut_rseq_address(tid, address), f"ask for the rseq area of thread {tid}", pid)
+    return int(address[0])
