@@ -146,7 +146,7 @@ typedef struct {
 } ut_news;
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
-	int32_t compared, sabotage;
+	int32_t compared, sabotage, shared;
 	ut_maps maps;
 	ut_heads heads;
 	ut_runs plan, gone, fresh, unreadable;
