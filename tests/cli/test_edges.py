@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from checkpoint.chain import Chain
 from checkpoint.cli.main import cli
 from checkpoint.cycle import Plan, run_session
 from checkpoint.report import missed
+from checkpoint.targets.children import children
 from tests.kernel.test_notices_nothing import Run, Spawn
-from uffdtrack.errors import ImageError
+from uffdtrack import how_to_be_allowed, status_field
+from uffdtrack.errors import ImageError, InvalidInputError
 
+Build = Callable[[str], Path]
 SHELL = f"{sys.executable} -m checkpoint"
 
 OUTPUTS = {
@@ -196,3 +201,52 @@ def test_session_says_what_it_misses(spawn: Spawn, kernel: None, tmp_path: Path,
     process = spawn("sleep", "600")
     done = uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--every", "1us", "--count", "5")
     assert "intervals missed" in done.stdout
+
+
+def test_bench_leaves_earlier_results_alone(tmp_path: Path) -> None:
+    """What is wrong with the arguments is found first."""
+    series = tmp_path / "ab.jsonl"
+    series.write_text("{}\n")
+    done = CliRunner().invoke(cli, ["bench", "ab", "-o", str(tmp_path), "--engines", "nope"])
+    assert isinstance(done.exception, InvalidInputError) and series.read_text() == "{}\n"
+    assert list(tmp_path.iterdir()) == [series]
+
+
+RIGHTS: dict[str, tuple[int, dict[str, str], str]] = {
+    "a user": (1000, {}, "Run as root"),
+    "Yama forbids all": (0, {"ptrace_scope": "3"}, "ptrace_scope is 3"),
+    "root of a container": (0, {"status": "CapEff:\t0000000000000000"}, "--cap-add SYS_PTRACE"),
+    "another security module": (0, {"status": "CapEff:\t000001ffffffffff"}, "security module"),
+}
+
+
+@pytest.mark.parametrize("who", RIGHTS)
+def test_root_is_not_told_to_be_root(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    uid, files, said = RIGHTS[who]
+    monkeypatch.setattr("uffdtrack.rights.os.geteuid", lambda: uid)
+    monkeypatch.setattr("uffdtrack.rights._read", lambda path: files.get(Path(path).name, ""))
+    hint = how_to_be_allowed(os.getpid())
+    assert said in hint and ("un as root" in hint) == bool(uid)
+
+
+def test_process_of_another_pid_namespace(
+    root: None, process_engine: str, build: Build, spawn: Spawn, tmp_path: Path, uffdtrack: Run
+) -> None:
+    """Its numbers are ours in /proc, and others for itself."""
+    outer = spawn("unshare", "-pf", "--mount-proc", build("threads"), 3)
+    assert outer.stdin and outer.stdout and outer.stdout.readline() == b"ready\n"
+    pid = children(outer.pid)[0]
+    assert status_field(pid, "NSpid").split() == [str(pid), "1"]
+    try:
+        uffdtrack("checkpoint", pid, "-o", tmp_path / "c", "--every", "5ms", "--count", "3",
+                  "--engine", process_engine)  # fmt: skip
+        for count in (0, 1):
+            outer.stdin.write(b"\n")
+            outer.stdin.flush()
+            assert int(outer.stdout.readline()) == count
+        uffdtrack("rollback", pid, f"{tmp_path}/c@1")
+        outer.stdin.write(b"\n")
+        outer.stdin.flush()
+        assert int(outer.stdout.readline()) == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)

@@ -306,8 +306,5 @@ def test_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
         write(writer, {0: 2})
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
-    if name == "head":
-        Chain(tmp_path).verify(b"")
-        return
     with pytest.raises(ImageError, match=f"{name} is damaged: not a regular file"):
         Chain(tmp_path).verify(b"")
