@@ -37,7 +37,14 @@ from uffdtrack.errors import (
 )
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode, open_files
-from uffdtrack.guard import MAX_STOP, leave_watchdog, start_watchdog, verdict_on, watchdog
+from uffdtrack.guard import (
+    MAX_STOP,
+    end_watchdog,
+    leave_watchdog,
+    start_watchdog,
+    verdict_on,
+    watchdog,
+)
 from uffdtrack.keeper import Kept
 from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
@@ -123,6 +130,7 @@ __all__ = [
     "choose_engine",
     "choose_for_process",
     "compare_pages",
+    "end_watchdog",
     "existing",
     "file_mode",
     "frozen_cgroup",

@@ -14,7 +14,7 @@ MAX_STOP = 5.0
 """Seconds that a target may stand, unless the user says otherwise."""
 
 
-def start_watchdog(max_stop: float) -> bool:
+def start_watchdog(max_stop: float) -> int:
     """Watch the stops of this process, and of those that it forks from now on.
 
     The watchdog is a process of its own, in a session of its own. It ends when they have.
@@ -23,9 +23,9 @@ def start_watchdog(max_stop: float) -> bool:
         max_stop: seconds; who stops a target gives up by himself after half of them, and is killed after all.
 
     Returns:
-        Whether it was started; False: there is one already.
+        Its pid, for `end_watchdog`; 0: there is one already.
     """
-    return bool(check_own(lib.ut_guard_start(int(max_stop * 1e9)), "start the watchdog"))
+    return check_own(lib.ut_guard_start(int(max_stop * 1e9)), "start the watchdog")
 
 
 def leave_watchdog() -> None:
@@ -36,17 +36,20 @@ def leave_watchdog() -> None:
 @contextmanager
 def watchdog(max_stop: float) -> Iterator[None]:
     """`start_watchdog`, for a while. Where there is one already, that one stays and its bound holds."""
-    pid = check_own(lib.ut_guard_start(int(max_stop * 1e9)), "start the watchdog")
+    pid = start_watchdog(max_stop)
     try:
         yield
     finally:
         if pid:
-            lib.ut_guard_forget()
-            _collect(pid)
+            end_watchdog(pid)
 
 
-def _collect(pid: int) -> None:
-    """It ends now, unless a process of ours still waits for a thread to stop."""
+def end_watchdog(pid: int) -> None:
+    """Forget the watchdog that this process has started, and collect it.
+
+    It ends now, unless a process of ours still waits for a thread to stop.
+    """
+    lib.ut_guard_forget()
     with suppress(OSError):  # somebody else has waited for all children
         pidfd = os.pidfd_open(pid)
         try:

@@ -25,6 +25,7 @@ from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget, check_living_target, descriptors
 from uffdtrack import (
     choose_for_process,
+    end_watchdog,
     leave_watchdog,
     open_pidfd,
     probe,
@@ -54,7 +55,7 @@ def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
         UnsupportedError: it does not work here.
     """
     choose_for_process(engine, probe(), max_dirty)
-    start_watchdog(max_stop)
+    watchdog = start_watchdog(max_stop)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -78,6 +79,8 @@ def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
     elif status < 0:
         say(f"error: the worker was killed by {signal.Signals(-status).name}; the target runs on")
         status = 128 - status
+    if watchdog:
+        end_watchdog(watchdog)
     # The worker has said everything, and has flushed what it said.
     os._exit(status)
 

@@ -450,17 +450,19 @@ static void watch(int from)
 {
 	int look_ms = page->max_stop_ns / 10000000;
 
-	for (int open = 1, n = 1; open || n;) {
+	for (int open = 1;;) {
 		struct pollfd fds[SLOTS + 1] = {{.fd = open ? from : -1, .events = POLLIN}};
 		int at[SLOTS + 1];
 		int64_t now;
+		int n = 0;
 
-		n = 0;
 		for (int i = 0; i < SLOTS; i++)
 			if (watched[i].stopper) {
 				at[++n] = i;
 				fds[n] = (struct pollfd){.fd = watched[i].pidfd, .events = POLLIN};
 			}
+		if (!open && !n)
+			return; /* nobody is left who could stop anything */
 		poll(fds, n + 1, n ? (look_ms ? look_ms : 1) : -1);
 		now = ut_now_ns();
 		for (int k = 1; k <= n; k++) {
