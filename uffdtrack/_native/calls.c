@@ -109,12 +109,12 @@ static int look(const ut_tracee *t, int tid, ut_held *h)
 		h->pc = c.pc;
 		return 1;
 	}
-	if (w && w->until_ns && (whom == NOBODY || now < w->until_ns)) {
+	if (w && now < w->until_ns && !read_call(t, tid, &c) &&
+	    (c.running || (c.nr == w->nr && c.pc == w->rip))) {
 		h->nr = w->nr;
 		h->pc = w->rip;
 		h->until_ns = w->until_ns;
-		return now < w->until_ns && !read_call(t, tid, &c) &&
-		       (c.running || (c.nr == w->nr && c.pc == w->rip));
+		return 1;
 	}
 	if ((whom == NOBODY && !any_anew(t)) || read_call(t, tid, &c) || c.running)
 		return 0;
@@ -294,8 +294,8 @@ static int give_over(ut_tracee *t, ut_held *h)
 {
 	int tid = h->tid, out = h->out;
 
-	forget(t, h);
 	trace(PTRACE_INTERRUPT, tid, NULL, NULL);
+	forget(t, h); /* after: who runs past the trap goes into the next such call */
 	if (out)
 		trace(PTRACE_CONT, tid, NULL, NULL);
 	return ut_add_thread(t, tid);
