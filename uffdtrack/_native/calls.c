@@ -4,7 +4,7 @@
  * go on. But what a seccomp supervisor answers (SECCOMP_RET_USER_NOTIF) is asked for once more, and so done once more;
  * and what begins anew at each stop never ends if it takes longer than the time between two stops. So a stop waits
  * for the end of such calls while all threads run. A file system in user space is told of an interruption, gives up what it
- * was doing, and says EINTR: to a close(2), whose flush(2) cannot be made again, and to a page fault, which becomes SIGBUS.
+ * was doing, and says EINTR: also to a close(2), whose flush(2) cannot be made again.
  * So a stop waits for its answers, too. The thread is traced meanwhile, and a breakpoint event where
  * the call returns to sends it a signal that it ignores: a traced thread stops for that, before its next instruction, and
  * should we die then it goes on with the signal ignored. */
@@ -25,7 +25,7 @@
 
 /* For a call of which is known that others like it begin anew. */
 #define FIRST_LOOK_NS 250000000ll
-/* For what cannot be made again. */
+/* For close(2). */
 #define ONCE_NS 30000000000ll
 #define ON_ITS_WAY_NS 20000000ll
 #define CLOSE_NS 5000000000ll
@@ -109,12 +109,12 @@ static int look(const ut_tracee *t, int tid, ut_held *h)
 		h->pc = c.pc;
 		return 1;
 	}
-	if (w && w->until_ns && (whom == NOBODY || now < w->until_ns)) {
+	if (w && now < w->until_ns && !read_call(t, tid, &c) &&
+	    (c.running || (c.nr == w->nr && c.pc == w->rip))) {
 		h->nr = w->nr;
 		h->pc = w->rip;
 		h->until_ns = w->until_ns;
-		return now < w->until_ns && !read_call(t, tid, &c) &&
-		       (c.running || (c.nr == w->nr && c.pc == w->rip));
+		return 1;
 	}
 	if ((whom == NOBODY && !any_anew(t)) || read_call(t, tid, &c) || c.running)
 		return 0;
@@ -122,7 +122,7 @@ static int look(const ut_tracee *t, int tid, ut_held *h)
 		return 0;
 	h->nr = c.nr < 0 ? UT_HELD_FAULT : c.nr;
 	h->pc = c.pc;
-	h->until_ns = now + (c.nr < 0 || c.nr == SYS_close ? ONCE_NS : FIRST_LOOK_NS);
+	h->until_ns = now + (c.nr == SYS_close ? ONCE_NS : FIRST_LOOK_NS);
 	return 1;
 }
 
@@ -134,7 +134,8 @@ static int is_still_in(ut_tracee *t, const ut_held *h)
 	if (h->nr == UT_HELD_SUPERVISED)
 		return waits_for(t, h->tid) == SUPERVISOR && !read_call(t, h->tid, &c) && c.pc == h->pc;
 	if (h->nr == UT_HELD_FAULT)
-		return ut_now_ns() < h->until_ns && waits_for(t, h->tid) == FILE_SYSTEM;
+		return ut_now_ns() < h->until_ns && waits_for(t, h->tid) == FILE_SYSTEM &&
+		       !read_call(t, h->tid, &c) && c.nr < 0;
 	if (ut_now_ns() >= h->until_ns) {
 		/* Not known to begin anew any more, until the stop that follows says so again. */
 		if (h->nr < UT_CALLS)
@@ -294,8 +295,8 @@ static int give_over(ut_tracee *t, ut_held *h)
 {
 	int tid = h->tid, out = h->out;
 
-	forget(t, h);
 	trace(PTRACE_INTERRUPT, tid, NULL, NULL);
+	forget(t, h); /* after: who runs past the trap goes into the next such call */
 	if (out)
 		trace(PTRACE_CONT, tid, NULL, NULL);
 	return ut_add_thread(t, tid);

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/ptrace.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -328,6 +329,31 @@ void ut_forget_wait(ut_tracee *t, int tid)
 			t->waits[i] = t->waits[--t->nwaits];
 			return;
 		}
+}
+
+static int is_bus_error(const siginfo_t *what)
+{
+	return what->si_signo == SIGBUS && what->si_code == BUS_ADRERR;
+}
+
+/* A page fault that a file system in user space answers with EINTR, since a stop has interrupted it, is SIGBUS. It is taken
+ * away: the instruction is executed again, and gets the signal again if the page is not to be had. */
+int ut_fault_is_due(int tid)
+{
+	struct ptrace_peeksiginfo_args from = {.nr = 1};
+	siginfo_t what;
+
+	for (; trace(PTRACE_PEEKSIGINFO, tid, &from, &what) == 1; from.off++)
+		if (is_bus_error(&what))
+			return 1;
+	return 0;
+}
+
+int ut_fault_has_come(int tid)
+{
+	siginfo_t what;
+
+	return !trace(PTRACE_GETSIGINFO, tid, NULL, &what) && is_bus_error(&what);
 }
 
 static void note_anew(ut_tracee *t, ut_wait *w, int64_t now)

@@ -277,7 +277,13 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 		return 1;
 	}
 	if (status >> 16 == PTRACE_EVENT_STOP) {
-		int err = ut_note_stop(t, th);
+		int err;
+
+		if (WSTOPSIG(status) == SIGTRAP && ut_fault_is_due(th->tid)) {
+			trace(PTRACE_CONT, th->tid, NULL, NULL); /* to the stop for that signal */
+			return 0;
+		}
+		err = ut_note_stop(t, th);
 
 		if (WSTOPSIG(status) != SIGTRAP)
 			ut_guard_group_stop(t);
@@ -286,6 +292,11 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 		if (err == -ESRCH)
 			return 0; /* killed meanwhile; its end is reported next */
 		return err ? err : 1;
+	}
+	if (ut_fault_has_come(th->tid)) {
+		trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
+		trace(PTRACE_CONT, th->tid, NULL, NULL);
+		return 0;
 	}
 	/* A signal on its way: let it through. The trap that we asked for is still to come. */
 	trace(PTRACE_CONT, th->tid, NULL, (void *)(long)WSTOPSIG(status));

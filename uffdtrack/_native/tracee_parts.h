@@ -60,6 +60,9 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
  * table; to be ended by: */
 int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
 int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
+/* A SIGBUS of the kernel's is about to be delivered; the thread stands for it. Both for one to be taken away. */
+int ut_fault_is_due(int tid);
+int ut_fault_has_come(int tid);
 /* It is not in that call any more. */
 void ut_forget_wait(ut_tracee *t, int tid);
 const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
