@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.files import open_regular, translate, translate_read
+from checkpoint.files import malformed, open_regular, translate, translate_read
 from checkpoint.image import (
     ZERO,
     EpochFile,
@@ -29,6 +29,8 @@ from uffdtrack import PAGE, Region
 from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
+SETTLING = 1.0
+"""Seconds that a chain may lack its `head`, while it gives way to another."""
 _LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
 
 
@@ -153,11 +155,38 @@ class Chain:
                 )
         if not files[0].meta.get("base"):
             raise ImageError(f"{self.path(files[0].epoch - 1)} is missing: the chain has no base")
-        # And after: with --force a chain may have given way to a shorter one.
+        self.check_head()
+        return files
+
+    def check_head(self) -> None:
+        """Whether the last epoch is there that was written.
+
+        Raises:
+            ImageError: it is not, or that cannot be told.
+            InvalidInputError: the chain gives way to another one just now (--force).
+        """
+        deadline = time.monotonic() + SETTLING
+        # A session that was killed, or is about to, between its base and `head` leaves one epoch alone.
+        while self._head < 0 and len(self.epochs) > 1:
+            if sorted(_numbers(self.directory))[: len(self.epochs)] != self.epochs:
+                raise InvalidInputError(f"{self.directory} was replaced while it was read; try again")
+            if time.monotonic() > deadline:
+                raise ImageError(
+                    f"{self.directory / 'head'} is missing: it is not known whether the last epochs are there"
+                )
+            time.sleep(0.01)
+            self._head = _head(self.directory)
+        # And now: with --force a chain may have given way to a shorter one.
         head = min(self._head, _head(self.directory))
         if head > self.epochs[-1]:
             raise ImageError(f"{self.path(self.epochs[-1] + 1)} is missing: epoch {head} was written")
-        return files
+
+    def check_holes(self, first: int) -> None:
+        """Raises: ImageError: an epoch from `first` on is missing, or one at the end."""
+        for number in range(first, self.epochs[-1]):
+            if number not in self.epochs:
+                raise ImageError(f"{self.path(number)} is missing")
+        self.check_head()
 
     def verify(self, key: bytes) -> list[EpochFile]:
         """Check every byte of the chain.
@@ -199,11 +228,22 @@ class Chain:
 
 
 def _head(directory: Path) -> int:
-    """The number of the last epoch that was written, -1 where that is not known."""
-    with contextlib.suppress(OSError, ValueError):
-        with open_regular(directory / "head") as file:
-            return int(file.read(32))
-    return -1
+    """The number of the last epoch that was written, -1 where nothing says it.
+
+    Raises:
+        ImageError: what says it is damaged.
+    """
+    path = directory / "head"
+    try:
+        with malformed(path), open_regular(path) as file:
+            text = file.read(32).strip()
+            if not text.isdigit():
+                raise ValueError(f"{text[:16]!r} is no number of an epoch")
+            return int(text)
+    except ImageError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return -1
+        raise
 
 
 def _numbers(directory: Path) -> list[int]:

@@ -53,6 +53,7 @@ class Session:
     """Takes epochs of one target into one directory.
 
     Attributes:
+        late: intervals that have passed since the next epoch was due.
         skipped: epochs that could not be taken since the last row; `skip_reason` says why, or is "".
     """
 
@@ -69,6 +70,7 @@ class Session:
         self.interrupted = interrupted
         self.chain = chain
         self.pending = Pending()
+        self.late = 0
         self.skipped = 0
         self.skip_reason = ""
         self._attached = True
@@ -175,6 +177,7 @@ class Session:
                 harvest_us=round(window.harvest_us, 1),
                 copy_us=round(window.copy_us, 1),
                 rearm_us=round(window.rearm_us, 1),
+                resume_us=round(window.resume_us, 1),
                 threads=len(window.threads),
                 regions=len(window.regions),
                 compared=window.compared,
@@ -182,6 +185,7 @@ class Session:
                 left_out=sum(bool(r.left_out) for r in window.regions),
                 left_out_bytes=sum(r.size for r in window.regions if r.left_out),
                 warnings=described.pop("warnings", []),
+                late=self.late,
                 skipped=self.skipped,
                 skip_reason=self.skip_reason,
                 time_ns=time.time_ns(),
@@ -305,6 +309,9 @@ def run_session(
         return _rest(session, wait, seconds) if session.skipped else wait(seconds)
 
     while plan.count is None or taken < plan.count:
+        session.late = int((time.monotonic() - due) / plan.every) if taken else 0
+        if session.late:
+            due = time.monotonic()
         try:
             row = session.take()
             if row.get("skipped"):
@@ -329,12 +336,13 @@ def run_session(
             warn(f"{error}; what it would have held comes with the next epoch")
         if plan.count is not None and taken >= plan.count:
             break
-        due = max(due + plan.every, time.monotonic())
-        if plan.duration is not None and due >= started + plan.duration:
+        due += plan.every
+        if plan.duration is not None and max(due, time.monotonic()) >= started + plan.duration:
             left = started + plan.duration - time.monotonic()
             # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
             if left <= 0 or pause(left) or time.monotonic() >= started + plan.duration:
                 break
+            due = time.monotonic()
             continue
         if pause(max(0.0, due - time.monotonic())):
             break

@@ -39,6 +39,7 @@ TORN_MAPPED = (
     (r"anon_inode:\[perf_event\]", "a perf ring", _QUEUES),
     (r"anon_inode:\[?bpf[-_]map", "memory that it shares with a BPF program", "the program goes on in it"),
     (r"socket:", "a ring of a socket (AF_PACKET, AF_XDP)", _QUEUES),
+    (r"/secretmem", "memory that nobody else can read (memfd_secret)", "it stays as it is now"),
     (r"anon_inode:|/dmabuf", "memory of a kernel object", "it stays as it is now"),
 )
 """Mappings alone: the same objects without one hold nothing that memory has to agree with."""
@@ -55,7 +56,7 @@ _NAMED = {
 _OF_THREAD = (
     "name", "nice value", "real-time priority", "scheduling policy", "pending signals", "processors",
 )  # fmt: skip
-_ANY = re.compile("|".join((*(row[0] for row in (*TORN, *TORN_MAPPED)), "/dev/")))
+_ANY = re.compile("|".join((*(row[0] for row in (*TORN, *TORN_MAPPED)), "/dev/", "/sys/")))
 
 
 State = tuple[Snapshot, Iterable[Region]]
@@ -86,7 +87,7 @@ def torn(then: State, now: State, is_device: Callable[[Region], bool]) -> list[s
 
     Args:
         then, now: the snapshot and the mappings of the epoch, and of now.
-        is_device: whether a mapping below /dev is of a device, not of a file system that is mounted there.
+        is_device: whether a mapping with the name of one is of a device, not of a file system mounted there.
     """
     found: dict[tuple[str, str], list[str]] = {}
     idle = _idle(then[0], now[0])
@@ -132,7 +133,7 @@ def _torn_mapping(region: Region, is_device: Callable[[Region], bool]) -> tuple[
     if not _ANY.match(region.name):
         return None
     kind = _kind((*TORN, *TORN_MAPPED), region.name)
-    if kind or region.in_memory_file or not region.name.startswith("/dev/"):
+    if kind or region.kind != "device":
         return kind
     return ("memory of a device", _DEVICE) if is_device(region) else None
 

@@ -13,6 +13,12 @@ from typing import BinaryIO
 from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
 
 
+def _be_allowed() -> str:
+    if os.geteuid():
+        return "Run as root or as its owner, or change its mode"
+    return "This root lacks CAP_DAC_READ_SEARCH, or the file is of another user namespace or host"
+
+
 def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedError:
     """A write failure as the exception that fits it."""
     if isinstance(error, PermissionError):
@@ -26,9 +32,7 @@ def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedErro
 def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:
     """A read failure as the exception that fits it."""
     if isinstance(error, PermissionError):
-        return PermissionDeniedError(
-            f"cannot read {path}: {error.strerror}. Run as root or as its owner, or change its mode"
-        )
+        return PermissionDeniedError(f"cannot read {path}: {error.strerror}. {_be_allowed()}")
     return ImageError(f"{path} cannot be read: {error.strerror}")
 
 
@@ -59,7 +63,11 @@ def malformed(path: Path) -> Iterator[None]:
     """Whatever goes wrong in reading a damaged file is the file's fault."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError) as error:
+    except struct.error as error:
+        raise ImageError(f"{path} is damaged: it is cut off, or no checkpoint") from error
+    except KeyError as error:
+        raise ImageError(f"{path} is damaged: it lacks {error}") from error
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise ImageError(f"{path} is damaged: {error or type(error).__name__}") from error
     except OSError as error:
         raise translate_read(error, path) from error

@@ -339,6 +339,8 @@ class EpochFile:
     def _load(self, file: Any) -> None:
         self._size = os.fstat(file.fileno()).st_size
         head = file.read(64)
+        if len(head) < 64:
+            raise ValueError(f"it is cut off: {len(head)} bytes" if head else "it is empty")
         fields = _EHDR.unpack(head)
         if fields[0][:6] != b"\x7fELF\x02\x01" or fields[1] != 4 or fields[2] != 62:
             raise ValueError("not an ELF core of x86-64")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from uffdtrack.errors import OutputError
 
 
 def size(n: float) -> str:
@@ -28,9 +31,30 @@ def duration(us: float) -> str:
     return f"{us / 1000:.1f} ms" if us < 1e6 else f"{us / 1e6:.2f} s"
 
 
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Raises: OutputError: stdout cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
+
+
+def emit(text: str = "") -> None:
+    """A line on stdout."""
+    with writing():
+        click.echo(text)
+
+
 def emit_json(row: dict[str, Any]) -> None:
     """One object, one line."""
-    click.echo(json.dumps(row))
+    emit(json.dumps(row))
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich ends the process here."""
+        raise
 
 
 def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 0) -> None:
@@ -40,10 +64,11 @@ def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int 
         table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    console = _Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(table)
+        console = _Console(highlight=False, markup=False, width=200)
+    with writing():
+        console.print(table)
 
 
 def epoch_rows(rows: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
@@ -57,12 +82,13 @@ def epoch_rows(rows: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
             duration(row["harvest_us"]),
             duration(row["copy_us"]),
             duration(row["rearm_us"]),
+            duration(row["resume_us"]) if "resume_us" in row else "-",
             f"{row['threads']}",
         ]
 
 
 EPOCH_COLUMNS = (
-    "epoch", "pages", "bytes", "pause", "stop", "harvest", "copy", "rearm", "threads",
+    "epoch", "pages", "bytes", "pause", "stop", "harvest", "copy", "rearm", "resume", "threads",
 )  # fmt: skip
 
 
@@ -70,4 +96,15 @@ def pause_summary(rows: list[dict[str, Any]]) -> str:
     pauses = [row["pause_us"] for row in rows]
     skipped = sum(row.get("skipped", 0) for row in rows)
     tail = f"; {skipped} epochs skipped" if skipped else ""
+    tail += missed(rows)
     return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}{tail}"
+
+
+def missed(rows: list[dict[str, Any]]) -> str:
+    """Intervals in which no epoch began since the one before was not done, and what it took so long for."""
+    late = sum(row.get("late", 0) for row in rows)
+    if not late:
+        return ""
+    writing, pause = (statistics.median(row.get(k, 0.0) for row in rows) for k in ("write_us", "pause_us"))
+    why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
+    return f"; {late} of {late + len(rows) - 1} intervals missed: {why}"

@@ -103,9 +103,10 @@ TABLE = [
     Row("fallocate", "anew", "EINTR: what was allocated is given back", "calls allocate"),
     Row(
         "stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat statfs fstatfs "
-        "getdents64 mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat "
-        "mknod mknodat chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate ftruncate utimensat "
-        "getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr listxattr removexattr fsync fdatasync "
+        "getdents64 mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink "
+        "symlinkat mknod mknodat chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate "
+        "ftruncate utimensat getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr listxattr "
+        "removexattr fsync fdatasync "
         "sync_file_range lseek chdir",
         "anew",
         "a file system's EINTR, where it is in user space or on another machine",

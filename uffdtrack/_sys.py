@@ -20,6 +20,7 @@ from uffdtrack.errors import (
     TrackerError,
     UnsupportedError,
 )
+from uffdtrack.rights import how_to_be_allowed
 
 Runs = npt.NDArray[np.uint64]
 """Address ranges: shape (n, 2), bytes, start inclusive and end exclusive."""
@@ -64,10 +65,7 @@ def check(result: int, doing: str, pid: int) -> int:
             f"may stand (--max-stop {lib.ut_guard_max_ns() / 1e9:g}s); it runs on"
         )
     if code in (errno.EPERM, errno.EACCES):
-        raise PermissionDeniedError(
-            f"cannot {doing} of process {pid}: {why}. Run as root or as the same user; where "
-            "/proc/sys/kernel/yama/ptrace_scope is not 0, only root or a parent (uffdtrack run) may"
-        )
+        raise PermissionDeniedError(f"cannot {doing} of process {pid}: {why}. {how_to_be_allowed(pid)}")
     if code in (errno.ENOSYS, errno.ENOTTY):
         raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
     if code == errno.EMFILE:

@@ -106,6 +106,8 @@ class Cycles:
             CycleError: pages of another cycle, or rearmed already.
         """
         self._active()
+        if not isinstance(pages, DirtyPages):
+            raise InvalidInputError(f"pages are what fetch() gave, not {type(pages).__name__}")
         if pages.cycle != self._cycle:
             raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {self._cycle}")
         if pages.rearmed:

@@ -95,6 +95,12 @@ class StorageError(UffdtrackError):
     exit_code = 7
 
 
+class OutputError(UffdtrackError):
+    """What was done cannot be told: stdout is full, or its reader has gone. What is in files is safe."""
+
+    exit_code = 7
+
+
 class TrackerError(UffdtrackError):
     """A tracker was used in a way, or came into a state, in which it cannot say what was written."""
 

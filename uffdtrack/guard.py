@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from uffdtrack._sys import check_own, ffi, lib
 from uffdtrack.errors import MaxStopError
@@ -34,12 +36,26 @@ def leave_watchdog() -> None:
 @contextmanager
 def watchdog(max_stop: float) -> Iterator[None]:
     """`start_watchdog`, for a while. Where there is one already, that one stays and its bound holds."""
-    started = start_watchdog(max_stop)
+    pid = check_own(lib.ut_guard_start(int(max_stop * 1e9)), "start the watchdog")
     try:
         yield
     finally:
-        if started:
+        if pid:
             lib.ut_guard_forget()
+            _collect(pid)
+
+
+def _collect(pid: int) -> None:
+    """It ends now, unless a process of ours still waits for a thread to stop."""
+    with suppress(OSError):  # somebody else has waited for all children
+        pidfd = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(1000)
+            os.waitpid(pid, os.WNOHANG)
+        finally:
+            os.close(pidfd)
 
 
 def verdict_on(pid: int) -> MaxStopError | None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from uffdtrack import joining
 from uffdtrack._sys import check, check_own, ffi, lib
+from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import (
     CycleError,
     InvalidInputError,
@@ -31,6 +32,7 @@ from uffdtrack.errors import (
 from uffdtrack.gate import PAUSE_TIMEOUT
 from uffdtrack.lists import UffdTracker
 from uffdtrack.ram import Memslot, checked_slots, index_in
+from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.space import PAGE
 from uffdtrack.tracee import Tracee, task_directory
 from uffdtrack.traits import Traits
@@ -65,6 +67,10 @@ class ProcessRam:
     def __init__(
         self, pid: int, address: int, size: int | None = None, *, slots: Sequence[Memslot] | None = None
     ) -> None:
+        whole("pid", pid, 1, 1 << 22)
+        whole("address", address, 0, 1 << 56)
+        if size is not None:
+            whole("size", size)
         if (size is None) == (slots is None):
             raise InvalidInputError("give the size of the range, or its memslots")
         if slots is None:
@@ -80,7 +86,7 @@ class ProcessRam:
             self._memory = os.open(task_directory(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as error:
             raise PermissionDeniedError(
-                f"not allowed to look into process {pid}: run as root or as its user"
+                f"not allowed to look into process {pid}. {how_to_be_allowed(pid)}"
             ) from error
         except OSError as error:
             raise TargetGoneError(f"there is no process {pid}") from error
@@ -129,7 +135,8 @@ class ProcessRam:
             InvalidInputError: outside of the range.
             TargetGoneError, TargetError: as they say.
         """
-        view = memoryview(data).cast("B")
+        view = bytes_like("data", data)
+        whole("offset", offset)
         if offset < 0 or offset + len(view) > self.size:
             raise InvalidInputError(f"bytes {offset} to {offset + len(view)} are not in the RAM")
         try:
@@ -275,7 +282,7 @@ class ProcessTracker(UffdTracker):
             return
         assert self._tracee
         try:
-            self._tracee.stop(int(timeout * 1e9))
+            self._tracee.stop(int(timeout * 1e9), patience=0)
         except StopTimeoutError as error:
             late = self._tracee.late
             lib.ut_gate_open(self._shared)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import InvalidInputError, StorageError
 from uffdtrack.space import PAGE
 
@@ -45,8 +46,8 @@ def parse_size(text: str | int) -> int:
     Raises:
         InvalidInputError: not a size.
     """
-    if isinstance(text, int):
-        return text
+    if not isinstance(text, str):
+        return whole("a size", text, -(1 << 63))
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([bkmgt]?)(i?b)?", text.strip().lower())
     if not found:
         raise InvalidInputError(f"{text!r} is not a size such as 64MiB or 8GiB")
@@ -174,7 +175,8 @@ class GuestRam:
         Raises:
             InvalidInputError: outside of the RAM.
         """
-        view = memoryview(data).cast("B")
+        view = bytes_like("data", data)
+        whole("offset", offset)
         self._check(offset, len(view))
         self.array[offset : offset + len(view)] = np.frombuffer(view, np.uint8)
         self._wrote(offset, len(view))
@@ -226,7 +228,10 @@ class GuestRam:
             if memory:
                 memory.close()
         except BufferError:
-            pass  # an array of the caller's still shows it: unmapped with that one
+            # An array of the caller's still shows it, and it is unmapped with that one.
+            if shm:
+                shm._buf = shm._mmap = None  # type: ignore[attr-defined]
+                shm.close()
         if shm and self._owner:
             shm.unlink()
 
@@ -245,6 +250,9 @@ class GuestRam:
 def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:
     out: list[Memslot] = []
     for slot in slots:
+        if not isinstance(slot, Memslot):
+            raise InvalidInputError(f"slots are Memslots, not {slot!r}")
+        slot = Memslot(whole("gfn", slot.gfn, -1), whole("pages", slot.pages))
         if slot.pages <= 0 or slot.gfn < 0 or (out and slot.gfn < out[-1].gfn + out[-1].pages):
             raise InvalidInputError("memslots have pages, and ascending frame numbers that do not overlap")
         out.append(slot)

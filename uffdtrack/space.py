@@ -48,7 +48,8 @@ class Window:
         scanned: the page tables of the whole memory were looked through.
         touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
         heads: the first page of mapped ELF files that no image has yet.
-        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it.
+        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; what is left
+            of it is `resume_us`.
     """
 
     regions: list[Region]
@@ -67,6 +68,10 @@ class Window:
     rearm_us: float
     pause_us: float
     heads: Heads = field(default_factory=dict)
+
+    @property
+    def resume_us(self) -> float:
+        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
 
 
 @dataclass(slots=True)

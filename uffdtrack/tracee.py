@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from types import TracebackType
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
 from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError, TargetGoneError
 from uffdtrack.whereabouts import describe_threads, frozen_cgroup
+
+CALL_SECONDS = 10.0
+"""How long a stop waits for the end of a call that it must not break off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +55,22 @@ class Tracee:
     def native(self) -> object:
         return self._c
 
-    def stop(self, timeout_ns: int = STOP_TIMEOUT_NS) -> None:
+    def stop(self, timeout_ns: int = STOP_TIMEOUT_NS, patience: float = CALL_SECONDS) -> None:
         """Stop every thread.
+
+        Args:
+            timeout_ns: how long those that have stopped stand for one that has not.
+            patience: seconds to wait, while all run, for the end of a call that a stop would harm.
 
         Raises:
             TargetGoneError: the process has ended.
             StopTimeoutError: a thread did not stop; all run on.
             PermissionDeniedError: not allowed to trace it.
         """
+        end = time.monotonic() + patience
         result = lib.ut_tracee_stop(self._c, timeout_ns)
+        while result == lib.UT_BUSY and time.monotonic() < end:
+            result = lib.ut_tracee_stop(self._c, timeout_ns)
         if result == -errno.ETIMEDOUT:
             raise self.late_error("stop the threads")
         check(result, "stop the threads", self.pid)

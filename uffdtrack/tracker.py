@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
+from uffdtrack.arguments import whole
 from uffdtrack.engines import inline, ring, scan, sync
 from uffdtrack.engines.cost import cheapest
 from uffdtrack.errors import InvalidInputError, UnsupportedError
@@ -153,6 +154,15 @@ def open_tracker(
         InvalidInputError: the engine cannot do what is asked for.
         UnsupportedError: it does not work on this host.
     """
+    if not isinstance(ram, (GuestRam, ProcessRam)):
+        raise InvalidInputError(f"ram is a GuestRam or a ProcessRam, not {type(ram).__name__}")
+    if not ram.size:
+        raise InvalidInputError("the RAM is closed")
+    if not isinstance(engine, str):
+        raise InvalidInputError(f"engine is a name, not {engine!r}")
+    whole("vcpus", vcpus)
+    if max_dirty_pages is not None:
+        whole("max_dirty_pages", max_dirty_pages, -(1 << 63))
     traits, reason = choose_engine(
         engine,
         probe(),

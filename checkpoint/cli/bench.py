@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,6 @@ def ab(
 
     Engines ring and inline are not for VMs: a native thread writes the same pages there.
     """
-    if directory:
-        pyplot()  # says so now, where it is missing, and not after minutes
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "ab.jsonl").write_text("")
-        except OSError as error:
-            raise translate(error, directory) from error
     rams, dirties = ram or DEFAULT.rams, dirty or DEFAULT.dirties
     least = min(rams) // 4096
     plan = AbPlan(
@@ -80,6 +74,9 @@ def ab(
         rounds=rounds,
         limit=max(min(DEFAULT.limit, least // 4), 256 * vcpus),
     )
+    if directory:
+        pyplot()  # says so now, where it is missing, and not after minutes
+        prepare(directory)
     rows: list[dict[str, Any]] = []
 
     def emit(row: dict[str, Any]) -> None:
@@ -91,11 +88,11 @@ def ab(
     run_ab(plan, seed, emit, say)
     if not as_json:
         tables(rows)
-        click.echo()
+        report.emit()
         turn = f"({ns:.1f} ns a turn of an empty loop)"
         how = "emulates the guest's instructions" if slow else "runs the guest's instructions as they are"
-        click.echo(f"KVM {how} here {turn}. The guest's own times, its faults among them, are KVM's affair;")
-        click.echo("harvest and rearm are the trackers'.")
+        report.emit(f"KVM {how} here {turn}. The guest's own times, its faults among them, are KVM's affair;")
+        report.emit("harvest and rearm are the trackers'.")
         most = max(rams)
         if "kvm-ring" in plan.engines and "kvm-bitmap" in plan.engines:
             pages = crossover(rows)
@@ -104,15 +101,38 @@ def ab(
                 if pages is None
                 else (f"from {pages:.0f} dirty pages of {most >> 20} MiB on ({pages * 409600 / most:.3g} %)")
             )
-            click.echo(f"KVM's bitmap costs less than its ring {where}.")
-        click.echo("Every engine listed exactly the pages that its guest wrote.")
+            report.emit(f"KVM's bitmap costs less than its ring {where}.")
+        report.emit("Every engine listed exactly the pages that its guest wrote.")
     if directory:
-        try:
-            (directory / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            for path in draw_ab(rows, directory):
-                say(f"drawn: {path}")
-        except OSError as error:
-            raise translate(error, directory) from error
+        keep(rows, directory)
+
+
+def prepare(directory: Path) -> None:
+    """Find out now whether it can be written. What an earlier run has left there stays until we are done.
+
+    Raises:
+        PermissionDeniedError, StorageError: it cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise translate(error, directory) from error
+
+
+def keep(rows: list[dict[str, Any]], directory: Path) -> None:
+    """The series and its plots, all made before the first one takes its name."""
+    try:
+        with tempfile.TemporaryDirectory(dir=directory) as made:
+            (Path(made) / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            draw_ab(rows, Path(made))
+            for path in sorted(Path(made).iterdir()):
+                path.replace(directory / path.name)
+                if path.suffix != ".jsonl":
+                    say(f"drawn: {directory / path.name}")
+    except OSError as error:
+        raise translate(error, directory) from error
 
 
 def _spread(rows: Sequence[dict[str, Any]], keys: Iterable[str], digits: int = 0) -> str:
@@ -133,7 +153,7 @@ def tables(rows: list[dict[str, Any]]) -> None:
             continue
         what = f"RAM {own[0]['ram'] >> 20} MiB" if fixed == "ram" else f"{own[0]['dirty']} dirty pages"
         at = sorted({row[key] for row in own})
-        click.echo(f"\nharvest + rearm, us, by {'dirty pages' if key == 'dirty' else 'RAM, MiB'}; {what}")
+        report.emit(f"\nharvest + rearm, us, by {'dirty pages' if key == 'dirty' else 'RAM, MiB'}; {what}")
         report.emit_table(
             ("engine", *(str(n if key == "dirty" else n >> 20) for n in at)),
             (
@@ -145,7 +165,7 @@ def tables(rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     own = [row for row in rows if row["series"] == "ram"]
     most = max((row["ram"] for row in own), default=0)
-    click.echo(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")
+    report.emit(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")
     report.emit_table(
         ("engine", "harvest", "rearm", "stop", "arm", "first write", "again", "overshoot", "progress"),
         (

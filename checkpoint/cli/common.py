@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import select
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +17,17 @@ from checkpoint.files import translate_read
 from uffdtrack import MAX_STOP, PROCESS_ENGINES
 from uffdtrack.errors import InvalidInputError
 
+KEY_MOST = 64
+KEY_SECONDS = 5
 F = TypeVar("F", bound=Callable[..., Any])
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 SHORTEST_STOP = 0.1
 """Seconds."""
 
 
 class Time(click.ParamType[float]):
-    """100ms, 2s, 1.5m, or a plain number of seconds."""
+    """100ms, 2s, 1.5m."""
 
     name = "time"
 
@@ -30,6 +35,8 @@ class Time(click.ParamType[float]):
         if isinstance(value, float):
             return value
         found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(value).strip().lower())
+        if found and not found[2]:
+            self.fail(f"{value!r} lacks a unit: {value}ms or {value}s?", param, ctx)
         if not found or found[2] not in _UNITS:
             self.fail(f"{value!r} is not a time such as 100ms, 2s or 5m", param, ctx)
         seconds = float(found[1]) * _UNITS[found[2]]
@@ -74,14 +81,38 @@ def _read_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     if value is None:
         return b""
     try:
-        key = value.read_bytes().strip()
+        key = _read_some(value, KEY_MOST + 2).strip()
     except PermissionError as error:
         raise translate_read(error, value) from error
     except OSError as error:
-        raise click.BadParameter(f"cannot read {value}: {error.strerror}") from error
-    if not 1 <= len(key) <= 64:
-        raise click.BadParameter(f"{value} holds {len(key)} bytes; a key has 1 to 64")
+        raise click.BadParameter(f"cannot read {value}: {error.strerror or error}") from error
+    if not 1 <= len(key) <= KEY_MOST:
+        holds = f"more than {KEY_MOST}" if key else "no"
+        raise click.BadParameter(f"{value} holds {holds} bytes; a key has 1 to {KEY_MOST}")
     return key
+
+
+def _read_some(path: Path, most: int) -> bytes:
+    """The first bytes of a file or a pipe (a shell's <(...)), of which nobody may ever write the rest.
+
+    Raises:
+        OSError: it cannot be read, or a pipe brings nothing for `KEY_SECONDS`.
+    """
+    found = b""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while len(found) < most:
+            if not poll.poll(KEY_SECONDS * 1000):
+                raise TimeoutError(f"nothing came for {KEY_SECONDS} s")
+            part = os.read(fd, most - len(found))
+            if not part:
+                break
+            found += part
+    finally:
+        os.close(fd)
+    return found
 
 
 key_option = click.option(
@@ -134,4 +165,6 @@ def session_options(function: F) -> F:
 
 
 def say(text: str) -> None:
-    click.echo(f"uffdtrack: {text}", err=True)
+    """On stderr, where that can be written."""
+    with contextlib.suppress(OSError):
+        click.echo(f"uffdtrack: {text}", err=True)

@@ -34,4 +34,4 @@ def command(directory: Path, before: int, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        click.echo(f"{directory}: epoch {before} is the base, {len(removed)} older epochs are in it")
+        report.emit(f"{directory}: epoch {before} is the base, {len(removed)} older epochs are in it")

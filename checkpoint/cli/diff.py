@@ -53,4 +53,4 @@ def command(a: tuple[Path, int | None], b: tuple[Path, int | None], key: bytes, 
         ),
         left=4,
     )  # fmt: skip
-    click.echo(f"{sum(r['pages'] for r in rows)} pages differ in {len(rows)} mappings")
+    report.emit(f"{sum(r['pages'] for r in rows)} pages differ in {len(rows)} mappings")

@@ -24,8 +24,8 @@ def command(as_json: bool) -> None:
             )  # fmt: skip
         else:
             mark = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "blue"}[c.status]
-            click.echo(f"{click.style(c.status, fg=mark)}  {c.name}: {c.detail}")
+            report.emit(f"{click.style(c.status, fg=mark)}  {c.name}: {c.detail}")
             if c.fix:
-                click.echo(f"      fix: {c.fix}")
+                report.emit(f"      fix: {c.fix}")
     if any(c.status == "fail" for c in found):
         sys.exit(3)

@@ -32,4 +32,4 @@ def command(place: tuple[Path, int | None], output: Path, force: bool, key: byte
             }
         )  # fmt: skip
     else:
-        click.echo(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {report.size(size)} in {output}")
+        report.emit(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {report.size(size)} in {output}")

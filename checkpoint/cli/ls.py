@@ -27,3 +27,4 @@ def command(directory: Path, as_json: bool) -> None:
             report.emit_json(row)
     if not as_json:
         report.emit_table(report.EPOCH_COLUMNS, report.epoch_rows(rows))
+    chain.check_holes(files[first].epoch)

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from checkpoint import report
 from checkpoint.cli import (
     bench,
     checkpoint,
@@ -23,7 +24,7 @@ from checkpoint.cli import (
     vm,
 )
 from checkpoint.cli.common import say
-from uffdtrack.errors import UffdtrackError
+from uffdtrack.errors import OutputError, UffdtrackError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,19 +42,44 @@ for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact,
     cli.add_command(module.command)
 
 
+def _open_standard_files() -> None:
+    """A descriptor below 3 that is closed would become a file of ours, which what is written to it hits."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+
+
+def _end_output() -> None:
+    """What is left in a buffer cannot be written either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main() -> None:
+    _open_standard_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Names of files are bytes, and are shown as such.
             stream.reconfigure(errors="surrogateescape")
     try:
         status = cli.main(standalone_mode=False)
-        sys.stdout.flush()
+        with report.writing():
+            sys.stdout.flush()
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
         error.show()
         status = error.exit_code
+    except OutputError as error:
+        broken = isinstance(error.__cause__, BrokenPipeError)  # as by SIGPIPE: the reader has seen enough
+        if not broken:
+            say(f"error: {error}")
+        status = 141 if broken else error.exit_code
+        _end_output()
     except UffdtrackError as error:
         say(f"error: {error}")
         status = error.exit_code
@@ -62,6 +88,6 @@ def main() -> None:
         status = 130
     except BrokenPipeError:
         # The reader of our output has gone; nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _end_output()
         status = 141
     sys.exit(status if isinstance(status, int) else 0)

@@ -41,7 +41,7 @@ def command(
     if as_json:
         report.emit_json({"schema": "uffdtrack/rollback/1", "pid": pid, **dataclasses.asdict(outcome)})
     else:
-        click.echo(
+        report.emit(
             f"process {pid} is back at epoch {outcome.epoch}: {outcome.pages} pages written, "
             f"{outcome.mappings} mappings changed, {len(outcome.ended)} threads ended, "
             f"paused {report.duration(outcome.pause_us)}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import click
 from rich.console import Console
 from rich.live import Live
 
@@ -33,7 +32,7 @@ from uffdtrack import (
     start_watchdog,
     verdict_on,
 )
-from uffdtrack.errors import TargetRefusedError
+from uffdtrack.errors import OutputError, TargetRefusedError
 
 LOOK = 0.25
 LOOK_FOR = 5.0
@@ -250,6 +249,7 @@ def run_on(
     """
     traits = choose_for_process(engine, probe(), max_dirty)
     rows: list[dict[str, Any]] = []
+    untold: OutputError | None = None
 
     def emit(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -277,17 +277,30 @@ def run_on(
                 session = Session(target, chain, interrupt.seen)
                 name = f"process {pid}" if isinstance(process, int) else "the command"
                 wait = ChildWatch(pid, name, interrupt.wait).wait
-                ended = run_session(session, Plan(every, count, duration), wait, emit, say)
+                try:
+                    ended = run_session(session, Plan(every, count, duration), wait, emit, say)
+                except OutputError as error:
+                    ended, untold = False, error  # the epoch is safe; nobody reads of it
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
         ended = ended or has_ended(pidfd)
     if not rows:
         say("interrupted before the base was whole: no epoch was taken")
-    elif not as_json:
-        total = report.size(sum(row["bytes"] for row in rows))
-        click.echo(
-            f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "
-            + report.pause_summary(rows)
-            + (f"; at most {max(r['overshoot'] for r in rows)} pages beyond the limit" if max_dirty else "")
-        )
+    elif not as_json and not untold:
+        try:
+            report.emit(summary(pid, directory, rows))
+        except OutputError as error:
+            untold = error
     say(f"process {pid} has ended" if ended else f"process {pid} runs on, untracked")
+    if untold:
+        raise untold
     return ended
+
+
+def summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> str:
+    total = report.size(sum(row["bytes"] for row in rows))
+    over = max(row.get("overshoot", 0) for row in rows)
+    return (
+        f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "
+        + report.pause_summary(rows)
+        + (f"; at most {over} pages beyond the limit" if "max_dirty" in rows[0] else "")
+    )

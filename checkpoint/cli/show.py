@@ -66,20 +66,21 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
         return
     process = meta["process"]
     taken = datetime.datetime.fromtimestamp(row["time_ns"] / 1e9).astimezone()
-    click.echo(f"epoch     {row['epoch']}{' (base)' if row['base'] else ''} of {directory}")
-    click.echo(f"process   {process['pid']} {process['cmdline'] or process['comm']}")
-    click.echo(f"taken     {taken.isoformat(timespec='milliseconds')}, engine {row['engine']}")
-    click.echo(f"pages     {row['pages']} ({report.size(row['bytes'])} of contents)")
-    parts = ", ".join(f"{k} {report.duration(row[f'{k}_us'])}" for k in ("stop", "harvest", "copy", "rearm"))
-    click.echo(f"pause     {report.duration(row['pause_us'])}: {parts}")
-    click.echo(f"digest    {file.digest}{' (keyed)' if meta['keyed'] else ''}")
-    click.echo(f"parent    {file.parent or 'none'}")
-    click.echo()
+    report.emit(f"epoch     {row['epoch']}{' (base)' if row['base'] else ''} of {directory}")
+    report.emit(f"process   {process['pid']} {process['cmdline'] or process['comm']}")
+    report.emit(f"taken     {taken.isoformat(timespec='milliseconds')}, engine {row['engine']}")
+    report.emit(f"pages     {row['pages']} ({report.size(row['bytes'])} of contents)")
+    names = [k for k in ("stop", "harvest", "copy", "rearm", "resume") if f"{k}_us" in row]
+    parts = ", ".join(f"{k} {report.duration(row[f'{k}_us'])}" for k in names)
+    report.emit(f"pause     {report.duration(row['pause_us'])}: {parts}")
+    report.emit(f"digest    {file.digest}{' (keyed)' if meta['keyed'] else ''}")
+    report.emit(f"parent    {file.parent or 'none'}")
+    report.emit()
     report.emit_table(
         ("thread", "rip", "rsp"),
         ([str(t["tid"]), f"{t['rip']:#x}", f"{t['rsp']:#x}"] for t in threads),
     )
-    click.echo()
+    report.emit()
     report.emit_table(
         ("mapping", "perm", "name", "size", "pages"),
         (

@@ -27,4 +27,4 @@ def command(directory: Path, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        click.echo(f"{directory}: epochs {first} to {last} are whole and follow each other")
+        report.emit(f"{directory}: epochs {first} to {last} are whole and follow each other")

@@ -199,5 +199,6 @@ def watch(
 def show_serial(vm: Vm, as_json: bool) -> None:
     """On stdout, or, where that is JSON, on stderr."""
     out = sys.stderr if as_json else sys.stdout
-    out.write(vm.serial().decode("ascii", "replace"))
-    out.flush()
+    with report.writing():
+        out.write(vm.serial().decode("ascii", "replace"))
+        out.flush()

@@ -28,7 +28,7 @@ from checkpoint.objects import (
     parse_timers,
     same_timer,
 )
-from uffdtrack import Region, file_mode, open_files, parse_maps, task_directory
+from uffdtrack import Region, file_mode, how_to_be_allowed, open_files, parse_maps, task_directory
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
@@ -60,7 +60,7 @@ def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Desc
         raise TargetGoneError(f"process {pid} has ended") from error
     except PermissionError as error:
         raise PermissionDeniedError(
-            f"not allowed to look into process {pid}: run as root or as its user"
+            f"not allowed to look into process {pid}. {how_to_be_allowed(pid)}"
         ) from error
     return found
 
@@ -122,10 +122,7 @@ def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
         mappings: what is mapped, or at least aio contexts.
     """
     task = task_directory(pid)
-    state: dict[str, Any] = {
-        "time_ns": time.time_ns(),
-        "clock_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-    }
+    state: dict[str, Any] = {"time_ns": time.time_ns()}
 
     def put(key: str, path: Path, parse: Callable[[str], Any]) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
@@ -189,7 +186,7 @@ def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = Non
 def kernel_mappings(pid: int) -> list[Region]:
     """The mappings that may be of a kernel object or a device; there may be many thousand others."""
     lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
-    marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/dmabuf")
+    marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/sys/", "/dmabuf", "/secretmem")
     return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
 
 
@@ -202,7 +199,8 @@ def is_device(pid: int, region: Region) -> bool:
             mode, _ = file_mode(root, region.name.lstrip("/"))
     except OSError:
         return True
-    return not mode or stat.S_ISCHR(mode)
+    # Memory of a PCI device is a regular file of sysfs.
+    return not mode or stat.S_ISCHR(mode) or region.name.startswith("/sys/")
 
 
 class Reader:

@@ -25,6 +25,7 @@ from uffdtrack import (
     Tracee,
     Window,
     frozen_cgroup,
+    how_to_be_allowed,
     open_pidfd,
     shares_memory,
     status_field,
@@ -70,9 +71,7 @@ def proc_read(pid: int, name: str) -> bytes:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
     except PermissionError as error:
-        raise PermissionDeniedError(
-            f"cannot read /proc/{pid}/{name}: run as root or as the user of process {pid}"
-        ) from error
+        raise PermissionDeniedError(f"cannot read /proc/{pid}/{name}. {how_to_be_allowed(pid)}") from error
 
 
 def stat_fields(pid: int) -> list[str]:
@@ -158,7 +157,7 @@ def _check_program(pid: int) -> None:
         raise TargetGoneError(f"process {pid} has ended, or has no program") from error
     except PermissionError as error:
         raise PermissionDeniedError(
-            f"not allowed to look into process {pid}: run as root or as its user"
+            f"not allowed to look into process {pid}. {how_to_be_allowed(pid)}"
         ) from error
     if len(head) < 20 or head[:4] != b"\x7fELF":
         raise TargetRefusedError(f"the program of process {pid} is not ELF")
@@ -200,7 +199,7 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
         return []
     except PermissionError as error:
         raise PermissionDeniedError(
-            f"not allowed to look into process {pid}: run as root or as its user"
+            f"not allowed to look into process {pid}. {how_to_be_allowed(pid)}"
         ) from error
     try:
         for name in os.listdir(links):

@@ -23,7 +23,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 EPOCH_KEYS = {
     "schema", "epoch", "pid", "engine", "pages", "bytes", "pause_us", "stop_us", "harvest_us", "copy_us",
-    "rearm_us", "threads", "time_ns",
+    "rearm_us", "resume_us", "threads", "time_ns",
 }  # fmt: skip
 
 
@@ -62,13 +62,13 @@ def test_ls(chain: tuple[int, Path, Path], uffdtrack: Run) -> None:
 
 def test_session_rows(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
     done = uffdtrack(
-        "run", "-o", tmp_path / "c", "--json", "--count", "4", "--every", "2ms", "--", "sleep", "5"
+        "run", "-o", tmp_path / "c", "--json", "--count", "4", "--every", "2ms", "--", "sleep", "60"
     )
     found = rows(done)
     assert len(found) == 4 and all(r.keys() >= EPOCH_KEYS for r in found)
     for row in found:
-        parts = sum(float(str(row[k])) for k in ("stop_us", "harvest_us", "copy_us", "rearm_us"))
-        assert 0 < parts <= float(str(row["pause_us"])) + 1
+        parts = sum(float(str(row[k])) for k in ("stop_us", "harvest_us", "copy_us", "rearm_us", "resume_us"))
+        assert 0 < parts == pytest.approx(float(str(row["pause_us"])), abs=1)
     pid = int(str(found[0]["pid"]))
     assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "the command runs on"
     subprocess.run(["kill", str(pid)], check=True)
@@ -213,18 +213,18 @@ def test_chain_of_another_user(
     command = [*drop, sys.executable, "-m", "checkpoint", words[0], directory, *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 4, done.stderr
-    assert "cannot read" in done.stderr and "Run as root" in done.stderr
+    assert "cannot read" in done.stderr and "This root lacks CAP_DAC_READ_SEARCH" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("100ms", 0.1), ("2s", 2.0), ("1.5m", 90.0), ("250us", 0.00025), ("3", 3.0), ("1 h", 3600.0)],
+    [("100ms", 0.1), ("2s", 2.0), ("1.5m", 90.0), ("250us", 0.00025), ("1 h", 3600.0)],
 )
 def test_times(text: str, seconds: float) -> None:
     assert Time().convert(text, None, None) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1s", "0", "5 parsecs", "1e9h", "nan", "٣s"])
+@pytest.mark.parametrize("text", ["", "x", "-1s", "0", "0s", "100", "1.5", "5 parsecs", "1e9h", "nan", "٣s"])
 def test_bad_times(text: str) -> None:
     result = CliRunner().invoke(cli, ["checkpoint", "1", "-o", "x", "--every", text])
     assert result.exit_code == 2 and "--every" in result.output

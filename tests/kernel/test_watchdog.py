@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.process import ProcessTarget
 from tests.kernel.test_notices_nothing import Run, Spawn, ask, start_notices, state_of, wait_for
-from uffdtrack import Pending, Window, verdict_on
+from uffdtrack import Pending, Window, status_field, verdict_on
 from uffdtrack.errors import MaxStopError
 
 Build = Callable[[str], Path]
@@ -220,6 +221,44 @@ def test_too_much_for_a_stop_is_copied_while_the_target_runs(
     assert [row["base"] for row in rows] == [True, False, True, False, False]
     assert len(said) == 1 and "too much" in said[0]
     assert len(Chain(tmp_path / "d").verify(b"")) == 5
+
+
+CROWDED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, {hard}))
+try:
+    while True: os.dup(0)
+except OSError: pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "hard"),
+    [
+        pytest.param("limited", 1000, id="a raised limit"),
+        pytest.param("born", 40, id="a thread", marks=pytest.mark.slow),
+    ],
+)
+def test_what_we_have_made_in_the_target_goes(
+    kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run, point: str, hard: int
+) -> None:
+    """A process without a free descriptor is attached to with a higher limit, or by a thread of our own."""
+    process = spawn(sys.executable, "-c", CROWDED.format(hard=hard))
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    argv = ("checkpoint", process.pid, "-o", tmp_path / "c", "--count", "1", "--max-stop", "500ms")
+    environment = {**os.environ, "UFFDTRACK_SABOTAGE": f"stop:{point}"}
+    command = [sys.executable, "-m", "checkpoint", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    if point == "born" and done.returncode == 0:
+        pytest.skip("whoever may raise a hard limit makes no thread")
+    assert done.returncode == 5 and "the watchdog has ended this" in done.stderr
+    threads = Path(f"/proc/{process.pid}/task")
+    wait_for(lambda: len(os.listdir(threads)) == 1, "it has its own thread alone")
+    assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0] == 40
+    assert status_field(process.pid, "TracerPid") == "0" and process.poll() is None
+    uffdtrack(*argv[:-2], "--force")
 
 
 def test_verdicts(kernel: None) -> None:

@@ -159,6 +159,16 @@ static int kvm(int step)
 	return ioctl(vcpu, KVM_SET_SREGS, &sregs) || ioctl(vcpu, KVM_SET_REGS, &regs) || ioctl(vcpu, KVM_RUN, 0);
 }
 
+static int secret(int step)
+{
+	int fd;
+
+	if (step == CHANGE)
+		return 0;
+	fd = syscall(447, 0); /* memfd_secret */
+	return fd < 0 || ftruncate(fd, 4096) || !map(fd, 4096) ? -1 : 0;
+}
+
 static int uring_gone(int step)
 {
 	struct io_uring_params params = {0};
@@ -494,8 +504,8 @@ static const struct {
 	const char *name;
 	int (*step)(int);
 } kinds[] = {
-	KIND(io_uring), KIND(aio), KIND(perf), KIND(packet), KIND(bpf), KIND(kvm), KIND(uring_gone), KIND(silent_pipe),
-	KIND(fifo), KIND(unix_socket), KIND(event), KIND(timer_descriptor), KIND(periodic), KIND(signal_descriptor),
+	KIND(io_uring), KIND(aio), KIND(perf), KIND(packet), KIND(bpf), KIND(kvm), KIND(secret), KIND(uring_gone),
+	KIND(silent_pipe), KIND(fifo), KIND(unix_socket), KIND(event), KIND(timer_descriptor), KIND(periodic), KIND(signal_descriptor),
 	KIND(epoll), KIND(inotify), KIND(fanotify), KIND(offset), KIND(flags), KIND(whole_lock), KIND(range_lock),
 	KIND(pid_descriptor), KIND(queue), KIND(message), KIND(opened), KIND(closed), KIND(replaced), KIND(posix_timer),
 	KIND(action), KIND(pending), KIND(mask), KIND(directory), KIND(limit), KIND(priority), KIND(policy),

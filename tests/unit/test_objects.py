@@ -221,6 +221,7 @@ def test_descriptors_that_are_not(name: str) -> None:
         "/[aio] (deleted)", "anon_inode:[io_uring]", "anon_inode:kvm-vcpu:0", "anon_inode:[perf_event]",
         "anon_inode:bpf-map", "socket:[5]", "anon_inode:[unheard of]", "/dmabuf:", "/dev/video0",
         "/dev/snd/pcmC0D0p", "/dev/uio0", "/dev/dri/card0",
+        "/sys/devices/pci0000:00/0000:00:02.0/resource0", "/secretmem (deleted)",
     ],
 )  # fmt: skip
 def test_mappings_that_are_torn(name: str) -> None:

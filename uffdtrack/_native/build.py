@@ -19,6 +19,7 @@ SOURCES = [
     "maps.c",
     "probe.c",
     "rearm.c",
+    "remote.c",
     "restart.c",
     "ring.c",
     "rseq.c",

@@ -78,7 +78,8 @@ static enum waits_for waits_for(const ut_tracee *t, int tid)
 
 	if (read_task(t, tid, "wchan", text, sizeof(text)))
 		return NOBODY;
-	if (strstr(text, "seccomp"))
+	/* The one is inside the other, inlined or not. A supervisor that waits for work is in seccomp_notify_ioctl. */
+	if (strstr(text, "seccomp_do_user_notification") || strstr(text, "__seccomp_filter"))
 		return SUPERVISOR;
 	return strcmp(text, "request_wait_answer") ? NOBODY : FILE_SYSTEM; /* fs/fuse/dev.c */
 }
@@ -212,13 +213,10 @@ static void forget(ut_tracee *t, ut_held *h)
 	*h = t->held[--t->nheld];
 }
 
-static int hold(ut_tracee *t, const ut_held *found)
+static int add_held(ut_tracee *t, const ut_held *found)
 {
 	ut_held *h;
-	int err = ut_seize(t, found->tid);
 
-	if (err)
-		return err == -ESRCH ? 0 : err;
 	if (t->nheld == t->held_cap) {
 		size_t cap = t->held_cap ? t->held_cap * 2 : 4;
 		ut_held *v = realloc(t->held, cap * sizeof(*v));
@@ -231,7 +229,29 @@ static int hold(ut_tracee *t, const ut_held *found)
 	h = &t->held[t->nheld++];
 	*h = *found;
 	set_trap(t, h);
+	t->careful = 1;
 	return 1;
+}
+
+static int hold(ut_tracee *t, const ut_held *found)
+{
+	int err = ut_seize(t, found->tid);
+
+	if (err)
+		return err == -ESRCH ? 0 : err;
+	return add_held(t, found);
+}
+
+int ut_hold_seized(ut_tracee *t, int tid)
+{
+	ut_held found;
+
+	if (!t->careful || !look(t, tid, &found))
+		return 0;
+	t->busy_tid = tid;
+	t->busy_nr = found.nr;
+	TRY(add_held(t, &found));
+	return UT_BUSY;
 }
 
 static int is_ours(const ut_tracee *t, int tid)

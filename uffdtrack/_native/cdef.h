@@ -64,6 +64,8 @@ int ut_call_rule(int64_t nr);
 int ut_tracee_open(int pid, ut_tracee **out);
 void ut_tracee_close(ut_tracee *t);
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
+int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
+int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
 int ut_live_thread(int pid);
@@ -144,7 +146,7 @@ typedef struct {
 } ut_news;
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
-	int32_t compared, sabotage;
+	int32_t compared, sabotage, shared;
 	ut_maps maps;
 	ut_heads heads;
 	ut_runs plan, gone, fresh, unreadable;

@@ -304,7 +304,7 @@ static void rescue(const struct ut_guard_slot *slot, int target_pidfd, int stopp
 		return;
 	t->repair = slot;
 	do /* the dead tracer may not have let go of all yet */
-		err = ut_tracee_stop(t, 1000000000);
+		err = ut_tracee_stop_now(t, 1000000000); /* what a stop breaks off, SIGSTOP has */
 	while ((err == -EPERM || err == -EACCES) && ++tries < 100 && !poll(NULL, 0, 10));
 	if (slot->limited)
 		prlimit(slot->target, RLIMIT_NOFILE, &slot->limit, NULL);

@@ -218,6 +218,10 @@ static int may_repeat_request(uint64_t request, uint64_t argument)
 	}
 }
 
+/* The limit of such a wait is in memory that the ring has been told of, where we cannot read it: repeated, it would begin
+ * anew at each stop. Who waits so takes EINTR, which io_uring_enter(2) may say at any time. */
+#define ENTER_EXT_ARG_REG (1u << 6)
+
 /* The rule of a call that has ended with EINTR; where that is the descriptor's, by what it is of. */
 static int rule_of(const ut_tracee *t, int tid, int64_t nr, uint64_t fd, uint64_t request, uint64_t argument)
 {
@@ -290,6 +294,8 @@ static int to_repeat(const ut_tracee *t, int tid, const struct user_regs_struct 
 	/* kernel/bpf/verifier.c gives up with EAGAIN; libbpf takes that five times. */
 	if (result == -EAGAIN && nr == SYS_bpf && (int32_t)r->rdi == 5 && is_native(tid)) /* BPF_PROG_LOAD */
 		return UT_CALL_ANEW;
+	if (nr == 426 && r->r10 & ENTER_EXT_ARG_REG) /* io_uring_enter */
+		return UT_CALL_LEAVE;
 	if (result == -EINTR && is_native(tid))
 		rule = rule_of(t, tid, r->orig_rax, r->rdi, r->rsi, r->rdx);
 	if (result == -EINTR && rule == UT_CALL_WAIT)

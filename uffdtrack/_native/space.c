@@ -14,7 +14,6 @@
 #include <sys/random.h>
 #include <sys/sysinfo.h>
 #include <sys/vfs.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #define VEC 16384
@@ -186,32 +185,10 @@ static void digests_void(ut_space *s, const ut_runs *ranges)
 			digest_void(&s->digests[i]);
 }
 
-/* Read what one vectored call could not: without read permission (FOLL_FORCE, /proc/PID/mem), or
- * page by page. */
-static int read_hard(const ut_space *s, uint64_t addr, size_t len, uint8_t *to, ut_runs *unreadable)
+/* How its memory is read: by the files that the harvest has opened. */
+static ut_remote remote_of(const ut_space *s)
 {
-	while (len) {
-		ssize_t n = pread(s->mem, to, len, addr);
-
-		if (n <= 0) {
-			if (n < 0 && errno == EINTR)
-				continue;
-			if (n == 0) /* the memory is gone: the process has ended or called exec */
-				return -ESRCH;
-			if (errno != EIO && errno != EFAULT)
-				return -errno;
-			memset(to, 0, UT_PAGE);
-			TRY(runs_push(unreadable, addr, addr + UT_PAGE));
-			n = UT_PAGE;
-		}
-		n &= ~(UT_PAGE - 1);
-		if (!n)
-			return -EIO;
-		addr += n;
-		to += n;
-		len -= n;
-	}
-	return 0;
+	return (ut_remote){s->tid, s->pagemap, s->mem, s->shared, s->give_up_ns};
 }
 
 /* Digests of what was stored, of the pages that are found by comparing. */
@@ -231,51 +208,44 @@ static int update_digests(ut_space *s, const ut_runs *of, const ut_run *run, con
 	return err;
 }
 
-/* Append to `out` the pages whose contents are not those that were stored. */
+/* Append to `out` the pages of these ranges, which were read to `from`, whose contents are not those that were stored. */
+static int differing(const ut_space *s, const ut_run *runs, size_t n, const uint8_t *from, ut_runs *out)
+{
+	for (size_t i = 0; i < n; i++)
+		for (uint64_t a = runs[i].start; a < runs[i].end; a += UT_PAGE, from += UT_PAGE) {
+			const ut_digest *d = digest_find(s, a);
+			uint64_t hash[2];
+
+			page_hash(s, from, hash);
+			if (!d || d->hash[0] != hash[0] || d->hash[1] != hash[1])
+				TRY(runs_push(out, a, a + UT_PAGE));
+		}
+	return 0;
+}
+
 static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
 {
 	static __thread uint8_t bounce[64 * 4096];
-	struct iovec remote[64];
+	ut_remote remote = remote_of(s);
+	ut_run part[64];
 	size_t i = 0;
 	uint64_t at = pages->n ? pages->v[0].start : 0;
 
 	while (i < pages->n) {
 		size_t n = 0, len = 0;
-		ssize_t got;
 
 		TRY(is_overdue(s));
 		for (; i < pages->n && len < sizeof(bounce); n++) {
-			size_t part = pages->v[i].end - at;
+			uint64_t size = min64(pages->v[i].end - at, sizeof(bounce) - len);
 
-			if (part > sizeof(bounce) - len)
-				part = sizeof(bounce) - len;
-			remote[n] = (struct iovec){(void *)at, part};
-			len += part;
-			at += part;
+			part[n] = (ut_run){at, at + size};
+			len += size;
+			at += size;
 			if (at == pages->v[i].end && ++i < pages->n)
 				at = pages->v[i].start;
 		}
-		struct iovec local = {bounce, len};
-
-		got = process_vm_readv(s->tid, &local, 1, remote, n, 0);
-		uint8_t *from = bounce;
-
-		for (size_t k = 0; k < n; k++) {
-			uint64_t a = (uint64_t)remote[k].iov_base;
-
-			if (got != (ssize_t)len)
-				TRY(read_hard(s, a, remote[k].iov_len, from, &s->unreadable));
-			for (size_t left = remote[k].iov_len; left; left -= UT_PAGE) {
-				const ut_digest *d = digest_find(s, a);
-				uint64_t hash[2];
-
-				page_hash(s, from, hash);
-				if (!d || d->hash[0] != hash[0] || d->hash[1] != hash[1])
-					TRY(runs_push(out, a, a + UT_PAGE));
-				a += UT_PAGE;
-				from += UT_PAGE;
-			}
-		}
+		TRY(ut_remote_read(&remote, part, n, bounce, &s->unreadable));
+		TRY(differing(s, part, n, bounce, out));
 	}
 	return 0;
 }
@@ -290,49 +260,9 @@ struct share {
 
 static int copy_share(struct share *c)
 {
-	const ut_run *runs = c->runs.v;
-	struct iovec remote[512];
-	size_t i = 0, pos = 0, n = c->runs.n;
-	uint8_t *out = c->to;
+	ut_remote remote = remote_of(c->s);
 
-	while (i < n) {
-		size_t k = 0, want = 0;
-		ssize_t got;
-
-		TRY(is_overdue(c->s));
-		for (size_t j = i; j < n && k < 512 && want < 64ul << 20; j++, k++) {
-			uint64_t from = runs[j].start + (k ? 0 : pos);
-
-			remote[k] = (struct iovec){(void *)from, runs[j].end - from};
-			want += remote[k].iov_len;
-		}
-		struct iovec local = {out, want};
-
-		got = process_vm_readv(c->s->tid, &local, 1, remote, k, 0);
-		if (got < 0) {
-			if (errno != EFAULT)
-				return -errno;
-			got = 0;
-		}
-		got &= ~(UT_PAGE - 1);
-		out += got;
-		for (size_t j = 0; j < k && got >= (ssize_t)remote[j].iov_len; j++) {
-			got -= remote[j].iov_len;
-			want -= remote[j].iov_len;
-			i++;
-			pos = 0;
-		}
-		pos += got;
-		if (!want)
-			continue;
-		/* Short: this range has something that only the hard way reads, or nothing does. */
-		TRY(read_hard(c->s, runs[i].start + pos, runs[i].end - runs[i].start - pos, out,
-			      &c->unreadable));
-		out += runs[i].end - runs[i].start - pos;
-		i++;
-		pos = 0;
-	}
-	return 0;
+	return ut_remote_read(&remote, c->runs.v, c->runs.n, c->to, &c->unreadable);
 }
 
 static void *copy_thread(void *arg)
@@ -407,6 +337,10 @@ static int copy_shared(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 {
+	ut_remote remote = remote_of(s);
+
+	/* It may have forked since the harvest, if it runs. */
+	s->shared = ut_remote_shared(&remote, &s->maps);
 	s->unreadable.n = 0;
 	TRY(copy_shared(s, runs, n, to));
 	if (!s->known.n && !s->kept.n)
@@ -1179,8 +1113,12 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		err = ut_backing_find(&s->maps, &s->before, &s->filesystems, s->pid, s->tid,
 				      (flags & UT_RUNNING ? 0 : UT_BACKING_SURE) |
 					      (flags & UT_FULL ? UT_BACKING_ANEW : 0));
-	if (!err)
+	if (!err) {
+		ut_remote remote = remote_of(s);
+
+		s->shared = ut_remote_shared(&remote, &s->maps);
 		err = unmapped(s);
+	}
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
 		const ut_region *r = &s->maps.regions[i];
 

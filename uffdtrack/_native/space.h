@@ -4,6 +4,7 @@
 #include "backing.h"
 #include "heads.h"
 #include "maps.h"
+#include "remote.h"
 #include "runs.h"
 #include "tracee.h"
 #include "watch.h"
@@ -23,6 +24,7 @@ typedef struct {
 
 typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
+	int32_t shared;    /* somebody may share its pages: remote.h */
 	int32_t diff_all;  /* the kernel misses zapped PMDs: find what is gone by comparing sets */
 	int32_t compared;  /* mappings whose contents are compared instead */
 	int32_t sabotage;

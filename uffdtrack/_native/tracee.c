@@ -387,7 +387,9 @@ static int seize_new(ut_tracee *t)
 			err = err == -ESRCH ? 0 : err;
 			continue;
 		}
-		err = ut_add_thread(t, tid);
+		err = ut_hold_seized(t, tid);
+		if (!err)
+			err = ut_add_thread(t, tid);
 		if (err)
 			break;
 		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
@@ -435,9 +437,15 @@ void ut_keep_pending(ut_tracee *t)
 
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 {
-	int r = ut_await_calls(t, timeout_ns);
+	int64_t deadline = ut_now_ns() + timeout_ns;
+	int r;
 
-	return r ? r : ut_tracee_stop_now(t, timeout_ns);
+	do {
+		r = ut_await_calls(t, deadline - ut_now_ns());
+		if (!r)
+			r = ut_tracee_stop_now(t, timeout_ns);
+	} while (r == UT_BUSY && ut_now_ns() < deadline);
+	return r;
 }
 
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)

@@ -92,6 +92,7 @@ typedef struct {
 	ut_held *held;
 	size_t nheld, held_cap;
 	uint64_t anew[UT_CALLS / 64]; /* numbers of calls of this process that a stop has made begin anew */
+	int32_t careful;              /* there were threads in calls to be left alone */
 	int32_t busy_tid;             /* after UT_BUSY: who, */
 	int64_t busy_nr;              /* and in which call, as in ut_held */
 	uint64_t syscall_addr;

@@ -67,6 +67,8 @@ const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
 int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
 /* calls.c: those that are left alone. Let go who has come out, and return how many have not; end that. */
 int ut_settle_calls(ut_tracee *t);
+/* The last look, just before a thread is interrupted: UT_BUSY, it is in such a call by now, and held. */
+int ut_hold_seized(ut_tracee *t, int tid);
 void ut_close_calls(ut_tracee *t);
 /* tracee.c */
 int ut_seize(ut_tracee *t, int tid);

@@ -1,0 +1,46 @@
+"""Why the kernel forbids us to look into a process, and what to do: never "run as root" to root."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CAP_SYS_PTRACE = 19
+
+
+def how_to_be_allowed(pid: int) -> str:
+    """A sentence for people. ptrace(2), section "Ptrace access mode checking"; Yama.rst."""
+    scope = _read("/proc/sys/kernel/yama/ptrace_scope")
+    if scope == "3":
+        return "kernel.yama.ptrace_scope is 3: nobody may, until the host is booted with another"
+    if os.geteuid():
+        return (
+            "Run as root or as the user of the process; where /proc/sys/kernel/yama/ptrace_scope is not 0, "
+            "only root or a parent (uffdtrack run) may"
+        )
+    if not _capabilities() >> _CAP_SYS_PTRACE & 1:
+        return "This root lacks CAP_SYS_PTRACE: in a container, --cap-add SYS_PTRACE"
+    if _namespace("self") != _namespace(str(pid)):
+        return "The process is of another user namespace, in which this root has no CAP_SYS_PTRACE"
+    return "This root has CAP_SYS_PTRACE: a security module (AppArmor, SELinux, Landlock, seccomp) forbids it"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _capabilities() -> int:
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _namespace(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user")
+    except OSError:
+        return ""
