@@ -143,8 +143,12 @@ class Recorded:
 
 def must_be_made_anew(has: Flags, wanted: Flags) -> bool:
     """Whether no system call turns a mapping with some attributes into one with others."""
-    fixed = {f for f in has ^ wanted if f in _FIXED or f.startswith("page:")}
-    return bool(fixed) or any(f in has and not wanted & _HUGE.keys() for f in _HUGE)
+    return any(f in _FIXED or f.startswith("page:") for f in has ^ wanted)
+
+
+def keeps_advice(has: Flags, wanted: Flags) -> bool:
+    """Whether it has advice on huge pages, which only the opposite advice takes away."""
+    return bool(has & _HUGE.keys()) and not wanted & _HUGE.keys()
 
 
 def steps(start: int, size: int, access: int, has: Flags, wanted: Flags) -> list[tuple[Step, Step | None]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.attributes import Attributes, Flags, Recorded, must_be_made_anew
+from checkpoint.attributes import Attributes, Flags, Recorded, keeps_advice, must_be_made_anew
 from checkpoint.image import EpochFile, Pages
 from checkpoint.targets.process import proc_read
 from uffdtrack import PAGE, Region, Runs, read_maps
@@ -103,8 +103,9 @@ def split_changes(
         change = Change(start, end, a, b, bool(a and b and same_object(a, b)))
         change.has = has.at(start) if has and a else None
         change.had = had.at(start) if b else None
-        if change.has is not None and change.had is not None and must_be_made_anew(change.has, change.had):
-            change.kept = False
+        if change.has is not None and change.had is not None:
+            advised = bool(b and b.anonymous) and keeps_advice(change.has, change.had)
+            change.kept &= not (advised or must_be_made_anew(change.has, change.had))
         changes.append(change)
     return changes
 

@@ -14,6 +14,7 @@ from checkpoint.attributes import (
     cannot_be_made,
     given_by_mmap,
     given_to_all,
+    keeps_advice,
     mmap_flags,
     steps,
 )
@@ -324,6 +325,8 @@ class Mappings:
     def _adjust(self, injector: Injector, change: Change, access: int, has: Flags, wanted: Flags) -> None:
         """Give a mapping the attributes that it had."""
         what = f"give the memory at {change.start:#x} the attributes that it had"
+        if keeps_advice(has, wanted):
+            self.warnings.append(f"the advice on huge pages for the memory at {change.start:#x} stays")
         for forth, back in steps(change.start, change.size, access, has, wanted):
             if back is None:
                 self._last.append((*forth, what))
