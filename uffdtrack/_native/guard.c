@@ -569,7 +569,7 @@ void ut_sabotage(const char *point)
 	if (is_watchdog || !where || strcmp(where + 1, point))
 		return;
 	if (!strncmp(order, "slow", 4)) {
-		poll(NULL, 0, 200);
+		poll(NULL, 0, 1000);
 	} else if (!strncmp(order, "stop", 4)) {
 		kill(getpid(), SIGSTOP);
 	} else if (!strncmp(order, "sleep", 5)) {
