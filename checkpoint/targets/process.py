@@ -205,6 +205,8 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
         for name in os.listdir(links):
             with contextlib.suppress(OSError):
                 found.append((int(name), os.readlink(name, dir_fd=links)))
+    except FileNotFoundError:
+        pass  # it has called exec, or ended, since
     finally:
         os.close(links)
     return sorted(found)
