@@ -64,6 +64,7 @@ from uffdtrack.tracker import (
     open_tracker,
 )
 from uffdtrack.traits import Traits
+from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children
 from uffdtrack.vcpu import Vcpu, join
 from uffdtrack.whereabouts import frozen_cgroup
 
@@ -100,6 +101,7 @@ __all__ = [
     "Places",
     "ProcessRam",
     "ProcessTracker",
+    "ProcessTree",
     "Region",
     "RollbackRefusedError",
     "Runs",
@@ -114,12 +116,16 @@ __all__ = [
     "Tracker",
     "TrackerError",
     "Traits",
+    "TreeMember",
+    "TreeWindow",
     "UffdTracker",
     "UffdtrackError",
     "UnsupportedError",
     "Vcpu",
     "VcpuGoneError",
     "Window",
+    "adopt_orphans",
+    "children",
     "choose_engine",
     "choose_for_process",
     "compare_pages",
