@@ -21,7 +21,7 @@ from checkpoint.rollback import (
 )
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_session import command_name
-from uffdtrack import Runs, Tracee, children
+from uffdtrack import MAX_STOP, Runs, Tracee, children, watchdog
 from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
 
 
@@ -41,13 +41,16 @@ class TreeOutcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def rollback_tree(pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bool = False) -> TreeOutcome:
+def rollback_tree(
+    pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bool = False, max_stop: float = MAX_STOP
+) -> TreeOutcome:
     """Put all processes of an epoch of a tree back, which the caller has verified.
 
     Args:
         pid: one of them.
         views: of each, by pid.
         anyway: end processes that were born since, and pass over those that lived and are not in the epoch.
+        max_stop: see `rollback`.
 
     Raises:
         RollbackRefusedError: it cannot be done; all are as they were.
@@ -66,7 +69,8 @@ def rollback_tree(pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bo
             raise RollbackRefusedError(
                 f"process {process['pid']} ({process['comm']}) of epoch {entry.epoch} has ended"
             ) from error
-    return in_own_process(lambda: _rollback(entry, views, anyway))
+    with watchdog(max_stop):
+        return in_own_process(lambda: _rollback(entry, views, anyway))
 
 
 def _named(processes: list[dict[str, object]]) -> str:

@@ -17,6 +17,7 @@ from checkpoint.tree import TreeWriter
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory
 from uffdtrack.errors import (
     EpochSkippedError,
+    MaxStopError,
     NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
@@ -84,7 +85,7 @@ class Member:
             places: of each member that stores shared memory for others, its epoch.
         """
         state = None
-        if len(window.contents) <= SMALL:
+        if len(window.contents) <= SMALL and not window.heads:
             # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.
             runs = (window.data.tolist(), window.zero.tolist(), window.reset.tolist())
             state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
@@ -235,6 +236,7 @@ class TreeSession:
             StorageError: a part of it could not be written; its pages come with the next one.
             StopTimeoutError: a thread did not stop; nothing was taken.
             EpochSkippedError: it cannot be taken now; nothing is lost, and the next one has it all.
+            MaxStopError: they would have stood for too long; what is due is copied while they run.
             TargetGoneError: all processes have ended.
             SessionInterrupted: a base was under way and has been dropped.
         """
@@ -297,12 +299,22 @@ class TreeSession:
             member.renew()
 
     def _note_ends(self, members: list[Member], window: TreeWindow) -> bool:
-        """Whether a window has all members that live."""
+        """Whether a window has all members that live.
+
+        Raises:
+            MaxStopError: they would have stood for too long.
+        """
         whole = True
+        late: MaxStopError | None = None
         for member, result in zip(members, window.windows, strict=False):
-            if not isinstance(result, Window):
+            if isinstance(result, MaxStopError):
+                member.session.rebase()
+                late = late or result
+            elif not isinstance(result, Window):
                 self._renew(member)
                 whole = whole and member not in self.members
+        if late:
+            raise late
         return whole
 
     def _write(self, members: list[Member], window: TreeWindow) -> dict[str, Any] | None:
@@ -348,7 +360,7 @@ class TreeSession:
         inside = {member.target.pid for member, _ in taken}
         for member in members:
             if member.target.pid not in inside and member in self.members:
-                reasons[member.target.pid] = "it was calling exec"
+                reasons[member.target.pid] = "its memory could not be taken at that moment (exec)"
         return [{"pid": pid, "comm": command_name(pid), "reason": why} for pid, why in reasons.items()]
 
     def _commit(

@@ -114,6 +114,7 @@ _KINDS = {
     int(lib.UT_KIND_FILE): "file",
     int(lib.UT_KIND_DELETED): "deleted",
     int(lib.UT_KIND_SHARED): "shared",
+    int(lib.UT_KIND_ELSEWHERE): "shared",
     int(lib.UT_KIND_VDSO): "vdso",
     int(lib.UT_KIND_KERNEL): "kernel",
     int(lib.UT_KIND_VIEW): "view",
@@ -356,11 +357,18 @@ class AddressSpace:
             self._c.watch.limited = 0
             self._c.watch.lost |= not self._c.watch.sync
 
-            heads=dict(pending.heads),
-            elsewhere=[
-                (int(e.start), int(e.end), int(e.address), int(e.member))
-                for e in (self._c.elsewhere[i] for i in range(self._c.nelsewhere))
-            ],
+    @property
+    def native(self) -> object:
+        return self._c
+
+    def _take_heads(self) -> Heads:
+        found = self._c.heads
+        heads = {
+            (f"{head.major:02x}:{head.minor:02x}", int(head.inode)): bytes(ffi.buffer(head.page))
+            for head in found.v[0 : found.n]
+        }
+        found.n = 0
+        return heads
 
     def _touched(self) -> int:
         runs = runs_array(self._c.news.touched)

@@ -114,6 +114,8 @@ class ProcessTree:
             if result == lib.UT_BUSY and self.failed is not None:
                 busy = members[self.failed].tracee
                 raise EpochSkippedError(f"of process {busy.pid} {busy.busy}")
+            if result == -errno.ETIMEDOUT and self.failed is not None:
+                raise members[self.failed].tracee.late_error("stop the threads")
             check(result, "stop", members[self.failed or 0].tracee.pid)
             for at, member in zip(native, members, strict=True):
                 # Each of them stood for as long as all did.

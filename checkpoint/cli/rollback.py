@@ -21,7 +21,8 @@ from checkpoint.tree import is_tree
 @click.argument("place", metavar="DIR@N", type=Place())
 @click.option(
     "--anyway", is_flag=True,
-    help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio.",
+    help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio; and "
+    "end what was born since of a tree of processes.",
 )  # fmt: skip
 @key_option
 @max_stop_option
@@ -39,7 +40,7 @@ def command(
     born since are ended with --anyway; without, it is refused.
     """
     if is_tree(place[0]):
-        rollback_tree_to(pid, place, key, anyway, as_json)
+        rollback_tree_to(pid, place, key, anyway, max_stop, as_json)
         return
     Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
     with Lock(place[0]):

@@ -172,7 +172,7 @@ def verify_tree(directory: Path, key: bytes, as_json: bool) -> None:
 
 
 def rollback_tree_to(
-    pid: int, place: tuple[Path, int | None], key: bytes, anyway: bool, as_json: bool
+    pid: int, place: tuple[Path, int | None], key: bytes, anyway: bool, max_stop: float, as_json: bool
 ) -> None:
     """`rollback` of a tree."""
     with Lock(place[0]):
@@ -180,7 +180,7 @@ def rollback_tree_to(
         tree.verify(key)
         entry = tree.open(place[1])
         views = {p["pid"]: entry.view(p) for p in entry.processes}
-        outcome = rollback_tree(pid, entry, views, anyway)
+        outcome = rollback_tree(pid, entry, views, anyway, max_stop)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:

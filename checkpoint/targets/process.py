@@ -384,9 +384,7 @@ class ProcessTarget:
         if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
             raise EpochSkippedError(DUMPING)
 
-    def why_not_stopped(
-        self, error: PermissionDeniedError | StopTimeoutError
-    ) -> EpochSkippedError | None:
+    def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> EpochSkippedError | None:
         """Whether a stop that has failed only means that another one is to be tried later."""
         if isinstance(error, PermissionDeniedError):
             return self._visited() if may_trace(self.pid) else None

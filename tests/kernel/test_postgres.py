@@ -105,7 +105,7 @@ def server(kernel: None, root: None, spawn: Spawn) -> Iterator[Server]:
 
 
 def test_rollback_while_a_client_waits(server: Server, uffdtrack: Run, tmp_path: Path) -> None:
-    """Locks and variables go back, in the memory that all share and in each one's own; who waits is served then.
+    """Locks and variables go back, in the memory that all share and in each one's own; who waits is served.
 
     Nothing is written to files between the epoch and the rollback: those do not go back.
     """

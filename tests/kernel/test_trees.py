@@ -346,7 +346,8 @@ def test_run_goes_on_until_the_last_has_ended(kernel: None, uffdtrack: Run, tmp_
 
 def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:
     """The tree of the shell that has started us."""
-    command = f"{sys.executable} -m checkpoint checkpoint --children $$ -o {tmp_path}/t --every 50ms --count 3 --json"
+    program = f"{sys.executable} -m checkpoint"
+    command = f"{program} checkpoint --children $$ -o {tmp_path}/t --every 50ms --count 3 --json"
     shell = spawn("sh", "-c", f"sleep 60 & {command}; kill $!; exit 0", stderr=subprocess.STDOUT)
     out = shell.communicate(timeout=60)[0].decode()
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
