@@ -84,10 +84,11 @@ class TreeEpoch:
             raise ImageError(f"{self.path} {hint}")
         raise ImageError(f"{self.path} is damaged: its contents do not match its digest")
 
-    def view(self, process: dict[str, Any]) -> View:
+    def view(self, process: dict[str, Any], alone: bool = False) -> View:
         """The memory of one of its processes."""
         siblings = {p["directory"]: (p["epoch"], p["digest"]) for p in self.processes}
-        return Chain(self.path.parent / process["directory"]).view(process["epoch"], siblings=siblings)
+        chain = Chain(self.path.parent / process["directory"])
+        return chain.view(process["epoch"], alone=alone, siblings=siblings)
 
 
 class Tree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -10,18 +11,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from checkpoint.chain import View
 from checkpoint.rollback import (
     Outcome,
     ProcessRollback,
     check_same_process,
     in_own_process,
+    urgent,
 )
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_session import command_name
-from uffdtrack import MAX_STOP, Runs, Tracee, children, watchdog
+from uffdtrack import MAX_STOP, Tracee, children, watchdog
 from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
 
 
@@ -48,7 +48,7 @@ def rollback_tree(
 
     Args:
         pid: one of them.
-        views: of each, by pid.
+        views: of each, by pid, without what others store for it.
         anyway: end processes that were born since, and pass over those that lived and are not in the epoch.
         max_stop: see `rollback`.
 
@@ -78,27 +78,26 @@ def _named(processes: list[dict[str, object]]) -> str:
 
 
 def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOutcome:
+    # Nothing of it may wait for the collector of garbage while the processes stand.
+    gc.disable()
+    works = {}
+    for pid, view in views.items():
+        with _about(pid):
+            works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view))
     with ExitStack() as stack:
         tracees = {pid: stack.enter_context(Tracee(pid)) for pid in views}
         started = time.perf_counter()
-        for pid, tracee in tracees.items():
-            try:
-                tracee.stop()
-            except TargetGoneError as error:
-                raise RollbackRefusedError(f"process {pid} of epoch {entry.epoch} has ended") from error
-        born = _born(list(views), entry)
-        if born and not anyway:
-            names = ", ".join(f"{pid} ({command_name(pid)})" for pid in born)
-            raise RollbackRefusedError(
-                f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end them "
-                "first; all are as they were"
-            )
-        works = {
-            pid: ProcessRollback(pid, views[pid], tracees[pid], anyway, _shared_elsewhere(views[pid]))
-            for pid in views
-        }
-        _apply_all(works)
-        outcomes = {pid: work.commit() for pid, work in works.items()}
+        _stop_all(tracees, entry)
+        with urgent():
+            born = _born(list(views), entry)
+            if born and not anyway:
+                names = ", ".join(f"{pid} ({command_name(pid)})" for pid in born)
+                raise RollbackRefusedError(
+                    f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end "
+                    "them first, or give --anyway; all are as they were"
+                )
+            _apply_all(works, tracees)
+            outcomes = {pid: work.commit() for pid, work in works.items()}
         for pid in born:
             os.kill(pid, signal.SIGKILL)
         for tracee in tracees.values():
@@ -112,10 +111,18 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
     return outcome
 
 
-def _apply_all(works: dict[int, ProcessRollback]) -> None:
+def _stop_all(tracees: dict[int, Tracee], entry: TreeEpoch) -> None:
+    for pid, tracee in tracees.items():
+        try:
+            tracee.stop()
+        except TargetGoneError as error:
+            raise RollbackRefusedError(f"process {pid} of epoch {entry.epoch} has ended") from error
+
+
+def _apply_all(works: dict[int, ProcessRollback], tracees: dict[int, Tracee]) -> None:
     for pid, work in works.items():
         with _about(pid):
-            work.check()
+            work.check(tracees[pid])
     done: list[int] = []
     for pid, work in works.items():
         try:
@@ -141,10 +148,9 @@ def _about(pid: int) -> Iterator[None]:
         raise type(error)(f"process {pid} ({command_name(pid)}): {error}") from error
 
 
-def _shared_elsewhere(view: View) -> Runs:
+def _shared_elsewhere(view: View) -> list[tuple[int, int]]:
     """What another process of the tree has stored, and puts back."""
-    ranges = [(start, end) for start, end, *_ in view.epoch.meta.get("elsewhere", [])]
-    return np.array(ranges, np.uint64).reshape(-1, 2)
+    return [(start, end) for start, end, *_ in view.epoch.meta.get("elsewhere", [])]
 
 
 def _born(pids: list[int], entry: TreeEpoch) -> list[int]:

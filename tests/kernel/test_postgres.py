@@ -126,7 +126,7 @@ def test_rollback_while_a_client_waits(server: Server, uffdtrack: Run, tmp_path:
 
     assert holder.ask("set my.name = 'now'; select pg_advisory_lock(8), 'locked';") == "|locked"
     assert holder.ask(locks) == "3"
-    uffdtrack("rollback", server.pid, f"{tmp_path}/t@1")
+    uffdtrack("rollback", server.pid, f"{tmp_path}/t@1", "--max-stop", "60s")
     assert holder.ask("show my.name;") == "then"
     assert holder.ask(locks) == "2"
     assert holder.ask("select pg_advisory_unlock(7);") == "t"
@@ -168,7 +168,7 @@ def test_ten_epochs_a_second_under_pgbench(server: Server, uffdtrack: Run, tmp_p
     client.ask("checkpoint; set my.name = 'then'; select 1;")
     uffdtrack("checkpoint", "--children", server.pid, "-o", tmp_path / "u", "--count", 1)
     client.ask("set my.name = 'now'; select count(*) from pgbench_accounts;")
-    uffdtrack("rollback", server.pid, f"{tmp_path}/u@0")
+    uffdtrack("rollback", server.pid, f"{tmp_path}/u@0", "--max-stop", "60s")
     assert client.ask("show my.name;") == "then"
     assert client.ask(SUMS + ";") == "t"
     server.run("pgbench", *pgbench, "-c", "4", "-t", "100", "-n", "postgres")

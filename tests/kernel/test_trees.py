@@ -186,7 +186,7 @@ def test_failure_in_one_takes_back_the_others(
     target, _, directory = held
     now = target.token()
     entry = Tree(directory).open(0)
-    views = {p["pid"]: entry.view(p) for p in entry.processes}
+    views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
     last = entry.processes[-1]["pid"]
     apply = ProcessRollback.apply
 
