@@ -56,6 +56,7 @@ class Taker(Protocol):
 
     skipped: int
     skip_reason: str
+    late: int
 
     @property
     def target(self) -> Settling: ...

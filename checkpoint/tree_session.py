@@ -153,6 +153,7 @@ class TreeSession:
         self.target = self
         self.skipped = 0
         self.skip_reason = ""
+        self.late = 0
         self._attach(root, 0)
 
     # -- who belongs to it ------------------------------------------------------------------------
@@ -377,11 +378,12 @@ class TreeSession:
             },
             **{
                 f"{part}_us": round(getattr(window, f"{part}_us"), 1)
-                for part in ("pause", "stop", "harvest", "copy", "rearm")
+                for part in ("pause", "stop", "harvest", "copy", "rearm", "resume")
             },
             "left_out": left_out,
             "skipped": self.skipped,
             "skip_reason": self.skip_reason,
+            "late": self.late,
             "time_ns": time.time_ns(),
         }
         if self.max_dirty:

@@ -42,6 +42,10 @@ class TreeWindow:
     rearm_us: float
     pause_us: float
 
+    @property
+    def resume_us(self) -> float:
+        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
+
 
 class ProcessTree:
     """Takes windows of several processes together, so that no message between them is on one side only.

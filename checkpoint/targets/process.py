@@ -418,7 +418,10 @@ class ProcessTarget:
         notes = thread_notes(window.threads, facts)
         notes += note(b"CORE", NT_AUXV, proc_read(self.pid, "auxv")) + file_note(window.regions)
         notes += heads_note(window.heads)
-        objects = self._objects.read(window.regions)
+        try:
+            objects = self._objects.read(window.regions)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise TargetGoneError(f"process {self.pid} has ended") from error
         files = [d.target for d in objects.descriptors.values()]
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {
