@@ -91,7 +91,7 @@ class Member:
             state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
         if self._last and state and state == self._last[0]:
             self.session.pending.clear()
-            return {**self._last[1], "base": False, "pages": 0, "bytes": 0, "unchanged": True}
+            return {**self._last[1], "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
         elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
         try:
             row = self.session.write(window, {"elsewhere": elsewhere})

@@ -21,6 +21,7 @@ from checkpoint.tree import Tree, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import TreeSession
 from uffdtrack import adopt_orphans, choose_for_process, probe
+from uffdtrack.errors import OutputError, TargetRefusedError
 
 children_option = click.option(
     "--children", is_flag=True,
@@ -72,13 +73,19 @@ def run_tree_on(
     """
     traits = choose_for_process(engine, probe(), max_dirty)
     rows: list[dict[str, Any]] = []
+    untold: OutputError | None = None
 
     def emit(row: dict[str, Any]) -> None:
         rows.append(row)
+        for process in row["processes"]:
+            for warning in process["warnings"]:
+                say(f"warning: process {process['pid']} ({process['comm']}): {warning}")
         if as_json:
             report.emit_json(row)
         progress.show(row)
 
+    if process == os.getppid():
+        raise TargetRefusedError("a process cannot checkpoint itself")
     if isinstance(process, int):
         check_living_target(process)
     with ExitStack() as stack:
@@ -95,17 +102,25 @@ def run_tree_on(
         session = TreeSession(pid, writer, traits.name, max_dirty, watch.seen, adopter)
         watch.session = stack.enter_context(session)
         with watch, Progress() as progress:
-            ended = run_session(session, Plan(every, count, duration), watch.wait, emit, say)
+            try:
+                ended = run_session(session, Plan(every, count, duration), watch.wait, emit, say)
+            except OutputError as error:
+                ended, untold = False, error  # the epoch is safe; nobody reads of it
         ended = ended or session.ended()
     if not rows:
         say("interrupted before the base was whole: no epoch was taken")
-    elif not as_json:
-        _summary(pid, directory, rows)
+    elif not as_json and not untold:
+        try:
+            report.emit(_summary(pid, directory, rows))
+        except OutputError as error:
+            untold = error
     say(
         f"the processes of the tree of {pid} have ended"
         if ended
         else f"the processes of the tree of {pid} run on, untracked"
     )
+    if untold:
+        raise untold
     return ended
 
 
@@ -138,12 +153,12 @@ def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
                           "parent": entry.parent, "processes": entry.processes})  # fmt: skip
         return
     row = entry.meta["row"]
-    click.echo(f"epoch     {entry.epoch} of {directory}, a tree of {len(entry.processes)} processes")
-    click.echo(f"pause     {report.duration(row['pause_us'])}")
-    click.echo(f"digest    {entry.digest}{' (keyed)' if entry.meta['keyed'] else ''}")
+    report.emit(f"epoch     {entry.epoch} of {directory}, a tree of {len(entry.processes)} processes")
+    report.emit(f"pause     {report.duration(row['pause_us'])}")
+    report.emit(f"digest    {entry.digest}{' (keyed)' if entry.meta['keyed'] else ''}")
     for process in entry.left_out:
-        click.echo(f"left out  process {process['pid']} ({process['comm']}): {process['reason']}")
-    click.echo()
+        report.emit(f"left out  process {process['pid']} ({process['comm']}): {process['reason']}")
+    report.emit()
     report.emit_table(
         ("process", "epoch"),
         ([f"{p['pid']} {p['comm']}", f"{directory / p['directory']}@{p['epoch']}"] for p in entry.processes),
@@ -165,7 +180,7 @@ def verify_tree(directory: Path, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        click.echo(
+        report.emit(
             f"{directory}: epochs {first} to {last} of a tree are whole and follow each other, and so do "
             f"{files} epochs of {processes} processes"
         )
@@ -187,18 +202,18 @@ def rollback_tree_to(
         report.emit_json({"schema": "uffdtrack/tree-rollback/1", "pid": pid, **dataclasses.asdict(outcome)})
     else:
         done = outcome.processes.values()
-        click.echo(
+        report.emit(
             f"{len(done)} processes of the tree are back at epoch {outcome.epoch}: "
             f"{sum(o.pages for o in done)} pages written, {sum(o.mappings for o in done)} mappings changed, "
             f"{len(outcome.ended)} processes ended, paused {report.duration(outcome.pause_us)}"
         )
 
 
-def _summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> None:
+def _summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> str:
     total = report.size(sum(row["bytes"] for row in rows))
     most = max(len(row["processes"]) for row in rows)
     partial = sum(bool(row["left_out"]) for row in rows)
-    click.echo(
+    return (
         f"tree of process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, at most {most} processes, "
         f"{total}; {report.pause_summary(rows)}"
         + (f"; {partial} epochs lack a process (left_out)" if partial else "")
