@@ -10,12 +10,13 @@ demo: .venv/ready
 	$(BIN)/python examples/redis_rollback.py
 
 test: .venv/ready
-	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils
+	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils \
+		/usr/lib/postgresql:postgresql
 	$(BIN)/pytest -m "not slow"
 
 PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils memcached:memcached \
 	nginx:nginx-light node:nodejs java:default-jdk-headless nats-server:nats-server chromium:chromium \
-	qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
+	/usr/lib/postgresql:postgresql qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
 
 # Hours are not needed, but some forty minutes: thousands of epochs, and programs that others wrote.
 test-slow: .venv/ready

@@ -31,6 +31,7 @@ from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 SETTLING = 1.0
 """Seconds that a chain may lack its `head`, while it gives way to another."""
+_SIBLING = re.compile(r"\d+(\.\d+)?")  # of one tree, see tree.py
 _LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
 
 
@@ -95,6 +96,11 @@ class View:
             except (OSError, ValueError) as error:
                 raise ImageError(f"{source.path} cannot be read: {error}") from error
         return out
+
+    @property
+    def own_sources(self) -> list[EpochFile]:
+        """Without those of other processes of a tree."""
+        return [file for file in self.sources if file.path.parent == self.epoch.path.parent]
 
     def of_region(self, region: Region) -> tuple[int, int]:
         """The slice of `pages` in a mapping."""
@@ -199,8 +205,20 @@ class Chain:
             file.verify(key)
         return files
 
-    def view(self, epoch: int | None, files: list[EpochFile] | None = None) -> View:
-        """The memory of one epoch, out of all files up to it."""
+    def view(
+        self,
+        epoch: int | None,
+        files: list[EpochFile] | None = None,
+        alone: bool = False,
+        siblings: dict[str, tuple[int, str]] | None = None,
+    ) -> View:
+        """The memory of one epoch, out of all files up to it.
+
+        Args:
+            alone: without what other processes of a tree store for this one.
+            siblings: which epoch of their chains, by directory, and its digest; else the one that was taken
+                together with this one.
+        """
         number = self.open(epoch).epoch
         files = files or self.files()
         if number < files[0].epoch:
@@ -224,7 +242,38 @@ class Chain:
             -1, 2
         )
         keep = (cut <= index) & inside(pages, regions)
-        return View(sources[-1], sources, pages[keep], index[keep], offsets[keep])
+        view = View(sources[-1], sources, pages[keep], index[keep], offsets[keep])
+        return view if alone else self._joined(view, siblings or {})
+
+    def _joined(self, view: View, siblings: dict[str, tuple[int, str]]) -> View:
+        """With the shared memory that other processes of the tree have stored, each in its own chain."""
+        sources, pages = [*view.sources], [view.pages]
+        files, offsets = [view.files], [view.offsets]
+        others: dict[str, View] = {}
+        for start, end, at, name, epoch, digest in view.epoch.meta.get("elsewhere", []):
+            if name not in others:
+                number, wanted = siblings.get(name, (epoch, digest))
+                others[name] = self._of_sibling(name, number, wanted, view)
+            other = others[name]
+            lo, hi = np.searchsorted(other.pages, [at // PAGE, (at + end - start) // PAGE])
+            pages.append((other.pages[lo:hi].astype(np.int64) + (start - at) // PAGE).astype(np.uint64))
+            files.append(other.files[lo:hi] + len(sources))
+            offsets.append(other.offsets[lo:hi])
+            sources += other.sources
+        if len(pages) == 1:
+            return view
+        columns = latest(np.concatenate(pages), np.concatenate(files), np.concatenate(offsets))
+        return View(view.epoch, sources, *columns)
+
+    def _of_sibling(self, name: str, epoch: int, digest: str, view: View) -> View:
+        if not _SIBLING.fullmatch(name):
+            raise ImageError(f"{view.epoch.path} is damaged: {name!r} is no chain of a tree")
+        other = Chain(self.directory.absolute().parent / name).view(epoch, alone=True)
+        if digest not in (other.epoch.digest, other.epoch.meta.get("replaces")):
+            raise ImageError(
+                f"{other.epoch.path} is not the epoch that {view.epoch.path} has its shared memory from"
+            )
+        return other
 
 
 def _head(directory: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,25 @@ class Plan:
     duration: float | None
 
 
+class Settling(Protocol):
+    """What can be waited for, up to some seconds, after a stop that has failed."""
+
+    def settle(self, timeout: float) -> bool: ...
+
+
+class Taker(Protocol):
+    """What the loop of a session asks of it: of one target's, or of a tree's."""
+
+    skipped: int
+    skip_reason: str
+    late: int
+
+    @property
+    def target(self) -> Settling: ...
+
+    def take(self) -> dict[str, Any]: ...
+
+
 class SessionInterrupted(Exception):  # noqa: N818 - it is no error
     """The user has asked for the end while a base was copied."""
 
@@ -76,6 +95,7 @@ class Session:
         self._attached = True
         self._based = False
         self._objects: Snapshot | None = None
+        self._begun: EpochWriter | None = None
 
     def take(self) -> dict[str, Any]:
         """Take one epoch, the base first, and return its row (`ROW_SCHEMA`).
@@ -92,37 +112,61 @@ class Session:
         deadline = time.monotonic() + EXEC_SECONDS
         while True:
             try:
-                return self._increment() if self._based else self._base()
+                self.prepare()
+                return self.write(self._window())
             except (NewMemoryError, TargetGoneError) as error:
-                self._attached = self._based = False
+                self.renew()
                 gone = isinstance(error, TargetGoneError) and self.target.ended(EXEC_POLL)
                 if gone or time.monotonic() > deadline:
                     raise
                 if self.interrupted():
                     raise SessionInterrupted from error
+            except BaseException:
+                self.abandon()
+                raise
 
-    def _increment(self) -> dict[str, Any]:
+    def _window(self) -> Window:
+        if self._begun:
+            return self._close_base()
         try:
-            window = self.target.window(self.pending)
+            return self.target.window(self.pending)
         except MaxStopError:
-            self._based = False  # a base is copied while the target runs
+            self.rebase()
             raise
-        return self._write(self.chain.begin, window, base=False)
 
-    def _base(self) -> dict[str, Any]:
-        """Arm, copy while the target runs, and stop only for what it wrote meanwhile."""
+    def prepare(self) -> None:
+        """Where a base is due: arm, and copy while the target runs. The window is to stop it only for what it
+        wrote meanwhile, and `write` makes the base whole."""
+        if self._based or self._begun:
+            return
         if not self._attached:
             self.target.reattach()
             self._attached = True
         self.pending.clear()
-        writer = self.chain.begin()
+        self._begun = self.chain.begin()
         try:
-            self._copy_running(writer)
-            window = self._close_base()
+            self._copy_running(self._begun)
         except BaseException:
-            writer.abort()
+            self.abandon()
             raise
-        row = self._write(lambda: writer, window, base=True)
+
+    def write(self, window: Window, more: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Make an epoch of a window that was taken with this session's `pending`; returns its row.
+
+        Args:
+            more: further facts for the image.
+
+        Raises:
+            StorageError: it could not be written; its pages come with the next one.
+            TargetGoneError: the target has ended meanwhile.
+        """
+        begun, self._begun = self._begun, None
+        try:
+            row = self._write(lambda: begun or self.chain.begin(), window, bool(begun), more or {})
+        except BaseException:
+            if begun:
+                begun.abort()
+            raise
         self._based = True
         return row
 
@@ -139,6 +183,22 @@ class Session:
                 raise SessionInterrupted
             if self.target.settle(REST):
                 time.sleep(REST)
+
+    def rebase(self) -> None:
+        """A stop has lasted for too long: the next epoch is a base, which is copied while the target runs."""
+        self.abandon()
+        self._based = False
+
+    def renew(self) -> None:
+        """The memory has been exchanged for another, so the next epoch is a base."""
+        self.rebase()
+        self._attached = False
+
+    def abandon(self) -> None:
+        """Drop a base that was begun. Idempotent."""
+        if self._begun:
+            self._begun.abort()
+            self._begun = None
 
     def _copy_running(self, writer: EpochWriter) -> None:
         size = 1 << 62
@@ -158,7 +218,9 @@ class Session:
                 writer.add_zero(zero)
             everything = False
 
-    def _write(self, begin: Callable[[], EpochWriter], window: Window, base: bool) -> dict[str, Any]:
+    def _write(
+        self, begin: Callable[[], EpochWriter], window: Window, base: bool, more: dict[str, Any]
+    ) -> dict[str, Any]:
         started = time.perf_counter()
         row: dict[str, Any] = {}
 
@@ -195,7 +257,7 @@ class Session:
                     max_dirty=self.target.max_dirty,
                     overshoot=max(0, (window.touched or pages) - self.target.max_dirty) if not base else 0,
                 )
-            return {**self._meta(row, window), **described}
+            return {**self._meta(row, window), **described, **more}
 
         writer = None
         try:
@@ -256,7 +318,7 @@ def chunks(runs: Runs, size: int) -> Iterator[Runs]:
         yield np.array(parts, np.uint64)
 
 
-def _skip(session: Session, error: EpochSkippedError, warn: Callable[[str], None]) -> None:
+def _skip(session: Taker, error: EpochSkippedError, warn: Callable[[str], None]) -> None:
     """Count an epoch that could not be taken, and say why, once."""
     session.skipped += 1
     if error.reason != session.skip_reason:
@@ -264,7 +326,7 @@ def _skip(session: Session, error: EpochSkippedError, warn: Callable[[str], None
         warn(f"epochs are skipped while {error.reason}")
 
 
-def _rest(session: Session, wait: Callable[[float], bool], seconds: float) -> bool:
+def _rest(session: Taker, wait: Callable[[float], bool], seconds: float) -> bool:
     """Wait for the next attempt. A thread that was asked to stop, and does so now, is let go at once.
 
     `wait` may come back early all the time: the limit of dirty pages stays reached.
@@ -280,7 +342,7 @@ def _rest(session: Session, wait: Callable[[float], bool], seconds: float) -> bo
 
 
 def run_session(
-    session: Session,
+    session: Taker,
     plan: Plan,
     wait: Callable[[float], bool],
     emit: Callable[[dict[str, Any]], None],

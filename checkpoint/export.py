@@ -218,7 +218,7 @@ def _merge(view: View, key: bytes) -> None:
     old = view.epoch
     # A base has all of the descriptors; the epochs behind it have what changed.
     kept = {key: value for key, value in old.meta.items() if key != "closed"}
-    kept.update(increment(None, resolve(file.meta for file in view.sources)))
+    kept.update(increment(None, resolve(file.meta for file in view.own_sources)))
     writer = EpochWriter(old.path)
     try:
         for part in batches(view.pages):

@@ -12,10 +12,10 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from uffdtrack.errors import (
     UffdtrackError,
 )
 
+T = TypeVar("T")
 _PARTLY = "its memory is partly that of the epoch: roll it back again, or end it"
 
 
@@ -73,6 +74,13 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
         raise RollbackRefusedError(
             f"{view.epoch.path} is an epoch of a VM: `uffdtrack vm resume` continues it in a fresh process"
         )
+    check_same_process(pid, view)
+    with watchdog(max_stop):
+        return in_own_process(lambda: _rollback(pid, view, anyway))
+
+
+def check_same_process(pid: int, view: View) -> None:
+    """Raises: RollbackRefusedError, TargetError: it is not the process of the epoch, or cannot be handled."""
     check_target(pid)
     meta = view.epoch.meta["process"]
     now = identify(pid)
@@ -81,11 +89,9 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
             f"process {pid} is not the one that epoch {view.epoch.epoch} was taken of "
             f"(that was process {meta['pid']}, {meta['comm']})"
         )
-    with watchdog(max_stop):
-        return _in_own_process(lambda: _rollback(pid, view, anyway))
 
 
-def _in_own_process(work: Any) -> Outcome:
+def in_own_process(work: Callable[[], T]) -> T:
     """Run `work` in a child that has left our session: kill -9 of ours does not cut it short."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -119,33 +125,23 @@ def _in_own_process(work: Any) -> Outcome:
     result = pickle.loads(data)
     if isinstance(result, BaseException):
         raise result
-    assert isinstance(result, Outcome)
-    return result
+    return result  # type: ignore[no-any-return]
 
 
 def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
     # Nothing of it may wait for the collector of garbage while the target stands.
     gc.disable()
-    then = resolve(file.meta for file in view.sources)
-    work = _Rollback(pid, view)
+    work = ProcessRollback(pid, view, anyway)
     with Tracee(pid) as tracee:
         tracee.stop()
         started = time.perf_counter()
         with urgent():
-            # Before anything changes, and while it stands: what it does after is no difference.
-            mappings = kernel_mappings(pid)
-            now = snapshot(pid, mappings, then)
-            found = torn((then, view.epoch.regions), (now, mappings), lambda r: is_device(pid, r))
-            if found and not anyway:
-                raise RollbackRefusedError(
-                    f"process {pid} has, or had at that epoch, what does not go back with its memory: "
-                    f"{'; '.join(found)}. Nothing was touched; --anyway does it all the same"
-                )
-            outcome = work.run(tracee)
+            work.check(tracee)
+            work.apply()
+            outcome = work.commit()
         tracee.resume()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
-    outcome.warnings += [f"not rolled back: {text}" for text in found]
-    outcome.warnings += differences(then, now, view.epoch.meta["row"]["time_ns"])
+    outcome.warnings += work.differences()
     return outcome
 
 
@@ -161,14 +157,25 @@ def urgent() -> Iterator[None]:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-class _Rollback:
-    """One rollback of a target. What can be known before the target stops is found out by the constructor."""
+class ProcessRollback:
+    """One rollback of a target: `check`, `apply`, and then `commit` or `taken_back`.
 
-    def __init__(self, pid: int, view: View) -> None:
+    What can be known before the target stops is found out by the constructor.
+    """
+
+    def __init__(self, pid: int, view: View, anyway: bool, others: Sequence[tuple[int, int]] = ()) -> None:
+        """Args:
+        anyway: see `rollback`.
+        others: address ranges that another process shares, through which their contents are put back.
+        """
         self.pid = pid
         self.view = view
+        self.anyway = anyway
+        self.others = others
         self.outcome = Outcome(view.epoch.epoch)
         self.set: list[int] = []
+        self.written = Plan()
+        self.then = resolve(file.meta for file in view.own_sources)
         self.image = Image(view)
         self.mappings = Mappings(pid, view)
         self.programs = Programs(pid, self.mappings.layout.changes)
@@ -178,34 +185,62 @@ class _Rollback:
 
     def _sort(self, layout: Layout) -> None:
         self.layout = layout
-        self.kept = Stretches([c for c in layout.changes if c.kept])
-        self.made = Stretches([c for c in layout.changes if not c.kept])
+        own = [c for c in layout.changes if not any(a <= c.start and c.end <= b for a, b in self.others)]
+        self.kept = Stretches([c for c in own if c.kept])
+        self.made = Stretches([c for c in own if not c.kept])
 
-    def run(self, tracee: Tracee) -> Outcome:
+    def check(self, tracee: Tracee) -> None:
+        """Plan all that can be planned before anything changes. The target stands.
+
+        Raises:
+            RollbackRefusedError: it cannot be done.
+        """
         self.tracee = tracee
+        # Before anything changes, and while it stands: what it does after is no difference.
+        mappings = kernel_mappings(self.pid)
+        self.now = snapshot(self.pid, mappings, self.then)
+        self.torn = torn(
+            (self.then, self.view.epoch.regions), (self.now, mappings), lambda r: is_device(self.pid, r)
+        )
+        if self.torn and not self.anyway:
+            raise RollbackRefusedError(
+                f"process {self.pid} has, or had at that epoch, what does not go back with its memory: "
+                f"{'; '.join(self.torn)}. Nothing was touched; --anyway does it all the same"
+            )
         self.before = {t.tid: t for t in tracee.threads}
         tracee.keep_processor_numbers()
         task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
         memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
         self.mappings.stopped(tracee, memory)
         self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
-        written = Plan()
         try:
-            born = self._check_threads()
+            self.born = self._check_threads()
             self.mappings.check()
             self.memory.check_time = self.tracee.check_time
             if self.layout.changes is not self.mappings.layout.changes:
                 self._sort(self.mappings.layout)
-            plan = self._map()
-            if born:
+            self.plan = self.memory.plan(self.kept)
+        except Exception as error:
+            raise self.taken_back(error) from error
+
+    def apply(self) -> None:
+        """Put all back, in a way that `taken_back` can undo.
+
+        Raises:
+            RollbackRefusedError: it cannot be done, and has been taken back.
+            TargetError: it could not be taken back either, or not all of it.
+        """
+        try:
+            plan = self._map(self.plan)
+            if self.born:
                 # They need the memory that they have until they have ended. All that has just been done
                 # to the mappings is done again after, so nothing is left then that may be refused.
                 self._take_mappings_back()
-                for tid in born:
+                for tid in self.born:
                     self.tracee.end_thread(tid)
                     self.outcome.ended.append(tid)
-                plan = self._map()
-            written = plan
+                plan = self._map(self.memory.plan(self.kept))
+            self.written = plan
             self.memory.write(plan)
             if plan.drop:
                 with self.tracee.injector() as injector:
@@ -214,24 +249,32 @@ class _Rollback:
                 self.set.append(state.tid)
                 self.tracee.set_state(state)
         except Exception as error:
-            raise self._taken_back(written, error) from error
+            raise self.taken_back(error) from error
+
+    def commit(self) -> Outcome:
+        """What cannot fail any more, or not be taken back."""
         self.memory.check_time = lambda: None  # from here on there is no way back
         if self.mappings.needed:
             with self.tracee.injector() as injector:
                 self.mappings.commit(injector)
         try:
-            self._settle(plan)
+            self._settle(self.written)
             self.tracee.put_processor_numbers()
         except UffdtrackError as error:
             raise TargetError(f"{error}; {_PARTLY}") from error
-        self.outcome.pages = plan.pages
+        self.outcome.pages = self.written.pages
         self.outcome.mappings = self.mappings.changed
         self.outcome.warnings = sorted({*self.mappings.warnings, *self.memory.warnings})
         return self.outcome
 
-    def _map(self) -> Plan:
+    def differences(self) -> list[str]:
+        """What it has in the kernel that is not as it was, in words: it is not rolled back."""
+        return [f"not rolled back: {text}" for text in self.torn] + differences(
+            self.then, self.now, self.view.epoch.meta["row"]["time_ns"]
+        )
+
+    def _map(self, plan: Plan) -> Plan:
         """Put the mappings back; returns what is to be done about contents then."""
-        plan = self.memory.plan(self.kept)
         if not self.mappings.needed:
             return plan
         with self.tracee.injector() as injector:
@@ -276,14 +319,14 @@ class _Rollback:
         with self.tracee.injector() as injector:
             self.mappings.take_back(injector)
 
-    def _taken_back(self, written: Plan, error: Exception) -> UffdtrackError:
+    def taken_back(self, error: Exception) -> UffdtrackError:
         """Undo what was done before `error`; returns what to raise, which says how that went."""
         if isinstance(error, TargetGoneError):
             return error
         text = str(error) if isinstance(error, UffdtrackError) else f"{type(error).__name__}: {error}"
         self.memory.check_time = lambda: None
         try:
-            whole = self.memory.restore(written)
+            whole = self.memory.restore(self.written)
             for tid in self.set:
                 self.tracee.set_state(self.before[tid])
             self._take_mappings_back()

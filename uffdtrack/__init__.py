@@ -71,6 +71,7 @@ from uffdtrack.tracker import (
     open_tracker,
 )
 from uffdtrack.traits import Traits
+from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children
 from uffdtrack.vcpu import Vcpu, join
 from uffdtrack.whereabouts import frozen_cgroup
 
@@ -107,6 +108,7 @@ __all__ = [
     "Places",
     "ProcessRam",
     "ProcessTracker",
+    "ProcessTree",
     "Region",
     "RollbackRefusedError",
     "Runs",
@@ -121,12 +123,16 @@ __all__ = [
     "Tracker",
     "TrackerError",
     "Traits",
+    "TreeMember",
+    "TreeWindow",
     "UffdTracker",
     "UffdtrackError",
     "UnsupportedError",
     "Vcpu",
     "VcpuGoneError",
     "Window",
+    "adopt_orphans",
+    "children",
     "choose_engine",
     "choose_for_process",
     "compare_pages",

@@ -50,6 +50,8 @@ class Window:
         heads: the first page of mapped ELF files that no image has yet.
         stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; what is left
             of it is `resume_us`.
+        elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
+            the number of that member (`ProcessTree`).
     """
 
     regions: list[Region]
@@ -68,6 +70,7 @@ class Window:
     rearm_us: float
     pause_us: float
     heads: Heads = field(default_factory=dict)
+    elsewhere: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     @property
     def resume_us(self) -> float:
@@ -111,6 +114,7 @@ _KINDS = {
     int(lib.UT_KIND_FILE): "file",
     int(lib.UT_KIND_DELETED): "deleted",
     int(lib.UT_KIND_SHARED): "shared",
+    int(lib.UT_KIND_ELSEWHERE): "shared",
     int(lib.UT_KIND_VDSO): "vdso",
     int(lib.UT_KIND_KERNEL): "kernel",
     int(lib.UT_KIND_VIEW): "view",
@@ -281,6 +285,15 @@ class AddressSpace:
         result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
         if result == lib.UT_BUSY:
             raise EpochSkippedError(tracee.busy)
+        return self.conclude(tracee, pending, result, times)
+
+    def conclude(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> Window:
+        """What a stop of this process gave; see `window`.
+
+        Args:
+            result, times: what the core said.
+        """
+        everything = pending.everything
         try:
             if result == -errno.ETIMEDOUT:
                 raise tracee.late_error("stop the threads")
@@ -292,7 +305,7 @@ class AddressSpace:
                 tracee.settle(0)
             raise
         plan = runs_array(self._c.plan)
-        if flags:
+        if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:
             reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
@@ -318,6 +331,10 @@ class AddressSpace:
             rearm_us=times.rearm_ns / 1e3,
             pause_us=times.pause_ns / 1e3,
             heads=dict(pending.heads),
+            elsewhere=[
+                (int(e.start), int(e.end), int(e.address), int(e.member))
+                for e in (self._c.elsewhere[i] for i in range(self._c.nelsewhere))
+            ],
         )
 
     @property
@@ -339,6 +356,10 @@ class AddressSpace:
         if self._c is not None and self._c.watch != ffi.NULL:
             self._c.watch.limited = 0
             self._c.watch.lost |= not self._c.watch.sync
+
+    @property
+    def native(self) -> object:
+        return self._c
 
     def _take_heads(self) -> Heads:
         found = self._c.heads

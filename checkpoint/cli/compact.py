@@ -10,6 +10,8 @@ from checkpoint import report
 from checkpoint.chain import Chain, Lock
 from checkpoint.cli.common import DIRECTORY, json_option, key_option
 from checkpoint.export import compact
+from checkpoint.tree import is_tree
+from uffdtrack.errors import InvalidInputError
 
 
 @click.command("compact")
@@ -22,6 +24,8 @@ from checkpoint.export import compact
 @json_option
 def command(directory: Path, before: int, key: bytes, as_json: bool) -> None:
     """Merge the epochs before N into epoch N, which becomes the base of the chain."""
+    if is_tree(directory) or is_tree(directory.absolute().parent):
+        raise InvalidInputError(f"{directory} belongs to a tree of processes, whose epochs are not merged")
     chain = Chain(directory)
     chain.open(before)
     with Lock(directory):

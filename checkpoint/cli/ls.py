@@ -9,6 +9,8 @@ import click
 from checkpoint import report
 from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, json_option
+from checkpoint.cli.tree import list_tree
+from checkpoint.tree import is_tree
 
 
 @click.command("ls")
@@ -16,6 +18,9 @@ from checkpoint.cli.common import DIRECTORY, json_option
 @json_option
 def command(directory: Path, as_json: bool) -> None:
     """List the epochs of a chain; bases are marked with a star."""
+    if is_tree(directory):
+        list_tree(directory, as_json)
+        return
     chain = Chain(directory)
     rows = []
     files = [chain.open(epoch) for epoch in chain.epochs]

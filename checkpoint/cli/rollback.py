@@ -11,7 +11,9 @@ from checkpoint import report
 from checkpoint.chain import Chain, Lock
 from checkpoint.cli.common import PID, Place, json_option, key_option, max_stop_option, say
 from checkpoint.cli.diff import open_view
+from checkpoint.cli.tree import rollback_tree_to
 from checkpoint.rollback import rollback
+from checkpoint.tree import is_tree
 
 
 @click.command("rollback")
@@ -19,7 +21,8 @@ from checkpoint.rollback import rollback
 @click.argument("place", metavar="DIR@N", type=Place())
 @click.option(
     "--anyway", is_flag=True,
-    help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio.",
+    help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio; and "
+    "end what was born since of a tree of processes.",
 )  # fmt: skip
 @key_option
 @max_stop_option
@@ -32,7 +35,13 @@ def command(
     The chain is verified and everything is planned before the process is touched. Files, sockets and
     other state of the kernel are not rolled back; what of them differs is named. Where that would tear the
     program (virtual machines, io_uring, rings and devices that are mapped) it is refused.
+
+    Where DIR is of a tree of processes, all of them are put back, and PID is one of them. Processes that were
+    born since are ended with --anyway; without, it is refused.
     """
+    if is_tree(place[0]):
+        rollback_tree_to(pid, place, key, anyway, max_stop, as_json)
+        return
     Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
     with Lock(place[0]):
         outcome = rollback(pid, open_view(place, key), anyway, max_stop)

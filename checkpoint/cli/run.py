@@ -11,14 +11,16 @@ import click
 
 from checkpoint.cli.common import say, session_options
 from checkpoint.cli.session import become_worker, run_on
+from checkpoint.cli.tree import children_option, run_tree_on
 from uffdtrack import Kept
 from uffdtrack.errors import InvalidInputError, TargetGoneError
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True})
+@children_option
 @session_options
 @click.argument("argv", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(argv: tuple[str, ...], **options: Any) -> int:
+def command(argv: tuple[str, ...], children: bool, **options: Any) -> int:
     """Start COMMAND and checkpoint it, as `checkpoint` does.
 
     Needs no privilege. Where the command ends within the session, its exit status is ours (128 + the signal's
@@ -34,7 +36,7 @@ def command(argv: tuple[str, ...], **options: Any) -> int:
         return started[0].pid
 
     try:
-        ended: bool = run_on(begin, lifeline, **options)
+        ended: bool = (run_tree_on if children else run_on)(begin, lifeline, **options)
     except TargetGoneError:
         if not started:
             raise

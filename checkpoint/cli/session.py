@@ -23,6 +23,7 @@ from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget, check_living_target, descriptors
+from checkpoint.tree import is_tree
 from uffdtrack import (
     choose_for_process,
     end_watchdog,
@@ -33,7 +34,7 @@ from uffdtrack import (
     start_watchdog,
     verdict_on,
 )
-from uffdtrack.errors import OutputError, TargetRefusedError
+from uffdtrack.errors import InvalidInputError, OutputError, TargetRefusedError
 
 LOOK = 0.25
 LOOK_FOR = 5.0
@@ -266,6 +267,8 @@ def run_on(
         raise TargetRefusedError("a process cannot checkpoint itself")
     if isinstance(process, int):
         check_living_target(process)
+    if is_tree(directory):
+        raise InvalidInputError(f"{directory} holds epochs of a tree of processes; give another directory")
     with ExitStack() as stack:
         chain = stack.enter_context(ChainWriter(directory, key, force))
         pid = process if isinstance(process, int) else process()

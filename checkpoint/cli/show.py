@@ -12,9 +12,11 @@ import numpy as np
 from checkpoint import report
 from checkpoint.chain import Chain
 from checkpoint.cli.common import Place, json_option
+from checkpoint.cli.tree import show_tree
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from checkpoint.objects import increment, resolve
+from checkpoint.tree import is_tree
 from uffdtrack import PAGE
 
 
@@ -38,6 +40,9 @@ def region_rows(file: EpochFile) -> list[dict[str, Any]]:
 def command(place: tuple[Path, int | None], as_json: bool) -> None:
     """Show one epoch: mappings, pages per mapping, threads, timings, digest."""
     directory, epoch = place
+    if is_tree(directory):
+        show_tree(directory, epoch, as_json)
+        return
     chain = Chain(directory)
     file = chain.open(epoch)
     meta, row = file.meta, file.meta["row"]
@@ -49,7 +54,7 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
     regions = region_rows(file)
     if as_json:
         keys = ("process", "kernel_threads", "files", "parent", "keyed", "reset")
-        metas = [f.meta for f in chain.view(file.epoch).sources] if "closed" in meta else [meta]
+        metas = [f.meta for f in chain.view(file.epoch, alone=True).sources] if "closed" in meta else [meta]
         with malformed(file.path):
             objects = increment(None, resolve(metas))
         report.emit_json(

@@ -9,6 +9,8 @@ import click
 from checkpoint import report
 from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, json_option, key_option
+from checkpoint.cli.tree import verify_tree
+from checkpoint.tree import is_tree
 
 
 @click.command("verify")
@@ -17,6 +19,9 @@ from checkpoint.cli.common import DIRECTORY, json_option, key_option
 @json_option
 def command(directory: Path, key: bytes, as_json: bool) -> None:
     """Check every byte of a chain, and that each epoch follows the one before."""
+    if is_tree(directory):
+        verify_tree(directory, key, as_json)
+        return
     files = Chain(directory).verify(key)
     first, last = files[0].epoch, files[-1].epoch
     if as_json:

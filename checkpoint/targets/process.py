@@ -370,21 +370,30 @@ class ProcessTarget:
         return self.space.split_zero(runs)
 
     def window(self, pending: Pending) -> Window:
+        self.check_stop()
+        try:
+            return self.space.window(self.tracee, pending)
+        except (PermissionDeniedError, StopTimeoutError) as error:
+            skipped = self.why_not_stopped(error)
+            if not skipped:
+                raise
+            raise skipped from error
+
+    def check_stop(self) -> None:
+        """Raises: EpochSkippedError: it is better not stopped now."""
         self._await_visitor()
         self._await_thaw()
         if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
             raise EpochSkippedError(DUMPING)
-        try:
-            return self.space.window(self.tracee, pending)
-        except PermissionDeniedError as error:
-            if not may_trace(self.pid):
-                raise
-            raise self._visited() from error
-        except StopTimeoutError as error:
-            if dumps_core(self.pid):
-                raise EpochSkippedError(DUMPING) from error
-            self._frozen = frozen_cgroup(self.pid) is not None
-            raise EpochSkippedError(self.tracee.late_reason) from error
+
+    def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> EpochSkippedError | None:
+        """Whether a stop that has failed only means that another one is to be tried later."""
+        if isinstance(error, PermissionDeniedError):
+            return self._visited() if may_trace(self.pid) else None
+        if dumps_core(self.pid):
+            return EpochSkippedError(DUMPING)
+        self._frozen = frozen_cgroup(self.pid) is not None
+        return EpochSkippedError(self.tracee.late_reason)
 
     def _await_visitor(self) -> None:
         """A visitor that we know of is asked for first: each stop that fails costs the target some time."""
@@ -411,7 +420,10 @@ class ProcessTarget:
         notes = thread_notes(window.threads, facts)
         notes += note(b"CORE", NT_AUXV, proc_read(self.pid, "auxv")) + file_note(window.regions)
         notes += heads_note(window.heads)
-        objects = self._objects.read(window.regions)
+        try:
+            objects = self._objects.read(window.regions)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise TargetGoneError(f"process {self.pid} has ended") from error
         files = [d.target for d in objects.descriptors.values()]
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         return notes, {

@@ -29,6 +29,7 @@ SOURCES = [
     "sync.c",
     "tracee.c",
     "tracker.c",
+    "tree.c",
     "watch.c",
 ]
 
@@ -46,6 +47,7 @@ ffi.set_source(
     #include "probe.h"
     #include "space.h"
     #include "tracker.h"
+    #include "tree.h"
 
     #include <errno.h>
 

@@ -119,6 +119,7 @@ int ut_tracee_overdue(const ut_tracee *t);
 #define UT_KIND_SECRET ...
 #define UT_KIND_RING ...
 #define UT_KIND_DELETED ...
+#define UT_KIND_ELSEWHERE ...
 #define UT_KIND_HUGE ...
 #define UT_WATCH_BREAK_AUDIT ...
 #define UT_WATCH_BREAK_EVENTS ...
@@ -145,6 +146,13 @@ typedef struct {
 	...;
 } ut_news;
 typedef struct {
+	...;
+} ut_claims;
+typedef struct {
+	uint64_t start, end, address;
+	int32_t member;
+} ut_elsewhere;
+typedef struct {
 	int32_t pid, tid, uffd, pagemap, mem;
 	int32_t compared, sabotage, shared;
 	ut_maps maps;
@@ -154,6 +162,8 @@ typedef struct {
 	ut_watch *watch;
 	ut_news news;
 	int32_t by_news;
+	ut_elsewhere *elsewhere;
+	size_t nelsewhere;
 	...;
 } ut_space;
 typedef struct {
@@ -167,6 +177,26 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
 int ut_space_reserve(ut_space *s, size_t bytes);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
+typedef struct {
+	ut_tracee *tracee;
+	ut_space *space;
+	const ut_run *pending;
+	size_t npending;
+	int32_t flags, result;
+	ut_times times;
+} ut_member_window;
+typedef struct {
+	int32_t *v;
+	size_t n;
+	...;
+} ut_pids;
+int ut_pids_push(ut_pids *p, int pid);
+int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pids *ours, int adopter, int without,
+		   int64_t timeout_ns, ut_pids *born, size_t *failed, ut_times *times);
+int ut_adopt_orphans(void);
+void ut_pids_free(ut_pids *p);
+void ut_claims_free(ut_claims *c);
+void ut_space_join(ut_space *s, ut_claims *claims, int member);
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
 int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out);
 

@@ -13,6 +13,7 @@ enum {
 	UT_KIND_DELETED = 5, /* private, of a file that nobody can open any more, or that lives in memory */
 	/* From here on nothing of it is stored. */
 	UT_KIND_SKIP = 16,
+	UT_KIND_ELSEWHERE = 18, /* shared, and stored with another process of the tree */
 	UT_KIND_KERNEL = 16, /* vvar, vsyscall, uprobes: the kernel's own, in every process */
 	UT_KIND_VIEW = 17,   /* a file's read-only shared mapping: the file has it */
 	/* And from here on its contents are nowhere else: it is left out. */

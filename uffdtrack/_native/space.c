@@ -665,8 +665,7 @@ static int same_object(const ut_region *a, const ut_region *b)
 	       a->minor == b->minor && a->offset - a->start == b->offset - b->start;
 }
 
-/* Whether all that stood at this place at the last harvest is the same object. */
-static int stood_before(const ut_space *s, const ut_region *r)
+int ut_stood_before(const ut_space *s, const ut_region *r)
 {
 	int seen = 0;
 
@@ -699,7 +698,7 @@ static int harvest_own(ut_space *s, const ut_region *r, int flags)
 	runs_normalise(&s->found);
 	for (size_t i = 0; i < s->found.n; i++)
 		TRY(runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end));
-	if ((flags & UT_FULL) || !stood_before(s, r)) {
+	if ((flags & UT_FULL) || !ut_stood_before(s, r)) {
 		for (size_t i = 0; i < s->found.n; i++)
 			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
 		return runs_push(&s->fresh, r->start, r->end);
@@ -763,7 +762,7 @@ static int harvest_huge_gone(ut_space *s, const ut_region *r)
  * with the digest of what was stored. */
 static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 {
-	int known = !(flags & UT_FULL) && stood_before(s, r);
+	int known = !(flags & UT_FULL) && ut_stood_before(s, r);
 
 	s->found.n = 0;
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED, found_plain,
@@ -1101,6 +1100,9 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
 	s->compared = 0;
 	s->rearm_ns = 0;
+	if (s->claims)
+		ut_claims_drop(s->claims, s->member);
+	s->nelsewhere = 0;
 	if (flags & UT_FULL) {
 		s->spans.n = s->kept.n = s->known.n = s->ndigests = 0;
 		if (s->digests)
@@ -1124,6 +1126,15 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 
 		if (r->kind >= UT_KIND_SKIP)
 			continue;
+		if (s->claims) {
+			err = ut_is_elsewhere(s, &s->maps.regions[i]);
+			if (err > 0) {
+				err = 0;
+				continue;
+			}
+			if (err)
+				break;
+		}
 		s->want.n = 0;
 		err = is_overdue(s);
 		if (!err)
@@ -1201,6 +1212,7 @@ void ut_space_close(ut_space *s)
 	ut_filesystems_free(&s->filesystems);
 	ut_heads_free(&s->heads);
 	free(s->digests);
+	free(s->elsewhere);
 	free(s->vec);
 	if (s->buf)
 		munmap(s->buf, s->buf_cap);
@@ -1232,37 +1244,18 @@ static void sabotage(ut_space *s, int before_stop)
 
 /* From the stop to the resume nothing else may take our processor, where we may ask for that (root); the
  * stop itself is not included, since the target's threads may need this very processor to stop. */
-static void set_urgent(int urgent)
+void ut_set_urgent(int urgent)
 {
 	struct sched_param p = {.sched_priority = urgent ? 1 : 0};
 
 	sched_setscheduler(0, urgent ? SCHED_FIFO : SCHED_OTHER, &p);
 }
 
-int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
-	      int64_t timeout_ns, ut_times *times)
+int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times)
 {
-	int64_t t0, t1, t2, t3;
-	int err, urgent, late;
+	int64_t t0 = ut_now_ns(), t1;
+	int err;
 
-	err = ut_await_calls(t, timeout_ns); /* no part of the pause: all threads run */
-	if (err < 0)
-		return err;
-	if (s->sabotage)
-		sabotage(s, 1);
-	urgent = sched_getscheduler(0) == SCHED_OTHER;
-	t0 = ut_now_ns();
-	if (s->watch)
-		ut_watch_stopping(s->watch);
-	err = ut_tracee_stop_now(t, timeout_ns);
-	if (err < 0) {
-		if (s->watch)
-			ut_watch_resumed(s->watch);
-		return err;
-	}
-	if (urgent)
-		set_urgent(1);
-	t1 = ut_now_ns();
 	s->tid = t->threads[ut_tracee_pick(t)].tid;
 	s->give_up_ns = ut_guard_soft_end(t);
 	ut_sabotage("window");
@@ -1270,27 +1263,56 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	ut_sabotage("harvested");
 	if (s->sabotage)
 		sabotage(s, 0);
-	t2 = ut_now_ns();
+	t1 = ut_now_ns();
 	if (!err)
 		err = ut_space_reserve(s, runs_bytes(&s->plan));
 	if (!err)
 		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
 	s->give_up_ns = 0;
-	t3 = ut_now_ns();
 	if (s->watch && !err)
 		ut_watch_threads(s->watch);
+	times->rearm_ns = s->rearm_ns;
+	times->harvest_ns = t1 - t0 - (int64_t)s->rearm_ns;
+	times->copy_ns = ut_now_ns() - t1;
+	return err;
+}
+
+void ut_stopping(ut_space *s)
+{
+	if (s->sabotage)
+		sabotage(s, 1);
+	if (s->watch)
+		ut_watch_stopping(s->watch);
+}
+
+int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
+	      int64_t timeout_ns, ut_times *times)
+{
+	int64_t t0;
+	int err, urgent, late;
+
+	err = ut_await_calls(t, timeout_ns); /* no part of the pause: all threads run */
+	if (err < 0)
+		return err;
+	urgent = sched_getscheduler(0) == SCHED_OTHER;
+	t0 = ut_now_ns();
+	ut_stopping(s);
+	err = ut_tracee_stop_now(t, timeout_ns);
+	if (err < 0) {
+		if (s->watch)
+			ut_watch_resumed(s->watch);
+		return err;
+	}
+	if (urgent)
+		ut_set_urgent(1);
+	times->stop_ns = ut_now_ns() - t0;
+	err = ut_take_stopped(t, s, flags, pending, npending, times);
 	if (s->watch)
 		ut_watch_resumed(s->watch);
 	late = ut_tracee_resume(t);
 	if (urgent)
-		set_urgent(0);
-	*times = (ut_times){
-		.stop_ns = t1 - t0,
-		.harvest_ns = t2 - t1 - (int64_t)s->rearm_ns,
-		.rearm_ns = s->rearm_ns,
-		.copy_ns = t3 - t2,
-		.pause_ns = ut_now_ns() - t0,
-	};
+		ut_set_urgent(0);
+	times->pause_ns = ut_now_ns() - t0;
 	if (late) /* killed while they stood */
 		ut_tracee_settle(t, 100000000);
 	return err;

@@ -17,6 +17,22 @@ enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
 /* Faults on purpose, for the tests' negative controls. */
 enum { UT_SABOTAGE_FORGET = 1, UT_SABOTAGE_LATE_REARM = 2 };
 
+/* An object in memory that one process of a tree stores for all that map it, see tree.c. */
+typedef struct {
+	uint64_t inode, offset, end, address; /* [offset, end) of it is mapped at `address` of the member */
+	uint32_t major, minor;
+	int32_t member;
+} ut_claim;
+typedef struct {
+	ut_claim *v;
+	size_t n, cap;
+} ut_claims;
+/* [start, end) is stored by another member, from `address` of its own on. */
+typedef struct {
+	uint64_t start, end, address;
+	int32_t member;
+} ut_elsewhere;
+
 typedef struct {
 	uint64_t page; /* number + 1; 0: free slot */
 	uint64_t hash[2];
@@ -54,6 +70,11 @@ typedef struct {
 	int32_t sync;                /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell what has none */
 	ut_runs armed, next_armed;   /* sync: what is registered and under traps */
 	int32_t loose;               /* and was so while the target ran */
+	/* one process of several that are taken together */
+	ut_claims *claims; /* NULL: a process by itself */
+	int32_t member;
+	ut_elsewhere *elsewhere;
+	size_t nelsewhere, elsewhere_cap;
 } ut_space;
 
 typedef struct {
@@ -74,6 +95,16 @@ int ut_space_reserve(ut_space *s, size_t bytes);
 /* Stop, registers, harvest, copy the plan to s->buf, rearm, resume. */
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
+/* The parts of a window, for several at once (tree.c). Before the stop; with the target stopped; and the priority
+ * of the caller from the stop to the resume. `pause_ns` and `stop_ns` are not set. */
+void ut_stopping(ut_space *s);
+int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times);
+void ut_set_urgent(int urgent);
+/* Whether all that stood at this place at the last harvest is the same object. */
+int ut_stood_before(const ut_space *s, const ut_region *r);
+/* 1: a mapping whose contents another member stores. Else it is claimed, where that is sure to be all of it. */
+int ut_is_elsewhere(ut_space *s, ut_region *r);
+void ut_claims_drop(ut_claims *c, int member);
 /* Split runs, whose contents stand in `buf`, into those with content, which move together in `buf`,
  * and zero ones. */
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);

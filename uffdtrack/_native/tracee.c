@@ -436,6 +436,20 @@ static int take_states(ut_tracee *t)
 	return 0;
 }
 
+int ut_tracee_ask(ut_tracee *t)
+{
+	int r;
+
+	for (size_t i = 0; i < t->n; i++)
+		if (t->threads[i].state == UT_THREAD_PENDING)
+			return 0; /* an earlier stop still waits for it */
+	t->n = 0;
+	set_nudge(t, NUDGE_NS);
+	r = seize_new(t);
+	set_nudge(t, 0);
+	return r;
+}
+
 void ut_keep_pending(ut_tracee *t)
 {
 	size_t kept = 0;

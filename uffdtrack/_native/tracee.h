@@ -123,6 +123,8 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
  * traced until the next stop or ut_tracee_settle(). Then stop them. */
 int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
+/* Ask every thread that shows to stop, and wait for none: several processes then stop side by side. */
+int ut_tracee_ask(ut_tracee *t);
 int ut_tracee_resume(ut_tracee *t);
 /* Threads that did not stop in time are let go as they do; returns how many are left. */
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);

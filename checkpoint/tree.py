@@ -1,0 +1,253 @@
+"""A directory of a tree of processes: a chain for each, and an index that says which epochs belong together.
+
+An epoch of the tree is a file `epoch-N.tree`. It is written when the epochs of all processes are safe, so the
+tree has an epoch when it has that file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from checkpoint.chain import Chain, Lock, View
+from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
+from checkpoint.image import EpochFile
+from uffdtrack.errors import ImageError, InvalidInputError
+
+SCHEMA = "uffdtrack/tree/1"
+_NAME = re.compile(r"epoch-(\d{8,})\.tree")
+_CHAIN = re.compile(r"\d+(\.\d+)?")
+_OF_A_CHAIN = re.compile(r"(epoch-\d{8,}\.core|\.epoch-\d{8,}\.core\.tmp|head|\.head\.tmp|\.lock)")
+_DIGEST_SIZE = 32
+
+
+def entry_name(epoch: int) -> str:
+    return f"epoch-{epoch:08d}.tree"
+
+
+def numbers(directory: Path) -> list[int]:
+    """The epochs of the tree in a directory; empty where there is none."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise translate_read(error, directory) from error
+    return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+
+
+def is_tree(directory: Path) -> bool:
+    return bool(numbers(directory))
+
+
+def _digest(body: bytes, key: bytes) -> str:
+    return hashlib.blake2b(body, key=key, digest_size=_DIGEST_SIZE).hexdigest()
+
+
+class TreeEpoch:
+    """One epoch of a tree: which epoch of which chain.
+
+    Attributes:
+        meta: the stored facts.
+        processes: a dict for each process: pid, start_time, comm, directory, epoch and digest of its chain.
+        left_out: processes that lived and are not in it: pid, comm, reason.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with malformed(path):
+            with open_regular(path) as file:
+                digest, _, self._body = file.read().partition(b"\n")
+            self.digest = digest.decode("ascii")
+            self.meta: dict[str, Any] = json.loads(self._body)
+            if not isinstance(self.meta, dict) or self.meta.get("schema") != SCHEMA:
+                raise ValueError(f"its schema is not {SCHEMA}")
+            self.epoch = int(self.meta["epoch"])
+            self.parent = str(self.meta["parent"])
+            self.processes: list[dict[str, Any]] = list(self.meta["processes"])
+            self.left_out: list[dict[str, Any]] = list(self.meta["left_out"])
+            if not all(_CHAIN.fullmatch(p["directory"]) for p in self.processes):
+                raise ValueError("a process's directory is none of a tree's")
+
+    def verify(self, key: bytes) -> None:
+        """Raises: ImageError: the file is not what was written, or the key is another."""
+        if hmac.compare_digest(_digest(self._body, key), self.digest):
+            return
+        if bool(self.meta.get("keyed")) != bool(key):
+            hint = "was written with a key: give it by --key-file" if not key else "has no key"
+            raise ImageError(f"{self.path} {hint}")
+        raise ImageError(f"{self.path} is damaged: its contents do not match its digest")
+
+    def view(self, process: dict[str, Any], alone: bool = False) -> View:
+        """The memory of one of its processes."""
+        siblings = {p["directory"]: (p["epoch"], p["digest"]) for p in self.processes}
+        chain = Chain(self.path.parent / process["directory"])
+        return chain.view(process["epoch"], alone=alone, siblings=siblings)
+
+
+class Tree:
+    """A directory of a tree of processes.
+
+    Raises:
+        InvalidInputError: there is no epoch of a tree in it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.epochs = numbers(directory)
+        if not self.epochs:
+            raise InvalidInputError(f"{directory} holds no checkpoint of a tree of processes")
+
+    def open(self, epoch: int | None) -> TreeEpoch:
+        """One epoch, or the last."""
+        number = self.epochs[-1] if epoch is None else epoch
+        if number not in self.epochs:
+            raise InvalidInputError(
+                f"{self.directory} has no epoch {number}; it has {self.epochs[0]} to {self.epochs[-1]}"
+            )
+        return TreeEpoch(self.directory / entry_name(number))
+
+    def entries(self) -> list[TreeEpoch]:
+        """All epochs, linked as their digests say.
+
+        Raises:
+            ImageError: one is damaged, missing, or not the one that belongs there.
+        """
+        entries: list[TreeEpoch] = []
+        for number in range(self.epochs[0], self.epochs[-1] + 1):
+            if number not in self.epochs:
+                raise ImageError(f"{self.directory / entry_name(number)} is missing")
+            entry = self.open(number)
+            if entry.epoch != number or entry.parent != (entries[-1].digest if entries else ""):
+                raise ImageError(f"{entry.path} does not belong there: one of the files was exchanged")
+            entries.append(entry)
+        return entries
+
+    def verify(self, key: bytes) -> tuple[list[TreeEpoch], int]:
+        """Check every byte of the tree; returns its epochs, and the number of files of its chains.
+
+        Raises:
+            ImageError: with the name of the file.
+        """
+        entries = self.entries()
+        for entry in entries:
+            entry.verify(key)
+        directories = sorted({p["directory"] for entry in entries for p in entry.processes})
+        files = {name: Chain(self.directory / name).verify(key) for name in directories}
+        for entry in entries:
+            for process in entry.processes:
+                _check_member(entry, process, files[process["directory"]])
+        return entries, sum(map(len, files.values()))
+
+
+def _check_member(entry: TreeEpoch, process: dict[str, Any], files: Iterable[EpochFile]) -> None:
+    for file in files:
+        if file.epoch == process["epoch"] and process["digest"] in (file.digest, file.meta.get("replaces")):
+            return
+    raise ImageError(
+        f"{entry.path} names epoch {process['epoch']} of {process['directory']}, which is another, or missing"
+    )
+
+
+class TreeWriter:
+    """A locked directory that epochs of a tree are added to, from 0 on.
+
+    Raises:
+        InvalidInputError: the directory is in use, or holds checkpoints and `force` is not given.
+        PermissionDeniedError, StorageError: it cannot be made or written.
+    """
+
+    def __init__(self, directory: Path, key: bytes, force: bool) -> None:
+        self.directory = directory
+        self.key = key
+        self.next_epoch = 0
+        self.parent = ""
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise InvalidInputError(f"{directory} is not a directory") from error
+        except OSError as error:
+            raise translate(error, directory) from error
+        self._lock = Lock(directory)
+        names = os.listdir(directory)
+        self._old = [name for name in names if _CHAIN.fullmatch(name) or _OF_A_CHAIN.match(name)]
+        self._old.remove(".lock")
+        if (numbers(directory) or self._old) and not force:
+            self._lock.close()
+            raise InvalidInputError(
+                f"{directory} holds checkpoints; give another directory, or --force to delete them"
+            )
+
+    def place(self, pid: int) -> Path:
+        """A directory for the chain of a process; pids are used again."""
+        path = self.directory / str(pid)
+        used = 1
+        while path.exists():
+            used += 1
+            path = self.directory / f"{pid}.{used}"
+        return path
+
+    def commit(self, processes: list[dict[str, Any]], left_out: list[dict[str, Any]],
+               row: dict[str, Any]) -> str:  # fmt: skip
+        """The epochs of all processes are safe: make them one of the tree. Returns its digest.
+
+        Raises:
+            StorageError, PermissionDeniedError: it could not be written.
+        """
+        meta = {
+            "schema": SCHEMA, "epoch": self.next_epoch, "parent": self.parent, "keyed": bool(self.key),
+            "processes": processes, "left_out": left_out, "row": row,
+        }  # fmt: skip
+        body = json.dumps(meta).encode()
+        digest = _digest(body, self.key)
+        path = self.directory / entry_name(self.next_epoch)
+        temporary = self.directory / f".{path.name}.tmp"
+        try:
+            temporary.unlink(missing_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(digest.encode() + b"\n" + body)
+                file.flush()
+                os.fsync(file.fileno())
+            if not self.next_epoch:
+                # What was here before goes, its first epoch last.
+                for number in reversed(numbers(self.directory)[1:]):
+                    (self.directory / entry_name(number)).unlink()
+            temporary.replace(path)
+            sync_directory(self.directory)
+            if not self.next_epoch:
+                self._clear()
+        except OSError as error:
+            raise translate(error, path) from error
+        self.parent = digest
+        self.next_epoch += 1
+        return digest
+
+    def _clear(self) -> None:
+        """Remove the chains that were here before: no file that a chain does not have is touched."""
+        for name in self._old:
+            path = self.directory / name
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+                continue
+            for part in os.listdir(path):
+                if _OF_A_CHAIN.fullmatch(part):
+                    (path / part).unlink(missing_ok=True)
+            if not os.listdir(path):
+                path.rmdir()
+        self._old = []
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def __enter__(self) -> TreeWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,175 @@
+"""Put a whole tree of live processes back to an epoch: all of them, or none."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkpoint.chain import View
+from checkpoint.rollback import (
+    Outcome,
+    ProcessRollback,
+    check_same_process,
+    in_own_process,
+    urgent,
+)
+from checkpoint.tree import TreeEpoch
+from checkpoint.tree_session import command_name
+from uffdtrack import MAX_STOP, Tracee, children, watchdog
+from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
+
+
+@dataclass(slots=True)
+class TreeOutcome:
+    """What a rollback did.
+
+    Attributes:
+        processes: what it did to each, by pid.
+        ended: processes that were born since the epoch.
+    """
+
+    epoch: int
+    processes: dict[int, Outcome]
+    ended: list[int] = field(default_factory=list)
+    pause_us: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+def rollback_tree(
+    pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bool = False, max_stop: float = MAX_STOP
+) -> TreeOutcome:
+    """Put all processes of an epoch of a tree back, which the caller has verified.
+
+    Args:
+        pid: one of them.
+        views: of each, by pid, without what others store for it.
+        anyway: end processes that were born since, and pass over those that lived and are not in the epoch.
+        max_stop: see `rollback`.
+
+    Raises:
+        RollbackRefusedError: it cannot be done; all are as they were.
+        TargetError: it failed on the way; the message says in what state they are.
+    """
+    if pid not in views:
+        raise RollbackRefusedError(f"process {pid} is none of epoch {entry.epoch} of {entry.path.parent}")
+    if entry.left_out and not anyway:
+        raise RollbackRefusedError(
+            f"epoch {entry.epoch} lacks {_named(entry.left_out)}; the rest would be put back without it"
+        )
+    for process in entry.processes:
+        try:
+            check_same_process(process["pid"], views[process["pid"]])
+        except (TargetGoneError, RollbackRefusedError) as error:
+            raise RollbackRefusedError(
+                f"process {process['pid']} ({process['comm']}) of epoch {entry.epoch} has ended"
+            ) from error
+    with watchdog(max_stop):
+        return in_own_process(lambda: _rollback(entry, views, anyway))
+
+
+def _named(processes: list[dict[str, object]]) -> str:
+    return ", ".join(f"process {p['pid']} ({p['comm']}: {p['reason']})" for p in processes)
+
+
+def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOutcome:
+    # Nothing of it may wait for the collector of garbage while the processes stand.
+    gc.disable()
+    works = {}
+    for pid, view in views.items():
+        with _about(pid):
+            works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view))
+    with ExitStack() as stack:
+        tracees = {pid: stack.enter_context(Tracee(pid)) for pid in views}
+        started = time.perf_counter()
+        _stop_all(tracees, entry)
+        with urgent():
+            born = _born(list(views), entry)
+            if born and not anyway:
+                names = ", ".join(f"{pid} ({command_name(pid)})" for pid in born)
+                raise RollbackRefusedError(
+                    f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end "
+                    "them first, or give --anyway; all are as they were"
+                )
+            _apply_all(works, tracees)
+            outcomes = {pid: work.commit() for pid, work in works.items()}
+        for pid in born:
+            os.kill(pid, signal.SIGKILL)
+        for tracee in tracees.values():
+            tracee.resume()
+        pause = round((time.perf_counter() - started) * 1e6, 1)
+    outcome = TreeOutcome(entry.epoch, outcomes, born, pause)
+    for pid, one in outcomes.items():
+        one.pause_us = pause
+        words = [*one.warnings, *works[pid].differences()]
+        outcome.warnings += [f"process {pid} ({command_name(pid)}): {word}" for word in words]
+    return outcome
+
+
+def _stop_all(tracees: dict[int, Tracee], entry: TreeEpoch) -> None:
+    for pid, tracee in tracees.items():
+        try:
+            tracee.stop()
+        except TargetGoneError as error:
+            raise RollbackRefusedError(f"process {pid} of epoch {entry.epoch} has ended") from error
+
+
+def _apply_all(works: dict[int, ProcessRollback], tracees: dict[int, Tracee]) -> None:
+    for pid, work in works.items():
+        with _about(pid):
+            work.check(tracees[pid])
+    done: list[int] = []
+    for pid, work in works.items():
+        try:
+            with _about(pid):
+                work.apply()
+        except UffdtrackError as error:
+            states = {before: works[before].taken_back(error) for before in reversed(done)}
+            torn = [before for before, state in states.items() if type(state) is TargetError]
+            if not torn:
+                raise type(error)(f"{error}; so are the others" if done else str(error)) from error
+            raise TargetError(
+                f"{error}; what was put back already could not be taken back of {torn}"
+            ) from error
+        done.append(pid)
+
+
+@contextmanager
+def _about(pid: int) -> Iterator[None]:
+    """Say which process it was."""
+    try:
+        yield
+    except UffdtrackError as error:
+        raise type(error)(f"process {pid} ({command_name(pid)}): {error}") from error
+
+
+def _shared_elsewhere(view: View) -> list[tuple[int, int]]:
+    """What another process of the tree has stored, and puts back."""
+    return [(start, end) for start, end, *_ in view.epoch.meta.get("elsewhere", [])]
+
+
+def _born(pids: list[int], entry: TreeEpoch) -> list[int]:
+    """Living descendants that are not of the epoch. All that are look for stand."""
+    known = {*pids, *(p["pid"] for p in entry.left_out), os.getpid(), os.getppid()}
+    found: list[int] = []
+    look = list(pids)
+    while look:
+        for pid in children(look.pop()):
+            if pid in known or _is_dead(pid):
+                continue
+            known.add(pid)
+            found.append(pid)
+            look.append(pid)
+    return sorted(found)
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True

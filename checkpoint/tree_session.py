@@ -1,0 +1,436 @@
+"""Epochs of a tree of processes: a process, its descendants, and those that are born meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from checkpoint.chain import ChainWriter
+from checkpoint.cycle import Session
+from checkpoint.targets.process import EXEC_POLL, ProcessTarget
+from checkpoint.tree import TreeWriter
+from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory
+from uffdtrack.errors import (
+    EpochSkippedError,
+    MaxStopError,
+    NewMemoryError,
+    PermissionDeniedError,
+    StopTimeoutError,
+    StorageError,
+    TargetError,
+    TargetGoneError,
+)
+
+TREE_ROW_SCHEMA = "uffdtrack/tree-epoch/1"
+ROUNDS = 4
+"""Stops for one epoch. All but the last are given up where a child is found that is not followed yet."""
+VFORK_SECONDS = 0.05
+"""How long a child that has its parent's memory (vfork) is waited for, to call exec."""
+REFUSED_SECONDS = 1.0
+"""After that a process that could not be attached to is tried again: it may have called exec."""
+
+
+SMALL = 64 << 10
+"""Contents of an epoch up to this size are compared with those of the one before."""
+WRITERS = 4
+"""Epochs that are written side by side: most of it is waiting for the disk."""
+
+Place = tuple[str, int, str]
+"""Directory, epoch and digest of a member's epoch."""
+
+
+def command_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
+    except OSError:
+        return "?"
+
+
+class Member:
+    """One process of the tree, with a chain of its own."""
+
+    def __init__(self, target: ProcessTarget, chain: ChainWriter, interrupted: Callable[[], bool]) -> None:
+        self.target = target
+        self.chain = chain
+        self.session = Session(target, chain, interrupted)
+        self.number = -1
+        self._last: tuple[Any, dict[str, Any]] | None = None
+
+    def prepare(self, tree: ProcessTree) -> None:
+        """Have it under traps, and its base copied.
+
+        Raises:
+            NewMemoryError, TargetGoneError, StorageError: as they say.
+        """
+        if self.number < 0:
+            self.number = tree.join(self.target.space)
+        self.session.prepare()
+
+    def renew(self) -> None:
+        self.session.renew()
+        self.number = -1
+        self._last = None
+
+    def write(self, window: Window, places: dict[int, Place]) -> dict[str, Any] | None:
+        """Make an epoch of a window; returns its row, None where the process has ended meanwhile.
+
+        One that has not run at all has no new epoch: the tree's epoch names its last one again.
+
+        Args:
+            places: of each member that stores shared memory for others, its epoch.
+        """
+        state = None
+        if len(window.contents) <= SMALL and not window.heads:
+            # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.
+            runs = (window.data.tolist(), window.zero.tolist(), window.reset.tolist())
+            state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
+        if self._last and state and state == self._last[0]:
+            self.session.pending.clear()
+            return {**self._last[1], "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
+        elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
+        try:
+            row = self.session.write(window, {"elsewhere": elsewhere})
+        except TargetGoneError:
+            return None
+        row |= {
+            "start_time": self.target.identity.start_time,
+            "comm": command_name(row["pid"]),
+            "directory": self.chain.directory.name,
+            "unchanged": False,
+        }
+        self._last = (state, row)
+        return row
+
+    def close(self) -> None:
+        self.session.abandon()
+        self.target.close()
+        self.chain.close()
+        if not self.chain.next_epoch:
+            with contextlib.suppress(OSError):
+                (self.chain.directory / ".lock").unlink()
+                self.chain.directory.rmdir()
+
+
+class TreeSession:
+    """Takes epochs of a whole tree into one directory.
+
+    A process whose parent has ended stays a member while it lives.
+
+    Attributes:
+        members: in the order in which they joined: who maps an object in memory first stores it for all.
+        left: processes that live and are not followed, with the reason.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        writer: TreeWriter,
+        engine: str,
+        max_dirty: int | None,
+        interrupted: Callable[[], bool] = lambda: False,
+        adopter: int = 0,
+    ) -> None:
+        """Args:
+        root: the first process; it has passed `check_target`.
+        adopter: of which orphans of the tree become children (PR_SET_CHILD_SUBREAPER), 0 if there is none.
+        """
+        self.writer = writer
+        self.engine = engine
+        self.max_dirty = max_dirty
+        self.interrupted = interrupted
+        self.adopter = adopter
+        self.root = root
+        self.tree = ProcessTree()
+        self.members: list[Member] = []
+        self.left: dict[int, str] = {}
+        self._tried: dict[int, float] = {}
+        self._ours = {os.getpid(), os.getppid()}
+        self.target = self
+        self.skipped = 0
+        self.skip_reason = ""
+        self.late = 0
+        self._attach(root, 0)
+
+    # -- who belongs to it ------------------------------------------------------------------------
+
+    def find(self) -> None:
+        """Follow all descendants that show. Who is born after that is found at the stop."""
+        for member in list(self.members):
+            if member.target.ended():
+                self._bury(member)
+        known = {member.target.pid for member in self.members}
+        self.left = {pid: why for pid, why in self.left.items() if Path(f"/proc/{pid}").exists()}
+        look = [*known, *self.left, *([self.adopter] if self.adopter else [])]
+        while look:
+            parent = look.pop()
+            for pid in children(parent):
+                if pid in known or pid in self._ours:
+                    continue
+                if parent == self.adopter and (self._is_ours(pid) or self._reap(pid)):
+                    continue
+                if pid not in self.left or time.monotonic() > self._tried[pid] + REFUSED_SECONDS:
+                    self._attach(pid, parent)
+                look.append(pid)
+                known.add(pid)
+
+    def _attach(self, pid: int, parent: int) -> None:
+        self.left.pop(pid, None)
+        self._tried[pid] = time.monotonic()
+        try:
+            if parent and parent != self.adopter and not _has_memory_of_its_own(pid, parent):
+                self.left[pid] = "it has the memory of its parent (vfork)"
+                self._tried[pid] = 0.0
+                return
+            target = ProcessTarget(pid, self.engine, self.max_dirty)
+        except TargetGoneError:
+            if not parent:
+                raise
+            return
+        except (TargetError, PermissionDeniedError) as error:
+            if not parent:
+                raise
+            self.left[pid] = str(error)
+            return
+        try:
+            chain = ChainWriter(self.writer.place(pid), self.writer.key, force=False)
+        except BaseException:
+            target.close()
+            raise
+        self.members.append(Member(target, chain, self.interrupted))
+
+    def _bury(self, member: Member) -> None:
+        self.members.remove(member)
+        member.close()
+        if self.adopter and member.target.pid != self.root:
+            self._reap(member.target.pid)
+
+    def _is_ours(self, pid: int) -> bool:
+        """A child of ours that helps us: it has our command line, since it has not called exec."""
+        try:
+            ours = Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+        except OSError:
+            return False
+        if ours:
+            self._ours.add(pid)
+        return ours
+
+    def _reap(self, pid: int) -> bool:
+        """Whether it was a child of ours that has ended."""
+        if pid == self.root:
+            return False
+        try:
+            return os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            return False
+
+    # -- epochs -----------------------------------------------------------------------------------
+
+    def take(self) -> dict[str, Any]:
+        """Take one epoch of the whole tree and return its row (`TREE_ROW_SCHEMA`).
+
+        Raises:
+            StorageError: a part of it could not be written; its pages come with the next one.
+            StopTimeoutError: a thread did not stop; nothing was taken.
+            EpochSkippedError: it cannot be taken now; nothing is lost, and the next one has it all.
+            MaxStopError: they would have stood for too long; what is due is copied while they run.
+            TargetGoneError: all processes have ended.
+            SessionInterrupted: a base was under way and has been dropped.
+        """
+        for n in range(ROUNDS):
+            last = n == ROUNDS - 1
+            self.find()
+            members = self._prepared()
+            if not members:
+                if self.members and not last:
+                    continue
+                raise TargetGoneError("all processes of the tree have ended")
+            window = self._window(members, last)
+            whole = self._note_ends(members, window)
+            if window.windows and (whole or last):
+                row = self._write(members, window)
+                if row:
+                    return row
+        raise EpochSkippedError("processes of the tree begin and end faster than an epoch is taken")
+
+    def _window(self, members: list[Member], without_born: bool) -> TreeWindow:
+        for member in members:
+            member.target.check_stop()
+        try:
+            return self.tree.window(
+                [TreeMember(m.target.tracee, m.target.space, m.session.pending) for m in members],
+                [pid for pid in self.left if pid not in self._ours],
+                sorted(self._ours),
+                self.adopter,
+                without_born,
+            )
+        except (PermissionDeniedError, StopTimeoutError) as error:
+            at = self.tree.failed
+            skipped = None if at is None else members[at].target.why_not_stopped(error)
+            if not skipped:
+                raise
+            raise skipped from error
+
+    def _prepared(self) -> list[Member]:
+        """The members, all under traps."""
+        ready = []
+        for member in list(self.members):
+            try:
+                member.prepare(self.tree)
+                ready.append(member)
+            except (NewMemoryError, TargetGoneError):
+                self._renew(member)
+            except (StorageError, EpochSkippedError):
+                raise
+            except (TargetError, PermissionDeniedError) as error:
+                # What it has become by exec is nothing that can be followed.
+                self.left[member.target.pid] = str(error)
+                self._bury(member)
+        return ready
+
+    def _renew(self, member: Member) -> None:
+        """Its memory has gone: it has called exec, or has ended."""
+        if member.target.ended(EXEC_POLL):
+            self._bury(member)
+        else:
+            member.renew()
+
+    def _note_ends(self, members: list[Member], window: TreeWindow) -> bool:
+        """Whether a window has all members that live.
+
+        Raises:
+            MaxStopError: they would have stood for too long.
+        """
+        whole = True
+        late: MaxStopError | None = None
+        for member, result in zip(members, window.windows, strict=False):
+            if isinstance(result, MaxStopError):
+                member.session.rebase()
+                late = late or result
+            elif not isinstance(result, Window):
+                self._renew(member)
+                whole = whole and member not in self.members
+        if late:
+            raise late
+        return whole
+
+    def _write(self, members: list[Member], window: TreeWindow) -> dict[str, Any] | None:
+        """Make an epoch; None: one that stores memory for others has ended before it was described."""
+        started = time.perf_counter()
+        taken = [
+            (member, result)
+            for member, result in zip(members, window.windows, strict=True)
+            if isinstance(result, Window)
+        ]
+        left_out = self._left_out(members, taken, window)
+        storing = {number for _, result in taken for *_, number in result.elsewhere}
+        places: dict[int, Place] = {}
+        rows: dict[int, dict[str, Any]] = {}
+
+        def note(member: Member, row: dict[str, Any] | None) -> None:
+            if row:
+                rows[member.number] = row
+                places[member.number] = (row["directory"], row["epoch"], row["digest"])
+
+        # Those that store shared memory first, in the order in which they joined: the others name their
+        # epochs.
+        for member, result in taken:
+            if member.number in storing:
+                note(member, member.write(result, places))
+                if member.number not in places:
+                    return None
+        with ThreadPoolExecutor(WRITERS) as pool:
+            jobs = [(m, pool.submit(m.write, w, places)) for m, w in taken if m.number not in storing]
+            for member, job in jobs:
+                note(member, job.result())
+        if not rows:
+            return None
+        return self._commit([rows[m.number] for m, _ in taken if m.number in rows], left_out, window, started)
+
+    def _left_out(
+        self, members: list[Member], taken: list[tuple[Member, Window]], window: TreeWindow
+    ) -> list[dict[str, Any]]:
+        """Processes that lived at the stop and are not in it."""
+        reasons = dict(self.left)
+        for pid in window.born:
+            reasons.setdefault(pid, "it was born a moment before")
+        inside = {member.target.pid for member, _ in taken}
+        for member in members:
+            if member.target.pid not in inside and member in self.members:
+                reasons[member.target.pid] = "its memory could not be taken at that moment (exec)"
+        return [{"pid": pid, "comm": command_name(pid), "reason": why} for pid, why in reasons.items()]
+
+    def _commit(
+        self, rows: list[dict[str, Any]], left_out: list[dict[str, Any]], window: TreeWindow, started: float
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "schema": TREE_ROW_SCHEMA,
+            "epoch": self.writer.next_epoch,
+            "pid": self.root,
+            "engine": self.engine,
+            "base": all(r["base"] for r in rows),
+            **{
+                key: sum(r[key] for r in rows) for key in ("pages", "bytes", "threads", "regions", "compared")
+            },
+            **{
+                f"{part}_us": round(getattr(window, f"{part}_us"), 1)
+                for part in ("pause", "stop", "harvest", "copy", "rearm", "resume")
+            },
+            "left_out": left_out,
+            "skipped": self.skipped,
+            "skip_reason": self.skip_reason,
+            "late": self.late,
+            "time_ns": time.time_ns(),
+        }
+        if self.max_dirty:
+            row["max_dirty"] = self.max_dirty
+            row["overshoot"] = max(r["overshoot"] for r in rows)
+        keys = ("pid", "start_time", "comm", "directory", "epoch", "digest")
+        digest = self.writer.commit([{k: r[k] for k in keys} for r in rows], left_out, row)
+        self.skipped, self.skip_reason = 0, ""
+        row["write_us"] = round((time.perf_counter() - started) * 1e6, 1)
+        row["digest"] = digest
+        row["processes"] = rows
+        return row
+
+    # -- what the loop asks of a target -----------------------------------------------------------
+
+    @property
+    def fds(self) -> Iterable[int]:
+        """Readable once a limit of dirty pages is reached."""
+        return [member.target.space.full_fd for member in self.members]
+
+    def ended(self) -> bool:
+        """Whether no process of the tree is left."""
+        return all(member.target.ended() for member in self.members)
+
+    def settle(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        results = [m.target.tracee.settle(max(0.0, deadline - time.monotonic())) for m in self.members]
+        return all(results)
+
+    def close(self) -> None:
+        """Take every trap away; all run on. Idempotent."""
+        for member in list(self.members):
+            self.members.remove(member)
+            member.close()
+        self.tree.close()
+
+    def __enter__(self) -> TreeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _has_memory_of_its_own(pid: int, parent: int) -> bool:
+    deadline = time.monotonic() + VFORK_SECONDS
+    while shares_memory(pid, parent):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True

@@ -1,0 +1,356 @@
+"""A tree of processes is taken at one instant, and put back as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from checkpoint.chain import Chain
+from checkpoint.image import EpochWriter
+from checkpoint.rollback import ProcessRollback
+from checkpoint.tree import Tree, TreeEpoch, TreeWriter
+from checkpoint.tree_rollback import rollback_tree
+from checkpoint.tree_session import TreeSession
+from tests.kernel.test_notices_nothing import wait_for
+from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
+from uffdtrack.errors import ImageError, RollbackRefusedError, StorageError, TargetError
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+MINE, SHARED = 0x100000000000, 0x200000000000
+
+
+class Forks:
+    """tests/programs/forks.c"""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.pid = process.pid
+        assert self.read() == "ready"
+
+    def read(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().decode().strip()
+
+    def ask(self, what: str) -> str:
+        self.tell(what)
+        return self.read()
+
+    def tell(self, what: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(what.encode())
+        self.process.stdin.flush()
+
+    def errors(self) -> int:
+        return int(self.ask("s").split()[0])
+
+    def token(self) -> int:
+        return int(self.ask("s").split()[1])
+
+
+@pytest.fixture
+def forks(kernel: None, root: None, spawn: Spawn, build: Callable[[str], Path]) -> Callable[[int], Forks]:
+    return lambda children: Forks(spawn(build("forks"), children))
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Callable[[int], TreeSession]]:
+    opened: list[Any] = []
+
+    def begin(pid: int, engine: str = "scan") -> TreeSession:
+        writer = TreeWriter(tmp_path / "t", b"", force=False)
+        opened.append(writer)
+        opened.append(TreeSession(pid, writer, engine, None))
+        return opened[-1]
+
+    yield begin
+    for one in reversed(opened):
+        one.close()
+
+
+def cut_errors(entry: TreeEpoch) -> list[str]:
+    """What no instant of forks.c can have."""
+    wrong = []
+    tokens: dict[int, int] = {}
+    pages = set()
+    for process in entry.processes:
+        view = entry.view(process)
+        if not np.isin([MINE // 4096, SHARED // 4096], view.pages).all():
+            continue  # just after exec
+        mine = view.read(np.array([MINE // 4096], np.uint64))[0].tobytes()
+        pid, slot, count, token = struct.unpack_from("<4Q", mine)
+        shared = view.read(np.array([SHARED // 4096], np.uint64))[0].tobytes()
+        pages.add(shared)
+        if pid != process["pid"]:
+            continue  # it has not begun yet, or is about to end
+        ahead = struct.unpack_from("<Q", shared, 8 + 8 * slot)[0] - count
+        if ahead not in (0, 1):
+            wrong.append(f"slot {slot} of {process['pid']} is {ahead} ahead")
+        if slot < 3:
+            tokens[slot] = token
+    if len(pages) != 1:
+        wrong.append(f"{len(pages)} contents of one shared page")
+    if len(tokens) == 3 and not tokens[0] >= tokens[1] >= tokens[2] >= tokens[0] - 1:
+        wrong.append(f"tokens {tokens}")
+    if len(tokens) != 3:
+        wrong.append(f"a process of the ring is missing: {tokens}")
+    return wrong
+
+
+@pytest.mark.parametrize("children", [0, 4])
+def test_an_epoch_is_one_instant(
+    forks: Callable[[int], Forks], session: Callable[..., TreeSession], children: int, tmp_path: Path
+) -> None:
+    target = forks(children)
+    taker = session(target.pid)
+    rows = [taker.take() for _ in range(8)]
+    assert target.errors() == 0
+    entries, files = Tree(tmp_path / "t").verify(b"")
+    assert [entry.epoch for entry in entries] == list(range(8))
+    assert [e for entry in entries for e in cut_errors(entry)] == []
+    assert files >= 24
+    most = max(len(row["processes"]) for row in rows)
+    assert most == 3 if not children else most > 3
+    # One of them stores the shared page, and only where it has changed.
+    chains = [(Chain(tmp_path / "t" / p["directory"]), p["epoch"]) for p in entries[-1].processes]
+    storing = [SHARED // 4096 in chain.view(epoch, alone=True).pages for chain, epoch in chains]
+    assert storing.count(True) == 1
+
+
+def test_one_after_another_is_noticed(
+    forks: Callable[[int], Forks],
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Negative control: the members stopped singly, as by so many sessions."""
+
+    def singly(self: ProcessTree, members: list[TreeMember], *_: Any, **__: Any) -> TreeWindow:
+        windows: list[Window | TargetError] = [m.space.window(m.tracee, m.pending) for m in members]
+        return TreeWindow(windows, [], 0, 0, 0, 0, 0)
+
+    target = forks(0)
+    taker = session(target.pid)
+    monkeypatch.setattr(ProcessTree, "window", singly)
+    for _ in range(8):
+        taker.take()
+    entries, _ = Tree(tmp_path / "t").verify(b"")
+    assert [e for entry in entries for e in cut_errors(entry)]
+
+
+def test_a_tree_goes_back_whole(forks: Callable[[int], Forks], uffdtrack: Run, tmp_path: Path) -> None:
+    target = forks(0)
+    assert target.ask("h") == "held"
+    uffdtrack("checkpoint", "--children", target.pid, "-o", tmp_path / "t", "--count", 2, "--every", "100ms")
+    then = target.token()
+    target.tell("g")
+    wait_for(lambda: target.token() > then + 200, "the token goes round")
+    assert target.ask("h") == "held"
+    done = uffdtrack("rollback", target.pid, f"{tmp_path}/t@1", "--json")
+    outcome = json.loads(done.stdout)
+    assert len(outcome["processes"]) == 3
+    # The first one has been asked for its number since; the others' own checks would miss what is not theirs.
+    assert target.token() == then
+    target.tell("g")
+    wait_for(lambda: target.token() > then + 200, "the token goes round again")
+    assert target.errors() == 0
+
+
+@pytest.fixture
+def held(forks: Callable[[int], Forks], uffdtrack: Run, tmp_path: Path) -> tuple[Forks, int, Path]:
+    """A tree that has gone on since its epoch 0: the token's number then, and the directory."""
+    target = forks(0)
+    assert target.ask("h") == "held"
+    uffdtrack("checkpoint", "--children", target.pid, "-o", tmp_path / "t", "--count", 1)
+    then = target.token()
+    target.tell("g")
+    wait_for(lambda: target.token() > then + 20, "the token goes round")
+    assert target.ask("h") == "held"
+    return target, then, tmp_path / "t"
+
+
+def test_failure_in_one_takes_back_the_others(
+    held: tuple[Forks, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, _, directory = held
+    now = target.token()
+    entry = Tree(directory).open(0)
+    views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
+    last = entry.processes[-1]["pid"]
+    apply = ProcessRollback.apply
+
+    def fails(self: ProcessRollback) -> None:
+        apply(self)
+        if self.pid == last:
+            raise self.taken_back(TargetError("sabotage"))
+
+    monkeypatch.setattr(ProcessRollback, "apply", fails)
+    with pytest.raises(RollbackRefusedError, match=r"sabotage.*as it was; so are the others"):
+        rollback_tree(target.pid, entry, views)
+    assert target.token() == now
+    target.tell("g")
+    wait_for(lambda: target.token() > now + 200, "the token goes round")
+    assert target.errors() == 0
+
+
+def test_who_has_ended_or_was_born_is_named(
+    held: tuple[Forks, int, Path], uffdtrack: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, then, directory = held
+    target.tell("c")  # one child, which stays
+    born = int(target.read())
+    done = uffdtrack("rollback", target.pid, f"{directory}@0", code=5)
+    assert f"{born} (forks)" in done.stderr
+    uffdtrack("rollback", target.pid, f"{directory}@0", "--anyway")
+    assert target.token() == then
+    wait_for(lambda: is_dead(born), "the child has ended")
+    target.tell("g")
+    wait_for(lambda: target.token() > then + 200, "the token goes round")
+    assert target.errors() == 0
+
+    member = Tree(directory).open(0).processes[-1]["pid"]
+    os.kill(member, signal.SIGKILL)
+    wait_for(lambda: is_dead(member), "it has ended")
+    done = uffdtrack("rollback", target.pid, f"{directory}@0", code=5)
+    assert f"process {member} (forks) of epoch 0 has ended" in done.stderr
+
+
+def is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_verbs_on_a_tree(held: tuple[Forks, int, Path], uffdtrack: Run, tmp_path: Path) -> None:
+    target, _, directory = held
+    rows = [json.loads(line) for line in uffdtrack("ls", directory, "--json").stdout.splitlines()]
+    assert [len(row["processes"]) for row in rows] == [3]
+    shown = json.loads(uffdtrack("show", f"{directory}@0", "--json").stdout)
+    assert {p["comm"] for p in shown["processes"]} == {"forks"}
+    assert json.loads(uffdtrack("verify", directory, "--json").stdout)["ok"]
+    places = [f"{directory}/{p['directory']}@{p['epoch']}" for p in shown["processes"]]
+    # The page that they share is in each core; the first process has stored it.
+    uffdtrack("export", places[-1], "-o", tmp_path / "core")
+    assert SHARED in loads(tmp_path / "core")
+    done = uffdtrack("checkpoint", "--children", target.pid, "-o", directory, "--count", 1, code=2)
+    assert "--force" in done.stderr
+    done = uffdtrack("checkpoint", target.pid, "-o", directory, "--count", 1, code=2)
+    assert "tree" in done.stderr
+    done = uffdtrack("compact", places[0].partition("@")[0], "--before", 0, code=2)
+    assert "tree" in done.stderr
+    uffdtrack(
+        "checkpoint", "--children", target.pid, "-o", directory, "--count", 2, "--every", "50ms", "--force"
+    )
+    assert Tree(directory).epochs == [0, 1]
+    uffdtrack("verify", directory)
+    assert len([name for name in os.listdir(directory) if name[0].isdigit()]) == 3
+
+
+def loads(core: Path) -> list[int]:
+    with core.open("rb") as file:
+        return [s["p_vaddr"] for s in ELFFile(file).iter_segments() if s["p_type"] == "PT_LOAD"]
+
+
+@pytest.mark.parametrize("name", ["epoch-00000001.tree", "member"])
+def test_damage_is_found(
+    forks: Callable[[int], Forks],
+    session: Callable[..., TreeSession],
+    uffdtrack: Run,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    taker = session(forks(0).pid)
+    for _ in range(3):
+        taker.take()
+    taker.close()
+    process = Tree(tmp_path / "t").open(2).processes[-1]
+    path = tmp_path / "t" / name
+    if name == "member":
+        path = tmp_path / "t" / process["directory"] / f"epoch-{process['epoch']:08d}.core"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ImageError):
+        Tree(tmp_path / "t").verify(b"")
+    path.unlink()
+    with pytest.raises(ImageError):
+        Tree(tmp_path / "t").verify(b"")
+
+
+def test_a_full_disk_leaves_whole_epochs(
+    forks: Callable[[int], Forks],
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A file cannot be written: there is no such epoch of the tree, and the next one lacks nothing."""
+    taker = session(forks(0).pid)
+    taker.take()
+    commit, calls = EpochWriter.commit, []
+
+    def fails(self: EpochWriter, *arguments: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2:
+            raise StorageError("no space left")
+        return commit(self, *arguments)
+
+    monkeypatch.setattr(EpochWriter, "commit", fails)
+    with pytest.raises(StorageError):
+        taker.take()
+    assert Tree(tmp_path / "t").epochs == [0]
+    Tree(tmp_path / "t").verify(b"")
+    for _ in range(3):
+        taker.take()
+    entries, _ = Tree(tmp_path / "t").verify(b"")
+    assert [entry.epoch for entry in entries] == [0, 1, 2, 3]
+    assert [e for entry in entries for e in cut_errors(entry)] == []
+
+
+def test_run_goes_on_until_the_last_has_ended(kernel: None, uffdtrack: Run, tmp_path: Path) -> None:
+    """A shell that ends before its children: an orphan is a child of ours then. The status is the shell's."""
+    script = "(sleep 2 &); (exec sleep 0.2); sleep 0.3; exit 3"
+    done = uffdtrack(
+        "run",
+        "--children",
+        "-o",
+        tmp_path / "t",
+        "--every",
+        "50ms",
+        "--json",
+        "--",
+        "sh",
+        "-c",
+        script,
+        code=3,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    commands = [{p["comm"] for p in row["processes"]} for row in rows]
+    assert {"sh", "sleep"} in commands
+    assert commands[-1] == {"sleep"}
+    assert "have ended" in done.stderr
+    assert not [p for row in rows for p in row["left_out"] if "uffdtrack" in p["comm"]]
+    uffdtrack("verify", tmp_path / "t")
+
+
+def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:
+    """The tree of the shell that has started us."""
+    program = f"{sys.executable} -m checkpoint"
+    command = f"{program} checkpoint --children $$ -o {tmp_path}/t --every 50ms --count 3 --json"
+    shell = spawn("sh", "-c", f"sleep 60 & {command}; kill $!; exit 0", stderr=subprocess.STDOUT)
+    out = shell.communicate(timeout=60)[0].decode()
+    rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(rows) == 3, out
+    assert [{p["comm"] for p in row["processes"]} for row in rows] == [{"sh", "sleep"}] * 3
+    assert [row["left_out"] for row in rows] == [[]] * 3

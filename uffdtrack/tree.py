@@ -1,0 +1,174 @@
+"""Several processes at one instant: all are stopped, then looked at, then let go."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
+from uffdtrack.errors import EpochSkippedError, TargetError, UnsupportedError
+from uffdtrack.space import AddressSpace, Pending, Window
+from uffdtrack.tracee import Tracee
+
+
+@dataclass(frozen=True, slots=True)
+class TreeMember:
+    """One process of a tree: its threads, its memory, and what of it is not safe yet."""
+
+    tracee: Tracee
+    space: AddressSpace
+    pending: Pending
+
+
+@dataclass(frozen=True, slots=True)
+class TreeWindow:
+    """What one stop of a tree gave.
+
+    Attributes:
+        windows: of each member, or the reason why there is none: `TargetGoneError`, `NewMemoryError` (exec).
+            Empty where nothing was taken, since there are children that are no members.
+        born: those children.
+        stop_us, harvest_us, copy_us, rearm_us, pause_us: of the whole tree.
+    """
+
+    windows: list[Window | TargetError]
+    born: list[int]
+    stop_us: float
+    harvest_us: float
+    copy_us: float
+    rearm_us: float
+    pause_us: float
+
+    @property
+    def resume_us(self) -> float:
+        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
+
+
+class ProcessTree:
+    """Takes windows of several processes together, so that no message between them is on one side only.
+
+    A shared object in memory (memfd, System V, /dev/shm, shared anonymous memory) is in the window of the
+    first member that maps it; the others say where it is (`Window.elsewhere`).
+
+    Attributes:
+        failed: the member (index) that could not be stopped at the last window that has raised.
+    """
+
+    def __init__(self) -> None:
+        self.failed: int | None = None
+        self._claims = ffi.new("ut_claims *")
+        self._next = 0
+
+    def join(self, space: AddressSpace) -> int:
+        """Make a space one of a member's; returns the member's number."""
+        self._next += 1
+        lib.ut_space_join(space.native, self._claims, self._next)
+        return self._next
+
+    def window(
+        self,
+        members: Sequence[TreeMember],
+        left: Sequence[int] = (),
+        ours: Sequence[int] = (),
+        adopter: int = 0,
+        without_born: bool = False,
+    ) -> TreeWindow:
+        """Stop all, take registers, harvest, copy, rearm, resume all: one call of C.
+
+        Args:
+            left: processes of the tree that are no members. They are stopped with the others, where that is
+                allowed.
+            ours: processes that are not to be touched.
+            adopter: a process of which orphans of the tree become children, or 0.
+            without_born: other children are treated as `left`; else nothing is taken while there are any.
+
+        Raises:
+            StopTimeoutError, PermissionDeniedError, EpochSkippedError: of one member; nothing was taken, all
+                run on.
+        """
+        native = ffi.new("ut_member_window[]", len(members))
+        keep = []
+        for at, member in zip(native, members, strict=True):
+            pointer, n = runs_of(member.pending.pages)
+            keep.append(pointer)
+            at.tracee, at.space, at.pending, at.npending = (
+                member.tracee.native, member.space.native, pointer, n,
+            )  # fmt: skip
+            at.flags = lib.UT_FULL if member.pending.everything else 0
+        alone = ffi.new("ut_pids *")
+        numbers = ffi.new("int32_t[]", list(ours))
+        alone.v, alone.n = numbers, len(ours)
+        times, born, failed = ffi.new("ut_times *"), ffi.new("ut_pids *"), ffi.new("size_t *")
+        try:
+            for pid in left:
+                check_own(lib.ut_pids_push(born, pid), "note a process")
+            result = lib.ut_tree_window(
+                native, len(members), self._claims, alone, adopter, int(without_born), STOP_TIMEOUT_NS, born,
+                failed, times,
+            )  # fmt: skip
+            found = [int(born.v[i]) for i in range(len(left), born.n)]
+        finally:
+            lib.ut_pids_free(born)
+        windows: list[Window | TargetError] = []
+        if result != -errno.EAGAIN:
+            self.failed = failed[0] if failed[0] < len(members) else None
+            if result == lib.UT_BUSY and self.failed is not None:
+                busy = members[self.failed].tracee
+                raise EpochSkippedError(f"of process {busy.pid} {busy.busy}")
+            if result == -errno.ETIMEDOUT and self.failed is not None:
+                raise members[self.failed].tracee.late_error("stop the threads")
+            check(result, "stop", members[self.failed or 0].tracee.pid)
+            for at, member in zip(native, members, strict=True):
+                # Each of them stood for as long as all did.
+                at.times.stop_ns, at.times.pause_ns = times.stop_ns, times.pause_ns
+                windows.append(_conclude(member, at))
+        return TreeWindow(
+            windows,
+            found,
+            stop_us=times.stop_ns / 1e3,
+            harvest_us=times.harvest_ns / 1e3,
+            copy_us=times.copy_ns / 1e3,
+            rearm_us=times.rearm_ns / 1e3,
+            pause_us=times.pause_ns / 1e3,
+        )
+
+    def close(self) -> None:
+        """The spaces are closed before. Idempotent."""
+        lib.ut_claims_free(self._claims)
+
+
+def _conclude(member: TreeMember, native: object) -> Window | TargetError:
+    try:
+        return member.space.conclude(member.tracee, member.pending, native.result, native.times)  # type: ignore[attr-defined]
+    except TargetError as error:
+        return error
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, of all its threads. While it runs some may be missed (proc_pid_children(5)).
+
+    Raises:
+        UnsupportedError: the kernel does not say (CONFIG_PROC_CHILDREN).
+    """
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    for tid in threads:
+        try:
+            found += map(int, Path(f"/proc/{pid}/task/{tid}/children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError) as error:
+            if not Path("/proc/thread-self/children").exists():
+                raise UnsupportedError(
+                    "this kernel does not say which children a process has (CONFIG_PROC_CHILDREN)"
+                ) from error
+    return found
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parents end (PR_SET_CHILD_SUBREAPER, prctl(2))."""
+    check_own(lib.ut_adopt_orphans(), "adopt orphans")
