@@ -177,7 +177,7 @@ class ChildWatch:
         if child:
             say(
                 f"{self._name} has a child process {describe_child(child)}, which is not in these "
-                f"checkpoints; uffdtrack checkpoint {child} takes them of that one"
+                "checkpoints; --children takes the whole tree"
             )
 
 

@@ -7,23 +7,13 @@ import time
 from pathlib import Path
 
 from checkpoint.targets.process import stat_fields
-from uffdtrack.errors import TargetGoneError
+from uffdtrack import children
+from uffdtrack.errors import TargetGoneError, UnsupportedError
 
 _WAITS = ("61", "130", "247")
 """wait4, rt_sigsuspend (a shell's wait), waitid: numbers of x86-64."""
 IDLE = 1.0
 """Seconds without processor time after which a process with a child is taken to wait for it."""
-
-
-def children(pid: int) -> list[int]:
-    """The processes that any thread of a process has started (proc_tid_children(5)), in order."""
-    found: list[int] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found.extend(map(int, (task / "children").read_text().split()))
-    except OSError:
-        return []
-    return sorted(found)
 
 
 class Delegation:
@@ -39,8 +29,11 @@ class Delegation:
         """The child, at the first look at which it is seen."""
         if self.told:
             return None
-        # Not ourselves, where a shell has started us to checkpoint it.
-        found = [child for child in children(self.pid) if child not in (os.getpid(), os.getppid())]
+        try:
+            # Not ourselves, where a shell has started us to checkpoint it.
+            found = sorted(set(children(self.pid)) - {os.getpid(), os.getppid()})
+        except UnsupportedError:
+            return None
         if not found or not self._is_idle():
             return None
         self.told = True
