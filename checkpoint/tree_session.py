@@ -187,7 +187,7 @@ class TreeSession:
                 self._tried[pid] = 0.0
                 return
             target = ProcessTarget(pid, self.engine, self.max_dirty)
-        except TargetGoneError:
+        except (TargetGoneError, FileNotFoundError, ProcessLookupError):
             if not parent:
                 raise
             return
@@ -282,7 +282,7 @@ class TreeSession:
             try:
                 member.prepare(self.tree)
                 ready.append(member)
-            except (NewMemoryError, TargetGoneError):
+            except (NewMemoryError, TargetGoneError, FileNotFoundError, ProcessLookupError):
                 self._renew(member)
             except (StorageError, EpochSkippedError):
                 raise
