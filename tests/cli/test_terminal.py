@@ -123,7 +123,7 @@ def test_run_starts_nothing_where_the_directory_is_in_the_way(
     kernel: None, tmp_path: Path, uffdtrack: Run
 ) -> None:
     chain, mark = tmp_path / "c", tmp_path / "ran"
-    uffdtrack("run", "-o", chain, "--count", "1", "--", "sleep", "10")
+    uffdtrack("run", "-o", chain, "--count", "1", "--", "sh", "-c", "exec sleep 10 > /dev/null 2>&1")
     uffdtrack("run", "-o", chain, "--count", "1", "--", "touch", mark, code=2)
     (tmp_path / "file").touch()
     uffdtrack("run", "-o", tmp_path / "file", "--count", "1", "--", "touch", mark, code=2)
