@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +23,17 @@ def test_exec_while_a_base_is_copied(
     process_engine: str, tmp_path: Path, uffdtrack: Run, round_: int
 ) -> None:
     """Programs that do nothing but start the next one, as wrapper scripts do."""
-    command = "exec env sleep 1"
+    # Whoever holds our output would be waited for.
+    command = "exec env sleep 60 > /dev/null 2>&1"
     for _ in range(5):
         command = f"exec env sh -c {json.dumps(command)}"
     done = uffdtrack(
         "run", "-o", tmp_path / "c", "--every", "1ms", "--count", "4", "--engine", process_engine, "--json",
         "--", "sh", "-c", command,
     )  # fmt: skip
-    assert len(done.stdout.splitlines()) == 4
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    os.kill(rows[0]["pid"], signal.SIGKILL)
+    assert len(rows) == 4
     uffdtrack("verify", tmp_path / "c")
 
 

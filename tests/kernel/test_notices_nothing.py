@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,26 +197,58 @@ def state_changes(pid: int) -> None:
     wait_for(lambda: used() > first, "user time grows")
 
 
-def test_exec_gives_a_new_base(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
-    script = (
-        "import os, sys, time\n"
-        "time.sleep(0.4)\n"
-        "os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(0.6)'])\n"
-    )
-    done = uffdtrack(
-        "run", "-o", tmp_path / "c", "--every", "20ms", "--json", "--", sys.executable, "-c", script
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    bases = [r["epoch"] for r in rows if r["base"]]
-    assert len(bases) >= 2
-    assert [r["epoch"] for r in rows] == list(range(len(rows)))
+def run_until(
+    spawn: Spawn, directory: Path, command: tuple[str, ...], told: Callable[[list[dict[str, Any]]], None]
+) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a `run` to its end, and what it said; `told` gets those so far at each row."""
+    session = spawn(
+        sys.executable, "-m", "checkpoint", "run", "-o", directory, "--every", "10ms", "--json",
+        "--", *command, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert session.stdout and session.stderr
+    rows: list[dict[str, Any]] = []
+    for line in session.stdout:
+        rows.append(json.loads(line))
+        told(rows)
+    said = session.stderr.read().decode()
+    assert session.wait() == 0, said
+    return rows, said
+
+
+def let_go(fifo: Path) -> None:
+    """Whoever waits in open(2) of it goes on."""
+    with suppress(OSError):  # nobody does, yet
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_exec_gives_a_new_base(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    os.mkfifo(first)
+    os.mkfifo(second)
+    script = f"read line < {first}; exec sh -c 'read line < {second}; true'"
+
+    def told(rows: list[dict[str, Any]]) -> None:
+        bases = sum(row["base"] for row in rows)
+        if len(rows) > 2:
+            let_go(second if bases > 1 and not rows[-1]["base"] else first)
+
+    rows, _ = run_until(spawn, tmp_path / "c", ("sh", "-c", script), told)
+    assert sum(row["base"] for row in rows) >= 2
+    assert [row["epoch"] for row in rows] == list(range(len(rows)))
     uffdtrack("verify", tmp_path / "c")
 
 
-def test_exit_is_a_clean_end(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
-    done = uffdtrack("run", "-o", tmp_path / "c", "--every", "10ms", "--", "sleep", "2")
-    assert "has ended" in done.stderr
-    assert len(Chain(tmp_path / "c").verify(b"")) >= 2
+def test_exit_is_a_clean_end(kernel: None, spawn: Spawn, tmp_path: Path) -> None:
+    fifo = tmp_path / "end"
+    os.mkfifo(fifo)
+
+    def told(rows: list[dict[str, Any]]) -> None:
+        if len(rows) > 2:
+            let_go(fifo)
+
+    _, said = run_until(spawn, tmp_path / "c", ("sh", "-c", f"read line < {fifo}; true"), told)
+    assert "has ended" in said
+    assert len(Chain(tmp_path / "c").verify(b"")) > 2
 
 
 def test_stopped_target_stays_stopped(
