@@ -310,8 +310,10 @@ static int poll_held(ut_tracee *t, ut_held *h)
 	if (h->out)
 		return 1;
 	r = waitpid(h->tid, &status, __WALL | WNOHANG);
-	if (!r && is_still_in(t, h))
+	if (!r && is_still_in(t, h)) {
+		h->left_ns = 0; /* a signal handler may have been between */
 		return 0;
+	}
 	if (!r && h->trap >= 0) {
 		/* On its way to the trap: taken out of there, it would be in the next such call before it can be stopped. */
 		if (!h->left_ns)
@@ -417,8 +419,11 @@ void ut_close_calls(ut_tracee *t)
 {
 	if (t->nheld)
 		ut_tracee_settle(t, CLOSE_NS);
-	while (t->nheld && !give_over(t, t->held))
-		;
+	if (t->nheld) {
+		while (t->nheld && !give_over(t, t->held))
+			;
+		ut_tracee_settle(t, CLOSE_NS); /* they stop now, their calls are mended, and they are let go */
+	}
 	free(t->held);
 	t->held = NULL;
 }

@@ -94,8 +94,9 @@ static void claim(ut_tracee *t)
 
 static void set_phase(ut_tracee *t, int phase, int64_t since_ns)
 {
-	__atomic_store_n(&t->slot->phase, phase, __ATOMIC_RELEASE);
+	/* The watchdog loads them the other way round: a phase is never seen with the time of the one before. */
 	__atomic_store_n(&t->slot->since_ns, since_ns, __ATOMIC_RELEASE);
+	__atomic_store_n(&t->slot->phase, phase, __ATOMIC_RELEASE);
 }
 
 void ut_guard_stopping(ut_tracee *t)
@@ -324,7 +325,11 @@ static void rescue(const struct ut_guard_slot *slot, int target_pidfd, int stopp
 /* In a process of its own, since it may have to wait. */
 static void start_rescue(const struct ut_guard_slot *slot, int target_pidfd, int stopped)
 {
-	if (fork())
+	int child = fork();
+
+	if (child < 0 && stopped && !slot->group_stopped) /* broken, maybe, but not standing for ever */
+		syscall(SYS_pidfd_send_signal, target_pidfd, SIGCONT, NULL, 0);
+	if (child)
 		return;
 	signal(SIGCHLD, SIG_DFL);
 	page = NULL; /* it is not watched: its stop has limits of its own, and what it does must be done */
@@ -405,8 +410,8 @@ static void let_go(int stopper, int pidfd, int end_it)
 static int is_expired(int i, int64_t now)
 {
 	const struct ut_guard_slot *slot = &page->slots[i];
-	int64_t since = __atomic_load_n(&slot->since_ns, __ATOMIC_ACQUIRE);
 	int phase = __atomic_load_n(&slot->phase, __ATOMIC_ACQUIRE);
+	int64_t since = __atomic_load_n(&slot->since_ns, __ATOMIC_ACQUIRE);
 
 	if (!since || phase == UT_GUARD_FREE || now - since < page->max_stop_ns) {
 		watched[i].seen_standing_ns = 0;

@@ -223,6 +223,7 @@ static int raise_limit(ut_tracee *t, int tid, struct rlimit *kept)
 	long table = ut_status_number(t->pid, tid, "FDSize:");
 	rlim_t room = table + 1;
 	struct rlimit more;
+	int err;
 
 	if (table < 0)
 		return table;
@@ -231,7 +232,11 @@ static int raise_limit(ut_tracee *t, int tid, struct rlimit *kept)
 	more.rlim_cur = kept->rlim_cur > room ? kept->rlim_cur : room;
 	more.rlim_max = kept->rlim_max > more.rlim_cur ? kept->rlim_max : more.rlim_cur;
 	ut_guard_limit(t, kept);
-	return prlimit(t->pid, RLIMIT_NOFILE, &more, NULL) ? -errno : 0;
+	if (!prlimit(t->pid, RLIMIT_NOFILE, &more, NULL))
+		return 0;
+	err = -errno;
+	ut_guard_limit(t, NULL);
+	return err;
 }
 
 int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result)

@@ -163,9 +163,11 @@ static int add_fast(struct batch *b, uint64_t start, uint64_t end)
 {
 	int err = b->n == BATCH || b->bytes >= BATCH_BYTES ? flush(b) : 0;
 
+	if (err)
+		return err;
 	b->v[b->n++] = (struct iovec){(void *)start, end - start};
 	b->bytes += end - start;
-	return err;
+	return 0;
 }
 
 static int add_slow(struct batch *b, uint64_t start, uint64_t end)

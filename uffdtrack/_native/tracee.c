@@ -31,6 +31,7 @@ int64_t ut_now_ns(void)
  * wait, for another machine's file, or in a frozen cgroup; so past the deadline the handler does not return to it. */
 #define NUDGE (SIGRTMAX - 3)
 #define NUDGE_NS 5000000
+#define ASK_NS 500000000
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
 
 static __thread sigjmp_buf past_deadline;
@@ -444,6 +445,8 @@ int ut_tracee_ask(ut_tracee *t)
 		if (t->threads[i].state == UT_THREAD_PENDING)
 			return 0; /* an earlier stop still waits for it */
 	t->n = 0;
+	t->seize_end_ns = ut_now_ns() + ASK_NS;
+	ut_guard_stopping(t); /* from here on calls may be broken off */
 	set_nudge(t, NUDGE_NS);
 	r = seize_new(t);
 	set_nudge(t, 0);
@@ -542,7 +545,8 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
 		for (size_t i = 0; i < t->n; i++)
 			if (t->threads[i].state == UT_THREAD_PENDING)
 				poll_thread(t, &t->threads[i]);
-		pending = ut_tracee_resume(t) + ut_settle_calls(t);
+		pending = ut_settle_calls(t); /* first: whom that asks to stop is pending then */
+		pending += ut_tracee_resume(t);
 		if (!pending || ut_now_ns() >= deadline)
 			return pending;
 		nanosleep(&nap, NULL);
