@@ -12,13 +12,13 @@ demo: .venv/ready
 test: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils \
 		/usr/lib/postgresql:postgresql
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils memcached:memcached \
 	nginx:nginx-light node:nodejs java:default-jdk-headless nats-server:nats-server chromium:chromium \
 	/usr/lib/postgresql:postgresql qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
 
-# Hours are not needed, but some forty minutes: thousands of epochs, and programs that others wrote.
+# About an hour: thousands of epochs, and programs that others wrote.
 test-slow: .venv/ready
 	@tools/need $(PROGRAMS)
 	$(BIN)/pytest -m slow

@@ -377,7 +377,8 @@ def run_session(
         try:
             row = session.take()
             if row.get("skipped"):
-                warn(f"epochs go on: {row['skipped']} were skipped")
+                n = row["skipped"]
+                warn(f"epochs go on: {n} {'was' if n == 1 else 'were'} skipped")
             emit(row)
             taken += 1
             failed, failure = 0, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Iterator
@@ -103,8 +104,9 @@ def pause_summary(rows: list[dict[str, Any]]) -> str:
 def missed(rows: list[dict[str, Any]]) -> str:
     """Intervals in which no epoch began since the one before was not done, and what it took so long for."""
     late = sum(row.get("late", 0) for row in rows)
-    if not late:
+    slow = [before for before, row in itertools.pairwise(rows) if row.get("late", 0)]
+    if not slow:
         return ""
-    writing, pause = (statistics.median(row.get(k, 0.0) for row in rows) for k in ("write_us", "pause_us"))
+    writing, pause = (statistics.median(row.get(k, 0.0) for row in slow) for k in ("write_us", "pause_us"))
     why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
     return f"; {late} of {late + len(rows) - 1} intervals missed: {why}"

@@ -11,7 +11,7 @@ from checkpoint.cli.session import become_worker, run_on
 from checkpoint.cli.tree import children_option, run_tree_on
 
 
-@click.command("checkpoint")
+@click.command("checkpoint", short_help="Checkpoint a running process.")
 @click.argument("pid", type=PID)
 @children_option
 @session_options

@@ -14,7 +14,7 @@ from checkpoint.tree import is_tree
 from uffdtrack.errors import InvalidInputError
 
 
-@click.command("compact")
+@click.command("compact", short_help="Merge old epochs into a new base.")
 @click.argument("directory", type=DIRECTORY)
 @click.option(
     "--before", type=click.IntRange(min=0), required=True,
@@ -38,4 +38,6 @@ def command(directory: Path, before: int, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        report.emit(f"{directory}: epoch {before} is the base, {len(removed)} older epochs are in it")
+        report.emit(
+            f"{directory}: epoch {before} is the base; older epochs that are in it now: {len(removed)}"
+        )

@@ -24,7 +24,7 @@ def open_view(place: tuple[Path, int | None], key: bytes) -> View:
     return view
 
 
-@click.command("diff")
+@click.command("diff", short_help="Which pages differ between two epochs.")
 @click.argument("a", metavar="DIR@A", type=Place())
 @click.argument("b", metavar="DIR@B", type=Place())
 @key_option

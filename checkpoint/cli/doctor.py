@@ -11,7 +11,7 @@ from checkpoint.cli.common import json_option
 from checkpoint.health import checks
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="What this host can do, and the fixes.")
 @json_option
 def command(as_json: bool) -> None:
     """Try what this host can do, and name the fix for each thing that it cannot."""

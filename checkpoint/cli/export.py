@@ -12,7 +12,7 @@ from checkpoint.cli.diff import open_view
 from checkpoint.export import export
 
 
-@click.command("export")
+@click.command("export", short_help="Write an epoch as one core, for gdb.")
 @click.argument("place", metavar="DIR@N", type=Place())
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False, readable=False), required=True

@@ -72,7 +72,8 @@ def main() -> None:
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
-        error.show()
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        say(f"error: {error.format_message()}" + (f" ({path} --help)" if path else ""))
         status = error.exit_code
     except OutputError as error:
         broken = isinstance(error.__cause__, BrokenPipeError)  # as by SIGPIPE: the reader has seen enough

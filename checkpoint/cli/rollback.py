@@ -16,7 +16,7 @@ from checkpoint.rollback import rollback
 from checkpoint.tree import is_tree
 
 
-@click.command("rollback")
+@click.command("rollback", short_help="Put a live process back to an epoch.")
 @click.argument("pid", type=PID)
 @click.argument("place", metavar="DIR@N", type=Place())
 @click.option(

@@ -16,7 +16,9 @@ from uffdtrack import Kept
 from uffdtrack.errors import InvalidInputError, TargetGoneError
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "run", short_help="Start a command and checkpoint it.", context_settings={"ignore_unknown_options": True}
+)
 @children_option
 @session_options
 @click.argument("argv", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)

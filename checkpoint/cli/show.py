@@ -34,7 +34,7 @@ def region_rows(file: EpochFile) -> list[dict[str, Any]]:
     return rows
 
 
-@click.command("show")
+@click.command("show", short_help="One epoch in detail.")
 @click.argument("place", metavar="DIR@N", type=Place())
 @json_option
 def command(place: tuple[Path, int | None], as_json: bool) -> None:

@@ -13,7 +13,7 @@ from checkpoint.cli.tree import verify_tree
 from checkpoint.tree import is_tree
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check every byte of a chain.")
 @click.argument("directory", type=DIRECTORY)
 @key_option
 @json_option

@@ -167,6 +167,7 @@ def cores_whole(path: Path) -> bool:
     return path.stat().st_size >= int(last["p_offset"]) + int(last["p_filesz"])
 
 
+@pytest.mark.slow  # core_pattern is the host's: another program's crash would come here
 def test_core_dump(process_engine: str, visited: Visited, tmp_path: Path) -> None:
     """The kernel writes a core into a pipe that nobody reads yet; a stop would cut it short."""
     pattern = Path("/proc/sys/kernel/core_pattern")
