@@ -24,6 +24,7 @@ test-slow: .venv/ready
 	$(BIN)/pytest -m slow
 
 # Programs from public bug reports, see tests/real/test_cases.py.
+export UFFDTRACK_CASES ?= $(wildcard ../shared/cases)
 test-cases: .venv/ready
 	@tools/need cc:gcc gdb:gdb readelf:binutils setpriv:util-linux
 	$(BIN)/pytest -m slow tests/real/test_cases.py

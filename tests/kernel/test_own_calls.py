@@ -110,7 +110,9 @@ def look(pid: int) -> None:
         space.close()
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize(
+    "member", [pytest.param(m, marks=pytest.mark.slow) if m == "vfork" else m for m in MEMBERS]
+)
 def test_sessions_are_not_noticed(
     kernel: None, spawn: Spawn, build: Callable[[str], Path], member: str
 ) -> None:
