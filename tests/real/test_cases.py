@@ -1,7 +1,7 @@
 """Situations from public bug reports: small programs with a `run.sh` each, which live beside the project.
 
-UFFDTRACK_CASES names their directory (`make test-cases` has a default). A `run.sh` gets the command in UT, and ends with 0 where all is right
-and with 77 where it cannot be tried here.
+UFFDTRACK_CASES names their directory (`make test-cases` has a default). A `run.sh` gets the command in UT,
+and ends with 0 where all is right and with 77 where it cannot be tried here.
 """
 
 from __future__ import annotations
