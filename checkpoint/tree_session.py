@@ -71,6 +71,11 @@ class Member:
             self.number = tree.join(self.target.space)
         self.session.prepare()
 
+    def rebase(self) -> None:
+        """It would have stood for too long: its next epoch is a base."""
+        self.session.rebase()
+        self._last = None
+
     def renew(self) -> None:
         self.session.renew()
         self.number = -1
@@ -89,7 +94,8 @@ class Member:
             # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.
             runs = (window.data.tolist(), window.zero.tolist(), window.reset.tolist())
             state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
-        if self._last and state and state == self._last[0]:
+        # What was copied for a base is in no window, so that a window like the last one says nothing of it.
+        if self._last and state and state == self._last[0] and not self.session.in_base:
             self.session.pending.clear()
             return {**self._last[1], "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
         elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
@@ -309,7 +315,7 @@ class TreeSession:
         late: MaxStopError | None = None
         for member, result in zip(members, window.windows, strict=False):
             if isinstance(result, MaxStopError):
-                member.session.rebase()
+                member.rebase()
                 late = late or result
             elif not isinstance(result, Window):
                 self._renew(member)

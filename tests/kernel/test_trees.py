@@ -21,7 +21,7 @@ from checkpoint.image import EpochWriter
 from checkpoint.rollback import ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
-from checkpoint.tree_session import TreeSession
+from checkpoint.tree_session import Member, TreeSession
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
 from uffdtrack.errors import ImageError, RollbackRefusedError, StorageError, TargetError
@@ -261,6 +261,34 @@ def test_verbs_on_a_tree(held: tuple[Forks, int, Path], uffdtrack: Run, tmp_path
 def loads(core: Path) -> list[int]:
     with core.open("rb") as file:
         return [s["p_vaddr"] for s in ELFFile(file).iter_segments() if s["p_type"] == "PT_LOAD"]
+
+
+def test_a_base_is_never_passed_over_as_unchanged(
+    kernel: None,
+    root: None,
+    spawn: Spawn,
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was copied for a base is in no window, so that one like the last window says nothing of it."""
+    taker = session(spawn("cat").pid)
+    windows = []
+    write = Member.write
+
+    def keeps(self: Member, window: Window, places: Any) -> Any:
+        windows.append(window)
+        return write(self, window, places)
+
+    monkeypatch.setattr(Member, "write", keeps)
+    while not (row := taker.take())["processes"][0]["unchanged"]:
+        assert row["epoch"] < 50
+    (member,) = taker.members
+    unchanged = keeps(member, windows[-1], {})
+    assert unchanged["unchanged"]
+    member.session.rebase()
+    member.session.prepare()
+    row = write(member, windows[-1], {})
+    assert row["base"] and not row["unchanged"]
 
 
 @pytest.mark.parametrize("name", ["epoch-00000001.tree", "member"])
