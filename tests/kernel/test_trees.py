@@ -24,7 +24,7 @@ from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import Member, TreeSession
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
-from uffdtrack.errors import ImageError, RollbackRefusedError, StorageError, TargetError
+from uffdtrack.errors import ImageError, InvalidInputError, RollbackRefusedError, StorageError, TargetError
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -256,6 +256,27 @@ def test_verbs_on_a_tree(held: tuple[Forks, int, Path], uffdtrack: Run, tmp_path
     assert Tree(directory).epochs == [0, 1]
     uffdtrack("verify", directory)
     assert len([name for name in os.listdir(directory) if name[0].isdigit()]) == 3
+
+
+def test_files_of_others_are_not_deleted(tmp_path: Path) -> None:
+    directory = tmp_path / "t"
+    directory.mkdir()
+    theirs = ["headers.txt", "head2", "2024", "epoch-00000000.core.txt", "12/notes", "12/head.txt"]
+    for name in theirs[:4]:
+        (directory / name).write_text("mine")
+    TreeWriter(directory, b"", force=False).close()  # it holds no checkpoints
+    (directory / "12").mkdir()
+    for name in theirs[4:]:
+        (directory / name).write_text("mine")
+    old = [directory / name for name in ("epoch-00000000.core", "head", "12/head")]
+    for path in old:
+        path.write_text("a chain's")
+    with pytest.raises(InvalidInputError, match="--force"):
+        TreeWriter(directory, b"", force=False)
+    with TreeWriter(directory, b"", force=True) as writer:
+        writer.commit([], [], {})
+    assert [name for name in theirs if not (directory / name).exists()] == []
+    assert [path for path in old if path.exists()] == []
 
 
 def loads(core: Path) -> list[int]:
