@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from checkpoint.chain import View
 from checkpoint.rollback import (
@@ -20,7 +19,7 @@ from checkpoint.rollback import (
     urgent,
 )
 from checkpoint.tree import TreeEpoch
-from checkpoint.tree_session import command_name
+from checkpoint.tree_session import command_name, lives
 from uffdtrack import MAX_STOP, Tracee, children, watchdog
 from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
 
@@ -160,16 +159,9 @@ def _born(pids: list[int], entry: TreeEpoch) -> list[int]:
     look = list(pids)
     while look:
         for pid in children(look.pop()):
-            if pid in known or _is_dead(pid):
+            if pid in known or not lives(pid):
                 continue
             known.add(pid)
             found.append(pid)
             look.append(pid)
     return sorted(found)
-
-
-def _is_dead(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True

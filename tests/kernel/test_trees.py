@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from checkpoint import tree_session
 from checkpoint.chain import Chain
 from checkpoint.image import EpochWriter
 from checkpoint.rollback import ProcessRollback
@@ -24,7 +25,15 @@ from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import Member, TreeSession
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
-from uffdtrack.errors import ImageError, InvalidInputError, RollbackRefusedError, StorageError, TargetError
+from uffdtrack.errors import (
+    EpochSkippedError,
+    ImageError,
+    InvalidInputError,
+    RollbackRefusedError,
+    StorageError,
+    TargetError,
+    TargetGoneError,
+)
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -391,6 +400,45 @@ def test_run_goes_on_until_the_last_has_ended(kernel: None, uffdtrack: Run, tmp_
     assert "have ended" in done.stderr
     assert not [p for row in rows for p in row["left_out"] if "uffdtrack" in p["comm"]]
     uffdtrack("verify", tmp_path / "t")
+
+
+def test_a_session_ends_when_the_last_process_does(kernel: None, uffdtrack: Run, tmp_path: Path) -> None:
+    """However long it is to the next epoch: this test would never end."""
+    done = uffdtrack("run", "--children", "-o", tmp_path / "t", "--every", "1h", "--", "sleep", "1")
+    assert "have ended" in done.stderr
+
+
+def test_who_cannot_be_followed_has_not_ended(
+    kernel: None,
+    root: None,
+    spawn: Spawn,
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It becomes by exec what cannot be followed, and then what can."""
+    process = spawn("cat")
+    taker = session(process.pid)
+    taker.take()
+
+    def refused(*_: object) -> None:
+        raise TargetError("32-bit")
+
+    monkeypatch.setattr(tree_session, "REFUSED_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "prepare", refused)
+        with pytest.raises(EpochSkippedError, match=f"process {process.pid} .cat.: 32-bit"):
+            taker.take()
+        assert not taker.ended()
+    assert len(taker.take()["processes"]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "prepare", refused)
+        with pytest.raises(EpochSkippedError):
+            taker.take()
+        process.kill()
+        process.wait()
+        with pytest.raises(TargetGoneError):
+            taker.take()
+    assert taker.ended()
 
 
 def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:
