@@ -19,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 from checkpoint import tree_session
 from checkpoint.chain import Chain
 from checkpoint.image import EpochWriter
-from checkpoint.rollback import ProcessRollback
+from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import Member, TreeSession
@@ -210,6 +210,29 @@ def test_failure_in_one_takes_back_the_others(
     assert target.token() == now
     target.tell("g")
     wait_for(lambda: target.token() > now + 200, "the token goes round")
+    assert target.errors() == 0
+
+
+def test_failure_at_the_end_does_not_leave_the_others_between(
+    held: tuple[Forks, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, then, directory = held
+    entry = Tree(directory).open(0)
+    views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
+    commit, first = ProcessRollback.commit, entry.processes[0]["pid"]
+
+    def fails(self: ProcessRollback) -> Outcome:
+        outcome = commit(self)
+        if self.pid == first:
+            raise TargetError("sabotage")
+        return outcome
+
+    monkeypatch.setattr(ProcessRollback, "commit", fails)
+    with pytest.raises(TargetError, match=f"process {first} .*sabotage"):
+        rollback_tree(target.pid, entry, views)
+    assert target.token() == then
+    target.tell("g")
+    wait_for(lambda: target.token() > then + 200, "the token goes round")
     assert target.errors() == 0
 
 
