@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import Member, TreeSession
+from tests.kernel.test_calls import Program
 from tests.kernel.test_notices_nothing import wait_for
-from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
+from uffdtrack import ProcessTree, Tracee, TreeMember, TreeWindow, Window, stop_together
 from uffdtrack.errors import (
     EpochSkippedError,
     ImageError,
@@ -462,6 +464,33 @@ def test_who_cannot_be_followed_has_not_ended(
         with pytest.raises(TargetGoneError):
             taker.take()
     assert taker.ended()
+
+
+def test_who_answers_calls_of_another_does_not_stand_for_them(
+    root: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A seccomp supervisor and the process that it answers, call for call, in one tree."""
+    program = Program(spawn(build("calls"), "supervised"))
+    first = program.counters()
+    pids = [program.process.pid, program.pid]
+    with ExitStack() as stack:
+        tracees = [stack.enter_context(Tracee(pid)) for pid in pids]
+        for _ in range(5):
+            stop_together(tracees)
+            for tracee in tracees:
+                tracee.resume()
+    done = subprocess.run(
+        [sys.executable, "-m", "checkpoint", "checkpoint", "--children", str(pids[0]), "-o", tmp_path / "t",
+         "--every", "50ms", "--count", "5", "--json"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert {p["pid"] for p in json.loads(line)["processes"]} == set(pids)
+    last = program.counters()
+    # A stop looks first, and asks then: a call may begin between the two.
+    assert last["unheard"] <= 1
+    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + 2
 
 
 def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:
