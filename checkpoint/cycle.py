@@ -125,6 +125,11 @@ class Session:
                 self.abandon()
                 raise
 
+    @property
+    def in_base(self) -> bool:
+        """Whether a base has been begun that the next `write` makes whole."""
+        return self._begun is not None
+
     def _window(self) -> Window:
         if self._begun:
             return self._close_base()

@@ -254,10 +254,10 @@ class ProcessRollback:
     def commit(self) -> Outcome:
         """What cannot fail any more, or not be taken back."""
         self.memory.check_time = lambda: None  # from here on there is no way back
-        if self.mappings.needed:
-            with self.tracee.injector() as injector:
-                self.mappings.commit(injector)
         try:
+            if self.mappings.needed:
+                with self.tracee.injector() as injector:
+                    self.mappings.commit(injector)
             self._settle(self.written)
             self.tracee.put_processor_numbers()
         except UffdtrackError as error:

@@ -175,14 +175,18 @@ class TreeWriter:
         except OSError as error:
             raise translate(error, directory) from error
         self._lock = Lock(directory)
-        names = os.listdir(directory)
-        self._old = [name for name in names if _CHAIN.fullmatch(name) or _OF_A_CHAIN.match(name)]
-        self._old.remove(".lock")
+        self._old = [name for name in os.listdir(directory) if self._is_old(name)]
         if (numbers(directory) or self._old) and not force:
             self._lock.close()
             raise InvalidInputError(
                 f"{directory} holds checkpoints; give another directory, or --force to delete them"
             )
+
+    def _is_old(self, name: str) -> bool:
+        """A chain of a tree, or a part of a chain that is not one of a tree's."""
+        if _CHAIN.fullmatch(name):
+            return (self.directory / name).is_dir()
+        return bool(_OF_A_CHAIN.fullmatch(name)) and name != ".lock"
 
     def place(self, pid: int) -> Path:
         """A directory for the chain of a process; pids are used again."""

@@ -7,9 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from checkpoint.chain import View
 from checkpoint.rollback import (
@@ -20,8 +19,8 @@ from checkpoint.rollback import (
     urgent,
 )
 from checkpoint.tree import TreeEpoch
-from checkpoint.tree_session import command_name
-from uffdtrack import MAX_STOP, Tracee, children, watchdog
+from checkpoint.tree_session import command_name, lives
+from uffdtrack import MAX_STOP, Tracee, children, stop_together, watchdog
 from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
 
 
@@ -86,8 +85,10 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
             works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view))
     with ExitStack() as stack:
         tracees = {pid: stack.enter_context(Tracee(pid)) for pid in views}
-        started = time.perf_counter()
-        _stop_all(tracees, entry)
+        try:
+            started = stop_together(list(tracees.values()))
+        except TargetGoneError as error:
+            raise RollbackRefusedError(f"of epoch {entry.epoch} {error}") from error
         with urgent():
             born = _born(list(views), entry)
             if born and not anyway:
@@ -97,26 +98,21 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
                     "them first, or give --anyway; all are as they were"
                 )
             _apply_all(works, tracees)
-            outcomes = {pid: work.commit() for pid, work in works.items()}
+            outcomes, failure = _commit_all(works)
         for pid in born:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for tracee in tracees.values():
             tracee.resume()
         pause = round((time.perf_counter() - started) * 1e6, 1)
+    if failure:
+        raise failure
     outcome = TreeOutcome(entry.epoch, outcomes, born, pause)
     for pid, one in outcomes.items():
         one.pause_us = pause
         words = [*one.warnings, *works[pid].differences()]
         outcome.warnings += [f"process {pid} ({command_name(pid)}): {word}" for word in words]
     return outcome
-
-
-def _stop_all(tracees: dict[int, Tracee], entry: TreeEpoch) -> None:
-    for pid, tracee in tracees.items():
-        try:
-            tracee.stop()
-        except TargetGoneError as error:
-            raise RollbackRefusedError(f"process {pid} of epoch {entry.epoch} has ended") from error
 
 
 def _apply_all(works: dict[int, ProcessRollback], tracees: dict[int, Tracee]) -> None:
@@ -137,6 +133,19 @@ def _apply_all(works: dict[int, ProcessRollback], tracees: dict[int, Tracee]) ->
                 f"{error}; what was put back already could not be taken back of {torn}"
             ) from error
         done.append(pid)
+
+
+def _commit_all(works: dict[int, ProcessRollback]) -> tuple[dict[int, Outcome], UffdtrackError | None]:
+    """There is no way back: what fails in one is told when all others are done."""
+    outcomes: dict[int, Outcome] = {}
+    failure: UffdtrackError | None = None
+    for pid, work in works.items():
+        try:
+            with _about(pid):
+                outcomes[pid] = work.commit()
+        except UffdtrackError as error:
+            failure = failure or error
+    return outcomes, failure
 
 
 @contextmanager
@@ -160,16 +169,9 @@ def _born(pids: list[int], entry: TreeEpoch) -> list[int]:
     look = list(pids)
     while look:
         for pid in children(look.pop()):
-            if pid in known or _is_dead(pid):
+            if pid in known or not lives(pid):
                 continue
             known.add(pid)
             found.append(pid)
             look.append(pid)
     return sorted(found)
-
-
-def _is_dead(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True

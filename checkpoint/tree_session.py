@@ -14,7 +14,7 @@ from checkpoint.chain import ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.targets.process import EXEC_POLL, ProcessTarget
 from checkpoint.tree import TreeWriter
-from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory
+from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory, task_directory
 from uffdtrack.errors import (
     EpochSkippedError,
     MaxStopError,
@@ -33,8 +33,8 @@ VFORK_SECONDS = 0.05
 """How long a child that has its parent's memory (vfork) is waited for, to call exec."""
 REFUSED_SECONDS = 1.0
 """After that a process that could not be attached to is tried again: it may have called exec."""
-
-
+UNKNOWN = -1
+"""A parent of which nothing is known."""
 SMALL = 64 << 10
 """Contents of an epoch up to this size are compared with those of the one before."""
 WRITERS = 4
@@ -49,6 +49,15 @@ def command_name(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
     except OSError:
         return "?"
+
+
+def lives(pid: int) -> bool:
+    """Whether a process, of which we may have no pidfd, has not ended."""
+    try:
+        task_directory(pid)  # a first thread may have ended while others go on
+    except TargetGoneError:
+        return False
+    return True
 
 
 class Member:
@@ -71,6 +80,11 @@ class Member:
             self.number = tree.join(self.target.space)
         self.session.prepare()
 
+    def rebase(self) -> None:
+        """It would have stood for too long: its next epoch is a base."""
+        self.session.rebase()
+        self._last = None
+
     def renew(self) -> None:
         self.session.renew()
         self.number = -1
@@ -89,7 +103,8 @@ class Member:
             # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.
             runs = (window.data.tolist(), window.zero.tolist(), window.reset.tolist())
             state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
-        if self._last and state and state == self._last[0]:
+        # What was copied for a base is in no window, so that a window like the last one says nothing of it.
+        if self._last and state and state == self._last[0] and not self.session.in_base:
             self.session.pending.clear()
             return {**self._last[1], "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
         elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
@@ -164,7 +179,7 @@ class TreeSession:
             if member.target.ended():
                 self._bury(member)
         known = {member.target.pid for member in self.members}
-        self.left = {pid: why for pid, why in self.left.items() if Path(f"/proc/{pid}").exists()}
+        self.left = {pid: why for pid, why in self.left.items() if lives(pid)}
         look = [*known, *self.left, *([self.adopter] if self.adopter else [])]
         while look:
             parent = look.pop()
@@ -173,16 +188,22 @@ class TreeSession:
                     continue
                 if parent == self.adopter and (self._is_ours(pid) or self._reap(pid)):
                     continue
-                if pid not in self.left or time.monotonic() > self._tried[pid] + REFUSED_SECONDS:
+                if self._is_due(pid):
                     self._attach(pid, parent)
                 look.append(pid)
                 known.add(pid)
+        # Whose parents are none of the tree: the first process, and orphans.
+        for pid in [pid for pid in self.left if pid not in known and self._is_due(pid)]:
+            self._attach(pid, UNKNOWN)
+
+    def _is_due(self, pid: int) -> bool:
+        return pid not in self.left or time.monotonic() > self._tried[pid] + REFUSED_SECONDS
 
     def _attach(self, pid: int, parent: int) -> None:
         self.left.pop(pid, None)
         self._tried[pid] = time.monotonic()
         try:
-            if parent and parent != self.adopter and not _has_memory_of_its_own(pid, parent):
+            if parent > 0 and parent != self.adopter and not _has_memory_of_its_own(pid, parent):
                 self.left[pid] = "it has the memory of its parent (vfork)"
                 self._tried[pid] = 0.0
                 return
@@ -248,6 +269,8 @@ class TreeSession:
             if not members:
                 if self.members and not last:
                     continue
+                if self.left:
+                    raise EpochSkippedError(f"no process of the tree can be followed: {self._why_left()}")
                 raise TargetGoneError("all processes of the tree have ended")
             window = self._window(members, last)
             whole = self._note_ends(members, window)
@@ -256,6 +279,9 @@ class TreeSession:
                 if row:
                     return row
         raise EpochSkippedError("processes of the tree begin and end faster than an epoch is taken")
+
+    def _why_left(self) -> str:
+        return "; ".join(f"process {pid} ({command_name(pid)}): {why}" for pid, why in self.left.items())
 
     def _window(self, members: list[Member], without_born: bool) -> TreeWindow:
         for member in members:
@@ -289,6 +315,7 @@ class TreeSession:
             except (TargetError, PermissionDeniedError) as error:
                 # What it has become by exec is nothing that can be followed.
                 self.left[member.target.pid] = str(error)
+                self._tried[member.target.pid] = time.monotonic()
                 self._bury(member)
         return ready
 
@@ -309,7 +336,7 @@ class TreeSession:
         late: MaxStopError | None = None
         for member, result in zip(members, window.windows, strict=False):
             if isinstance(result, MaxStopError):
-                member.session.rebase()
+                member.rebase()
                 late = late or result
             elif not isinstance(result, Window):
                 self._renew(member)
@@ -406,7 +433,8 @@ class TreeSession:
 
     def ended(self) -> bool:
         """Whether no process of the tree is left."""
-        return all(member.target.ended() for member in self.members)
+        lost = any(lives(pid) for pid in self.left)
+        return not lost and all(member.target.ended() for member in self.members)
 
     def settle(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

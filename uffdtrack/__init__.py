@@ -71,7 +71,7 @@ from uffdtrack.tracker import (
     open_tracker,
 )
 from uffdtrack.traits import Traits
-from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children
+from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children, stop_together
 from uffdtrack.vcpu import Vcpu, join
 from uffdtrack.whereabouts import frozen_cgroup
 
@@ -159,6 +159,7 @@ __all__ = [
     "shares_memory",
     "start_watchdog",
     "status_field",
+    "stop_together",
     "task_directory",
     "verdict_on",
     "watchdog",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from pathlib import Path
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
 from uffdtrack.errors import EpochSkippedError, TargetError, UnsupportedError
 from uffdtrack.space import AddressSpace, Pending, Window
-from uffdtrack.tracee import Tracee
+from uffdtrack.tracee import CALL_SECONDS, Tracee
+
+REST = 0.05
+"""Seconds in which all run before a stop of several is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,42 @@ def _conclude(member: TreeMember, native: object) -> Window | TargetError:
         return member.space.conclude(member.tracee, member.pending, native.result, native.times)  # type: ignore[attr-defined]
     except TargetError as error:
         return error
+
+
+def stop_together(tracees: Sequence[Tracee], patience: float = CALL_SECONDS) -> float:
+    """Stop several processes, of which none stands while another one's call is waited for (`Tracee.stop`).
+
+    Returns:
+        When the stop began, in time.perf_counter().
+
+    Raises:
+        TargetGoneError, StopTimeoutError, PermissionDeniedError: of one process; all run on.
+    """
+    end = time.monotonic() + patience
+    native = ffi.new("ut_tracee *[]", [tracee.native for tracee in tracees])
+    at = ffi.new("size_t *")
+    while True:
+        left = max(0.0, end - time.monotonic())
+        result = lib.ut_await_calls_of(native, len(tracees), int(left * 1e9), at)
+        began = time.perf_counter()
+        for i in range(len(tracees) if not result else 0):
+            result = lib.ut_tracee_stop_now(native[i], STOP_TIMEOUT_NS)
+            if result:
+                at[0] = i
+                break
+        if not result:
+            return began
+        for tracee in tracees:
+            tracee.resume()
+        for tracee in tracees:
+            tracee.settle(REST)
+        if result != lib.UT_BUSY or time.monotonic() >= end:
+            break
+    one = tracees[at[0]]
+    if result == -errno.ETIMEDOUT:
+        raise one.late_error("stop the threads")
+    check(result, "stop the threads", one.pid)
+    return began
 
 
 def children(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 from checkpoint import report
 from checkpoint.chain import Lock
 from checkpoint.cli.common import say
-from checkpoint.cli.session import Interrupt, Progress, poll_fds, raise_limit
+from checkpoint.cli.session import LOOK, Interrupt, Progress, poll_fds, raise_limit
 from checkpoint.cycle import Plan, run_session
 from checkpoint.targets.process import check_living_target
 from checkpoint.tree import Tree, TreeWriter
@@ -40,13 +41,21 @@ class TreeWatch(Interrupt):
     def wait(self, seconds: float) -> bool:
         """Also ends at a limit of dirty pages. True: interrupted, or all processes have ended."""
         assert self.session
-        full = set(self.session.fds)
-        living = [m.target.pidfd for m in self.session.members if not m.target.ended()]
-        # One that has ended is news only when it was the last.
-        if not living:
-            return True
-        ready = poll_fds(seconds, self._reader, self._lifeline, *full)
-        return bool(ready - full) or self.session.ended()
+        end = time.monotonic() + seconds
+        full = {fd for fd in self.session.fds if fd >= 0}
+        while not self.session.ended():
+            # One that has ended is news only when it was the last.
+            living = {m.target.pidfd for m in self.session.members if not m.target.ended()}
+            left = max(0.0, end - time.monotonic())
+            # Who is not followed may be the last.
+            ready = poll_fds(
+                left if living else min(left, LOOK), self._reader, self._lifeline, *full, *living
+            )
+            if ready - full - living:
+                return True
+            if ready & full or (not ready and time.monotonic() >= end):
+                return False
+        return True
 
     def seen(self) -> bool:
         return bool(poll_fds(0, self._reader, self._lifeline))

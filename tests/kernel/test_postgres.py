@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,10 @@ class Server:
         self.programs = found[-1].parent
         self.directory = directory
         self.spawn = spawn
-        user = pwd.getpwnam("postgres")
+        try:
+            user = pwd.getpwnam("postgres")
+        except KeyError:
+            missing("the user postgres (Debian: postgresql)")
         os.chown(directory, user.pw_uid, user.pw_gid)
         self.options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], "cwd": directory}
         self.run("initdb", "-D", "data", "--auth", "trust", "-N", "-k", "--locale", "C")
@@ -98,9 +102,16 @@ class Client:
 @pytest.fixture
 def server(kernel: None, root: None, spawn: Spawn) -> Iterator[Server]:
     directory = Path(tempfile.mkdtemp(prefix="ut-pg-"))
+    started = None
     try:
-        yield Server(spawn, directory)
+        started = Server(spawn, directory)
+        yield started
     finally:
+        if started and started.process.poll() is None:
+            # A test has failed; it is not to write to a directory that is gone.
+            started.process.send_signal(signal.SIGQUIT)
+            with suppress(subprocess.TimeoutExpired):
+                started.process.wait(60)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,24 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from checkpoint import tree_session
 from checkpoint.chain import Chain
 from checkpoint.image import EpochWriter
-from checkpoint.rollback import ProcessRollback
+from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
-from checkpoint.tree_session import TreeSession
+from checkpoint.tree_session import Member, TreeSession
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
-from uffdtrack.errors import ImageError, RollbackRefusedError, StorageError, TargetError
+from uffdtrack.errors import (
+    EpochSkippedError,
+    ImageError,
+    InvalidInputError,
+    RollbackRefusedError,
+    StorageError,
+    TargetError,
+    TargetGoneError,
+)
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -204,6 +212,29 @@ def test_failure_in_one_takes_back_the_others(
     assert target.errors() == 0
 
 
+def test_failure_at_the_end_does_not_leave_the_others_between(
+    held: tuple[Forks, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, then, directory = held
+    entry = Tree(directory).open(0)
+    views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
+    commit, first = ProcessRollback.commit, entry.processes[0]["pid"]
+
+    def fails(self: ProcessRollback) -> Outcome:
+        outcome = commit(self)
+        if self.pid == first:
+            raise TargetError("sabotage")
+        return outcome
+
+    monkeypatch.setattr(ProcessRollback, "commit", fails)
+    with pytest.raises(TargetError, match=f"process {first} .*sabotage"):
+        rollback_tree(target.pid, entry, views)
+    assert target.token() == then
+    target.tell("g")
+    wait_for(lambda: target.token() > then + 200, "the token goes round")
+    assert target.errors() == 0
+
+
 def test_who_has_ended_or_was_born_is_named(
     held: tuple[Forks, int, Path], uffdtrack: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,9 +289,58 @@ def test_verbs_on_a_tree(held: tuple[Forks, int, Path], uffdtrack: Run, tmp_path
     assert len([name for name in os.listdir(directory) if name[0].isdigit()]) == 3
 
 
+def test_files_of_others_are_not_deleted(tmp_path: Path) -> None:
+    directory = tmp_path / "t"
+    directory.mkdir()
+    theirs = ["headers.txt", "head2", "2024", "epoch-00000000.core.txt", "12/notes", "12/head.txt"]
+    for name in theirs[:4]:
+        (directory / name).write_text("mine")
+    TreeWriter(directory, b"", force=False).close()  # it holds no checkpoints
+    (directory / "12").mkdir()
+    for name in theirs[4:]:
+        (directory / name).write_text("mine")
+    old = [directory / name for name in ("epoch-00000000.core", "head", "12/head")]
+    for path in old:
+        path.write_text("a chain's")
+    with pytest.raises(InvalidInputError, match="--force"):
+        TreeWriter(directory, b"", force=False)
+    with TreeWriter(directory, b"", force=True) as writer:
+        writer.commit([], [], {})
+    assert [name for name in theirs if not (directory / name).exists()] == []
+    assert [path for path in old if path.exists()] == []
+
+
 def loads(core: Path) -> list[int]:
     with core.open("rb") as file:
         return [s["p_vaddr"] for s in ELFFile(file).iter_segments() if s["p_type"] == "PT_LOAD"]
+
+
+def test_a_base_is_never_passed_over_as_unchanged(
+    kernel: None,
+    root: None,
+    spawn: Spawn,
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was copied for a base is in no window, so that one like the last window says nothing of it."""
+    taker = session(spawn("cat").pid)
+    windows = []
+    write = Member.write
+
+    def keeps(self: Member, window: Window, places: Any) -> Any:
+        windows.append(window)
+        return write(self, window, places)
+
+    monkeypatch.setattr(Member, "write", keeps)
+    while not (row := taker.take())["processes"][0]["unchanged"]:
+        assert row["epoch"] < 50
+    (member,) = taker.members
+    unchanged = keeps(member, windows[-1], {})
+    assert unchanged["unchanged"]
+    member.session.rebase()
+    member.session.prepare()
+    row = write(member, windows[-1], {})
+    assert row["base"] and not row["unchanged"]
 
 
 @pytest.mark.parametrize("name", ["epoch-00000001.tree", "member"])
@@ -318,39 +398,34 @@ def test_a_full_disk_leaves_whole_epochs(
     assert [e for entry in entries for e in cut_errors(entry)] == []
 
 
-def test_run_goes_on_until_the_last_has_ended(kernel: None, uffdtrack: Run, tmp_path: Path) -> None:
-    """A shell that ends before its children: an orphan is a child of ours then. The status is the shell's."""
-    script = "(sleep 2 &); (exec sleep 0.2); sleep 0.3; exit 3"
-    done = uffdtrack(
-        "run",
-        "--children",
-        "-o",
-        tmp_path / "t",
-        "--every",
-        "50ms",
-        "--json",
-        "--",
-        "sh",
-        "-c",
-        script,
-        code=3,
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    commands = [{p["comm"] for p in row["processes"]} for row in rows]
-    assert {"sh", "sleep"} in commands
-    assert commands[-1] == {"sleep"}
-    assert "have ended" in done.stderr
-    assert not [p for row in rows for p in row["left_out"] if "uffdtrack" in p["comm"]]
-    uffdtrack("verify", tmp_path / "t")
+def test_who_cannot_be_followed_has_not_ended(
+    kernel: None,
+    root: None,
+    spawn: Spawn,
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It becomes by exec what cannot be followed, and then what can."""
+    process = spawn("cat")
+    taker = session(process.pid)
+    taker.take()
 
+    def refused(*_: object) -> None:
+        raise TargetError("32-bit")
 
-def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:
-    """The tree of the shell that has started us."""
-    program = f"{sys.executable} -m checkpoint"
-    command = f"{program} checkpoint --children $$ -o {tmp_path}/t --every 50ms --count 3 --json"
-    shell = spawn("sh", "-c", f"sleep 60 & {command}; kill $!; exit 0", stderr=subprocess.STDOUT)
-    out = shell.communicate(timeout=60)[0].decode()
-    rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert len(rows) == 3, out
-    assert [{p["comm"] for p in row["processes"]} for row in rows] == [{"sh", "sleep"}] * 3
-    assert [row["left_out"] for row in rows] == [[]] * 3
+    monkeypatch.setattr(tree_session, "REFUSED_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "prepare", refused)
+        with pytest.raises(EpochSkippedError, match=f"process {process.pid} .cat.: 32-bit"):
+            taker.take()
+        assert not taker.ended()
+    assert len(taker.take()["processes"]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "prepare", refused)
+        with pytest.raises(EpochSkippedError):
+            taker.take()
+        process.kill()
+        process.wait()
+        with pytest.raises(TargetGoneError):
+            taker.take()
+    assert taker.ended()

@@ -265,8 +265,8 @@ static int is_ours(const ut_tracee *t, int tid)
 	return at >= 0 && t->threads[at].state == UT_THREAD_PENDING;
 }
 
-/* Hold the threads that are in such a call and not held yet; returns how many. */
-static int hold_new(ut_tracee *t)
+/* Hold the threads that are in such a call and not held yet, or only look for one; returns how many. */
+static int hold_new(ut_tracee *t, int only_look)
 {
 	char path[32];
 	struct dirent *e;
@@ -283,7 +283,7 @@ static int hold_new(ut_tracee *t)
 
 		if (tid <= 0 || is_ours(t, tid) || !look(t, tid, &found))
 			continue;
-		err = hold(t, &found);
+		err = only_look ? 1 : hold(t, &found);
 		fresh += err > 0;
 	}
 	closedir(dir);
@@ -377,33 +377,69 @@ static void release_out(ut_tracee *t)
 	}
 }
 
-int ut_await_calls(ut_tracee *t, int64_t timeout_ns)
+int ut_is_in_call(ut_tracee *t)
+{
+	return hold_new(t, 1);
+}
+
+/* One look at all; returns how many are in their calls, the last of them at *at. */
+static int look_at_all(ut_tracee *const *v, size_t n, size_t *at)
+{
+	int in = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		int r = poll_all(v[i]);
+
+		if (!r)
+			r = hold_new(v[i], 0);
+		if (r == -ESRCH)
+			continue; /* the stop says so */
+		if (r)
+			*at = i;
+		if (r < 0)
+			return r;
+		in += r;
+	}
+	return in;
+}
+
+int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t *at)
 {
 	int64_t deadline = ut_now_ns() + timeout_ns;
 	const struct timespec nap = {0, 250000};
+	int r;
 
-	t->seize_end_ns = deadline;
-	ut_keep_pending(t);
-	for (;;) {
-		int r = poll_all(t);
-
-		if (!r) {
-			r = hold_new(t);
-			if (!r)
-				break;
-		}
+	for (size_t i = 0; i < n; i++) {
+		v[i]->seize_end_ns = deadline;
+		ut_keep_pending(v[i]);
+	}
+	while ((r = look_at_all(v, n, at))) {
 		if (r < 0)
 			return r;
-		release_out(t);
+		for (size_t i = 0; i < n; i++)
+			release_out(v[i]);
 		if (ut_now_ns() >= deadline)
 			return UT_BUSY;
-		ut_tracee_settle(t, 0);
-		ut_keep_pending(t);
+		for (size_t i = 0; i < n; i++) {
+			ut_tracee_settle(v[i], 0);
+			ut_keep_pending(v[i]);
+		}
 		nanosleep(&nap, NULL);
 	}
-	while (t->nheld)
-		TRY(give_over(t, t->held));
+	/* Not before: who stands already may be the one that has to answer another's call. */
+	for (size_t i = 0; i < n; i++)
+		while (v[i]->nheld) {
+			*at = i;
+			TRY(give_over(v[i], v[i]->held));
+		}
 	return 0;
+}
+
+int ut_await_calls(ut_tracee *t, int64_t timeout_ns)
+{
+	size_t at;
+
+	return ut_await_calls_of(&t, 1, timeout_ns, &at);
 }
 
 int ut_settle_calls(ut_tracee *t)

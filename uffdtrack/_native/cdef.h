@@ -65,6 +65,7 @@ int ut_tracee_open(int pid, ut_tracee **out);
 void ut_tracee_close(ut_tracee *t);
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
 int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
+int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t *at);
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);

@@ -122,6 +122,10 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
 /* Its two parts. Wait, while all threads run, until none is in a call that a stop would harm: UT_BUSY, one is; it stays
  * traced until the next stop or ut_tracee_settle(). Then stop them. */
 int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
+/* The same of several, of which none stands while another one is waited for; *at is the one that is, or failed. */
+int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t *at);
+/* A look that holds nobody: 1, a thread is in a call that its supervisor or a file system in user space answers. */
+int ut_is_in_call(ut_tracee *t);
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
 /* Ask every thread that shows to stop, and wait for none: several processes then stop side by side. */
 int ut_tracee_ask(ut_tracee *t);

@@ -212,9 +212,11 @@ static int stop_other(struct tree *t, int pid)
 		return -ENOMEM;
 	t->others = v;
 	err = ut_tracee_open(pid, &other);
+	if (!err && ut_is_in_call(other)) {
+		ut_tracee_close(other);
+		err = UT_BUSY;
+	}
 	v[t->nothers++] = err ? NULL : other;
-	if (!err)
-		err = ut_await_calls(other, 0);
 	if (!err)
 		err = ut_tracee_stop_now(other, OTHER_NS);
 	return err == -ENOMEM ? err : 0;
@@ -229,6 +231,8 @@ static int find_children(struct tree *t, int adopter, size_t known, int without)
 		if (!t->v[i].result)
 			err = children_of_all(t, t->v[i].tracee);
 	for (size_t i = 0; i < (without ? t->born->n : known) && !err; i++) {
+		if (ut_now_ns() >= t->deadline)
+			break; /* all members stand: the rest of these run on */
 		err = stop_other(t, t->born->v[i]);
 		if (!err && t->others[i])
 			err = children_of_all(t, t->others[i]);
@@ -246,16 +250,21 @@ int ut_adopt_orphans(void)
 /* While all run: until none is in a call that a stop would harm. */
 static int await_all(struct tree *t, size_t *failed)
 {
-	for (size_t i = 0; i < t->n; i++) {
-		int err = ut_await_calls(t->v[i].tracee, t->deadline - ut_now_ns());
+	ut_tracee **v = calloc(t->n + 1, sizeof(*v));
+	size_t at = t->n;
+	int err;
 
-		t->v[i].result = err == -ESRCH ? err : 0;
-		if (err && err != -ESRCH) {
-			*failed = i;
-			return err;
-		}
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < t->n; i++) {
+		v[i] = t->v[i].tracee;
+		t->v[i].result = 0;
 	}
-	return 0;
+	err = ut_await_calls_of(v, t->n, t->deadline - ut_now_ns(), &at);
+	free(v);
+	if (err)
+		*failed = at;
+	return err;
 }
 
 /* Each is asked before any is waited for, so that they come to their stops side by side. */
@@ -264,14 +273,15 @@ static int stop_all(struct tree *t, size_t *failed)
 	t->stopping = 1;
 	for (size_t i = 0; i < t->n; i++) {
 		ut_stopping(t->v[i].space);
-		if (!t->v[i].result)
-			ut_tracee_ask(t->v[i].tracee); /* what goes wrong is said by the stop */
+		/* What else goes wrong is said by the stop. */
+		if (ut_tracee_ask(t->v[i].tracee) == UT_BUSY) {
+			*failed = i;
+			return t->v[i].result = UT_BUSY;
+		}
 	}
 	for (size_t i = 0; i < t->n; i++) {
-		int err = t->v[i].result;
+		int err = ut_tracee_stop_now(t->v[i].tracee, t->deadline - ut_now_ns());
 
-		if (!err)
-			err = ut_tracee_stop_now(t->v[i].tracee, t->deadline - ut_now_ns());
 		t->v[i].result = err;
 		if (err && err != -ESRCH) {
 			*failed = i;
@@ -299,7 +309,8 @@ static void take_all(struct tree *t, ut_claims *claims, ut_times *times)
 	}
 }
 
-static void resume_all(struct tree *t)
+/* Returns how many threads are still on their way to a stop. */
+static size_t resume_all(struct tree *t)
 {
 	size_t late = 0;
 
@@ -311,6 +322,12 @@ static void resume_all(struct tree *t)
 	for (size_t i = 0; i < t->nothers; i++)
 		if (t->others[i])
 			ut_tracee_resume(t->others[i]);
+	return late;
+}
+
+/* What may take its time, since all run. */
+static void settle_all(struct tree *t, size_t late)
+{
 	for (size_t i = 0; i < t->nothers; i++) {
 		if (t->others[i])
 			ut_tracee_settle(t->others[i], 100000000);
@@ -328,7 +345,7 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 	int urgent = sched_getscheduler(0) == SCHED_OTHER, err;
 	struct tree t = {.v = v, .n = n, .born = born, .ours = ours, .deadline = ut_now_ns() + timeout_ns};
 	int64_t t0;
-	size_t left = 0, known = born->n;
+	size_t left = 0, known = born->n, late;
 
 	*failed = n;
 	*times = (ut_times){0};
@@ -348,9 +365,10 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 	times->stop_ns = ut_now_ns() - t0;
 	if (!err)
 		take_all(&t, claims, times);
-	resume_all(&t);
+	late = resume_all(&t);
 	times->pause_ns = ut_now_ns() - t0;
 	if (urgent && !err)
 		ut_set_urgent(0);
+	settle_all(&t, late);
 	return err;
 }
