@@ -378,7 +378,7 @@ class AddressSpace:
         """Break the tracking on purpose, so that tests can see it fail.
 
         Args:
-            kind: "forget", "late-rearm"; of the ring "audit", "events".
+            kind: "forget", "late-rearm", "compare" (of small mappings); of the ring "audit", "events".
         """
         if kind in ("audit", "events"):
             self._c.watch.sabotage = {
@@ -389,6 +389,7 @@ class AddressSpace:
         self._c.sabotage = {
             "forget": lib.UT_SABOTAGE_FORGET,
             "late-rearm": lib.UT_SABOTAGE_LATE_REARM,
+            "compare": lib.UT_SABOTAGE_COMPARE,
         }[kind]
 
     def close(self) -> None:

@@ -324,3 +324,67 @@ def test_hugetlb(huge_pool: None, mapper: Mapper, session: Session, then: str) -
     mapper(f"put({at}, b'abc')")  # what was stored of it once, and is void
     session.take()
     assert read(mapper, at) == b"abc" and read(mapper, at + (2 << 20)) == b"def"
+
+
+def hole(mapper: Mapper, size: int) -> int:
+    """Where `size` bytes can be mapped, far from other memory."""
+    at = mapper.new(size + (2 << 20), 0)
+    mapper(f"libc.munmap(ctypes.c_void_p({at}), ctypes.c_size_t({size + (2 << 20)}))")
+    return at + (1 << 20)
+
+
+def map_piece(mapper: Mapper, at: int, size: int, text: str) -> None:
+    assert int(mapper(f"libc.mmap({at}, {size}, 3, 0x100022, -1, 0)")) == at
+    mapper(f"[put({at} + page, b'{text}') for page in range(0, {size}, {PAGE})]")
+
+
+@pytest.mark.parametrize("how", ["mmap", "brk"])
+def test_heap_that_grows_does_not_take_a_mapping_for_each_epoch(
+    mapper: Mapper, session: Session, how: str
+) -> None:
+    """The kernel has a limit of mappings, and merges no piece that was written before it was registered."""
+    size, epochs = 16 * PAGE, 60
+    at = hole(mapper, epochs * size)
+    places: list[int] = []
+    session.take()
+    mapper("setattr(libc.sbrk, 'restype', ctypes.c_void_p)")
+    before = Path(f"/proc/{mapper.pid}/maps").read_text().count("\n")
+    for i in range(epochs):
+        if how == "mmap":
+            places.append(at + i * size)
+            map_piece(mapper, places[i], size, f"{i:03}")
+        else:
+            places.append(int(mapper(f"libc.sbrk(ctypes.c_long({size}))")))
+            mapper(f"[put({places[i]} + page, b'{i:03}') for page in range(0, {size}, {PAGE})]")
+        session.take()
+    gained = Path(f"/proc/{mapper.pid}/maps").read_text().count("\n") - before
+    assert gained <= epochs * size // (512 << 10) + 4
+    for i, place in enumerate(places):
+        assert read(mapper, place + size - PAGE) == b"%03d" % i
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_pieces_that_the_kernel_merges_are_one_mapping_for_mremap(
+    mapper: Mapper, session: Session, registered: str
+) -> None:
+    """mremap(2) over two mappings says EFAULT."""
+    size = 64 * PAGE
+    at = hole(mapper, 4 * size)
+    mapper("setattr(libc.mremap, 'restype', ctypes.c_void_p)")
+    if registered == "after":
+        session.take()
+    map_piece(mapper, at, size, "one")
+    session.take()
+    map_piece(mapper, at + size, size, "two")
+    session.take()
+    old, new = f"ctypes.c_void_p({at}), ctypes.c_size_t({2 * size})", f"ctypes.c_size_t({64 * size})"
+    to = int(mapper(f"libc.mremap({old}, {new}, 1)"))
+    assert to != 2**64 - 1
+    mapper(f"put({to + 5 * PAGE}, b'new')")
+    mapper(f"put({to + 60 * size}, b'far')")
+    session.take()
+    assert read(mapper, to) == b"one" and read(mapper, to + size) == b"two"
+    assert read(mapper, to + 5 * PAGE) == b"new" and read(mapper, to + 60 * size) == b"far"
+    mapper(f"put({to + 5 * PAGE}, b'1st')")
+    session.take()
+    assert read(mapper, to + 5 * PAGE) == b"1st" and (to == at or read(mapper, at) == b"")

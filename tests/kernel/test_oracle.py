@@ -21,9 +21,11 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 EPOCHS = 150
 
 
-def start_writer(spawn: Spawn, build: Callable[[str], Path], threads: int, seed: int) -> tuple[int, int]:
+def start_writer(
+    spawn: Spawn, build: Callable[[str], Path], threads: int, seed: int, *more: str
+) -> tuple[int, int]:
     """A running writer: its pid, and where its log is."""
-    process = spawn(build("writer"), threads, seed, "counter")
+    process = spawn(build("writer"), threads, seed, "counter", *more)
     assert process.stdout
     address, pid = process.stdout.readline().split()
     return int(pid), int(address, 16)
@@ -74,6 +76,31 @@ def test_every_epoch_is_a_state_of_the_writer(
     assert memory.checked > EPOCHS * threads * 8 * 60
 
 
+@pytest.mark.parametrize(("threads", "seed"), [(1, 11), (3, 12)])
+def test_small_mappings(
+    kernel: None,
+    process_engine: str,
+    spawn: Spawn,
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    threads: int,
+    seed: int,
+) -> None:
+    """Those that are compared, as they grow large, are cut, moved and replaced."""
+    pid, control = start_writer(spawn, build, threads, seed, "small")
+    memory = take_epochs(pid, control, tmp_path / "chain", EPOCHS, seed, process_engine)
+    assert memory.checked > EPOCHS * threads * 8 * 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_thousands_of_epochs_of_small_mappings(
+    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
+) -> None:
+    pid, control = start_writer(spawn, build, 1 + seed % 4, 200 + seed, "small")
+    take_epochs(pid, control, tmp_path / "chain", 3000, seed, process_engine)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_thousands_of_epochs(
@@ -102,6 +129,20 @@ def test_negative_control(
     pid, control = start_writer(spawn, build, 2, 9)
     with pytest.raises((OracleError, TargetError)):  # sync may come upon a mapping that it was not told of
         take_epochs(pid, control, tmp_path / "chain", 500, 9, engine, sabotage)
+
+
+@pytest.mark.parametrize("sabotage", ["forget", "compare"])
+def test_negative_control_of_small_mappings(
+    kernel: None,
+    process_engine: str,
+    spawn: Spawn,
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    sabotage: str,
+) -> None:
+    pid, control = start_writer(spawn, build, 1, 9, "small")
+    with pytest.raises(OracleError):
+        take_epochs(pid, control, tmp_path / "chain", 500, 9, process_engine, sabotage)
 
 
 def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path) -> None:

@@ -4,7 +4,9 @@
  * For each page the log has `from` and `to`: `to` is set before the page changes, `from` after. At any
  * instant each of the page's three words is one of the two; where both agree, all words do.
  *
- * usage: writer THREADS SEED. Prints the address of `control` and then runs until it is killed. */
+ * usage: writer THREADS SEED [counter|none [small]]. Prints the address of `control` and then runs until it is killed. With
+ * `small` most areas are anonymous mappings of 64 to 512 KiB, each far from all others, and some are mapped piece by
+ * piece, beside memory that comes and goes and makes one large mapping of them. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <malloc.h>
@@ -22,7 +24,7 @@
 #define THREADS 4
 #define PAGE 4096ul
 
-enum { ANON, HUGE, MEMFD, FILE_PRIVATE, SHARED_ANON, TOGGLED, REMAPPED, MOVED, HEAP, GROWN };
+enum { ANON, HUGE, MEMFD, FILE_PRIVATE, SHARED_ANON, TOGGLED, REMAPPED, MOVED, HEAP, GROWN, PIECES };
 
 struct area {
 	uint64_t addr, kind, busy, pages;
@@ -33,6 +35,13 @@ struct {
 	uint64_t magic, threads, counter, errors;
 	struct area areas[THREADS][AREAS];
 } control __attribute__((aligned(4096)));
+
+#define PIECE 8
+#define FILLER 160
+static int small;
+static struct {
+	int slot, filler;
+} beside[THREADS][AREAS];
 
 static int copy_file; /* where values stand that read(2) brings in */
 
@@ -53,8 +62,24 @@ static volatile uint64_t *word(struct area *a, int page, int i)
 	return (volatile uint64_t *)(a->addr + page * PAGE + at[i]);
 }
 
+/* A page that was given back lazily may be what it was or zero until it is written. */
+static void settle(struct area *a, int page)
+{
+	if (a->from[page] == a->to[page])
+		return;
+	a->busy = 1;
+	barrier();
+	for (int i = 0; i < 3; i++)
+		*word(a, page, i) = 1;
+	a->from[page] = a->to[page] = 1;
+	barrier();
+	a->busy = 0;
+	barrier();
+}
+
 static void put(struct area *a, int page, uint64_t value)
 {
+	settle(a, page);
 	a->to[page] = value;
 	barrier();
 	for (int i = 0; i < 3; i++)
@@ -68,6 +93,7 @@ static void put_by_kernel(struct area *a, int page, int thread, uint64_t value)
 {
 	uint64_t buf[512] = {0};
 
+	settle(a, page);
 	buf[0] = buf[256] = buf[511] = value;
 	if (pwrite(copy_file, buf, PAGE, thread * PAGE) != PAGE)
 		abort();
@@ -97,6 +123,142 @@ static void zero(struct area *a, int first, int n, int how)
 	barrier();
 	for (int i = first; i < first + n; i++)
 		a->from[i] = 0;
+}
+
+/* Addresses that nothing else has, in turn. */
+static void *next_slot(int thread, int k)
+{
+	int slot = beside[thread][k].slot++ % 4;
+
+	return (void *)(0x100000000000ul + ((uint64_t)((thread * AREAS + k) * 4 + slot) << 24));
+}
+
+static void *map_at(void *at, size_t pages, int fixed)
+{
+	void *got = mmap(at, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+
+	if (got == MAP_FAILED || (at && got != at))
+		abort();
+	return got;
+}
+
+static void grow_piece(struct area *a)
+{
+	if (a->pages + PIECE > PAGES)
+		return;
+	for (int i = 0; i < PIECE; i++)
+		a->from[a->pages + i] = a->to[a->pages + i] = 0;
+	map_at((void *)(a->addr + a->pages * PAGE), PIECE, MAP_FIXED_NOREPLACE);
+	barrier();
+	a->pages += PIECE;
+}
+
+static void cut_piece(struct area *a, int head)
+{
+	if (a->pages <= 2 * PIECE)
+		return;
+	a->busy = 1;
+	barrier();
+	a->pages -= PIECE;
+	munmap((void *)(a->addr + (head ? 0 : a->pages * PAGE)), PIECE * PAGE);
+	if (head) {
+		a->addr += PIECE * PAGE;
+		memmove(a->from, a->from + PIECE, a->pages * 8);
+		memmove(a->to, a->to + PIECE, a->pages * 8);
+	}
+	barrier();
+	a->busy = 0;
+}
+
+static void toggle_filler(struct area *a, int *filler)
+{
+	char *at = (char *)(a->addr + a->pages * PAGE);
+
+	if (*filler) {
+		munmap(at, FILLER * PAGE);
+	} else {
+		map_at(at, FILLER, MAP_FIXED_NOREPLACE);
+		at[0] = at[FILLER * PAGE - 1] = 1;
+	}
+	*filler = !*filler;
+}
+
+/* Elsewhere as it is, or here anew. Of several mappings the kernel may have moved some before it fails, which it does at
+ * one that is registered beside one that is not. */
+static void replace(struct area *a, void *to)
+{
+	void *at = MAP_FAILED;
+
+	a->busy = 1;
+	barrier();
+	if (to)
+		at = mremap((void *)a->addr, a->pages * PAGE, a->pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	if (at != MAP_FAILED) {
+		a->addr = (uint64_t)at;
+	} else {
+		munmap(to, to ? a->pages * PAGE : 0);
+		munmap((void *)a->addr, a->pages * PAGE);
+		map_at((void *)a->addr, a->pages, MAP_FIXED_NOREPLACE);
+		memset(a->from, 0, sizeof(a->from));
+		memset(a->to, 0, sizeof(a->to));
+	}
+	barrier();
+	a->busy = 0;
+}
+
+static void free_lazily(struct area *a, int first, int n)
+{
+	void *at = (void *)(a->addr + first * PAGE);
+
+	for (int i = first; i < first + n; i++)
+		a->to[i] = 0;
+	barrier();
+	madvise(at, n * PAGE, MADV_FREE);
+	madvise(at, n * PAGE, MADV_PAGEOUT);
+}
+
+static void change_pieces(struct area *a, int thread, uint64_t r, int page, int n)
+{
+	void *at = (void *)(a->addr + page * PAGE);
+	int k = a - control.areas[thread], *filler = &beside[thread][k].filler;
+
+	switch ((r >> 32) % 14) {
+	case 0:
+	case 1:
+	case 2:
+		if (!*filler)
+			grow_piece(a);
+		return;
+	case 3:
+	case 4:
+		if (!*filler)
+			cut_piece(a, r >> 40 & 1);
+		return;
+	case 5:
+	case 6:
+		toggle_filler(a, filler);
+		return;
+	case 7:
+	case 8:
+		if (*filler)
+			toggle_filler(a, filler);
+		replace(a, r >> 40 & 1 ? next_slot(thread, k) : NULL);
+		return;
+	case 9:
+		madvise(at, n * PAGE, MADV_DONTDUMP);
+		return;
+	case 10:
+		madvise((void *)a->addr, a->pages * PAGE, MADV_DODUMP);
+		return;
+	case 11:
+		mprotect(at, n * PAGE, PROT_READ);
+		mprotect(at, n * PAGE, PROT_READ | PROT_WRITE);
+		return;
+	case 12:
+		free_lazily(a, page, n);
+		return;
+	}
+	zero(a, page, n, r >> 40 & 1 ? MADV_DONTNEED : -1);
 }
 
 static void step(struct area *a, int thread, uint64_t *seed)
@@ -137,14 +299,20 @@ static void step(struct area *a, int thread, uint64_t *seed)
 			return;
 		}
 		break;
+	case PIECES:
+		if (r % 64 == 0) {
+			change_pieces(a, thread, r, page, n);
+			return;
+		}
+		break;
 	case MOVED:
 		if (r % 32 == 0) {
 			a->busy = 1;
 			barrier();
+			void *at = small ? next_slot(thread, a - control.areas[thread])
+					 : mmap(NULL, a->pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 			void *to = mremap((void *)a->addr, a->pages * PAGE, a->pages * PAGE,
-					  MREMAP_MAYMOVE | MREMAP_FIXED,
-					  mmap(NULL, a->pages * PAGE, PROT_NONE,
-					       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+					  MREMAP_MAYMOVE | MREMAP_FIXED, at);
 			if (to == MAP_FAILED)
 				abort();
 			a->addr = (uint64_t)to;
@@ -192,6 +360,17 @@ static void step(struct area *a, int thread, uint64_t *seed)
 		put(a, page, value);
 	else
 		put_by_kernel(a, page, thread, value);
+}
+
+static void map_small(struct area *a, int thread, int k)
+{
+	static const int kinds[AREAS] = {ANON, PIECES, PIECES, REMAPPED, PIECES, TOGGLED, REMAPPED, MOVED, PIECES, HEAP};
+
+	a->kind = kinds[k] == HEAP && thread ? ANON : kinds[k];
+	if (a->kind == HEAP)
+		return;
+	a->pages = (PAGES / 8) << (k + thread) % 4;
+	a->addr = (uint64_t)map_at(next_slot(thread, k), a->pages, MAP_FIXED_NOREPLACE);
 }
 
 static void *map_area(int kind)
@@ -274,6 +453,7 @@ int main(int argc, char **argv)
 
 	if (threads > THREADS)
 		return 2;
+	small = argc > 4;
 	setvbuf(stdout, NULL, _IONBF, 0);
 	/* malloc keeps room of its own below the heap area and never moves the break again. */
 	mallopt(M_TRIM_THRESHOLD, 1 << 30);
@@ -290,11 +470,14 @@ int main(int argc, char **argv)
 
 			a->kind = k == HEAP && i ? ANON : k; /* one heap a process */
 			a->pages = PAGES;
-			a->addr = (uint64_t)map_area(a->kind);
+			if (small)
+				map_small(a, i, k);
+			if (!a->addr)
+				a->addr = (uint64_t)map_area(a->kind);
 		}
 	control.magic = strtoull(argc > 2 ? argv[2] : "1", NULL, 10) * 2654435761u + 1;
 	control.threads = threads;
-	if (argc > 3)
+	if (argc > 3 && *argv[3] == 'c')
 		pthread_create(&t, NULL, counter, NULL);
 	for (int i = 0; i < threads; i++)
 		pthread_create(&t, NULL, writer, (void *)(intptr_t)i);

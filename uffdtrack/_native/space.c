@@ -17,6 +17,8 @@
 #include <unistd.h>
 
 #define VEC 16384
+#define SMALL (512ul << 10) /* is compared in 0.1 ms */
+#define SMALL_IN_ALL 4      /* times that */
 #define SHARES 4
 #define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 #define SHARE_BYTES (1ul << 20) /* below that a thread costs more than it saves */
@@ -217,7 +219,7 @@ static int differing(const ut_space *s, const ut_run *runs, size_t n, const uint
 			uint64_t hash[2];
 
 			page_hash(s, from, hash);
-			if (!d || d->hash[0] != hash[0] || d->hash[1] != hash[1])
+			if (!d || (!s->blind && (d->hash[0] != hash[0] || d->hash[1] != hash[1])))
 				TRY(runs_push(out, a, a + UT_PAGE));
 		}
 	return 0;
@@ -665,20 +667,64 @@ static int same_object(const ut_region *a, const ut_region *b)
 	       a->minor == b->minor && a->offset - a->start == b->offset - b->start;
 }
 
+/* The first of these mappings, which are sorted, that ends after `addr`. */
+static size_t first_after(const ut_maps *m, uint64_t addr)
+{
+	size_t low = 0, high = m->n;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (m->regions[middle].end <= addr)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
 int ut_stood_before(const ut_space *s, const ut_region *r)
 {
 	int seen = 0;
 
-	for (size_t i = 0; i < s->before.n; i++) {
+	for (size_t i = first_after(&s->before, r->start); i < s->before.n; i++) {
 		const ut_region *b = &s->before.regions[i];
 
-		if (b->end <= r->start || b->start >= r->end)
-			continue;
+		if (b->start >= r->end)
+			break;
 		if (!same_object(b, r))
 			return 0;
 		seen = 1;
 	}
 	return seen;
+}
+
+/* Of the mappings that stood here at the last harvest, how many were compared (1), or not (0). */
+static size_t count_before(const ut_space *s, const ut_region *r, int compared)
+{
+	size_t n = 0;
+
+	for (size_t i = first_after(&s->before, r->start); i < s->before.n; i++) {
+		const ut_region *b = &s->before.regions[i];
+
+		if (b->start >= r->end)
+			break;
+		n += b->kind == r->kind && b->compared == compared;
+	}
+	return n;
+}
+
+/* Whether there is a digest of all that the image has of this place. There is none of what was under traps. Of anonymous
+ * memory one piece is as good as another: all that can be there is zeros, or a page whose contents are looked at. */
+static int is_known(const ut_space *s, const ut_region *r)
+{
+	size_t end = first_after(&s->before, r->end - 1), n = count_before(s, r, 1);
+
+	if (r->kind != UT_KIND_ANON)
+		return n && !count_before(s, r, 0) && ut_stood_before(s, r);
+	if (end < s->before.n && s->before.regions[end].start < r->end)
+		end++;
+	return n && n == end - first_after(&s->before, r->start);
 }
 
 /* Writable private mappings of a file: the pages that are not the file's any more, compared. Traps would be wrong:
@@ -744,8 +790,8 @@ static int found_in_file(ut_space *s, const ut_region *r)
 	return err;
 }
 
-/* Private hugetlb pages that were there and are not: zero. Reading one would take it from the pool. */
-static int harvest_huge_gone(ut_space *s, const ut_region *r)
+/* Pages of private memory that were there and are not: zero. Reading one would bring it back, of hugetlb from the pool. */
+static int harvest_zeroed(ut_space *s, const ut_region *r)
 {
 	ut_runs old = {0};
 	int err = runs_clip(&old, &s->known, r->start, r->end);
@@ -760,17 +806,18 @@ static int harvest_huge_gone(ut_space *s, const ut_region *r)
  * on (a memfd that is mapped private); those that cannot be registered; and hugetlb pages, which keep their trap
  * when they are given back: compare every page that is or was there
  * with the digest of what was stored. */
-static int harvest_compare(ut_space *s, const ut_region *r, int flags)
+static int harvest_compare(ut_space *s, ut_region *r, int flags)
 {
-	int known = !(flags & UT_FULL) && ut_stood_before(s, r);
+	int known = !(flags & UT_FULL) && is_known(s, r), err;
 
+	r->compared = 1;
 	s->found.n = 0;
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED, found_plain,
 		 &s->found));
 	if (r->in_memory)
 		TRY(found_in_file(s, r));
-	if (known && r->kind == UT_KIND_HUGE) {
-		TRY(harvest_huge_gone(s, r));
+	if (known && (r->kind == UT_KIND_HUGE || r->kind == UT_KIND_ANON)) {
+		TRY(harvest_zeroed(s, r));
 	} else if (known)
 		TRY(runs_clip(&s->found, &s->known, r->start, r->end));
 	else
@@ -782,7 +829,12 @@ static int harvest_compare(ut_space *s, const ut_region *r, int flags)
 		if (!known)
 			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
 	}
-	return known ? changed_pages(s, &s->found, &s->want) : 0;
+	if (!known)
+		return 0;
+	s->blind = s->sabotage == UT_SABOTAGE_COMPARE && r->kind == UT_KIND_ANON;
+	err = changed_pages(s, &s->found, &s->want);
+	s->blind = 0;
+	return err;
 }
 
 static int harvest_tracked(ut_space *s, const ut_region *r, int all)
@@ -909,12 +961,69 @@ static int is_armed(ut_space *s, const ut_region *r)
 	return 1;
 }
 
+static int is_under_traps(ut_space *s, const ut_region *r)
+{
+	return s->sync ? is_armed(s, r) : !is_registered(s, r->start);
+}
+
+/* What may become one mapping with this one: what touches it and was not registered before. */
+static int may_merge(const ut_space *s, const ut_region *a, const ut_region *b, const ut_region *r, int flags)
+{
+	return a->end == b->start && r->kind == UT_KIND_ANON && ((flags & UT_FULL) || !count_before(s, r, 0));
+}
+
+/* How large that is in all, up to `enough`. */
+static uint64_t size_in_all(const ut_space *s, const ut_region *r, int flags, uint64_t enough)
+{
+	const ut_region *first = s->maps.regions, *last = first + s->maps.n - 1;
+	uint64_t size = r->end - r->start;
+
+	for (const ut_region *a = r; size <= enough && a > first && may_merge(s, a - 1, a, a - 1, flags); a--)
+		size += a[-1].end - a[-1].start;
+	for (const ut_region *a = r; size <= enough && a < last && may_merge(s, a, a + 1, a + 1, flags); a++)
+		size += a[1].end - a[1].start;
+	return size;
+}
+
+/* Small anonymous memory is not registered, but compared.
+ *
+ * The kernel merges no memory that is registered with memory that is not. What is mapped beside registered memory stays
+ * a mapping of its own, for good if it is written before it is registered too, since it has an anon_vma of its own then:
+ * mremap(2) over both says EFAULT, and a heap that grows would take one mapping more for each epoch, up to
+ * vm.max_map_count. Left alone, pieces merge with those that come later, and are registered as one when they are large.
+ *
+ * The nearer the process is to its limit of mappings, the larger that is. Writes that are limited (--max-dirty) have to
+ * be counted, so nothing is left alone then. A stack merges with nothing. */
+static int leave_alone(ut_space *s, const ut_region *r, int flags)
+{
+	uint64_t size = r->end - r->start, small = SMALL;
+
+	if (s->max_maps)
+		small <<= min64(8 * s->maps.n / s->max_maps, 8);
+	if (r->kind != UT_KIND_ANON || size > small || s->alone + size > SMALL_IN_ALL * small)
+		return 0;
+	if ((s->watch && s->watch->limit) || !strncmp(s->maps.text + r->name, "[stack]", 7))
+		return 0;
+	if (size_in_all(s, r, flags, small) > small || is_under_traps(s, r))
+		return 0;
+	s->alone += size;
+	return 1;
+}
+
+static int harvest_alone(ut_space *s, ut_region *r, int flags)
+{
+	int err = harvest_compare(s, r, flags);
+
+	s->compared--; /* by choice */
+	return err;
+}
+
 /* sync: what is written waits for our thread, so that all is known of what has been under traps; the rest of a
  * mapping has come. A page that does not exist must not be read: that is a fault too.
  *
  * What was armed while the target ran may have been a hole just then, in which another mapping has come since, with
  * no event, since it was under no trap. */
-static int harvest_sync(ut_space *s, const ut_region *r, int flags)
+static int harvest_sync(ut_space *s, ut_region *r, int flags)
 {
 	const ut_runs whole = {&(ut_run){r->start, r->end}, 1, 1};
 	ut_runs armed = {0}, come = {0}, look = {0};
@@ -922,8 +1031,12 @@ static int harvest_sync(ut_space *s, const ut_region *r, int flags)
 	int64_t t0;
 	int err = runs_clip(&armed, &s->armed, r->start, r->end);
 
-	if (!err && armed.n && s->loose && !is_armed(s, r))
+	if (!err && armed.n && (count_before(s, r, 1) || (s->loose && !is_armed(s, r))))
 		armed.n = 0;
+	if (!err && !armed.n && leave_alone(s, r, flags)) {
+		err = harvest_alone(s, r, flags);
+		goto out;
+	}
 	if (!err)
 		err = runs_minus(&come, &whole, &armed);
 	if (!err && come.n)
@@ -966,7 +1079,7 @@ out:
 	return err;
 }
 
-static int harvest_region(ut_space *s, const ut_region *r, int flags)
+static int harvest_region(ut_space *s, ut_region *r, int flags)
 {
 	int err = -EPERM;
 
@@ -979,11 +1092,13 @@ static int harvest_region(ut_space *s, const ut_region *r, int flags)
 	}
 	if (r->kind == UT_KIND_FILE && (r->prot & 2))
 		return harvest_own(s, r, flags);
-	if (!(flags & UT_FULL) && !was_moved(s, r))
+	if (!(flags & UT_FULL) && !was_moved(s, r) && !count_before(s, r, 1))
 		err = harvest_tracked(s, r, 0);
 	/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
 	if (err != -EPERM)
 		return err;
+	if (leave_alone(s, r, flags))
+		return harvest_alone(s, r, flags);
 	err = harvest_fresh(s, r, flags);
 	if (err == -EPERM || err == -EBUSY || err == -EINVAL)
 		return harvest_compare(s, r, flags);
@@ -1099,6 +1214,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
 	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
 	s->compared = 0;
+	s->alone = 0;
 	s->rearm_ns = 0;
 	if (s->claims)
 		ut_claims_drop(s->claims, s->member);
@@ -1122,7 +1238,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		err = unmapped(s);
 	}
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
-		const ut_region *r = &s->maps.regions[i];
+		ut_region *r = &s->maps.regions[i];
 
 		if (r->kind >= UT_KIND_SKIP)
 			continue;
@@ -1160,7 +1276,21 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	swap_runs(&s->known, &s->next_known);
 	swap_runs(&s->armed, &s->next_armed);
 	runs_normalise(&s->spans);
+	runs_normalise(&s->known);
 	return err;
+}
+
+static uint64_t max_map_count(void)
+{
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+	unsigned long n = 0;
+
+	if (!file)
+		return 0;
+	if (fscanf(file, "%lu", &n) != 1)
+		n = 0;
+	fclose(file);
+	return n;
 }
 
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
@@ -1173,6 +1303,7 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
 	s->uffd = uffd;
 	s->pagemap = s->mem = -1;
 	s->diff_all = diff_all;
+	s->max_maps = max_map_count();
 	s->vec = malloc(VEC * sizeof(*s->vec));
 	if (!s->vec || getrandom(s->seed, sizeof(s->seed), 0) != sizeof(s->seed) ||
 	    ut_space_reserve(s, 32ul << 20)) {

@@ -15,7 +15,7 @@ enum {
 };
 enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
 /* Faults on purpose, for the tests' negative controls. */
-enum { UT_SABOTAGE_FORGET = 1, UT_SABOTAGE_LATE_REARM = 2 };
+enum { UT_SABOTAGE_FORGET = 1, UT_SABOTAGE_LATE_REARM = 2, UT_SABOTAGE_COMPARE = 3 };
 
 /* An object in memory that one process of a tree stores for all that map it, see tree.c. */
 typedef struct {
@@ -43,7 +43,9 @@ typedef struct {
 	int32_t shared;    /* somebody may share its pages: remote.h */
 	int32_t diff_all;  /* the kernel misses zapped PMDs: find what is gone by comparing sets */
 	int32_t compared;  /* mappings whose contents are compared instead */
-	int32_t sabotage;
+	int32_t sabotage, blind;
+	uint64_t max_maps; /* vm.max_map_count; 0: not known */
+	uint64_t alone;    /* bytes of small mappings that this harvest has not registered */
 	ut_maps maps, before;
 	ut_filesystems filesystems;
 	ut_heads heads;
