@@ -28,13 +28,23 @@ def program(request: pytest.FixtureRequest, root: None, tool: Tool, tmp_path: Pa
     started.close()
 
 
-def session(program: Program, directory: Path, engine: str, *options: str) -> subprocess.Popen[str]:
-    tree = ["--children"] if program.tree else []
-    return subprocess.Popen(
-        [sys.executable, "-m", "checkpoint", "checkpoint", str(program.pid), "-o", str(directory),
-         "--engine", engine, "--json", *tree, *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+class Session:
+    """Its output goes to files: a row of a tree is long, and nobody reads a pipe while the load is made."""
+
+    def __init__(self, program: Program, directory: Path, engine: str, *options: str) -> None:
+        tree = ["--children"] if program.tree else []
+        self._out, self._err = directory.with_suffix(".out"), directory.with_suffix(".err")
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "checkpoint", "checkpoint", str(program.pid), "-o", str(directory),
+                 "--engine", engine, "--json", *tree, *options],
+                stdout=out, stderr=err,
+            )  # fmt: skip
+
+    def end(self) -> list[str]:
+        """Its rows."""
+        assert self.process.wait() == 0, self._err.read_text()
+        return self._out.read_text().splitlines()
 
 
 def cores(program: Program, chain: Path) -> list[Path]:
@@ -46,20 +56,17 @@ def test_load_and_rollback(
     program: Program, process_engine: str, tmp_path: Path, uffdtrack: Run, tool: Tool
 ) -> None:
     loaded, quiet = tmp_path / "loaded", tmp_path / "quiet"
-    taking = session(program, loaded, process_engine, "--every", "100ms", "--count", str(EPOCHS))
+    taking = Session(program, loaded, process_engine, "--every", "100ms", "--count", str(EPOCHS))
     bumps = 0
-    while taking.poll() is None:
+    while taking.process.poll() is None:
         program.bump()
         bumps += 1
-    out, err = taking.communicate()
-    assert taking.returncode == 0, err
-    assert len(out.splitlines()) == EPOCHS and bumps > 3, err
+    assert len(taking.end()) == EPOCHS
+    assert bumps > 3
     uffdtrack("verify", loaded)
 
     before = program.value()
-    taking = session(program, quiet, process_engine, "--every", "50ms", "--count", "2")
-    out, err = taking.communicate()
-    assert taking.returncode == 0, err
+    assert len(Session(program, quiet, process_engine, "--every", "50ms", "--count", "2").end()) == 2
     for _ in range(3):
         program.bump()
     changed = program.value()
