@@ -67,6 +67,7 @@ class Program:
     """
 
     tree = False
+    asking = 0  # what a call of value() adds to it
     stateful = True
     ends_threads = False
 
@@ -349,6 +350,7 @@ class Nats(Lines):
 
 class Nginx(Lines):
     tree = True
+    asking = 1  # the status counts the requests for it
 
     def server(self) -> list[object]:
         (self.directory / "index.html").write_text("nginx " * 5000)
