@@ -19,6 +19,7 @@ from checkpoint.attributes import (
     steps,
 )
 from checkpoint.chain import View
+from checkpoint.image import NT_AUXV
 from checkpoint.layout import Change, Layout, heap_end, protection
 from checkpoint.targets.process import mapped_files, proc_read
 from uffdtrack import PAGE, Injector, Region, Tracee, task_directory
@@ -130,7 +131,14 @@ class Mappings:
             [(r.start, r.end) for r in rs if r.name == "[vdso]"]
             for rs in (self.layout.regions, epoch.regions)
         ]
-        if fixed[0] != fixed[1]:
+        # Without randomisation of addresses the vdso is where it was. Then the auxiliary vector tells (the
+        # place of the headers, of the name), or that nothing of the program's file is mapped any more.
+        auxv = {data for name, kind, data in epoch.notes if (name, kind) == (b"CORE", NT_AUXV)}
+        if (
+            fixed[0] != fixed[1]
+            or (auxv and proc_read(self.pid, "auxv") not in auxv)
+            or self._other_program()
+        ):
             raise RollbackRefusedError("the process has replaced its program (exec) since that epoch")
         self._look_at_code()
         files: dict[str, list[int]] = epoch.meta["files"]
@@ -153,6 +161,12 @@ class Mappings:
         if changed:
             kept = {c.then.name for c in self.layout.changes if c.kept and c.then and c.then.file_backed}
             self.warnings += [f"the mapped file {name} has changed since" for name in sorted(changed & kept)]
+
+    def _other_program(self) -> bool:
+        """Whether nothing of the epoch's program file is mapped any more."""
+        exe = self.view.epoch.meta["process"].get("exe")
+        then = {(r.device, r.inode) for r in self.view.epoch.regions if exe and r.name == exe}
+        return bool(then) and not then & {(r.device, r.inode) for r in self.layout.regions}
 
     def _look_at_code(self) -> None:
         """Under PR_SET_MDWE (Linux 6.3) mprotect(2) cannot give the right to execute, nor give it back.

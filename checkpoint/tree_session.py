@@ -110,7 +110,7 @@ class Member:
         elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
         try:
             row = self.session.write(window, {"elsewhere": elsewhere})
-        except TargetGoneError:
+        except (TargetGoneError, NewMemoryError):
             return None
         row |= {
             "start_time": self.target.identity.start_time,
@@ -376,6 +376,15 @@ class TreeSession:
                 note(member, job.result())
         if not rows:
             return None
+        left_out += [
+            {
+                "pid": m.target.pid,
+                "comm": command_name(m.target.pid),
+                "reason": "it ended, or called exec, a moment after",
+            }
+            for m, _ in taken
+            if m.number not in rows
+        ]
         return self._commit([rows[m.number] for m, _ in taken if m.number in rows], left_out, window, started)
 
     def _left_out(

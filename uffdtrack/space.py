@@ -347,6 +347,11 @@ class AddressSpace:
             code, os.strerror(code)
         )
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether no process has this memory any more: it has ended, or has called exec."""
+        return bool(lib.ut_space_is_gone(self._c))
+
     def passed_over(self) -> None:
         """No window can be had for a while, since others have the target.
 

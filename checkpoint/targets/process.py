@@ -33,6 +33,7 @@ from uffdtrack import (
 )
 from uffdtrack.errors import (
     EpochSkippedError,
+    NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
     TargetGoneError,
@@ -426,6 +427,9 @@ class ProcessTarget:
             raise TargetGoneError(f"process {self.pid} has ended") from error
         files = [d.target for d in objects.descriptors.values()]
         heap = [r.end for r in window.regions if r.name == "[heap]"]
+        if self.space.is_gone and not self.ended():
+            # All this was read after the stop: it may be of another program than what was copied in it.
+            raise NewMemoryError(f"process {self.pid} has replaced its program (exec)")
         return notes, {
             "process": facts,
             "objects": objects,

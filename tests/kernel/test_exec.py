@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain
+from checkpoint.chain import Chain, ChainWriter
+from checkpoint.cycle import Session
+from checkpoint.targets.process import ProcessTarget
 from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
-from uffdtrack import PAGE, status_field
+from uffdtrack import PAGE, Pending, Window, status_field
 
 AT = 0x200000000000  # of execs.c
 
@@ -64,6 +67,57 @@ def test_threads_that_call_exec(
     known = [n for numbers in seen for n in numbers]
     assert known == sorted(known) and set(known) <= set(range(first, last + 2)) | {0}
     assert len(set(known)) > 1
+
+
+@pytest.fixture
+def changeling(spawn: Spawn) -> subprocess.Popen[bytes]:
+    """A shell, its addresses not random, as those of the program that it becomes at a line of input."""
+    process = spawn("setarch", "-R", "sh", "-c", "read line; exec sleep 60")
+    wait_for(lambda: status_field(process.pid, "Name") == "sh", "the shell runs")
+    return process
+
+
+def become(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    wait_for(lambda: status_field(process.pid, "Name") == "sleep", "it has called exec")
+
+
+def test_exec_right_after_the_stop(
+    process_engine: str, changeling: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """What is read of /proc after the stop is not put beside memory of the program before."""
+    with (
+        ProcessTarget(changeling.pid, process_engine) as target,
+        ChainWriter(tmp_path / "c", b"", False) as chain,
+    ):
+        session = Session(target, chain)
+        session.take()
+        window = target.window
+
+        def exec_after(pending: Pending) -> Window:
+            taken = window(pending)
+            if changeling.stdin and status_field(changeling.pid, "Name") == "sh":
+                become(changeling)
+            return taken
+
+        target.window = exec_after  # type: ignore[method-assign]
+        row = session.take()
+    assert row["base"] and row["epoch"] == 1
+    meta = Chain(tmp_path / "c").open(1).meta
+    exe = meta["process"]["exe"]
+    assert os.path.basename(exe) == "sleep" and any(region[6] == exe for region in meta["regions"])
+
+
+def test_rollback_over_an_exec_is_refused(
+    kernel: None, changeling: subprocess.Popen[bytes], tmp_path: Path, uffdtrack: Run
+) -> None:
+    uffdtrack("checkpoint", changeling.pid, "-o", tmp_path / "c", "--every", "5ms", "--count", "2")
+    become(changeling)
+    done = uffdtrack("rollback", changeling.pid, tmp_path / "c", code=5)
+    assert "has replaced its program" in done.stderr
+    assert changeling.poll() is None and status_field(changeling.pid, "Name") == "sleep"
 
 
 def in_image(directory: Path, epoch: int) -> set[int]:

@@ -172,6 +172,7 @@ typedef struct {
 typedef struct {
 	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
 } ut_times;
+int ut_space_is_gone(const ut_space *s);
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);

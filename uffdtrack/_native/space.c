@@ -1161,7 +1161,7 @@ static int void_what_is_new(ut_space *s)
 /* Whether the memory that the uffd belongs to is no process's any more. The question must change nothing, so it
  * is one for shared memory that is registered, of which there is none; addresses below mmap_min_addr are turned
  * down without a look. */
-static int memory_is_gone(const ut_space *s)
+int ut_space_is_gone(const ut_space *s)
 {
 	struct uffdio_continue none = {
 		.range = {UT_TASK_SIZE - 2 * UT_PAGE, UT_PAGE},
@@ -1268,7 +1268,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	if (!err && !(flags & UT_RUNNING))
 		err = ut_heads_take(&s->heads, &s->maps, s->pagemap, s->mem);
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
-	if (memory_is_gone(s))
+	if (ut_space_is_gone(s))
 		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
 	s->loose = !!(flags & UT_RUNNING);
 	swap_runs(&s->spans, &s->next_spans);

@@ -83,6 +83,8 @@ typedef struct {
 	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
 } ut_times;
 
+/* 1: no process has that memory any more: it has ended, or has called exec. */
+int ut_space_is_gone(const ut_space *s);
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 /* Follow the faults of its threads; `limit`: touched pages that make `full` readable, and that sync keeps. */
