@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from uffdtrack._sys import check, ffi, lib
+from uffdtrack.errors import TargetGoneError
 
 
 def file_mode(directory: int, name: str) -> tuple[int, int]:
@@ -32,7 +34,10 @@ def open_files(task: Path, pid: int) -> Iterator[tuple[int, int, str, str]]:
     try:
         directory = os.open(task, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            check(lib.ut_descriptors(directory, text), "read the open files", pid)
+            read = lib.ut_descriptors(directory, text)
+            if read == -errno.ENOENT:  # the thread is no more: it has ended, or the process has called exec
+                raise TargetGoneError(f"process {pid} has ended")
+            check(read, "read the open files", pid)
         finally:
             os.close(directory)
         words = bytes(ffi.buffer(text.v, text.n)).decode(errors="surrogateescape").split("\0")

@@ -18,6 +18,8 @@ from tests.kernel.test_notices_nothing import ask, start_notices, state_of, trap
 from uffdtrack import PAGE
 from uffdtrack.errors import StopTimeoutError
 
+BIG = 256 * PAGE
+"""More than is compared in place of followed."""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 __all__ = ["mapper"]
 
@@ -143,7 +145,7 @@ def test_mapping_that_shrinks_and_grows_in_place(mapper: Mapper, session: Sessio
 
 def test_write_without_a_sample_is_noticed(mapper: Mapper, session: Session) -> None:
     """GUP: the audit of ring sees that there were more faults than samples; sync sees all faults."""
-    at = mapper.new(64 * PAGE)
+    at = mapper.new(BIG)
     mapper(f"[put({at} + i * {PAGE}, b'old') for i in range(64)]")
     quiet(session)
     assert mapper(f"pvm({at + 7 * PAGE}, b'new')") == "3"
@@ -181,7 +183,7 @@ def test_threads_and_children(mapper: Mapper, session: Session) -> None:
 
 def test_writers_outside_of_the_process(root: None, mapper: Mapper, process_engine: str) -> None:
     """Another process writes by process_vm_writev(2): ring does not see it (docs/engines.md)."""
-    at = mapper.new(64 * PAGE)
+    at = mapper.new(BIG)
     mapper(f"put({at}, b'old')")
     libc = ctypes.CDLL(None, use_errno=True)
     text = ctypes.create_string_buffer(b"new")
@@ -280,7 +282,7 @@ def test_unstoppable_thread_with_a_limit(
 
 def test_guard_pages(mapper: Mapper, session: Session) -> None:
     """MADV_GUARD_INSTALL empties pages and tells nobody: the old contents stay until they are touched."""
-    at = mapper.new(64 * PAGE)
+    at = mapper.new(BIG)
     mapper(f"put({at}, b'a' * {64 * PAGE})")
     quiet(session)
     if mapper(f"libc.madvise({at + 4 * PAGE}, {4 * PAGE}, 102)") != "0":

@@ -61,7 +61,7 @@ def remove_old(directory: Path, last: int) -> None:
             path.unlink()
 
 
-@pytest.mark.parametrize(("threads", "seed"), [(1, 1), (2, 2), (4, 3)])
+@pytest.mark.parametrize(("threads", "seed"), [(1, 1), (2, 2), pytest.param(4, 3, marks=pytest.mark.slow)])
 def test_every_epoch_is_a_state_of_the_writer(
     kernel: None,
     process_engine: str,
@@ -76,7 +76,7 @@ def test_every_epoch_is_a_state_of_the_writer(
     assert memory.checked > EPOCHS * threads * 8 * 60
 
 
-@pytest.mark.parametrize(("threads", "seed"), [(1, 11), (3, 12)])
+@pytest.mark.parametrize(("threads", "seed"), [(1, 11), pytest.param(3, 12, marks=pytest.mark.slow)])
 def test_small_mappings(
     kernel: None,
     process_engine: str,

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define AT ((volatile uint64_t *)0x200000000000)
-#define PAGES 16
+#define PAGES 256 /* more than is compared in place of followed */
 #define WORDS 512
 
 static int second, told[2];
