@@ -31,7 +31,8 @@ from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 SETTLING = 1.0
 """Seconds that a chain may lack its `head`, while it gives way to another."""
-_SIBLING = re.compile(r"\d+(\.\d+)?")  # of one tree, see tree.py
+MEMBER_NAME = re.compile(r"\d+(\.\d+)?")
+"""Directories of the chains of a tree, see tree.py."""
 _LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
 
 
@@ -266,7 +267,7 @@ class Chain:
         return View(view.epoch, sources, *columns)
 
     def _of_sibling(self, name: str, epoch: int, digest: str, view: View) -> View:
-        if not _SIBLING.fullmatch(name):
+        if not MEMBER_NAME.fullmatch(name):
             raise ImageError(f"{view.epoch.path} is damaged: {name!r} is no chain of a tree")
         other = Chain(self.directory.absolute().parent / name).view(epoch, alone=True)
         if digest not in (other.epoch.digest, other.epoch.meta.get("replaces")):
@@ -344,6 +345,21 @@ class Lock:
         self.close()
 
 
+def lock_directory(directory: Path) -> Lock:
+    """Hold a directory, which is made where it is missing.
+
+    Raises:
+        InvalidInputError, PermissionDeniedError, StorageError: as they say.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InvalidInputError(f"{directory} is not a directory") from error
+    except OSError as error:
+        raise translate(error, directory) from error
+    return Lock(directory)
+
+
 class ChainWriter:
     """A locked directory that epochs are added to, from 0 on.
 
@@ -357,13 +373,7 @@ class ChainWriter:
         self.key = key
         self.next_epoch = 0
         self.parent = ""
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise InvalidInputError(f"{directory} is not a directory") from error
-        except OSError as error:
-            raise translate(error, directory) from error
-        self._lock = Lock(directory)
+        self._lock = lock_directory(directory)
         try:
             old = _numbers(directory)
             for name in os.listdir(directory):

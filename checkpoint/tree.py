@@ -15,14 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from checkpoint.chain import Chain, Lock, View
+from checkpoint.chain import MEMBER_NAME, Chain, View, lock_directory
 from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
 from checkpoint.image import EpochFile
 from uffdtrack.errors import ImageError, InvalidInputError
 
 SCHEMA = "uffdtrack/tree/1"
 _NAME = re.compile(r"epoch-(\d{8,})\.tree")
-_CHAIN = re.compile(r"\d+(\.\d+)?")
 _OF_A_CHAIN = re.compile(r"(epoch-\d{8,}\.core|\.epoch-\d{8,}\.core\.tmp|head|\.head\.tmp|\.lock)")
 _DIGEST_SIZE = 32
 
@@ -72,7 +71,7 @@ class TreeEpoch:
             self.parent = str(self.meta["parent"])
             self.processes: list[dict[str, Any]] = list(self.meta["processes"])
             self.left_out: list[dict[str, Any]] = list(self.meta["left_out"])
-            if not all(_CHAIN.fullmatch(p["directory"]) for p in self.processes):
+            if not all(MEMBER_NAME.fullmatch(p["directory"]) for p in self.processes):
                 raise ValueError("a process's directory is none of a tree's")
 
     def verify(self, key: bytes) -> None:
@@ -168,13 +167,7 @@ class TreeWriter:
         self.key = key
         self.next_epoch = 0
         self.parent = ""
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise InvalidInputError(f"{directory} is not a directory") from error
-        except OSError as error:
-            raise translate(error, directory) from error
-        self._lock = Lock(directory)
+        self._lock = lock_directory(directory)
         self._old = [name for name in os.listdir(directory) if self._is_old(name)]
         if (numbers(directory) or self._old) and not force:
             self._lock.close()
@@ -184,7 +177,7 @@ class TreeWriter:
 
     def _is_old(self, name: str) -> bool:
         """A chain of a tree, or a part of a chain that is not one of a tree's."""
-        if _CHAIN.fullmatch(name):
+        if MEMBER_NAME.fullmatch(name):
             return (self.directory / name).is_dir()
         return bool(_OF_A_CHAIN.fullmatch(name)) and name != ".lock"
 
