@@ -12,6 +12,7 @@ import pytest
 from tests.contract.conftest import CONFIGS, PAGES, Config, Guest
 from tests.contract.guests import DEADLINE, STORM, WRITE, ThreadVcpu
 from uffdtrack import ENGINES
+from uffdtrack._sys import lib
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -24,16 +25,15 @@ def exact(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[1], CONFIGS[4]], ids=str)
-def test_cycles_that_end_while_vcpus_run(make: Callable[..., Guest], exact: str, config: Config) -> None:
-    guest, rng = make(exact, config, LIMIT), random.Random(1)
+def storm(guest: Guest, config: Config, cycles: int) -> None:
+    rng = random.Random(1)
     guest.copy(guest.tracker.exchange())
     for vcpu in guest.vcpus:
         rows = [rng.randrange(PAGES) for _ in range(500)]
         vcpu.post(
             STORM if config.kind == "threads" else WRITE, rows * (1 if config.kind == "threads" else 200)
         )
-    for _ in range(200):
+    for _ in range(cycles):
         for _ in range(rng.randrange(3)):
             guest.copy(guest.tracker.exchange())
             with suppress(CycleError):
@@ -49,6 +49,19 @@ def test_cycles_that_end_while_vcpus_run(make: Callable[..., Guest], exact: str,
         if config.kind == "threads":
             vcpu.stop()
         assert vcpu.wait()
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[1], CONFIGS[4]], ids=str)
+def test_cycles_that_end_while_vcpus_run(make: Callable[..., Guest], exact: str, config: Config) -> None:
+    storm(make(exact, config, LIMIT), config, 200)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
+def test_vcpus_that_come_too_late_to_be_given_a_share(make: Callable[..., Guest], config: Config) -> None:
+    """As on a machine that is busy: ring cannot hold them for a moment."""
+    guest = make("ring", config, LIMIT)
+    guest.tracker.sabotage(lib.UT_BREAK_HOLD)
+    storm(guest, config, 1500)
 
 
 def test_in_the_middle_of_a_cycle(make: Callable[..., Guest], exact: str, library: Any) -> None:

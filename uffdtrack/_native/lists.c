@@ -299,10 +299,10 @@ void ut_gate_open(ut_shared *s)
 
 uint32_t ut_gate_full(ut_shared *s)
 {
-	uint32_t word;
+	uint32_t word = ut_gate_close(s);
 
+	/* In this order: a cycle that ends in between takes no full for its own that left the gate closed. */
 	atomic_store(&s->full, 1);
-	word = ut_gate_close(s);
 	ut_event(s);
 	return word;
 }
@@ -311,9 +311,10 @@ int ut_hold(ut_shared *s, int vcpu)
 {
 	ut_vcpu *v = &s->vcpu[vcpu];
 	int64_t deadline = ut_now_ns() + HOLD_NS;
-	uint32_t ticket = atomic_load(&v->held) + 1;
+	uint32_t ticket = ++v->tickets;
 
-	ticket += !ticket; /* 0: go on */
+	if (!ticket) /* 0: go on */
+		ticket = ++v->tickets;
 	atomic_store(&v->hold, ticket);
 	if (v->forced <= 0 || ut_call(v)) {
 		atomic_store(&v->hold, 0);
@@ -460,17 +461,15 @@ static int park(ut_member *m, int vcpu)
 	return 1;
 }
 
-/* The share that the tracker granted is used up: another, or the end of the cycle. */
+/* The share that the tracker granted is used up: another, or the end of the cycle. The tracker shares out anew only
+ * while this thread is not in here: it stands at the gate, or is held. */
 static void on_period(ut_member *m, int vcpu)
 {
-	uint32_t grants = atomic_load(&m->shared->grants);
 	int64_t part = ut_grant(m->shared);
 
-	if (part)
-		ut_set_period(m->perf[vcpu], part);
-	/* The tracker may have shared it out anew meanwhile, and this part is of the old one: then it is looked at
-	 * while all stand. */
-	if (!part || atomic_load(&m->shared->grants) != grants)
+	/* The event would begin the same share again, and the gate may be open by the time this thread comes to it. */
+	ut_set_period(m->perf[vcpu], part ? part : 1);
+	if (!part)
 		ut_gate_full(m->shared);
 }
 

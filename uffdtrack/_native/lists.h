@@ -27,6 +27,7 @@ typedef struct {
 	_Atomic uint32_t called;   /* a signal of ours is on its way to it */
 	_Atomic uint32_t hold;     /* ring: it is to stand for a moment, so that its faults can be counted */
 	_Atomic uint32_t held;     /* and does: the same number */
+	uint32_t tickets;          /* such numbers; only the tracker's, and under its lock */
 	ut_list list;
 } ut_vcpu;
 
@@ -44,7 +45,6 @@ typedef struct {
 	_Alignas(64) _Atomic int64_t count;  /* pages in the open cycle's lists */
 	_Atomic int64_t threshold;           /* 0: none */
 	_Atomic int64_t budget;              /* ring: faults that no vCPU was granted yet */
-	_Atomic uint32_t grants;             /* ring: how often the tracker has shared it out anew */
 	_Alignas(64) _Atomic uint32_t rearming;
 	_Atomic uint32_t busy[UT_MAX_VCPUS + 1]; /* threads between listing a page and opening it, by mm */
 	ut_list global;

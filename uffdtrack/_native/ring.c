@@ -20,11 +20,11 @@
 enum {
 	RECORD = 16, /* header and address */
 	AUDITS = 4,
-	SHARES = 8,
 	AHEAD = 48, /* a whole cache miss, and the walk of the page table before it */
 	DRAIN_LOST = 1,
 	DRAIN_STRAYED = 2,
 };
+#define STAND_NS 1000000000
 
 static int open_event(int tid, int config, uint64_t period, uint64_t sample, uint32_t wake_bytes)
 {
@@ -234,34 +234,6 @@ void ut_ring_start(ut_tracker *t, int vcpu)
 	audit(t, vcpu);
 }
 
-/* By the event that samples; the one that holds the share is off for a moment when that is set. */
-static int64_t counted(const ut_events *e)
-{
-	uint64_t n = 0;
-
-	return read(e->min, &n, sizeof(n)) == sizeof(n) ? (int64_t)n : 0;
-}
-
-/* A share begins when it is set. Where its vCPU could not be made to stand meanwhile, what it has counted is taken
- * off, and the share set again. 0: nothing is left of it. */
-static int set_share(ut_events *e, int64_t part, int64_t base)
-{
-	int64_t used = counted(e) - base;
-
-	for (int i = 0; i < SHARES; i++) {
-		int64_t left = part - used, now;
-		int err = ut_set_period(e->count, left > 0 ? left : 1);
-
-		if (err)
-			return err == -ESRCH ? 0 : err;
-		now = counted(e) - base;
-		if (now == used)
-			return left > 0;
-		used = now;
-	}
-	return 0;
-}
-
 /* It takes no faults just now: it stands, or it is this thread. */
 static int is_still(ut_tracker *t, int vcpu)
 {
@@ -271,62 +243,79 @@ static int is_still(ut_tracker *t, int vcpu)
 	return ((word & 1) && atomic_load(&v->parked) == word) || v->tid == syscall(SYS_gettid);
 }
 
-/* What is left of the threshold, in shares; the vCPUs stand, or are held. */
-static int share_out(ut_tracker *t, int bound, const int64_t *base)
+/* A Python thread, or one that has ended. */
+static int never_stands(const ut_vcpu *v)
+{
+	return v->forced <= 0 || (syscall(SYS_tgkill, v->pid, v->tid, 0) && errno == ESRCH);
+}
+
+/* What is left of the threshold, in shares; the vCPUs stand, or are held. 1: enough for all; 0: full. */
+static int share_out(ut_tracker *t, int bound)
 {
 	int64_t left;
+	int full;
 
+	for (int i = 0; i < t->s->nvcpus; i++)
+		if (t->ev[i].used)
+			drain(t, i);
 	ut_take_list(t, UT_HOST);
 	left = t->s->threshold - (int64_t)t->log[t->open].n;
 	/* What is left is not enough for a share each: full. Only a threshold below the number of vCPUs would never
 	 * let them run at all. */
-	if (left < bound && t->log[t->open].n) {
-		ut_gate_full(t->s);
-		left = 0;
-	}
-	atomic_store(&t->s->budget, left);
+	full = left < bound && t->log[t->open].n;
+	atomic_store(&t->s->budget, full ? 0 : left);
 	for (int i = 0; i < t->s->nvcpus; i++) {
-		int ok;
+		int64_t part;
+		int err;
 
 		if (!t->ev[i].used || t->ev[i].count < 0)
 			continue;
-		ok = set_share(&t->ev[i], ut_grant(t->s), base[i]);
-		if (ok < 0)
-			return ok;
-		if (!ok && t->log[t->open].n)
-			ut_gate_full(t->s);
+		part = ut_grant(t->s);
+		err = ut_set_period(t->ev[i].count, part ? part : 1);
+		if (err && err != -ESRCH)
+			return err;
 	}
-	return 0;
+	if (full)
+		ut_gate_full(t->s);
+	return !full;
 }
 
+/* The share of a vCPU that runs cannot be set: between turning its event off and on again this thread may itself
+ * be kept from running, and nobody would count meanwhile. Until then a vCPU has what is left of its old share. */
 int ut_ring_grant(ut_tracker *t)
 {
-	int64_t base[UT_MAX_VCPUS];
-	int held[UT_MAX_VCPUS] = {0}, bound = 0, err;
+	int held[UT_MAX_VCPUS] = {0}, bound = 0, still = 1, closed = 0, err;
 
 	if (!t->s->threshold || t->engine != UT_RING)
 		return 0;
 	atomic_store(&t->s->budget, 0);
-	atomic_fetch_add(&t->s->grants, 1);
-	/* Until its new share is set a vCPU has what is left of its old one, and would have both. */
 	for (int i = 0; i < t->s->nvcpus; i++)
 		if (t->ev[i].used && t->ev[i].count >= 0) {
 			bound++;
-			held[i] = !is_still(t, i) && ut_hold(t->s, i);
-			/* Of one that runs on a fault may be counted, and its record still to come. */
-			base[i] = counted(&t->ev[i]) - !(held[i] || is_still(t, i));
+			held[i] = still && !is_still(t, i) && !(t->sabotage & UT_BREAK_HOLD) && ut_hold(t->s, i);
+			still &= held[i] || is_still(t, i) || never_stands(&t->s->vcpu[i]);
 		}
 	if (!bound)
 		return 0; /* of an attached process, whose rings are looked at instead */
-	for (int i = 0; i < t->s->nvcpus; i++)
-		if (t->ev[i].used)
-			drain(t, i);
-	err = share_out(t, bound, base);
-	atomic_fetch_add(&t->s->grants, 1);
-	for (int i = 0; i < t->s->nvcpus; i++)
+	if (!still) {
+		closed = !(atomic_load(&t->s->gate) & 1);
+		for (int i = 0; i < t->s->nvcpus; i++)
+			if (held[i])
+				ut_release(t->s, i);
+		if (ut_wait_parked(t, ut_gate_close(t->s), STAND_NS)) {
+			ut_gate_full(t->s); /* whoever waits for it is told who does not stand */
+			return 0;
+		}
+	}
+	err = share_out(t, bound);
+	for (int i = 0; i < t->s->nvcpus && still; i++)
 		if (held[i])
 			ut_release(t->s, i);
-	return err;
+	if (err > 0 && closed) {
+		atomic_store(&t->s->full, 0); /* of the old shares */
+		ut_gate_open(t->s);
+	}
+	return err < 0 ? err : 0;
 }
 
 int ut_probe_perf_faults(void)

@@ -705,7 +705,7 @@ int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
 
 /* -- pause --------------------------------------------------------------------------------------- */
 
-static int wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
+int ut_wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
 {
 	int64_t now = ut_now_ns(), last = now, spent = 0, spin = now + SPIN_NS, call = now + 10000000;
 
@@ -751,7 +751,7 @@ int ut_pause(ut_tracker *t, int64_t timeout_ns)
 
 	if (!ut_enter(t))
 		return -ESHUTDOWN;
-	err = wait_parked(t, ut_gate_close(t->s), timeout_ns);
+	err = ut_wait_parked(t, ut_gate_close(t->s), timeout_ns);
 	ut_leave(t);
 	return err;
 }
@@ -816,7 +816,7 @@ static int wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 			if (t->s->vcpu[i].state == UT_VCPU_GONE)
 				return -ESRCH;
 		if (atomic_load(&t->s->full)) {
-			int err = wait_parked(t, ut_gate_close(t->s), stop_ns);
+			int err = ut_wait_parked(t, ut_gate_close(t->s), stop_ns);
 
 			if (!err)
 				err = not_full(t);

@@ -12,6 +12,7 @@ enum {
 	UT_BREAK_REARM = 2,    /* one page of a rearm is skipped */
 	UT_BREAK_AUDIT = 4,    /* ring: no fallback to a scan */
 	UT_BREAK_HANDLER = 8,  /* sync: the handler thread ends */
+	UT_BREAK_HOLD = 16,    /* ring: a vCPU that is to stand for a moment comes too late */
 };
 
 typedef struct {
@@ -118,6 +119,8 @@ int64_t ut_pending(ut_tracker *t);
  * did not stop. -ESRCH: one has ended. The gate is closed after an error too. */
 int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
 int ut_pause(ut_tracker *t, int64_t timeout_ns);
+/* Until every vCPU that can be stopped stands at this word of the gate. */
+int ut_wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns);
 int ut_resume(ut_tracker *t);
 /* Every thread of an attached process stands, or runs again. */
 void ut_set_halted(ut_tracker *t, int halted);
