@@ -106,7 +106,6 @@ class Session:
             EpochSkippedError: it cannot be taken now; nothing is lost, and the next one has it all.
             MaxStopError: the target would have stood for too long; the next one is copied while it runs.
             TargetGoneError: the target has ended.
-            NewMemoryError: it calls exec again and again, before a base is whole.
             SessionInterrupted: a base was under way and has been dropped.
         """
         deadline = time.monotonic() + EXEC_SECONDS
@@ -116,11 +115,12 @@ class Session:
                 return self.write(self._window())
             except (NewMemoryError, TargetGoneError) as error:
                 self.renew()
-                gone = isinstance(error, TargetGoneError) and self.target.ended(EXEC_POLL)
-                if gone or time.monotonic() > deadline:
+                if isinstance(error, TargetGoneError) and self.target.ended(EXEC_POLL):
                     raise
                 if self.interrupted():
                     raise SessionInterrupted from error
+                if time.monotonic() > deadline:
+                    raise EpochSkippedError("it calls exec faster than a base is taken") from error
             except BaseException:
                 self.abandon()
                 raise

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint import cycle
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
-from uffdtrack import PAGE, Pending, Window, status_field
+from uffdtrack import PAGE, EpochSkippedError, Pending, TargetGoneError, Window, status_field
 
 AT = 0x200000000000  # of execs.c
 
@@ -67,6 +68,43 @@ def test_threads_that_call_exec(
     known = [n for numbers in seen for n in numbers]
     assert known == sorted(known) and set(known) <= set(range(first, last + 2)) | {0}
     assert len(set(known)) > 1
+
+
+def test_exec_before_a_base_is_whole(
+    process_engine: str,
+    spawn: Spawn,
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However fast it calls exec, that is no reason to end a session: epochs are skipped meanwhile."""
+    process = spawn(build("execs"))
+    assert process.stdout
+    generations = map(int, process.stdout)
+    with (
+        ProcessTarget(process.pid, process_engine) as target,
+        ChainWriter(tmp_path / "c", b"", False) as chain,
+    ):
+        session = Session(target, chain)
+        window = target.window
+
+        def after_exec(pending: Pending) -> Window:
+            start = next(generations)
+            while next(generations) < start + 9:
+                pass
+            return window(pending)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(target, "window", after_exec)
+            patch.setattr(cycle, "EXEC_SECONDS", 0)
+            for _ in range(3):
+                with pytest.raises(EpochSkippedError, match="calls exec"):
+                    session.take()
+                assert target.settle(1)
+        process.stdout.close()  # its next line ends it
+        with pytest.raises(TargetGoneError):
+            while True:
+                session.take()
 
 
 @pytest.fixture
