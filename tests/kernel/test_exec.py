@@ -53,7 +53,7 @@ def test_threads_that_call_exec(
     wait_for(lambda: len(generations) > 0, "it runs")
     first = generations[-1]
     done = uffdtrack(
-        "checkpoint", process.pid, "-o", tmp_path / "c", "--every", "1ms", "--count", "30", "--json",
+        "checkpoint", process.pid, "-o", tmp_path / "c", "--every", "1ms", "--count", "12", "--json",
         "--engine", process_engine,
     )  # fmt: skip
     last = generations[-1]

@@ -126,14 +126,18 @@ int ut_descriptors(int task, ut_text *out)
 	if (fd < 0)
 		return fd;
 	links = fdopendir(fd);
-	if (!links) {
+	if (!links) { /* it asks what `fd` is: of a thread that has ended, nothing */
+		result = -errno;
 		close(fd);
-		return -ENOMEM;
+		return result;
 	}
 	infos = open_directory(task, "fdinfo");
 	result = infos < 0 ? infos : append_all(out, links, infos);
 	if (infos >= 0)
 		close(infos);
 	closedir(links);
+	/* The list of a thread that has ended just ends, wherever it was. */
+	if (!result && faccessat(task, "fd", F_OK, 0))
+		result = -errno;
 	return result;
 }
