@@ -276,6 +276,7 @@ class Memory:
         rows = where.rows(touched)
         touched = touched[(rows >= 0) & ~np.append(where.droppable, False)[rows] & self.image.has(touched)]
         self._compare(again, where, touched, self.image.places(touched))
+        self._keep_breakpoints(again, where)
         self.write(again)
         for name, pages in plan.skipped:
             # Another mapping of the same memory may have been written.

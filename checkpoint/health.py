@@ -76,21 +76,18 @@ def _userfaultfd(f: Features) -> list[Check]:
 
 
 def _uffd_features(f: Features) -> list[Check]:
-    found = []
-    for name in UFFD_FEATURES:
-        if name in f.uffd_features:
-            found.append(Check(f"userfaultfd {name}", "pass", "offered by the kernel"))
-        else:
-            needed = name in NEEDED
-            found.append(
-                Check(
-                    f"userfaultfd {name}",
-                    "fail" if needed else "skip",
-                    "not offered by the kernel",
-                    "Linux 6.7 or newer" if needed else "",
-                )
-            )
-    return found
+    missing = [name for name in UFFD_FEATURES if name not in f.uffd_features]
+    found = [
+        Check(
+            f"userfaultfd {name}",
+            "fail" if name in NEEDED else "skip",
+            "not offered by the kernel",
+            "Linux 6.7 or newer" if name in NEEDED else "",
+        )
+        for name in missing
+    ]
+    offered = f"{len(UFFD_FEATURES) - len(missing)} of {len(UFFD_FEATURES)} are offered by the kernel"
+    return found or [Check("userfaultfd features", "pass", offered)]
 
 
 def _tracking(f: Features) -> list[Check]:

@@ -93,6 +93,11 @@ EPOCH_COLUMNS = (
 )  # fmt: skip
 
 
+def span(first: int, last: int) -> str:
+    """0, 0 -> "epoch 0"; 0, 9 -> "epochs 0 to 9"."""
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
+
+
 def pause_summary(rows: list[dict[str, Any]]) -> str:
     pauses = [row["pause_us"] for row in rows]
     skipped = sum(row.get("skipped", 0) for row in rows)

@@ -11,10 +11,19 @@ from checkpoint import report
 from checkpoint.chain import Chain, View
 from checkpoint.cli.common import Place, json_option, key_option
 from checkpoint.compare import differences
+from checkpoint.tree import Tree, is_tree
+from uffdtrack.errors import InvalidInputError
 
 
 def open_view(place: tuple[Path, int | None], key: bytes) -> View:
     """The memory of one epoch, of a chain that was checked first."""
+    if is_tree(place[0]):
+        entry = Tree(place[0]).open(place[1])
+        example = f"{place[0] / entry.processes[0]['directory']}@{entry.processes[0]['epoch']}"
+        raise InvalidInputError(
+            f"{place[0]} is of a tree of processes: name one of them, such as {example} "
+            f"(uffdtrack show {place[0]}@{entry.epoch})"
+        )
     chain = Chain(place[0])
     chain.open(place[1])
     view = chain.view(place[1], chain.verify(key))

@@ -27,5 +27,9 @@ def command(as_json: bool) -> None:
             report.emit(f"{click.style(c.status, fg=mark)}  {c.name}: {c.detail}")
             if c.fix:
                 report.emit(f"      fix: {c.fix}")
-    if any(c.status == "fail" for c in found):
+    failed = sum(c.status == "fail" for c in found)
+    if not as_json:
+        warned = sum(c.status == "warn" for c in found)
+        report.emit(f"{len(found)} checks: {failed} failed, {warned} with a warning")
+    if failed:
         sys.exit(3)

@@ -306,7 +306,7 @@ def summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> str:
     total = report.size(sum(row["bytes"] for row in rows))
     over = max(row.get("overshoot", 0) for row in rows)
     return (
-        f"process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, {total}; "
+        f"process {pid}: {report.span(0, rows[-1]['epoch'])} in {directory}, {total}; "
         + report.pause_summary(rows)
         + (f"; at most {over} pages beyond the limit" if "max_dirty" in rows[0] else "")
     )

@@ -190,8 +190,8 @@ def verify_tree(directory: Path, key: bytes, as_json: bool) -> None:
         )  # fmt: skip
     else:
         report.emit(
-            f"{directory}: epochs {first} to {last} of a tree are whole and follow each other, and so do "
-            f"{files} epochs of {processes} processes"
+            f"{directory}: {report.span(first, last)} of a tree: whole, and each follows the one before; "
+            f"so do {files} files of {processes} processes"
         )
 
 
@@ -223,7 +223,7 @@ def _summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> str:
     most = max(len(row["processes"]) for row in rows)
     partial = sum(bool(row["left_out"]) for row in rows)
     return (
-        f"tree of process {pid}: epochs 0 to {rows[-1]['epoch']} in {directory}, at most {most} processes, "
-        f"{total}; {report.pause_summary(rows)}"
+        f"tree of process {pid}: {report.span(0, rows[-1]['epoch'])} in {directory}, "
+        f"at most {most} processes, {total}; {report.pause_summary(rows)}"
         + (f"; {partial} epochs lack a process (left_out)" if partial else "")
     )

@@ -32,4 +32,4 @@ def command(directory: Path, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        report.emit(f"{directory}: epochs {first} to {last} are whole and follow each other")
+        report.emit(f"{directory}: {report.span(first, last)}: whole, and each follows the one before")

@@ -31,6 +31,7 @@ from uffdtrack import (
 from uffdtrack.errors import (
     CycleError,
     ImageError,
+    InvalidInputError,
     PauseTimeoutError,
     RollbackRefusedError,
     StopTimeoutError,
@@ -294,11 +295,14 @@ def vm_facts(epoch: EpochFile) -> dict[str, Any]:
     """What the image says of its VM.
 
     Raises:
-        ImageError: it is no VM's.
+        InvalidInputError: it is no VM's.
+        ImageError: it is not what was written.
     """
     facts = epoch.meta.get("vm")
+    if facts is None:
+        raise InvalidInputError(f"{epoch.path} is a checkpoint of a process, not of a VM")
     if not isinstance(facts, dict):
-        raise ImageError(f"{epoch.path} is a checkpoint of a process, not of a VM")
+        raise ImageError(f"{epoch.path} is damaged: what it says of its VM")
     return facts
 
 

@@ -184,7 +184,7 @@ def test_serial_output_goes_on(uffdtrack: Run, kvm: None, tmp_path: Path) -> Non
 def test_verbs_refuse(uffdtrack: Run, kvm: None, spawn: Callable[..., object], tmp_path: Path) -> None:
     process = spawn("sleep", "60")
     uffdtrack("checkpoint", process.pid, "-o", tmp_path / "p", "--count", 1)  # type: ignore[attr-defined]
-    assert "not of a VM" in uffdtrack("vm", "resume", tmp_path / "p", code=6).stderr
+    assert "not of a VM" in uffdtrack("vm", "resume", tmp_path / "p", code=2).stderr
     uffdtrack("vm", "run", "dance", code=2)
     uffdtrack("vm", "run", "count", "--ram", "8k", code=2)
     uffdtrack("vm", "run", "count", "--ram", "x", code=2)

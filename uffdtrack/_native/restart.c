@@ -43,12 +43,25 @@ static int64_t remote_timespec(int tid, uint64_t addr)
 	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
 }
 
+/* The type of the file that a descriptor is of, or 0, without asking a file system that may be the target itself.
+ * Nor may the descriptor be duplicated for it: closing the duplicate is a flush(2) of that file system's. */
+static unsigned type_of(int pid, int tid, int fd)
+{
+	char path[64];
+	struct statx st;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/fd/%d", pid, tid, fd);
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE, &st))
+		return 0;
+	return st.stx_mode & S_IFMT;
+}
+
 static int64_t socket_limit(const ut_tracee *t, int tid, int fd, int option)
 {
 	struct timeval tv = {0};
 	socklen_t len = sizeof(tv);
 	int64_t limit = -1;
-	int own = ut_tracee_getfd(t, tid, fd);
+	int own = type_of(t->pid, tid, fd) == S_IFSOCK ? ut_tracee_getfd(t, tid, fd) : -1;
 
 	if (own < 0)
 		return -1;
@@ -192,19 +205,6 @@ static void limit_of(const ut_tracee *t, int tid, const struct user_regs_struct 
 	}
 }
 
-/* The type of the file that a descriptor is of, or 0, without asking a file system that may be the target itself.
- * Nor may the descriptor be duplicated for it: closing the duplicate is a flush(2) of that file system's. */
-static unsigned type_of(int pid, int tid, int fd)
-{
-	char path[64];
-	struct statx st;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/fd/%d", pid, tid, fd);
-	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE, &st))
-		return 0;
-	return st.stx_mode & S_IFMT;
-}
-
 /* Requests of drivers that end with EINTR and have done nothing by then. */
 static int may_repeat_request(uint64_t request, uint64_t argument)
 {
@@ -290,8 +290,9 @@ static int to_repeat(const ut_tracee *t, int tid, const struct user_regs_struct 
 	if (nr < 0 || nr >= 0x40000000) /* __X32_SYSCALL_BIT */
 		return UT_CALL_LEAVE;
 	if (result == -ERESTART_RESTARTBLOCK)
-		return ut_seccomp_mode(t->pid, tid) && restarted_by_block(tid, r, limit_ns, expired) ? UT_CALL_WAIT
-												      : UT_CALL_LEAVE;
+		return ut_seccomp_mode(t->pid, tid) && is_native(tid) && restarted_by_block(tid, r, limit_ns, expired)
+			       ? UT_CALL_WAIT
+			       : UT_CALL_LEAVE;
 	/* kernel/bpf/verifier.c gives up with EAGAIN; libbpf takes that five times. */
 	if (result == -EAGAIN && nr == SYS_bpf && (int32_t)r->rdi == 5 && is_native(tid)) /* BPF_PROG_LOAD */
 		return UT_CALL_ANEW;
