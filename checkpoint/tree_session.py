@@ -272,7 +272,10 @@ class TreeSession:
                 if self.left:
                     raise EpochSkippedError(f"no process of the tree can be followed: {self._why_left()}")
                 raise TargetGoneError("all processes of the tree have ended")
-            window = self._window(members, last)
+            try:
+                window = self._window(members, last)
+            except TargetGoneError:
+                continue  # one of them
             whole = self._note_ends(members, window)
             if window.windows and (whole or last):
                 row = self._write(members, window)
@@ -296,10 +299,10 @@ class TreeSession:
             )
         except (PermissionDeniedError, StopTimeoutError) as error:
             at = self.tree.failed
-            skipped = None if at is None else members[at].target.why_not_stopped(error)
-            if not skipped:
+            why = None if at is None else members[at].target.why_not_stopped(error)
+            if not why:
                 raise
-            raise skipped from error
+            raise why from error
 
     def _prepared(self) -> list[Member]:
         """The members, all under traps."""

@@ -124,7 +124,7 @@ class ProcessTree:
                 raise EpochSkippedError(f"of process {busy.pid} {busy.busy}")
             if result == -errno.ETIMEDOUT and self.failed is not None:
                 raise members[self.failed].tracee.late_error("stop the threads")
-            check(result, "stop", members[self.failed or 0].tracee.pid)
+            check(result, "stop the threads", members[self.failed or 0].tracee.pid)
             for at, member in zip(native, members, strict=True):
                 # Each of them stood for as long as all did.
                 at.times.stop_ns, at.times.pause_ns = times.stop_ns, times.pause_ns

@@ -36,6 +36,7 @@ from uffdtrack.errors import (
     NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
+    TargetError,
     TargetGoneError,
     TargetRefusedError,
 )
@@ -375,10 +376,10 @@ class ProcessTarget:
         try:
             return self.space.window(self.tracee, pending)
         except (PermissionDeniedError, StopTimeoutError) as error:
-            skipped = self.why_not_stopped(error)
-            if not skipped:
+            why = self.why_not_stopped(error)
+            if not why:
                 raise
-            raise skipped from error
+            raise why from error
 
     def check_stop(self) -> None:
         """Raises: EpochSkippedError: it is better not stopped now."""
@@ -387,10 +388,12 @@ class ProcessTarget:
         if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
             raise EpochSkippedError(DUMPING)
 
-    def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> EpochSkippedError | None:
-        """Whether a stop that has failed only means that another one is to be tried later."""
+    def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> TargetError | None:
+        """What a stop that has failed means: another one is to be tried later, or it has ended just then."""
         if isinstance(error, PermissionDeniedError):
-            return self._visited() if may_trace(self.pid) else None
+            if may_trace(self.pid):
+                return self._visited()
+            return TargetGoneError(f"process {self.pid} has ended") if self.ended(EXEC_POLL) else None
         if dumps_core(self.pid):
             return EpochSkippedError(DUMPING)
         self._frozen = frozen_cgroup(self.pid) is not None

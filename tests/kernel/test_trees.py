@@ -23,11 +23,12 @@ from checkpoint.tree import Tree, TreeEpoch, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import Member, TreeSession
 from tests.kernel.test_notices_nothing import wait_for
-from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
+from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children
 from uffdtrack.errors import (
     EpochSkippedError,
     ImageError,
     InvalidInputError,
+    PermissionDeniedError,
     RollbackRefusedError,
     StorageError,
     TargetError,
@@ -275,6 +276,8 @@ def test_verbs_on_a_tree(held: tuple[Forks, int, Path], uffdtrack: Run, tmp_path
     # The page that they share is in each core; the first process has stored it.
     uffdtrack("export", places[-1], "-o", tmp_path / "core")
     assert SHARED in loads(tmp_path / "core")
+    for verb in (["export", "-o", tmp_path / "core"], ["diff", places[0]]):
+        assert places[0] in uffdtrack(*verb, f"{directory}@0", code=2).stderr
     done = uffdtrack("checkpoint", "--children", target.pid, "-o", directory, "--count", 1, code=2)
     assert "--force" in done.stderr
     done = uffdtrack("checkpoint", target.pid, "-o", directory, "--count", 1, code=2)
@@ -429,3 +432,31 @@ def test_who_cannot_be_followed_has_not_ended(
         with pytest.raises(TargetGoneError):
             taker.take()
     assert taker.ended()
+
+
+def test_who_ends_at_the_stop_is_no_end_of_the_session(
+    kernel: None,
+    root: None,
+    spawn: Spawn,
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ptrace(2) says EPERM of one that another has killed just then, as a debugger its child."""
+    process = spawn("sh", "-c", "sleep 60 & exec sleep 60")
+    wait_for(lambda: len(children(process.pid)) == 1, "it has a child")
+    (child,) = children(process.pid)
+    taker = session(process.pid)
+    assert len(taker.take()["processes"]) == 2
+    window = taker.tree.window
+
+    def killed(members: list[TreeMember], *rest: Any) -> TreeWindow:
+        pids = [member.tracee.pid for member in members]
+        if child not in pids:
+            return window(members, *rest)
+        os.kill(child, signal.SIGKILL)
+        wait_for(lambda: is_dead(child), "it is dead")
+        taker.tree.failed = pids.index(child)
+        raise PermissionDeniedError("cannot stop")
+
+    monkeypatch.setattr(taker.tree, "window", killed)
+    assert [p["pid"] for p in taker.take()["processes"]] == [process.pid]
