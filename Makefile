@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(foreach d,uffdtrack kvmglue,$(wildcard $d/_native/*.c $d/_native/*.h $d/_native/build.py))
 
+# Hundreds of tests start the command: each would compile all of it anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-slow test-cases lint format bench clean
 
 demo: .venv/ready
