@@ -52,7 +52,7 @@ from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam, Memslot, parse_size
 from uffdtrack.rights import how_to_be_allowed
-from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, populated, read_maps
+from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, read_maps
 from uffdtrack.tracee import (
     Injector,
     ThreadState,
@@ -151,7 +151,6 @@ __all__ = [
     "open_tracker",
     "parse_maps",
     "parse_size",
-    "populated",
     "probe",
     "read_maps",
     "read_places",

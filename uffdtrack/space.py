@@ -153,19 +153,6 @@ def read_maps(pid: int) -> list[Region]:
         lib.ut_maps_free(maps)
 
 
-def populated(pagemap: int, start: int, end: int, private_only: bool) -> Runs:
-    """The pages of a range that exist, by an open /proc/PID/pagemap.
-
-    With `private_only`, not the pages that a private file mapping still has from its file.
-    """
-    out = ffi.new("ut_runs *")
-    try:
-        check(lib.ut_populated(pagemap, start, end, int(private_only), out), "read the pagemap", 0)
-        return runs_array(out)
-    finally:
-        lib.runs_free(out)
-
-
 class AddressSpace:
     """Tracks one process's memory by userfaultfd write-protect (WP_ASYNC) and PAGEMAP_SCAN.
 

@@ -23,7 +23,6 @@ typedef struct {
 	size_t n;
 	...;
 } ut_maps;
-int ut_maps_read(ut_maps *m, int pid, int tid);
 int ut_maps_parse(ut_maps *m);
 int ut_maps_look(ut_maps *m, int pid, int tid);
 void ut_maps_free(ut_maps *m);
@@ -64,14 +63,12 @@ int ut_call_rule(int64_t nr);
 int ut_tracee_open(int pid, ut_tracee **out);
 void ut_tracee_close(ut_tracee *t);
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns);
-int ut_await_calls(ut_tracee *t, int64_t timeout_ns);
 int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t *at);
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
 int ut_tracee_resume(ut_tracee *t);
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
 int ut_live_thread(int pid);
 int ut_tracee_index(const ut_tracee *t, int tid);
-int ut_tracee_pick(const ut_tracee *t);
 int ut_inject_begin(ut_tracee *t, size_t index);
 int ut_inject_begin_any(ut_tracee *t);
 int ut_inject(ut_tracee *t, size_t index, int64_t nr, const uint64_t args[6], int64_t *result);
@@ -202,7 +199,6 @@ void ut_pids_free(ut_pids *p);
 void ut_claims_free(ut_claims *c);
 void ut_space_join(ut_space *s, ut_claims *claims, int member);
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
-int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out);
 
 typedef struct {
 	int64_t fd, offset;

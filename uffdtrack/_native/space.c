@@ -416,18 +416,6 @@ static int found_private(void *arg, const struct ut_page_region *r)
 	return runs_push(arg, r->start, r->end);
 }
 
-int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out)
-{
-	struct ut_page_region *vec = malloc(VEC * sizeof(*vec));
-	int err = -ENOMEM;
-
-	if (vec)
-		err = scan(pagemap, vec, start, end, 0, 0, POPULATED, POPULATED | UT_PAGE_IS_FILE,
-			   private_only ? found_private : found_plain, out);
-	free(vec);
-	return err;
-}
-
 /* Anonymous memory. Where pages are, the fast path of PAGEMAP_SCAN (category_mask and return_mask
  * WRITTEN only) goes over every PTE, empty ones included: a zapped page is reported once. It would
  * also build page tables for what was never touched, so the rest of a mapping, which may be a

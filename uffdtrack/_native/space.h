@@ -112,7 +112,4 @@ void ut_claims_drop(ut_claims *c, int member);
 /* Split runs, whose contents stand in `buf`, into those with content, which move together in `buf`,
  * and zero ones. */
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
-/* Pages with a page table entry in use (private only: not the file's own pages), of
- * [start, end). */
-int ut_populated(int pagemap, uint64_t start, uint64_t end, int private_only, ut_runs *out);
 #endif
