@@ -20,7 +20,7 @@ test: .venv/ready
 
 PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils memcached:memcached \
 	nginx:nginx-light node:nodejs java:default-jdk-headless nats-server:nats-server chromium:chromium \
-	/usr/lib/postgresql:postgresql qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
+	/usr/lib/postgresql:postgresql strace:strace qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
 
 # About an hour: thousands of epochs, and programs that others wrote.
 test-slow: .venv/ready

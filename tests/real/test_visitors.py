@@ -1,0 +1,63 @@
+"""gdb and strace look into a program that is being checkpointed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.test_notices_nothing import wait_for
+from tests.real.programs import Redis
+from tests.real.test_programs import Run, Session, Tool
+
+pytestmark = pytest.mark.slow
+
+
+def by_gdb(tool: Tool, pid: int) -> bool:
+    command = [tool("gdb"), "-nx", "-batch", "-p", str(pid), "-ex", "print (int)getpid()"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    # One of its attaches may meet an epoch's.
+    return f"$1 = {pid}" in done.stdout and "Operation not permitted" not in done.stderr
+
+
+def by_strace(tool: Tool, pid: int) -> bool:
+    done = subprocess.run(
+        ["timeout", "1", tool("strace"), "-f", "-p", str(pid)], capture_output=True, text=True
+    )
+    return "detached" in done.stderr and "epoll_wait" in done.stderr
+
+
+@pytest.mark.parametrize("visit", [by_gdb, by_strace], ids=["gdb", "strace"])
+def test_debuggers_themselves(
+    visit: Callable[[Tool, int], bool],
+    process_engine: str,
+    root: None,
+    tool: Tool,
+    tmp_path: Path,
+    uffdtrack: Run,
+) -> None:
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    redis = Redis(directory, tool)
+    try:
+        chain = tmp_path / "c"
+        taking = Session(redis, chain, process_engine, "--every", "20ms", "--duration", "10s")
+        for epochs in (3, 8):
+            wait_for(lambda n=epochs: len(list(chain.glob("epoch-*"))) > n, "there are epochs", 10)
+            redis.bump()
+            wait_for(lambda: visit(tool, redis.pid), "a visit", 10)
+        redis.bump()
+        rows = [json.loads(row) for row in taking.end()]
+        assert sum(row["skipped"] for row in rows) > 0
+        reasons = {row["skip_reason"] for row in rows if row["skipped"]}
+        assert all(reason.startswith(visit.__name__.removeprefix("by_")) for reason in reasons), reasons
+        uffdtrack("verify", chain)
+        before = redis.value()
+        uffdtrack("rollback", redis.pid, chain)
+        assert redis.value() <= before
+        redis.bump()
+    finally:
+        redis.close()
