@@ -25,7 +25,8 @@ PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readel
 # About an hour: thousands of epochs, and programs that others wrote.
 test-slow: .venv/ready
 	@tools/need $(PROGRAMS)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m slow --ignore tests/real/test_cases.py
+	$(BIN)/pytest -m slow tests/real/test_cases.py
 
 # Programs from public bug reports, see tests/real/test_cases.py.
 export UFFDTRACK_CASES ?= $(wildcard ../shared/cases)
