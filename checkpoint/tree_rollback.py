@@ -108,10 +108,13 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
     if failure:
         raise failure
     outcome = TreeOutcome(entry.epoch, outcomes, born, pause)
+    said: dict[str, list[str]] = {}
     for pid, one in outcomes.items():
         one.pause_us = pause
-        words = [*one.warnings, *works[pid].differences()]
-        outcome.warnings += [f"process {pid} ({command_name(pid)}): {word}" for word in words]
+        for word in [*one.warnings, *works[pid].differences()]:
+            said.setdefault(word, []).append(f"{pid} ({command_name(pid)})")
+    for word, of in said.items():
+        outcome.warnings.append(f"process{'es' * (len(of) > 1)} {', '.join(of)}: {word}")
     return outcome
 
 
