@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import usable
 from tests.kernel.test_notices_nothing import Run, Spawn
+from uffdtrack._sys import lib
 
 Build = Callable[[str], Path]
 THREADS = 200
@@ -81,3 +82,17 @@ def test_command_of_run_has_the_limit_it_was_given(kernel: None, tmp_path: Path,
         **limited(256, 4096),
     )  # fmt: skip
     assert out.read_text() == "256\n" and os.path.exists(tmp_path / "c")
+
+
+def test_no_descriptor_of_ours_is_no_end_of_the_target(kernel: None, spawn: Spawn) -> None:
+    """What /proc cannot be asked says nothing of the process."""
+    process = spawn("sleep", "60")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        found = lib.ut_live_thread(process.pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == process.pid
