@@ -25,6 +25,7 @@ from uffdtrack import (
     existing,
     merge_runs,
     read_places,
+    shares_no_pages,
     write_pages,
 )
 from uffdtrack.errors import ImageError, RollbackRefusedError, TargetError, UffdtrackError
@@ -32,6 +33,7 @@ from uffdtrack.errors import ImageError, RollbackRefusedError, TargetError, Uffd
 _MADVISE, _MADV_DONTNEED_LOCKED = 28, 24
 _CHUNK = 4096  # pages written at a time
 _COMPARED = 1 << 16  # compared at a time: a tenth of a second
+_MANY = 1 << 12  # from which on it pays to ask how they may be read
 
 Contents = npt.NDArray[np.uint8]
 """Pages one behind the other, shape (n, 4096)."""
@@ -155,6 +157,8 @@ class Memory:
         self.task = task
         self.memory = memory
         self.warnings: list[str] = []
+        tid = int(os.path.basename(task))
+        self._tid = tid if len(image.pages) >= _MANY and shares_no_pages(pid, tid) else 0
         self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
     def plan(self, where: Stretches) -> Plan:
@@ -294,7 +298,7 @@ class Memory:
             self.check_time()
             part = slice(i, i + _COMPARED)
             try:
-                flags[part] = compare_pages(self.memory, pages[part], places[part])
+                flags[part] = compare_pages(self.memory, pages[part], places[part], self._tid)
             except UffdtrackError as error:
                 raise ImageError(f"the epoch cannot be read: {error}") from error
         return (flags & DIFFERS) != 0, (flags & UNREADABLE) == 0

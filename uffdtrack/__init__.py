@@ -9,6 +9,7 @@ from uffdtrack.compare import (
     existing,
     read_places,
     rseq_address,
+    shares_no_pages,
     write_pages,
 )
 from uffdtrack.cycles import Cycles, log_array
@@ -156,6 +157,7 @@ __all__ = [
     "read_places",
     "rseq_address",
     "shares_memory",
+    "shares_no_pages",
     "start_watchdog",
     "status_field",
     "stop_together",

@@ -25,11 +25,19 @@ def read_places(places: Places) -> npt.NDArray[np.uint8]:
     return out
 
 
-def compare_pages(memory: int, pages: npt.NDArray[np.uint64], places: Places) -> npt.NDArray[np.uint8]:
+def shares_no_pages(pid: int, tid: int) -> bool:
+    """Whether nobody shares pages of a process since a fork(2), so that it may be read in the fastest way."""
+    return bool(lib.ut_remote_alone(pid, tid))
+
+
+def compare_pages(
+    memory: int, pages: npt.NDArray[np.uint64], places: Places, tid: int = 0
+) -> npt.NDArray[np.uint8]:
     """Compare pages of a process, sorted, with contents in files.
 
     Args:
         memory: its /proc/PID/mem, open for reading.
+        tid: a thread of it, where `shares_no_pages`.
 
     Returns:
         For each page the sum of DIFFERS and UNREADABLE (which has no contents: zeros are compared).
@@ -41,7 +49,7 @@ def compare_pages(memory: int, pages: npt.NDArray[np.uint64], places: Places) ->
     pages = np.ascontiguousarray(pages, np.uint64)
     pointer = ffi.from_buffer("ut_place[]", np.ascontiguousarray(places, np.int64))
     numbers, flags = ffi.from_buffer("uint64_t[]", pages), ffi.from_buffer("uint8_t[]", out)
-    check_own(lib.ut_compare(memory, numbers, pointer, len(pages), flags), "compare memory")
+    check_own(lib.ut_compare(memory, tid, numbers, pointer, len(pages), flags), "compare memory")
     return out
 
 

@@ -3,6 +3,7 @@
 #include "tracee.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -77,6 +78,24 @@ int ut_remote_shared(const ut_remote *r, const ut_maps *m)
 		found += alone > 0;
 	}
 	return !found || is_merged(r);
+}
+
+int ut_remote_alone(int pid, int tid)
+{
+	ut_remote r = {.tid = tid, .mem = -1};
+	ut_maps maps = {0};
+	char path[64];
+	int alone = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/pagemap", pid, tid);
+	r.pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	if (r.pagemap < 0)
+		return 0;
+	if (!ut_maps_read(&maps, pid, tid))
+		alone = !ut_remote_shared(&r, &maps);
+	ut_maps_free(&maps);
+	close(r.pagemap);
+	return alone;
 }
 
 static int is_overdue(const ut_remote *r)

@@ -16,6 +16,8 @@ typedef struct {
 
 /* Whether somebody may share pages of this memory, by those that a child leaves as they are. */
 int ut_remote_shared(const ut_remote *r, const ut_maps *m);
+/* The same of a process that is looked at once; 1: nobody does. */
+int ut_remote_alone(int pid, int tid);
 /* Copy ranges, one behind the other, to `to`. Pages that cannot be read become zero and are listed in `unreadable`. */
 int ut_remote_read(const ut_remote *r, const ut_run *runs, size_t n, uint8_t *to, ut_runs *unreadable);
 #endif
