@@ -96,8 +96,12 @@ class Guest:
         return self.ram.index(pages.gfn).tolist()
 
     def copy(self, pages: DirtyPages) -> None:
-        rows = self.ram.index(pages.gfn)
-        self.shadow.reshape(-1, 4096)[rows] = self.ram.pages()[rows]
+        rows, shadow = self.ram.index(pages.gfn), self.shadow.reshape(-1, 4096)
+        if isinstance(self.ram, ProcessRam):  # where all pages would be read
+            for row in rows.tolist():
+                shadow[row] = self.ram.read(row, 1)[0]
+        else:
+            shadow[rows] = self.ram.pages()[rows]
 
     def stale(self) -> list[int]:
         """Pages of which the shadow is not what the RAM is: lost ones."""
