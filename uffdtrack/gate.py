@@ -131,10 +131,10 @@ class Gate:
                 for i in range(self.vcpus)
                 if lib.ut_vcpu_state(shared, i) == lib.UT_VCPU_BOUND and not lib.ut_vcpu_stands(shared, i)
             )
-            lib.ut_gate_open(shared)
+            self._let_run()
             raise PauseTimeoutError(f"vCPUs {list(late)} did not stop in time; all run on", late)
         if result < 0:
-            lib.ut_gate_open(shared)
+            self._let_run()
         if result == -errno.ESRCH:
             gone = [i for i in range(self.vcpus) if lib.ut_vcpu_state(shared, i) == lib.UT_VCPU_GONE]
             for vcpu in gone:
@@ -143,12 +143,15 @@ class Gate:
         if result != -errno.ESRCH:
             self._check(result, "stop the vCPUs")
 
+    def _let_run(self) -> None:
+        if self._c is not None:
+            lib.ut_let_run(self._c)
+
     def _tell_gone(self) -> None:
         with self._joined:
             gone, self._gone = tuple(sorted(set(self._gone))), []
         if gone:
-            if self._shared is not None:
-                lib.ut_gate_open(self._shared)
+            self._let_run()
             raise VcpuGoneError(
                 f"vCPUs {list(gone)} have ended; what they wrote is in the next cycle, and others run on",
                 gone,

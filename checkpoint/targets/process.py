@@ -391,6 +391,8 @@ class ProcessTarget:
     def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> TargetError | None:
         """What a stop that has failed means: another one is to be tried later, or it has ended just then."""
         if isinstance(error, PermissionDeniedError):
+            if self.ended():
+                return TargetGoneError(f"process {self.pid} has ended")
             if may_trace(self.pid):
                 return self._visited()
             return TargetGoneError(f"process {self.pid} has ended") if self.ended(EXEC_POLL) else None

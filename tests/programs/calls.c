@@ -220,6 +220,8 @@ static void copies(void)
 	if (!pid) {
 		loff_t in = 0;
 
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* it holds both ends of the pipe */
+
 		while ((size_t)at < size)
 			must(sendfile(pair[1], from, &at, size - at) > 0, "sendfile");
 		while ((size_t)in < size)

@@ -326,6 +326,7 @@ int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
 int ut_pause(ut_tracker *t, int64_t timeout_ns);
 void ut_gate_open(ut_shared *s);
 int ut_resume(ut_tracker *t);
+void ut_let_run(ut_tracker *t);
 void ut_set_halted(ut_tracker *t, int halted);
 uint32_t ut_gate_full(ut_shared *s);
 int ut_set_threshold(ut_tracker *t, int64_t pages);

@@ -201,6 +201,7 @@ void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced)
 	v->forced = forced;
 	atomic_store(&v->parked, 0);
 	atomic_store(&v->stood, 0);
+	atomic_store(&v->dry, 0);
 	atomic_store(&v->hold, 0);
 	atomic_store(&v->called, 0);
 	atomic_store(&v->state, UT_VCPU_BOUND);
@@ -317,7 +318,7 @@ int ut_hold(ut_shared *s, int vcpu)
 		ticket = ++v->tickets;
 	atomic_store(&v->hold, ticket);
 	if (v->forced <= 0 || ut_call(v)) {
-		atomic_store(&v->hold, 0);
+		ut_release(s, vcpu);
 		return 0;
 	}
 	for (;;) {
@@ -453,11 +454,26 @@ static int park(ut_member *m, int vcpu)
 		ut_event(m->shared);
 		while (atomic_load(&m->shared->gate) == word) {
 			ut_wait_word(&m->shared->gate, word, 100000000);
-			if (atomic_load(&m->shared->gate) == word && !tracker_lives(m))
+			if (atomic_load(&m->shared->gate) == word && !(tracker_lives(m) && atomic_load(&m->used)))
 				return 0;
 		}
 	}
 	atomic_store(&v->parked, 0);
+	return 1;
+}
+
+/* Who has no share does not go on, whoever has opened the gate meanwhile; 0: nobody is left to grant one. */
+static int await_share(ut_member *m, int vcpu)
+{
+	ut_vcpu *v = &m->shared->vcpu[vcpu];
+
+	while (atomic_load(&v->dry) && atomic_load(&m->shared->threshold) &&
+	       atomic_load(&v->state) == UT_VCPU_BOUND && atomic_load(&m->used)) {
+		if (!park(m, vcpu) || !tracker_lives(m))
+			return 0;
+		stand(m, vcpu);
+		ut_wait_word(&v->dry, 1, 1000000);
+	}
 	return 1;
 }
 
@@ -469,8 +485,11 @@ static void on_period(ut_member *m, int vcpu)
 
 	/* The event would begin the same share again, and the gate may be open by the time this thread comes to it. */
 	ut_set_period(m->perf[vcpu], part ? part : 1);
-	if (!part)
-		ut_gate_full(m->shared);
+	if (part)
+		return;
+	if (m->shared->vcpu[vcpu].forced > 0)
+		atomic_store(&m->shared->vcpu[vcpu].dry, 1);
+	ut_gate_full(m->shared);
 }
 
 static void on_gate_signal(int number, siginfo_t *info, void *context)
@@ -488,7 +507,8 @@ static void on_gate_signal(int number, siginfo_t *info, void *context)
 			on_period(m, vcpu);
 		if (vcpu >= 0)
 			stand(m, vcpu);
-		if (vcpu >= 0 && m->shared->vcpu[vcpu].forced > 0 && !park(m, vcpu) && m->perf[vcpu] >= 0)
+		if (vcpu >= 0 && m->shared->vcpu[vcpu].forced > 0 && !(park(m, vcpu) && await_share(m, vcpu)) &&
+		    m->perf[vcpu] >= 0)
 			ioctl(m->perf[vcpu], PERF_EVENT_IOC_DISABLE, 0);
 		leave(m);
 	}

@@ -25,6 +25,7 @@ typedef struct {
 	_Atomic uint32_t stood;    /* the last one that it stood at */
 	_Atomic uint64_t faults;   /* of the thread, until it parked there, or was held */
 	_Atomic uint32_t called;   /* a signal of ours is on its way to it */
+	_Atomic uint32_t dry;      /* ring: it has used up its share, and there was no other */
 	_Atomic uint32_t hold;     /* ring: it is to stand for a moment, so that its faults can be counted */
 	_Atomic uint32_t held;     /* and does: the same number */
 	uint32_t tickets;          /* such numbers; only the tracker's, and under its lock */

@@ -249,7 +249,7 @@ static int never_stands(const ut_vcpu *v)
 	return v->forced <= 0 || (syscall(SYS_tgkill, v->pid, v->tid, 0) && errno == ESRCH);
 }
 
-/* What is left of the threshold, in shares; the vCPUs stand, or are held. 1: enough for all; 0: full. */
+/* What is left of the threshold, in shares; the vCPUs stand, or are held. 1: there is one for each; 0: full. */
 static int share_out(ut_tracker *t, int bound)
 {
 	int64_t left;
@@ -274,6 +274,8 @@ static int share_out(ut_tracker *t, int bound)
 		err = ut_set_period(t->ev[i].count, part ? part : 1);
 		if (err && err != -ESRCH)
 			return err;
+		if (atomic_exchange(&t->s->vcpu[i].dry, full && t->s->vcpu[i].forced > 0))
+			ut_wake(&t->s->vcpu[i].dry);
 	}
 	if (full)
 		ut_gate_full(t->s);
@@ -284,10 +286,10 @@ static int share_out(ut_tracker *t, int bound)
  * be kept from running, and nobody would count meanwhile. Until then a vCPU has what is left of its old share. */
 int ut_ring_grant(ut_tracker *t)
 {
-	int held[UT_MAX_VCPUS] = {0}, bound = 0, still = 1, closed = 0, err;
+	int held[UT_MAX_VCPUS] = {0}, bound = 0, still = 1, shared;
 
 	if (!t->s->threshold || t->engine != UT_RING)
-		return 0;
+		return 1;
 	atomic_store(&t->s->budget, 0);
 	for (int i = 0; i < t->s->nvcpus; i++)
 		if (t->ev[i].used && t->ev[i].count >= 0) {
@@ -296,9 +298,8 @@ int ut_ring_grant(ut_tracker *t)
 			still &= held[i] || is_still(t, i) || never_stands(&t->s->vcpu[i]);
 		}
 	if (!bound)
-		return 0; /* of an attached process, whose rings are looked at instead */
+		return 1; /* of an attached process, whose rings are looked at instead */
 	if (!still) {
-		closed = !(atomic_load(&t->s->gate) & 1);
 		for (int i = 0; i < t->s->nvcpus; i++)
 			if (held[i])
 				ut_release(t->s, i);
@@ -307,15 +308,17 @@ int ut_ring_grant(ut_tracker *t)
 			return 0;
 		}
 	}
-	err = share_out(t, bound);
+	shared = share_out(t, bound);
+	if (shared < 0)
+		ut_gate_full(t->s);
+	if (shared > 0 && !t->paused) {
+		atomic_store(&t->s->full, 0); /* of the old shares; of a new one nobody has said so before it runs */
+		ut_gate_open(t->s);
+	}
 	for (int i = 0; i < t->s->nvcpus && still; i++)
 		if (held[i])
 			ut_release(t->s, i);
-	if (err > 0 && closed) {
-		atomic_store(&t->s->full, 0); /* of the old shares */
-		ut_gate_open(t->s);
-	}
-	return err < 0 ? err : 0;
+	return shared;
 }
 
 int ut_probe_perf_faults(void)

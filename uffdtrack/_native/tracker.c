@@ -226,17 +226,21 @@ static int events_inside(ut_tracker *t, int vcpu, int mm, int min, int maj, int 
 	*e = (ut_events){.mm = mm, .min = min, .maj = maj, .count = count};
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", v->pid, v->tid);
 	e->stat = open(path, O_RDONLY | O_CLOEXEC);
-	err = e->stat < 0 ? -errno : ut_ring_map(e, 2 * t->s->capacity);
+	err = e->stat < 0 ? -errno : 0;
+	if (!err && count >= 0)
+		err = ut_set_period(count, 1); /* until it has a share */
+	if (!err)
+		err = ut_ring_map(e, 2 * t->s->capacity);
+	pthread_mutex_lock(&t->lock);
 	if (!err) {
-		pthread_mutex_lock(&t->lock);
 		ut_ring_start(t, vcpu);
 		e->used = 1;
 		err = ut_ring_grant(t);
-		pthread_mutex_unlock(&t->lock);
 	}
-	if (err)
+	if (err < 0)
 		ut_ring_close(e);
-	return err;
+	pthread_mutex_unlock(&t->lock);
+	return err < 0 ? err : 0;
 }
 
 int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
@@ -361,6 +365,10 @@ static int drop_inside(ut_tracker *t, int vcpu, int died)
 	ut_events *e = &t->ev[vcpu];
 	ut_mm *own = &t->mm[vcpu + 1];
 
+	if (died) { /* whoever waits for it has the lock */
+		atomic_store(&v->state, UT_VCPU_GONE);
+		ut_event(t->s);
+	}
 	pthread_mutex_lock(&t->lock);
 	if (e->used) {
 		ut_ring_drain(t, vcpu);
@@ -508,7 +516,7 @@ static int64_t cut(ut_tracker *t)
 	err = ut_ring_grant(t);
 	t->stats.cycles++;
 	t->stats.pages += log->n;
-	return err ? err : (int64_t)log->n;
+	return err < 0 ? err : (int64_t)log->n;
 }
 
 int64_t ut_prepare(ut_tracker *t)
@@ -584,7 +592,7 @@ static int count_host(ut_tracker *t)
 	} else if (atomic_load(&t->s->count) >= threshold) {
 		ut_gate_full(t->s);
 	}
-	return err;
+	return err < 0 ? err : 0;
 }
 
 /* -- rearm --------------------------------------------------------------------------------------- */
@@ -745,13 +753,30 @@ int ut_wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
 	}
 }
 
+static uint32_t close_gate(ut_tracker *t)
+{
+	uint32_t word;
+
+	pthread_mutex_lock(&t->lock);
+	t->paused = 1;
+	word = ut_gate_close(t->s);
+	pthread_mutex_unlock(&t->lock);
+	return word;
+}
+
+static void open_gate(ut_tracker *t)
+{
+	t->paused = 0;
+	ut_gate_open(t->s);
+}
+
 int ut_pause(ut_tracker *t, int64_t timeout_ns)
 {
 	int err;
 
 	if (!ut_enter(t))
 		return -ESHUTDOWN;
-	err = ut_wait_parked(t, ut_gate_close(t->s), timeout_ns);
+	err = ut_wait_parked(t, close_gate(t), timeout_ns);
 	ut_leave(t);
 	return err;
 }
@@ -773,31 +798,48 @@ static int not_full(ut_tracker *t)
 	}
 	for (int i = 0; i < t->s->nvcpus; i++)
 		bound += t->s->vcpu[i].state == UT_VCPU_BOUND;
-	pthread_mutex_lock(&t->lock);
 	err = collect(t);
 	if (!err && (int64_t)t->log[t->open].n + (bound > 1 ? bound - 1 : 0) < threshold) {
 		t->stats.false_full++;
 		atomic_store(&t->s->full, 0);
 		err = ut_ring_grant(t);
-		if (!err)
-			err = 1;
 	}
-	pthread_mutex_unlock(&t->lock);
 	return err;
+}
+
+/* Open the gate; 0: the lists are full; or -errno. */
+static int open_unless_full(ut_tracker *t)
+{
+	int may = 1;
+
+	pthread_mutex_lock(&t->lock);
+	if (atomic_load(&t->s->full))
+		may = not_full(t);
+	if (may > 0)
+		open_gate(t);
+	pthread_mutex_unlock(&t->lock);
+	return may;
 }
 
 int ut_resume(ut_tracker *t)
 {
-	int err = 0;
+	int may;
 
 	if (!ut_enter(t))
 		return -ESHUTDOWN;
-	if (atomic_load(&t->s->full) && not_full(t) <= 0)
-		err = -EBUSY;
-	else
-		ut_gate_open(t->s);
+	may = open_unless_full(t);
 	ut_leave(t);
-	return err;
+	return may > 0 ? 0 : may ? may : -EBUSY;
+}
+
+void ut_let_run(ut_tracker *t)
+{
+	if (!ut_enter(t))
+		return;
+	pthread_mutex_lock(&t->lock);
+	open_gate(t);
+	pthread_mutex_unlock(&t->lock);
+	ut_leave(t);
 }
 
 static int wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
@@ -816,13 +858,12 @@ static int wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns)
 			if (t->s->vcpu[i].state == UT_VCPU_GONE)
 				return -ESRCH;
 		if (atomic_load(&t->s->full)) {
-			int err = ut_wait_parked(t, ut_gate_close(t->s), stop_ns);
+			int err = ut_wait_parked(t, close_gate(t), stop_ns);
 
 			if (!err)
-				err = not_full(t);
+				err = open_unless_full(t);
 			if (err <= 0)
 				return err ? err : 1;
-			ut_gate_open(t->s);
 			continue;
 		}
 		left = deadline - ut_now_ns();
@@ -859,7 +900,7 @@ int ut_set_threshold(ut_tracker *t, int64_t pages)
 	err = ut_ring_grant(t);
 	pthread_mutex_unlock(&t->lock);
 	ut_leave(t);
-	return err;
+	return err < 0 ? err : 0;
 }
 
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n)

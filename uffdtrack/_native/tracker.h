@@ -80,10 +80,11 @@ typedef struct ut_tracker {
 	uint32_t *scratch, *scratch2;
 	uint64_t *seen;        /* bitmap, for overflows */
 	struct ut_page_region *vec;
+	int32_t paused;        /* whoever controls the vCPUs takes it that they stand, until it opens the gate */
 	int32_t everything;    /* nobody can say what was written: all of it */
 	int32_t sabotage;
 	uint64_t forgotten;
-	pthread_mutex_t lock;  /* collect and cut */
+	pthread_mutex_t lock;  /* collect, cut, grant; closing and opening the gate, but by a vCPU that fills the lists */
 	ut_stats stats;
 } ut_tracker;
 
@@ -122,6 +123,8 @@ int ut_pause(ut_tracker *t, int64_t timeout_ns);
 /* Until every vCPU that can be stopped stands at this word of the gate. */
 int ut_wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns);
 int ut_resume(ut_tracker *t);
+/* After an error, whether the lists are full or not. */
+void ut_let_run(ut_tracker *t);
 /* Every thread of an attached process stands, or runs again. */
 void ut_set_halted(ut_tracker *t, int halted);
 int ut_set_threshold(ut_tracker *t, int64_t pages);
