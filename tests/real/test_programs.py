@@ -75,7 +75,10 @@ def test_load_and_rollback(
         [sys.executable, "-m", "checkpoint", "rollback", str(program.pid), str(quiet), "--json"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert back.returncode == 0 or (program.ends_threads and "have ended since" in back.stderr), back.stderr
+    # Engine sync cannot follow what has put down its privileges, as the renderers of a browser: refused, by name.
+    left_out = program.tree and process_engine == "sync" and "vm.unprivileged_userfaultfd" in back.stderr
+    ended = program.ends_threads and "have ended since" in back.stderr
+    assert back.returncode == 0 or ended or left_out, back.stderr
     now = program.value()
     if program.stateful:
         assert now == (before if back.returncode == 0 else changed) + program.asking
@@ -100,7 +103,7 @@ def test_ffmpeg_encodes_the_same(process_engine: str, tmp_path: Path, tool: Tool
     """A film's checksum, with and without checkpoints."""
     command = [
         tool("ffmpeg"), "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i",
-        "testsrc2=duration=6:size=640x360:rate=25", "-c:v", "mpeg4", "-threads", "2", "-f", "md5", "-",
+        "testsrc2=duration=30:size=640x360:rate=25", "-c:v", "mpeg4", "-threads", "2", "-f", "md5", "-",
     ]  # fmt: skip
     expected = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     done = uffdtrack(

@@ -356,15 +356,22 @@ int64_t ut_grant(ut_shared *s)
 	return part;
 }
 
-int ut_set_period(int perf, int64_t period)
+static uint64_t counted(int perf)
+{
+	uint64_t n = 0;
+
+	return read(perf, &n, sizeof(n)) == sizeof(n) ? n : 0;
+}
+
+int ut_set_period(ut_vcpu *v, int perf, int64_t period)
 {
 	uint64_t value = period;
 
 	/* Set while it is on, a period counts as just over, and the next fault would signal. */
-	if (ioctl(perf, PERF_EVENT_IOC_DISABLE, 0) || ioctl(perf, PERF_EVENT_IOC_PERIOD, &value) ||
-	    ioctl(perf, PERF_EVENT_IOC_ENABLE, 0))
+	if (ioctl(perf, PERF_EVENT_IOC_DISABLE, 0) || ioctl(perf, PERF_EVENT_IOC_PERIOD, &value))
 		return -errno;
-	return 0;
+	atomic_store(&v->until, counted(perf) + period);
+	return ioctl(perf, PERF_EVENT_IOC_ENABLE, 0) ? -errno : 0;
 }
 
 /* -- in the vCPU's own process ------------------------------------------------------------------- */
@@ -481,14 +488,20 @@ static int await_share(ut_member *m, int vcpu)
  * while this thread is not in here: it stands at the gate, or is held. */
 static void on_period(ut_member *m, int vcpu)
 {
-	int64_t part = ut_grant(m->shared);
+	ut_vcpu *v = &m->shared->vcpu[vcpu];
+	int stands = v->forced > 0;
+	int64_t part;
 
-	/* The event would begin the same share again, and the gate may be open by the time this thread comes to it. */
-	ut_set_period(m->perf[vcpu], part ? part : 1);
+	/* A signal may be of the share before: it came while this thread stood. */
+	if (counted(m->perf[vcpu]) < atomic_load(&v->until))
+		return;
+	part = ut_grant(m->shared);
+	/* The event would begin the same share again. */
+	ut_set_period(v, m->perf[vcpu], part ? part : stands ? UT_NO_PERIOD : 1);
 	if (part)
 		return;
-	if (m->shared->vcpu[vcpu].forced > 0)
-		atomic_store(&m->shared->vcpu[vcpu].dry, 1);
+	if (stands)
+		atomic_store(&v->dry, 1);
 	ut_gate_full(m->shared);
 }
 

@@ -25,6 +25,7 @@ typedef struct {
 	_Atomic uint32_t stood;    /* the last one that it stood at */
 	_Atomic uint64_t faults;   /* of the thread, until it parked there, or was held */
 	_Atomic uint32_t called;   /* a signal of ours is on its way to it */
+	_Atomic uint64_t until;    /* ring: what its event has counted when its share is used up */
 	_Atomic uint32_t dry;      /* ring: it has used up its share, and there was no other */
 	_Atomic uint32_t hold;     /* ring: it is to stand for a moment, so that its faults can be counted */
 	_Atomic uint32_t held;     /* and does: the same number */
@@ -136,7 +137,9 @@ int ut_hold(ut_shared *s, int vcpu);
 void ut_release(ut_shared *s, int vcpu);
 /* ring: so many faults more before the next signal; 0: none are left. */
 int64_t ut_grant(ut_shared *s);
-int ut_set_period(int perf, int64_t period);
+int ut_set_period(ut_vcpu *v, int perf, int64_t period);
+/* Of one that stands until it has a share: faults of its own in our code are to send it no signals for later. */
+#define UT_NO_PERIOD (1ll << 40)
 
 /* What this process knows of a tracker that one of its threads writes for. `lifeline` is a socket that
  * hangs up when the tracker is gone, or -1 in the tracker's own process. */

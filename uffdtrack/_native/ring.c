@@ -51,7 +51,7 @@ int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, in
 	out[1] = out[0] < 0 ? -1 : open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MAJ, 1, PERF_SAMPLE_ADDR, wake_bytes);
 	err = out[0] < 0 ? out[0] : out[1] < 0 ? out[1] : 0;
 	if (!err && threshold) {
-		out[2] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, 1ull << 40, 0, UT_NEVER);
+		out[2] = open_event(tid, PERF_COUNT_SW_PAGE_FAULTS_MIN, UT_NO_PERIOD, 0, UT_NEVER);
 		if (out[2] < 0)
 			err = out[2];
 		else if (fcntl(out[2], F_SETOWN_EX, &owner) || fcntl(out[2], F_SETSIG, SIGRTMAX - 2) ||
@@ -266,15 +266,16 @@ static int share_out(ut_tracker *t, int bound)
 	atomic_store(&t->s->budget, full ? 0 : left);
 	for (int i = 0; i < t->s->nvcpus; i++) {
 		int64_t part;
-		int err;
+		int dry, err;
 
 		if (!t->ev[i].used || t->ev[i].count < 0)
 			continue;
 		part = ut_grant(t->s);
-		err = ut_set_period(t->ev[i].count, part ? part : 1);
+		dry = full && t->s->vcpu[i].forced > 0;
+		err = ut_set_period(&t->s->vcpu[i], t->ev[i].count, part ? part : dry ? UT_NO_PERIOD : 1);
 		if (err && err != -ESRCH)
 			return err;
-		if (atomic_exchange(&t->s->vcpu[i].dry, full && t->s->vcpu[i].forced > 0))
+		if (atomic_exchange(&t->s->vcpu[i].dry, dry))
 			ut_wake(&t->s->vcpu[i].dry);
 	}
 	if (full)

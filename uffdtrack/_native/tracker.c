@@ -228,7 +228,7 @@ static int events_inside(ut_tracker *t, int vcpu, int mm, int min, int maj, int 
 	e->stat = open(path, O_RDONLY | O_CLOEXEC);
 	err = e->stat < 0 ? -errno : 0;
 	if (!err && count >= 0)
-		err = ut_set_period(count, 1); /* until it has a share */
+		err = ut_set_period(v, count, 1); /* until it has a share */
 	if (!err)
 		err = ut_ring_map(e, 2 * t->s->capacity);
 	pthread_mutex_lock(&t->lock);
