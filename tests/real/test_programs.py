@@ -75,7 +75,7 @@ def test_load_and_rollback(
         [sys.executable, "-m", "checkpoint", "rollback", str(program.pid), str(quiet), "--json"],
         capture_output=True, text=True,
     )  # fmt: skip
-    # Engine sync cannot follow what has put down its privileges, as the renderers of a browser: refused, by name.
+    # Engine sync cannot follow what has put down its privileges, as renderers of a browser: refused, by name.
     left_out = program.tree and process_engine == "sync" and "vm.unprivileged_userfaultfd" in back.stderr
     ended = program.ends_threads and "have ended since" in back.stderr
     assert back.returncode == 0 or ended or left_out, back.stderr
