@@ -89,6 +89,10 @@ class TreeEpoch:
         chain = Chain(self.path.parent / process["directory"])
         return chain.view(process["epoch"], alone=alone, siblings=siblings)
 
+    def views(self) -> dict[int, View]:
+        """The memory of each of its processes, by pid, without what others store for it."""
+        return {process["pid"]: self.view(process, alone=True) for process in self.processes}
+
 
 class Tree:
     """A directory of a tree of processes.

@@ -203,8 +203,7 @@ def rollback_tree_to(
         tree = Tree(place[0])
         tree.verify(key)
         entry = tree.open(place[1])
-        views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
-        outcome = rollback_tree(pid, entry, views, anyway, max_stop)
+        outcome = rollback_tree(pid, entry, entry.views(), anyway, max_stop)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:

@@ -391,11 +391,10 @@ class ProcessTarget:
     def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> TargetError | None:
         """What a stop that has failed means: another one is to be tried later, or it has ended just then."""
         if isinstance(error, PermissionDeniedError):
-            if self.ended():
+            traceable = may_trace(self.pid)
+            if self.ended(0 if traceable else EXEC_POLL):
                 return TargetGoneError(f"process {self.pid} has ended")
-            if may_trace(self.pid):
-                return self._visited()
-            return TargetGoneError(f"process {self.pid} has ended") if self.ended(EXEC_POLL) else None
+            return self._visited() if traceable else None
         if dumps_core(self.pid):
             return EpochSkippedError(DUMPING)
         self._frozen = frozen_cgroup(self.pid) is not None

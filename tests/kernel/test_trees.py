@@ -67,6 +67,11 @@ class Forks:
     def token(self) -> int:
         return int(self.ask("s").split()[1])
 
+    def go_on(self, token: int) -> None:
+        """Until the token's number is larger."""
+        self.tell("g")
+        wait_for(lambda: self.token() > token, "the token goes round")
+
 
 @pytest.fixture
 def forks(kernel: None, root: None, spawn: Spawn, build: Callable[[str], Path]) -> Callable[[int], Forks]:
@@ -163,16 +168,14 @@ def test_a_tree_goes_back_whole(forks: Callable[[int], Forks], uffdtrack: Run, t
     assert target.ask("h") == "held"
     uffdtrack("checkpoint", "--children", target.pid, "-o", tmp_path / "t", "--count", 2, "--every", "100ms")
     then = target.token()
-    target.tell("g")
-    wait_for(lambda: target.token() > then + 200, "the token goes round")
+    target.go_on(then + 200)
     assert target.ask("h") == "held"
     done = uffdtrack("rollback", target.pid, f"{tmp_path}/t@1", "--json")
     outcome = json.loads(done.stdout)
     assert len(outcome["processes"]) == 3
     # The first one has been asked for its number since; the others' own checks would miss what is not theirs.
     assert target.token() == then
-    target.tell("g")
-    wait_for(lambda: target.token() > then + 200, "the token goes round again")
+    target.go_on(then + 200)
     assert target.errors() == 0
 
 
@@ -183,8 +186,7 @@ def held(forks: Callable[[int], Forks], uffdtrack: Run, tmp_path: Path) -> tuple
     assert target.ask("h") == "held"
     uffdtrack("checkpoint", "--children", target.pid, "-o", tmp_path / "t", "--count", 1)
     then = target.token()
-    target.tell("g")
-    wait_for(lambda: target.token() > then + 20, "the token goes round")
+    target.go_on(then + 20)
     assert target.ask("h") == "held"
     return target, then, tmp_path / "t"
 
@@ -195,7 +197,7 @@ def test_failure_in_one_takes_back_the_others(
     target, _, directory = held
     now = target.token()
     entry = Tree(directory).open(0)
-    views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
+    views = entry.views()
     last = entry.processes[-1]["pid"]
     apply = ProcessRollback.apply
 
@@ -208,8 +210,7 @@ def test_failure_in_one_takes_back_the_others(
     with pytest.raises(RollbackRefusedError, match=r"sabotage.*as it was; so are the others"):
         rollback_tree(target.pid, entry, views)
     assert target.token() == now
-    target.tell("g")
-    wait_for(lambda: target.token() > now + 200, "the token goes round")
+    target.go_on(now + 200)
     assert target.errors() == 0
 
 
@@ -218,7 +219,7 @@ def test_failure_at_the_end_does_not_leave_the_others_between(
 ) -> None:
     target, then, directory = held
     entry = Tree(directory).open(0)
-    views = {p["pid"]: entry.view(p, alone=True) for p in entry.processes}
+    views = entry.views()
     commit, first = ProcessRollback.commit, entry.processes[0]["pid"]
 
     def fails(self: ProcessRollback) -> Outcome:
@@ -231,8 +232,7 @@ def test_failure_at_the_end_does_not_leave_the_others_between(
     with pytest.raises(TargetError, match=f"process {first} .*sabotage"):
         rollback_tree(target.pid, entry, views)
     assert target.token() == then
-    target.tell("g")
-    wait_for(lambda: target.token() > then + 200, "the token goes round")
+    target.go_on(then + 200)
     assert target.errors() == 0
 
 
@@ -247,8 +247,7 @@ def test_who_has_ended_or_was_born_is_named(
     uffdtrack("rollback", target.pid, f"{directory}@0", "--anyway")
     assert target.token() == then
     wait_for(lambda: is_dead(born), "the child has ended")
-    target.tell("g")
-    wait_for(lambda: target.token() > then + 200, "the token goes round")
+    target.go_on(then + 200)
     assert target.errors() == 0
 
     member = Tree(directory).open(0).processes[-1]["pid"]
