@@ -6,6 +6,7 @@ import re
 import time
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from uffdtrack import Region, task_directory
@@ -28,10 +29,8 @@ _FIXED = frozenset({"gd", "ht", "ss", "dp", "mt", "sl"})
 """Given to a mapping when it is made, or never taken back."""
 _SHARE = 20
 """Reading takes at most one in that many seconds: the kernel walks all page tables for it."""
-_LINES = re.compile(
-    rb"^(?:([0-9a-f]+)-([0-9a-f]+) [r-]|KernelPageSize: +(\d+) kB|ProtectionKey: +(\d+)|VmFlags: (.*))",
-    re.MULTILINE,
-)
+_PAGES = re.compile(rb"\nKernelPageSize: +(\d+) kB")
+_KEY = re.compile(rb"\nProtectionKey: +([1-9]\d*)")
 
 Step = tuple[int, list[int]]
 """Number and arguments of a system call."""
@@ -74,32 +73,43 @@ class Attributes:
     __hash__ = None  # type: ignore[assignment]
 
 
+@lru_cache(maxsize=256)
+def _codes(flags: bytes) -> Flags:
+    return KNOWN.intersection(flags.decode().split())
+
+
 def _parse(text: bytes) -> list[tuple[int, int, Flags]]:
+    """VmFlags is the last line of a mapping, so that what stands before it is the rest."""
     found: list[tuple[int, int, Flags]] = []
-    start = end = 0
-    extra: list[str] = []
-    for a, b, size, key, flags in _LINES.findall(text):
-        if a:
-            start, end, extra = int(a, 16), int(b, 16), []
-        elif size:
-            extra.append(f"page:{int(size)}")
-        elif key:
-            extra += [f"key:{int(key)}"] * (key != b"0")
-        else:
-            codes = KNOWN.intersection(flags.decode().split())
-            held = codes.union(e for e in extra if e[0] == "k" or "ht" in codes)
-            if held and found and found[-1][1:] == (start, held):
+    part = b""
+    for n, after in enumerate(text.split(b"\nVmFlags:")):
+        flags, _, following = after.partition(b"\n") if n else (b"", b"", after)
+        held = _codes(flags)
+        key = _KEY.search(part)
+        if "ht" in held:
+            held |= {f"page:{int(size)}" for size in _PAGES.findall(part)}
+        if key:
+            held |= {f"key:{int(key[1])}"}
+        if held:
+            start, end = (int(address, 16) for address in part.split(b" ", 1)[0].split(b"-"))
+            if found and found[-1][1:] == (start, held):
                 found[-1] = found[-1][0], end, held
-            elif held:
+            else:
                 found.append((start, end, held))
+        part = following
     return found
 
 
 class Recorder:
-    """Reads the attributes for the images of one session, not more often than its time allows."""
+    """Reads the attributes for the images of one session, not more often than its time allows.
+
+    Attributes:
+        sharers: how many processes have that time together.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.sharers = 1
         self._read: Attributes = Attributes([])
         self._regions: set[tuple[int, int, str]] = set()
         self._due = 0.0
@@ -111,7 +121,7 @@ class Recorder:
         if started >= self._due:
             self._read, self._regions = Attributes.read(self.pid), present
             now = time.monotonic()
-            self._due = now + _SHARE * (now - started)
+            self._due = now + _SHARE * self.sharers * (now - started)
         unknown = sorted((start, end) for start, end, _ in present - self._regions)
         return {"attributes": self._read.to_meta(), "attributes_unknown": unknown}
 

@@ -12,9 +12,10 @@ import numpy as np
 from checkpoint.chain import ChainWriter
 from checkpoint.image import SCHEMA, EpochWriter
 from checkpoint.objects import Snapshot, increment
+from checkpoint.once import Once
 from checkpoint.targets import Target
 from checkpoint.targets.process import EXEC_POLL, EXEC_SECONDS
-from uffdtrack import PAGE, Pending, Runs, Window
+from uffdtrack import PAGE, Pending, Region, Runs, Window
 from uffdtrack.errors import (
     EpochSkippedError,
     MaxStopError,
@@ -64,6 +65,16 @@ class Taker(Protocol):
     def take(self) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An epoch that is written and not safe yet."""
+
+    file: EpochWriter
+    row: dict[str, Any]
+    objects: Snapshot | None
+    started: float
+
+
 class SessionInterrupted(Exception):  # noqa: N818 - it is no error
     """The user has asked for the end while a base was copied."""
 
@@ -95,6 +106,7 @@ class Session:
         self._attached = True
         self._based = False
         self._objects: Snapshot | None = None
+        self._described = Once(_describe_regions)
         self._begun: EpochWriter | None = None
 
     def take(self) -> dict[str, Any]:
@@ -155,25 +167,44 @@ class Session:
             self.abandon()
             raise
 
-    def write(self, window: Window, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    def write(self, window: Window) -> dict[str, Any]:
         """Make an epoch of a window that was taken with this session's `pending`; returns its row.
-
-        Args:
-            more: further facts for the image.
 
         Raises:
             StorageError: it could not be written; its pages come with the next one.
             TargetGoneError: the target has ended meanwhile.
         """
+        draft = self.draft(window, {})
+        try:
+            draft.file.make_safe()
+        except BaseException:
+            draft.file.abort()
+            raise
+        self.keep(draft)
+        return draft.row
+
+    def draft(self, window: Window, more: dict[str, Any]) -> Draft:
+        """`write`, up to where the file is to be made safe.
+
+        Args:
+            more: further facts for the image.
+        """
         begun, self._begun = self._begun, None
         try:
-            row = self._write(lambda: begun or self.chain.begin(), window, bool(begun), more or {})
+            return self._write(lambda: begun or self.chain.begin(), window, bool(begun), more)
         except BaseException:
             if begun:
                 begun.abort()
             raise
+
+    def keep(self, draft: Draft) -> None:
+        """It is safe, so that what it holds is no more pending."""
+        self.pending.clear()
+        self.skipped, self.skip_reason = 0, ""
+        self.chain.committed(draft.row["digest"])
+        self._objects = draft.objects
         self._based = True
-        return row
+        draft.row["write_us"] = round((time.perf_counter() - draft.started) * 1e6, 1)
 
     def _close_base(self) -> Window:
         """The stop that ends a base. A base is not thrown away for one that is late."""
@@ -225,9 +256,10 @@ class Session:
 
     def _write(
         self, begin: Callable[[], EpochWriter], window: Window, base: bool, more: dict[str, Any]
-    ) -> dict[str, Any]:
+    ) -> Draft:
         started = time.perf_counter()
         row: dict[str, Any] = {}
+        mappings, left_out, left_out_bytes = self._described(window.regions)
 
         def describe(pages: int, content: int) -> dict[str, Any]:
             row.update(
@@ -249,8 +281,8 @@ class Session:
                 regions=len(window.regions),
                 compared=window.compared,
                 unreadable=window.unreadable,
-                left_out=sum(bool(r.left_out) for r in window.regions),
-                left_out_bytes=sum(r.size for r in window.regions if r.left_out),
+                left_out=left_out,
+                left_out_bytes=left_out_bytes,
                 warnings=described.pop("warnings", []),
                 late=self.late,
                 skipped=self.skipped,
@@ -262,7 +294,7 @@ class Session:
                     max_dirty=self.target.max_dirty,
                     overshoot=max(0, (window.touched or pages) - self.target.max_dirty) if not base else 0,
                 )
-            return {**self._meta(row, window), **described, **more}
+            return {**self._meta(row, window), "regions": mappings, **described, **more}
 
         writer = None
         try:
@@ -274,18 +306,12 @@ class Session:
             writer.void(window.reset)
             writer.add(window.data, window.contents)
             writer.add_zero(window.zero)
-            _, digest = writer.commit(describe, notes, window.regions, self.chain.key)
+            _, row["digest"] = writer.finish(describe, notes, window.regions, self.chain.key)
         except BaseException:
             if writer:
                 writer.abort()
             raise
-        self.pending.clear()
-        self.skipped, self.skip_reason = 0, ""
-        self.chain.committed(digest)
-        self._objects = objects
-        row["write_us"] = round((time.perf_counter() - started) * 1e6, 1)
-        row["digest"] = digest
-        return row
+        return Draft(writer, row, objects, started)
 
     def _meta(self, row: dict[str, Any], window: Window) -> dict[str, Any]:
         return {
@@ -295,14 +321,17 @@ class Session:
             "parent": self.chain.parent,
             "keyed": bool(self.chain.key),
             "row": {**row, "schema": ROW_SCHEMA},
-            "regions": [
-                [r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name, r.kind]
-                for r in window.regions
-            ],
             "reset": window.reset.tolist(),
             "threads": [t.tid for t in window.threads if not t.worker],
             "kernel_threads": [t.tid for t in window.threads if t.worker],
         }
+
+
+def _describe_regions(regions: list[Region]) -> tuple[list[list[Any]], int, int]:
+    """As an image has them; how many are left out, and of how many bytes."""
+    out = [r.size for r in regions if r.left_out]
+    rows = [[r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name, r.kind] for r in regions]
+    return rows, len(out), sum(out)
 
 
 def chunks(runs: Runs, size: int) -> Iterator[Runs]:

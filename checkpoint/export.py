@@ -240,7 +240,8 @@ def _merge(view: View, key: bytes) -> None:
             }
 
         notes = kept_notes(old) + heads_note(stored_heads(view.sources))
-        writer.commit(describe, notes, old.regions, key)
+        writer.finish(describe, notes, old.regions, key)
+        writer.make_safe()
     except (UffdtrackError, OSError, struct.error):
         writer.abort()
         raise

@@ -123,15 +123,16 @@ def file_note(regions: list[Region]) -> bytes:
     return note(b"CORE", NT_FILE, data)
 
 
+_FLAGS = {r + w + x: 4 * (r == "r") + 2 * (w == "w") + (x == "x") for r in "r-" for w in "w-" for x in "x-"}
+"""Of an ELF segment (PF_R 4, PF_W 2, PF_X 1), by the permissions of the mapping."""
+
+
 def region_flags(regions: list[Region], addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
-    """ELF segment flags (PF_R 4, PF_W 2, PF_X 1) of the mapping at each address."""
+    """ELF segment flags of the mapping at each address."""
     if not regions:
         return np.zeros(len(addresses), np.uint32)
     starts = np.array([r.start for r in regions], np.uint64)
-    flags = np.array(
-        [sum(b for b, c in zip((4, 2, 1), r.permissions, strict=False) if c != "-") for r in regions],
-        np.uint32,
-    )
+    flags = np.array([_FLAGS[r.permissions[:3]] for r in regions], np.uint32)
     return flags[np.maximum(np.searchsorted(starts, addresses, side="right") - 1, 0)]
 
 
@@ -217,14 +218,14 @@ class EpochWriter:
         except OSError as error:
             raise translate(error, self.path) from error
 
-    def commit(
+    def finish(
         self,
         describe: Callable[[int, int], dict[str, Any]],
         notes: bytes,
         regions: list[Region],
         key: bytes,
     ) -> tuple[dict[str, Any], str]:
-        """Finish the file: notes, headers, digest, sync, rename.
+        """Notes, headers, digest: all is written, and not on disk yet.
 
         Args:
             describe: gets the number of pages and of content bytes; returns the facts to store.
@@ -236,7 +237,7 @@ class EpochWriter:
             The facts and the digest in hex.
 
         Raises:
-            StorageError: the disk is full or broken; no file of that name is left.
+            StorageError: the disk is full or broken.
         """
         self._pages, self._offsets = latest(self._pages, self._offsets)
         content = int((self._offsets != ZERO).sum()) * PAGE
@@ -255,14 +256,38 @@ class EpochWriter:
             self._write(elf_header(phoff, len(headers), phoff + headers.nbytes), 0)
             digest = file_digest(self._file, digest_at, key)
             self._write(digest, digest_at)
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._before_rename()
-            self._temporary.replace(self.path)
-            sync_directory(self.path.parent)
         except OSError as error:
             raise translate(error, self.path) from error
         return meta, digest.hex()
+
+    def sync(self) -> None:
+        """The contents are on disk. Raises: StorageError: they are not."""
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise translate(error, self.path) from error
+
+    def rename(self) -> None:
+        """It takes its name. Raises: StorageError: no file of that name is left."""
+        try:
+            self._before_rename()
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise translate(error, self.path) from error
+
+    def sync_name(self) -> None:
+        """The name is on disk. Raises: StorageError: it is not."""
+        try:
+            sync_directory(self.path.parent)
+        except OSError as error:
+            raise translate(error, self.path) from error
+
+    def make_safe(self) -> None:
+        """Raises: StorageError: as `sync`, `rename` and `sync_name`, which are what this does."""
+        self.sync()
+        self.rename()
+        self.sync_name()
 
     def _headers(self, regions: list[Region], note_size: int) -> npt.NDArray[Any]:
         pages, offsets = self._pages, self._offsets

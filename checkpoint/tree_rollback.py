@@ -19,7 +19,7 @@ from checkpoint.rollback import (
     urgent,
 )
 from checkpoint.tree import TreeEpoch
-from checkpoint.tree_session import command_name, lives
+from checkpoint.tree_member import command_name, lives
 from uffdtrack import MAX_STOP, Tracee, children, stop_together, watchdog
 from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
 

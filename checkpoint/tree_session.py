@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.targets.process import EXEC_POLL, ProcessTarget
 from checkpoint.tree import TreeWriter
-from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory, task_directory
+from checkpoint.tree_member import Member, Part, command_name, lives, make_safe
+from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory
 from uffdtrack.errors import (
     EpochSkippedError,
     MaxStopError,
@@ -35,100 +33,6 @@ REFUSED_SECONDS = 1.0
 """After that a process that could not be attached to is tried again: it may have called exec."""
 UNKNOWN = -1
 """A parent of which nothing is known."""
-SMALL = 64 << 10
-"""Contents of an epoch up to this size are compared with those of the one before."""
-WRITERS = 4
-"""Epochs that are written side by side: most of it is waiting for the disk."""
-
-Place = tuple[str, int, str]
-"""Directory, epoch and digest of a member's epoch."""
-
-
-def command_name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
-    except OSError:
-        return "?"
-
-
-def lives(pid: int) -> bool:
-    """Whether a process, of which we may have no pidfd, has not ended."""
-    try:
-        task_directory(pid)  # a first thread may have ended while others go on
-    except TargetGoneError:
-        return False
-    return True
-
-
-class Member:
-    """One process of the tree, with a chain of its own."""
-
-    def __init__(self, target: ProcessTarget, chain: ChainWriter, interrupted: Callable[[], bool]) -> None:
-        self.target = target
-        self.chain = chain
-        self.session = Session(target, chain, interrupted)
-        self.number = -1
-        self._last: tuple[Any, dict[str, Any]] | None = None
-
-    def prepare(self, tree: ProcessTree) -> None:
-        """Have it under traps, and its base copied.
-
-        Raises:
-            NewMemoryError, TargetGoneError, StorageError: as they say.
-        """
-        if self.number < 0:
-            self.number = tree.join(self.target.space)
-        self.session.prepare()
-
-    def rebase(self) -> None:
-        """It would have stood for too long: its next epoch is a base."""
-        self.session.rebase()
-        self._last = None
-
-    def renew(self) -> None:
-        self.session.renew()
-        self.number = -1
-        self._last = None
-
-    def write(self, window: Window, places: dict[int, Place]) -> dict[str, Any] | None:
-        """Make an epoch of a window; returns its row, None where the process has ended meanwhile.
-
-        One that has not run at all has no new epoch: the tree's epoch names its last one again.
-
-        Args:
-            places: of each member that stores shared memory for others, its epoch.
-        """
-        state = None
-        if len(window.contents) <= SMALL and not window.heads:
-            # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.
-            runs = (window.data.tolist(), window.zero.tolist(), window.reset.tolist())
-            state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
-        # What was copied for a base is in no window, so that a window like the last one says nothing of it.
-        if self._last and state and state == self._last[0] and not self.session.in_base:
-            self.session.pending.clear()
-            return {**self._last[1], "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
-        elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
-        try:
-            row = self.session.write(window, {"elsewhere": elsewhere})
-        except (TargetGoneError, NewMemoryError):
-            return None
-        row |= {
-            "start_time": self.target.identity.start_time,
-            "comm": command_name(row["pid"]),
-            "directory": self.chain.directory.name,
-            "unchanged": False,
-        }
-        self._last = (state, row)
-        return row
-
-    def close(self) -> None:
-        self.session.abandon()
-        self.target.close()
-        self.chain.close()
-        if not self.chain.next_epoch:
-            with contextlib.suppress(OSError):
-                (self.chain.directory / ".lock").unlink()
-                self.chain.directory.rmdir()
 
 
 class TreeSession:
@@ -310,6 +214,7 @@ class TreeSession:
         for member in list(self.members):
             try:
                 member.prepare(self.tree)
+                member.target.share_time(len(self.members))
                 ready.append(member)
             except (NewMemoryError, TargetGoneError, FileNotFoundError, ProcessLookupError):
                 self._renew(member)
@@ -358,27 +263,25 @@ class TreeSession:
         ]
         left_out = self._left_out(members, taken, window)
         storing = {number for _, result in taken for *_, number in result.elsewhere}
-        places: dict[int, Place] = {}
-        rows: dict[int, dict[str, Any]] = {}
-
-        def note(member: Member, row: dict[str, Any] | None) -> None:
-            if row:
-                rows[member.number] = row
-                places[member.number] = (row["directory"], row["epoch"], row["digest"])
-
-        # Those that store shared memory first, in the order in which they joined: the others name their
-        # epochs.
-        for member, result in taken:
-            if member.number in storing:
-                note(member, member.write(result, places))
-                if member.number not in places:
+        parts: dict[int, Part] = {}
+        try:
+            # Those that store shared memory first, in the order in which they joined: the others name their
+            # epochs.
+            for member, result in sorted(taken, key=lambda pair: pair[0].number not in storing):
+                part = member.draft(result, {number: part.place for number, part in parts.items()})
+                if part:
+                    parts[member.number] = part
+                elif member.number in storing:
                     return None
-        with ThreadPoolExecutor(WRITERS) as pool:
-            jobs = [(m, pool.submit(m.write, w, places)) for m, w in taken if m.number not in storing]
-            for member, job in jobs:
-                note(member, job.result())
-        if not rows:
-            return None
+            if not parts:
+                return None
+            make_safe([part.draft.file for part in parts.values() if part.draft])
+            for part in parts.values():
+                part.member.keep(part)
+        finally:
+            for part in parts.values():
+                part.drop()
+        rows = {number: part.row for number, part in parts.items()}
         left_out += [
             {
                 "pid": m.target.pid,

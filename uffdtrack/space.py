@@ -37,7 +37,7 @@ class Window:
     """What one stop of the target gave.
 
     Attributes:
-        regions: the mappings at that instant.
+        regions: the mappings at that instant; the same list as in the window before where they are the same.
         threads: the registers at that instant.
         data: ranges with contents; these stand one behind the other in `contents`.
         zero: ranges that were written and hold zeros.
@@ -122,6 +122,7 @@ _KINDS = {
     int(lib.UT_KIND_SECRET): "secret",
     int(lib.UT_KIND_RING): "ring",
 }
+_REGION_SIZE = ffi.sizeof("ut_region")
 _OF_MEMORY = {"deleted": "private-memory", "shared": "shared-memory"}
 
 
@@ -170,6 +171,7 @@ class AddressSpace:
         out = ffi.new("ut_space **")
         check(lib.ut_space_open(pid, uffd, int(diff_all), out), "track the memory", pid)
         self._c = out[0]
+        self._mapped: tuple[tuple[bytes, bytes], list[Region]] | None = None
 
     @classmethod
     def attach(cls, pid: int, engine: str = "scan", max_dirty: int | None = None) -> AddressSpace:
@@ -302,7 +304,7 @@ class AddressSpace:
         data, zero, contents = self.split_zero(plan)
         unreadable = runs_array(self._c.unreadable)
         return Window(
-            regions=_regions(self._c.maps),
+            regions=self._regions(),
             threads=tracee.threads,
             data=data,
             zero=zero,
@@ -352,6 +354,13 @@ class AddressSpace:
     @property
     def native(self) -> object:
         return self._c
+
+    def _regions(self) -> list[Region]:
+        maps = self._c.maps
+        key = bytes(ffi.buffer(maps.text, maps.len)), bytes(ffi.buffer(maps.regions, maps.n * _REGION_SIZE))
+        if not self._mapped or self._mapped[0] != key:
+            self._mapped = key, _regions(maps)
+        return self._mapped[1]
 
     def _take_heads(self) -> Heads:
         found = self._c.heads

@@ -33,7 +33,7 @@ from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
 FREE = 0.002
-"""Seconds that reading takes without a thought."""
+"""Seconds that reading takes without a thought, of all processes of a tree together."""
 SHARE = 20
 """What takes longer is done so often that it takes this part of the time."""
 
@@ -208,10 +208,14 @@ class Reader:
 
     /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look
     of some 10 us. Where that is much, an epoch has what the last reading has found, and says when that was.
+
+    Attributes:
+        sharers: how many processes have that time together.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
+        self.sharers = 1
         self._last: Snapshot | None = None
         self._due = 0.0
 
@@ -220,5 +224,5 @@ class Reader:
         if self._last is None or started >= self._due:
             self._last = snapshot(self._pid, mappings, self._last)
             ended = time.monotonic()
-            self._due = ended + SHARE * max(0.0, ended - started - FREE)
+            self._due = ended + SHARE * max(0.0, self.sharers * (ended - started) - FREE)
         return self._last

@@ -15,6 +15,8 @@ from typing import Any
 from checkpoint.attributes import Recorder
 from checkpoint.heads import heads_note, is_file_of
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
+from checkpoint.objects import Snapshot, parse_status
+from checkpoint.once import Once
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
 from uffdtrack import (
@@ -42,6 +44,7 @@ from uffdtrack.errors import (
 )
 
 _PF_KTHREAD = 0x00200000
+_IN_FLIGHT = "{} is in use: writes into pinned buffers in flight escape every tracker"
 EXEC_SECONDS = 10
 """How long a process that does nothing but exec is tried again."""
 DUMPING = "the kernel writes a core of the process"
@@ -214,6 +217,11 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
     return sorted(found)
 
 
+def named_files(regions: list[Region]) -> list[Region]:
+    """One mapping of each file."""
+    return list({r.name: r for r in regions if r.inode and r.name.startswith("/")}.values())
+
+
 def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, list[int]]:
     """Mapped files that can be found by name: device, inode, size and mtime in ns.
 
@@ -222,7 +230,7 @@ def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, lis
     """
     files: dict[str, list[int]] = {}
     roots = ("", f"{task_directory(pid)}/root") if pid else ("",)
-    for region in {r.name: r for r in regions if r.inode and r.name.startswith("/")}.values():
+    for region in named_files(regions):
         for root in roots:
             try:
                 s = os.stat(root + region.name)
@@ -234,17 +242,11 @@ def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, lis
     return files
 
 
-def warnings_for(regions: list[Region], files: Iterable[str]) -> dict[str, str]:
-    """What a checkpoint of a process may miss, in words, each by a name under which it is told once.
-
-    Args:
-        files: what /proc/PID/fd says of its descriptors.
-    """
+def warnings_for(regions: list[Region]) -> dict[str, str]:
+    """What a checkpoint of these mappings may miss, in words, each by a name under which it is told once."""
     warnings = {}
-    if "anon_inode:[io_uring]" in files:
-        warnings["io_uring"] = "io_uring is in use: writes into pinned buffers in flight escape every tracker"
     if any(r.kind == "ring" and r.name.startswith("/[aio]") for r in regions):
-        warnings["aio"] = "aio is in use: writes into pinned buffers in flight escape every tracker"
+        warnings["aio"] = _IN_FLIGHT.format("aio")
     shared = sum(r.size for r in regions if r.shared and r.stored)
     if shared >= 256 << 20:
         warnings["shared"] = (
@@ -287,6 +289,11 @@ class ProcessTarget:
         self._frozen = False
         self.identity = identify(pid)
         self._warned: set[str] = set()
+        self._read: tuple[Snapshot, list[Region], tuple[dict[str, Any], bytes, dict[str, list[int]]]] | None
+        self._read = None
+        self._file_note, self._named_files, self._warnings = (
+            Once(file_note), Once(named_files), Once(warnings_for),
+        )  # fmt: skip
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
         self.attributes = Recorder(pid)
@@ -297,8 +304,14 @@ class ProcessTarget:
             raise
 
     def new_warnings(self, regions: list[Region], files: Iterable[str]) -> list[str]:
-        """Those of `warnings_for` that were not given before."""
-        found = warnings_for(regions, files)
+        """What a checkpoint may miss, and was not told before.
+
+        Args:
+            files: what /proc/PID/fd says of its descriptors.
+        """
+        found = dict(self._warnings(regions))
+        if "anon_inode:[io_uring]" in files:
+            found["io_uring"] = _IN_FLIGHT.format("io_uring")
         new = [text for name, text in found.items() if name not in self._warned]
         self._warned |= found.keys()
         return new
@@ -340,9 +353,14 @@ class ProcessTarget:
                 if self.ended(EXEC_POLL) or time.monotonic() > deadline:
                     raise
 
+    def share_time(self, sharers: int) -> None:
+        """So many processes have the time together that reading /proc may take of one."""
+        self.attributes.sharers = self._objects.sharers = sharers
+
     def facts(self) -> dict[str, Any]:
         """Who the process is, for the image."""
         fields = stat_fields(self.pid)
+        status = parse_status(proc_read(self.pid, "status").decode(errors="replace"))
         cmdline = proc_read(self.pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
         try:
             exe = os.readlink(task_directory(self.pid) / "exe")
@@ -353,8 +371,8 @@ class ProcessTarget:
             "ppid": int(fields[1]),
             "pgrp": int(fields[2]),
             "sid": int(fields[3]),
-            "uid": int(status_field(self.pid, "Uid").split()[0]),
-            "gid": int(status_field(self.pid, "Gid").split()[0]),
+            "uid": int(status["Uid"].split()[0]),
+            "gid": int(status["Gid"].split()[0]),
             "comm": proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
             "cmdline": cmdline.decode(errors="surrogateescape"),
             "exe": exe,
@@ -421,14 +439,13 @@ class ProcessTarget:
         self._frozen = False
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        facts = self.facts()
-        notes = thread_notes(window.threads, facts)
-        notes += note(b"CORE", NT_AUXV, proc_read(self.pid, "auxv")) + file_note(window.regions)
-        notes += heads_note(window.heads)
         try:
             objects = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGoneError(f"process {self.pid} has ended") from error
+        facts, auxv, mapped = self._read_with(objects, window.regions)
+        notes = thread_notes(window.threads, facts)
+        notes += note(b"CORE", NT_AUXV, auxv) + self._file_note(window.regions) + heads_note(window.heads)
         files = [d.target for d in objects.descriptors.values()]
         heap = [r.end for r in window.regions if r.name == "[heap]"]
         if self.space.is_gone and not self.ended():
@@ -437,11 +454,24 @@ class ProcessTarget:
         return notes, {
             "process": facts,
             "objects": objects,
-            "files": mapped_files(window.regions, self.pid),
+            "files": mapped,
             "heap_end": max(heap, default=0),
             **self.attributes.facts(window.regions),
             "warnings": self.new_warnings(window.regions, files),
         }
+
+    def _read_with(
+        self, objects: Snapshot, regions: list[Region]
+    ) -> tuple[dict[str, Any], bytes, dict[str, list[int]]]:
+        """Facts, auxv and mapped files: read when `objects` are, and for other mappings."""
+        if self._read is None or self._read[0] is not objects or self._read[1] is not regions:
+            found = (
+                self.facts(),
+                proc_read(self.pid, "auxv"),
+                mapped_files(self._named_files(regions), self.pid),
+            )
+            self._read = objects, regions, found
+        return self._read[2]
 
     def settle(self, timeout: float) -> bool:
         return self.tracee.settle(timeout)

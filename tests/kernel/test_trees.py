@@ -327,22 +327,23 @@ def test_a_base_is_never_passed_over_as_unchanged(
     """What was copied for a base is in no window, so that one like the last window says nothing of it."""
     taker = session(spawn("cat").pid)
     windows = []
-    write = Member.write
+    draft = Member.draft
 
     def keeps(self: Member, window: Window, places: Any) -> Any:
         windows.append(window)
-        return write(self, window, places)
+        return draft(self, window, places)
 
-    monkeypatch.setattr(Member, "write", keeps)
+    monkeypatch.setattr(Member, "draft", keeps)
     while not (row := taker.take())["processes"][0]["unchanged"]:
         assert row["epoch"] < 50
     (member,) = taker.members
-    unchanged = keeps(member, windows[-1], {})
-    assert unchanged["unchanged"]
+    unchanged = draft(member, windows[-1], {})
+    assert unchanged and unchanged.row["unchanged"]
     member.session.rebase()
     member.session.prepare()
-    row = write(member, windows[-1], {})
-    assert row["base"] and not row["unchanged"]
+    part = draft(member, windows[-1], {})
+    assert part and part.row["base"] and not part.row["unchanged"]
+    part.drop()
 
 
 @pytest.mark.parametrize("name", ["epoch-00000001.tree", "member"])
@@ -371,7 +372,9 @@ def test_damage_is_found(
         Tree(tmp_path / "t").verify(b"")
 
 
+@pytest.mark.parametrize("at", ["finish", "sync", "rename", "sync_name"])
 def test_a_full_disk_leaves_whole_epochs(
+    at: str,
     forks: Callable[[int], Forks],
     session: Callable[..., TreeSession],
     monkeypatch: pytest.MonkeyPatch,
@@ -380,15 +383,15 @@ def test_a_full_disk_leaves_whole_epochs(
     """A file cannot be written: there is no such epoch of the tree, and the next one lacks nothing."""
     taker = session(forks(0).pid)
     taker.take()
-    commit, calls = EpochWriter.commit, []
+    step, calls = getattr(EpochWriter, at), []
 
     def fails(self: EpochWriter, *arguments: Any) -> Any:
         calls.append(self)
         if len(calls) == 2:
             raise StorageError("no space left")
-        return commit(self, *arguments)
+        return step(self, *arguments)
 
-    monkeypatch.setattr(EpochWriter, "commit", fails)
+    monkeypatch.setattr(EpochWriter, at, fails)
     with pytest.raises(StorageError):
         taker.take()
     assert Tree(tmp_path / "t").epochs == [0]

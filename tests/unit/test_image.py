@@ -51,7 +51,8 @@ def write(
             "descriptors": [], "files": {}, "heap_end": 0, "threads": [7], "kernel_threads": [],
         }  # fmt: skip
 
-    _, digest = writer.commit(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
+    _, digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
+    writer.make_safe()
     chain.committed(digest)
 
 
@@ -194,7 +195,8 @@ def test_many_program_headers(tmp_path: Path) -> None:
         writer.add_zero(np.stack((starts, starts + np.uint64(PAGE)), axis=1))
         meta = {"schema": SCHEMA, "epoch": 0, "base": True, "parent": "", "reset": [], "regions": [
             [region.start, region.end, "rw-p", 0, "00:00", 0, ""]]}  # fmt: skip
-        _, digest = writer.commit(lambda pages, size: meta, b"", [region], b"")
+        _, digest = writer.finish(lambda pages, size: meta, b"", [region], b"")
+        writer.make_safe()
         chain.committed(digest)
     file = Chain(tmp_path).verify(b"")[0]
     assert len(file.pages) == count and (file.offsets == ZERO).all()

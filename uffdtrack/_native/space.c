@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/sysinfo.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -225,9 +224,19 @@ static int differing(const ut_space *s, const ut_run *runs, size_t n, const uint
 	return 0;
 }
 
-static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
+/* A share of what is read, for one thread: copied to `to`, or compared. */
+struct share {
+	const ut_space *s;
+	ut_runs runs, unreadable, changed;
+	uint8_t *to;
+	int err;
+};
+
+static int compare_share(struct share *c)
 {
 	static __thread uint8_t bounce[64 * 4096];
+	const ut_space *s = c->s;
+	const ut_runs *pages = &c->runs;
 	ut_remote remote = remote_of(s);
 	ut_run part[64];
 	size_t i = 0;
@@ -246,32 +255,26 @@ static int changed_pages(ut_space *s, const ut_runs *pages, ut_runs *out)
 			if (at == pages->v[i].end && ++i < pages->n)
 				at = pages->v[i].start;
 		}
-		TRY(ut_remote_read(&remote, part, n, bounce, &s->unreadable));
-		TRY(differing(s, part, n, bounce, out));
+		TRY(ut_remote_read(&remote, part, n, bounce, &c->unreadable));
+		TRY(differing(s, part, n, bounce, &c->changed));
 	}
 	return 0;
 }
 
-/* A share of a copy, for one thread. */
-struct share {
-	const ut_space *s;
-	ut_runs runs, unreadable;
-	uint8_t *to;
-	int err;
-};
-
-static int copy_share(struct share *c)
+static int read_share(struct share *c)
 {
 	ut_remote remote = remote_of(c->s);
 
+	if (!c->to)
+		return compare_share(c);
 	return ut_remote_read(&remote, c->runs.v, c->runs.n, c->to, &c->unreadable);
 }
 
-static void *copy_thread(void *arg)
+static void *read_thread(void *arg)
 {
 	struct share *c = arg;
 
-	c->err = copy_share(c);
+	c->err = read_share(c);
 	return NULL;
 }
 
@@ -288,7 +291,7 @@ static int deal(const ut_run *runs, size_t nruns, uint64_t bytes, struct share *
 
 			TRY(runs_push(&shares[k].runs, at, at + part));
 			at += part;
-			to += part;
+			to += to ? part : 0;
 			room -= part;
 			if (!room && k + 1 < n) {
 				shares[++k].to = to;
@@ -300,38 +303,56 @@ static int deal(const ut_run *runs, size_t nruns, uint64_t bytes, struct share *
 	return 0;
 }
 
-/* The target's processors are idle while it stands, so a large copy takes them all. */
-static int copy_shared(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
+static int push_all(ut_runs *to, const ut_runs *runs)
+{
+	for (size_t i = 0; i < runs->n; i++)
+		TRY(runs_push(to, runs->v[i].start, runs->v[i].end));
+	return 0;
+}
+
+/* The target's processors are idle while it stands, so what is much takes them all. */
+static int shares_of(uint64_t bytes)
+{
+	uint64_t wanted = min64(bytes / SHARE_BYTES + 1, SHARES);
+	cpu_set_t cpus;
+
+	if (wanted == 1 || sched_getaffinity(0, sizeof(cpus), &cpus))
+		return 1;
+	return min64(wanted, CPU_COUNT(&cpus));
+}
+
+/* Copy pages to `to`, or where that is NULL append those to `changed` that are not as they were stored. */
+static int read_shared(ut_space *s, const ut_run *runs, size_t n, uint8_t *to, ut_runs *changed)
 {
 	const ut_runs all = {(ut_run *)runs, n, n};
 	uint64_t bytes = runs_bytes(&all);
 	struct share shares[SHARES] = {{0}};
 	pthread_t threads[SHARES];
-	int cpus = get_nprocs(), k = bytes / SHARE_BYTES + 1, started = 1, err;
+	int k = shares_of(bytes), started = 1, err;
 
-	k = k > cpus ? cpus : k;
-	k = k > SHARES ? SHARES : k;
 	err = deal(runs, n, bytes, shares, k, to);
 	for (int i = 0; i < k; i++)
 		shares[i].s = s;
 	for (; started < k && !err; started++)
-		if (pthread_create(&threads[started], NULL, copy_thread, &shares[started]))
+		if (pthread_create(&threads[started], NULL, read_thread, &shares[started]))
 			break;
 	if (!err)
-		err = copy_share(&shares[0]);
+		err = read_share(&shares[0]);
 	for (int i = 1; i < k; i++) {
 		if (i < started)
 			pthread_join(threads[i], NULL);
 		else if (!err)
-			shares[i].err = copy_share(&shares[i]);
+			shares[i].err = read_share(&shares[i]);
 		if (!err)
 			err = shares[i].err;
 	}
 	for (int i = 0; i < k; i++) {
-		for (size_t j = 0; j < shares[i].unreadable.n && !err; j++)
-			err = runs_push(&s->unreadable, shares[i].unreadable.v[j].start,
-					shares[i].unreadable.v[j].end);
+		if (!err)
+			err = push_all(&s->unreadable, &shares[i].unreadable);
+		if (!err && changed)
+			err = push_all(changed, &shares[i].changed);
 		runs_free(&shares[i].unreadable);
+		runs_free(&shares[i].changed);
 		runs_free(&shares[i].runs);
 	}
 	return err;
@@ -344,7 +365,7 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 	/* It may have forked since the harvest, if it runs. */
 	s->shared = ut_remote_shared(&remote, &s->maps);
 	s->unreadable.n = 0;
-	TRY(copy_shared(s, runs, n, to));
+	TRY(read_shared(s, runs, n, to, NULL));
 	if (!s->known.n && !s->kept.n)
 		return 0;
 	for (size_t i = 0; i < n; i++) {
@@ -741,7 +762,7 @@ static int harvest_own(ut_space *s, const ut_region *r, int flags)
 	if (!err)
 		err = runs_minus(&s->gone, &old, &s->found);
 	if (!err)
-		err = changed_pages(s, &s->found, &s->want);
+		err = read_shared(s, s->found.v, s->found.n, NULL, &s->want);
 	runs_free(&old);
 	return err;
 }
@@ -820,7 +841,7 @@ static int harvest_compare(ut_space *s, ut_region *r, int flags)
 	if (!known)
 		return 0;
 	s->blind = s->sabotage == UT_SABOTAGE_COMPARE && r->kind == UT_KIND_ANON;
-	err = changed_pages(s, &s->found, &s->want);
+	err = read_shared(s, s->found.v, s->found.n, NULL, &s->want);
 	s->blind = 0;
 	return err;
 }

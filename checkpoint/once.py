@@ -1,0 +1,23 @@
+"""What is worked out of the mappings, which most epochs have in common with the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from uffdtrack import Region
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """A function of the mappings, called again only for another list of them than the last time."""
+
+    def __init__(self, function: Callable[[list[Region]], T]) -> None:
+        self._function = function
+        self._last: tuple[list[Region], T] | None = None
+
+    def __call__(self, regions: list[Region]) -> T:
+        if self._last is None or self._last[0] is not regions:
+            self._last = regions, self._function(regions)
+        return self._last[1]

@@ -1,0 +1,145 @@
+"""One process of a tree: its chain, and its part in each epoch of the tree."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint.chain import ChainWriter
+from checkpoint.cycle import Draft, Session
+from checkpoint.image import EpochWriter
+from checkpoint.targets.process import ProcessTarget
+from uffdtrack import ProcessTree, Window, task_directory
+from uffdtrack.errors import NewMemoryError, TargetGoneError
+
+SMALL = 64 << 10
+"""Contents of an epoch up to this size are compared with those of the one before."""
+WRITERS = 4
+"""Files that are waited for side by side."""
+
+Place = tuple[str, int, str]
+"""Directory, epoch and digest of a member's epoch."""
+
+
+def command_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
+    except OSError:
+        return "?"
+
+
+def lives(pid: int) -> bool:
+    """Whether a process, of which we may have no pidfd, has not ended."""
+    try:
+        task_directory(pid)  # a first thread may have ended while others go on
+    except TargetGoneError:
+        return False
+    return True
+
+
+class Member:
+    """One process of the tree, with a chain of its own."""
+
+    def __init__(self, target: ProcessTarget, chain: ChainWriter, interrupted: Callable[[], bool]) -> None:
+        self.target = target
+        self.chain = chain
+        self.session = Session(target, chain, interrupted)
+        self.number = -1
+        self._last: tuple[Any, dict[str, Any]] | None = None
+
+    def prepare(self, tree: ProcessTree) -> None:
+        """Have it under traps, and its base copied.
+
+        Raises:
+            NewMemoryError, TargetGoneError, StorageError: as they say.
+        """
+        if self.number < 0:
+            self.number = tree.join(self.target.space)
+        self.session.prepare()
+
+    def rebase(self) -> None:
+        """It would have stood for too long: its next epoch is a base."""
+        self.session.rebase()
+        self._last = None
+
+    def renew(self) -> None:
+        self.session.renew()
+        self.number = -1
+        self._last = None
+
+    def draft(self, window: Window, places: dict[int, Place]) -> Part | None:
+        """Write an epoch of a window, None where the process has ended meanwhile.
+
+        One that has not run at all has no new epoch: the tree's epoch names its last one again.
+
+        Args:
+            places: of each member that stores shared memory for others, its epoch.
+        """
+        state = None
+        if len(window.contents) <= SMALL and not window.heads:
+            # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.
+            runs = (window.data.tolist(), window.zero.tolist(), window.reset.tolist())
+            state = (window.threads, window.regions, window.elsewhere, runs, bytes(window.contents))
+        # What was copied for a base is in no window, so that a window like the last one says nothing of it.
+        if self._last and state and state == self._last[0] and not self.session.in_base:
+            self.session.pending.clear()
+            last = self._last[1]
+            row = {**last, "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
+            return Part(self, row, state, None)
+        elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
+        try:
+            draft = self.session.draft(window, {"elsewhere": elsewhere})
+        except (TargetGoneError, NewMemoryError):
+            return None
+        draft.row.update(
+            start_time=self.target.identity.start_time,
+            comm=command_name(self.target.pid),
+            directory=self.chain.directory.name,
+            unchanged=False,
+        )
+        return Part(self, draft.row, state, draft)
+
+    def keep(self, part: Part) -> None:
+        """It is safe."""
+        if part.draft:
+            self.session.keep(part.draft)
+            self._last = part.state, part.row
+
+    def close(self) -> None:
+        self.session.abandon()
+        self.target.close()
+        self.chain.close()
+        if not self.chain.next_epoch:
+            with contextlib.suppress(OSError):
+                (self.chain.directory / ".lock").unlink()
+                self.chain.directory.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A member's part in an epoch of the tree. `draft` is None where that is its last epoch again."""
+
+    member: Member
+    row: dict[str, Any]
+    state: Any
+    draft: Draft | None
+
+    @property
+    def place(self) -> Place:
+        return self.row["directory"], self.row["epoch"], self.row["digest"]
+
+    def drop(self) -> None:
+        """What has no name yet gets none. Idempotent."""
+        if self.draft:
+            self.draft.file.abort()
+
+
+def make_safe(files: list[EpochWriter]) -> None:
+    """All together: each step waits for the disk, which writes for several at once."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for step in (EpochWriter.sync, EpochWriter.rename, EpochWriter.sync_name):
+            list(pool.map(step, files))
