@@ -15,8 +15,7 @@ demo: .venv/ready
 test: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils \
 		/usr/lib/postgresql:postgresql
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/contract --ignore tests/kvm
-	$(BIN)/pytest -m "not slow" tests/contract tests/kvm
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils memcached:memcached \
 	nginx:nginx-light node:nodejs java:default-jdk-headless nats-server:nats-server chromium:chromium \

@@ -124,7 +124,7 @@ def test_seccomp_filter(root: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
     assert status_field(process.pid, "Seccomp") == "2"
 
 
-@pytest.mark.parametrize("round_", range(8))
+@pytest.mark.parametrize("round_", [0, 1, 3, 7])
 def test_survives_our_death(
     kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, round_: int
 ) -> None:
