@@ -139,7 +139,7 @@ class Session:
 
     @property
     def in_base(self) -> bool:
-        """Whether a base has been begun that the next `write` makes whole."""
+        """Whether a base has been begun that the next `draft` makes whole."""
         return self._begun is not None
 
     def _window(self) -> Window:

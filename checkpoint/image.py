@@ -132,7 +132,7 @@ def region_flags(regions: list[Region], addresses: npt.NDArray[np.uint64]) -> np
     if not regions:
         return np.zeros(len(addresses), np.uint32)
     starts = np.array([r.start for r in regions], np.uint64)
-    flags = np.array([_FLAGS[r.permissions[:3]] for r in regions], np.uint32)
+    flags = np.array([_FLAGS.get(r.permissions[:3], 0) for r in regions], np.uint32)
     return flags[np.maximum(np.searchsorted(starts, addresses, side="right") - 1, 0)]
 
 
@@ -181,6 +181,7 @@ class EpochWriter:
         self._pages: Pages = np.empty(0, np.uint64)
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
+        self._named = False
         try:
             self._temporary.unlink(missing_ok=True)
             fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -269,10 +270,11 @@ class EpochWriter:
             raise translate(error, self.path) from error
 
     def rename(self) -> None:
-        """It takes its name. Raises: StorageError: no file of that name is left."""
+        """It takes its name. Raises: StorageError: it has none."""
         try:
             self._before_rename()
             self._temporary.replace(self.path)
+            self._named = True
         except OSError as error:
             raise translate(error, self.path) from error
 
@@ -314,10 +316,17 @@ class EpochWriter:
         return headers
 
     def abort(self) -> None:
-        """Drop everything. Idempotent."""
+        """Drop everything that has no name yet. Idempotent."""
         self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Drop everything, the file that has taken its name too."""
+        self.abort()
+        if self._named:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
 
 class EpochFile:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from uffdtrack.errors import NewMemoryError, TargetGoneError
 SMALL = 64 << 10
 """Contents of an epoch up to this size are compared with those of the one before."""
 WRITERS = 4
-"""Files that are waited for side by side."""
+"""Epochs that are written side by side: most of it is waiting for the disk, and digests."""
 
 Place = tuple[str, int, str]
 """Directory, epoch and digest of a member's epoch."""
@@ -71,13 +71,13 @@ class Member:
         self.number = -1
         self._last = None
 
-    def draft(self, window: Window, places: dict[int, Place]) -> Part | None:
+    def draft(self, window: Window, parts: Mapping[int, Part]) -> Part | None:
         """Write an epoch of a window, None where the process has ended meanwhile.
 
         One that has not run at all has no new epoch: the tree's epoch names its last one again.
 
         Args:
-            places: of each member that stores shared memory for others, its epoch.
+            parts: of the members that store shared memory for others.
         """
         state = None
         if len(window.contents) <= SMALL and not window.heads:
@@ -90,7 +90,7 @@ class Member:
             last = self._last[1]
             row = {**last, "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
             return Part(self, row, state, None)
-        elsewhere = [[start, end, at, *places[number]] for start, end, at, number in window.elsewhere]
+        elsewhere = [[start, end, at, *parts[number].place] for start, end, at, number in window.elsewhere]
         try:
             draft = self.session.draft(window, {"elsewhere": elsewhere})
         except (TargetGoneError, NewMemoryError):
@@ -133,13 +133,12 @@ class Part:
         return self.row["directory"], self.row["epoch"], self.row["digest"]
 
     def drop(self) -> None:
-        """What has no name yet gets none. Idempotent."""
+        """There is no such epoch, nor a file of its name."""
         if self.draft:
-            self.draft.file.abort()
+            self.draft.file.withdraw()
 
 
-def make_safe(files: list[EpochWriter]) -> None:
+def make_safe(files: list[EpochWriter], pool: Executor) -> None:
     """All together: each step waits for the disk, which writes for several at once."""
-    with ThreadPoolExecutor(WRITERS) as pool:
-        for step in (EpochWriter.sync, EpochWriter.rename, EpochWriter.sync_name):
-            list(pool.map(step, files))
+    for step in (EpochWriter.sync, EpochWriter.rename, EpochWriter.sync_name):
+        list(pool.map(step, files))

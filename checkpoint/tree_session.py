@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import ChainWriter
 from checkpoint.targets.process import EXEC_POLL, ProcessTarget
 from checkpoint.tree import TreeWriter
-from checkpoint.tree_member import Member, Part, command_name, lives, make_safe
+from checkpoint.tree_member import WRITERS, Member, Part, command_name, lives, make_safe
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory
 from uffdtrack.errors import (
     EpochSkippedError,
@@ -68,6 +69,7 @@ class TreeSession:
         self.members: list[Member] = []
         self.left: dict[int, str] = {}
         self._tried: dict[int, float] = {}
+        self._reading = 1  # how many have read /proc for the last epoch
         self._ours = {os.getpid(), os.getppid()}
         self.target = self
         self.skipped = 0
@@ -214,7 +216,7 @@ class TreeSession:
         for member in list(self.members):
             try:
                 member.prepare(self.tree)
-                member.target.share_time(len(self.members))
+                member.target.share_time(self._reading)
                 ready.append(member)
             except (NewMemoryError, TargetGoneError, FileNotFoundError, ProcessLookupError):
                 self._renew(member)
@@ -264,23 +266,37 @@ class TreeSession:
         left_out = self._left_out(members, taken, window)
         storing = {number for _, result in taken for *_, number in result.elsewhere}
         parts: dict[int, Part] = {}
+
+        def draft(member: Member, result: Window) -> None:
+            part = member.draft(result, parts)
+            if part:
+                parts[member.number] = part
+
         try:
-            # Those that store shared memory first, in the order in which they joined: the others name their
-            # epochs.
-            for member, result in sorted(taken, key=lambda pair: pair[0].number not in storing):
-                part = member.draft(result, {number: part.place for number, part in parts.items()})
-                if part:
-                    parts[member.number] = part
-                elif member.number in storing:
-                    return None
-            if not parts:
-                return None
-            make_safe([part.draft.file for part in parts.values() if part.draft])
-            for part in parts.values():
-                part.member.keep(part)
-        finally:
+            with ThreadPoolExecutor(WRITERS) as pool:
+                # Those that store shared memory first, in the order in which they joined: the others name
+                # their epochs.
+                for member, result in taken:
+                    if member.number in storing:
+                        draft(member, result)
+                        if member.number not in parts:
+                            break
+                whole = storing <= parts.keys()
+                if whole:
+                    others = [pair for pair in taken if pair[0].number not in storing]
+                    list(pool.map(lambda pair: draft(*pair), others))
+                # Also where it is not whole: a base was long in the making.
+                drafts = [part.draft for part in parts.values() if part.draft]
+                make_safe([draft.file for draft in drafts], pool)
+        except BaseException:
             for part in parts.values():
                 part.drop()
+            raise
+        for part in parts.values():
+            part.member.keep(part)
+        self._reading = max(1, len(drafts))
+        if not whole or not parts:
+            return None
         rows = {number: part.row for number, part in parts.items()}
         left_out += [
             {

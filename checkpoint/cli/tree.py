@@ -106,7 +106,7 @@ def run_tree_on(
             adopt_orphans()
             pid, adopter = process(), os.getpid()
         check_living_target(pid)
-        raise_limit()  # each process takes about eight descriptors of ours
+        raise_limit()  # each process takes about nine descriptors of ours
         watch = TreeWatch(lifeline)
         session = TreeSession(pid, writer, traits.name, max_dirty, watch.seen, adopter)
         watch.session = stack.enter_context(session)

@@ -289,14 +289,12 @@ class ProcessTarget:
         self._frozen = False
         self.identity = identify(pid)
         self._warned: set[str] = set()
-        self._read: tuple[Snapshot, list[Region], tuple[dict[str, Any], bytes, dict[str, list[int]]]] | None
-        self._read = None
+        self._read: tuple[Snapshot, tuple[dict[str, Any], bytes]] | None = None
         self._file_note, self._named_files, self._warnings = (
             Once(file_note), Once(named_files), Once(warnings_for),
         )  # fmt: skip
         self.pidfd = open_pidfd(pid)
         self.tracee = Tracee(pid)
-        self.attributes = Recorder(pid)
         try:
             self._attach()
         except BaseException:
@@ -347,7 +345,7 @@ class ProcessTarget:
             try:
                 check_target(self.pid)
                 self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
-                self._objects = Reader(self.pid)
+                self._objects, self._attributes = Reader(self.pid), Recorder(self.pid)
                 return
             except TargetGoneError:
                 if self.ended(EXEC_POLL) or time.monotonic() > deadline:
@@ -355,7 +353,7 @@ class ProcessTarget:
 
     def share_time(self, sharers: int) -> None:
         """So many processes have the time together that reading /proc may take of one."""
-        self.attributes.sharers = self._objects.sharers = sharers
+        self._attributes.sharers = self._objects.sharers = sharers
 
     def facts(self) -> dict[str, Any]:
         """Who the process is, for the image."""
@@ -443,7 +441,7 @@ class ProcessTarget:
             objects = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGoneError(f"process {self.pid} has ended") from error
-        facts, auxv, mapped = self._read_with(objects, window.regions)
+        facts, auxv = self._read_with(objects)
         notes = thread_notes(window.threads, facts)
         notes += note(b"CORE", NT_AUXV, auxv) + self._file_note(window.regions) + heads_note(window.heads)
         files = [d.target for d in objects.descriptors.values()]
@@ -454,24 +452,17 @@ class ProcessTarget:
         return notes, {
             "process": facts,
             "objects": objects,
-            "files": mapped,
+            "files": mapped_files(self._named_files(window.regions), self.pid),
             "heap_end": max(heap, default=0),
-            **self.attributes.facts(window.regions),
+            **self._attributes.facts(window.regions),
             "warnings": self.new_warnings(window.regions, files),
         }
 
-    def _read_with(
-        self, objects: Snapshot, regions: list[Region]
-    ) -> tuple[dict[str, Any], bytes, dict[str, list[int]]]:
-        """Facts, auxv and mapped files: read when `objects` are, and for other mappings."""
-        if self._read is None or self._read[0] is not objects or self._read[1] is not regions:
-            found = (
-                self.facts(),
-                proc_read(self.pid, "auxv"),
-                mapped_files(self._named_files(regions), self.pid),
-            )
-            self._read = objects, regions, found
-        return self._read[2]
+    def _read_with(self, objects: Snapshot) -> tuple[dict[str, Any], bytes]:
+        """Facts and auxv, read when `objects` are."""
+        if self._read is None or self._read[0] is not objects:
+            self._read = objects, (self.facts(), proc_read(self.pid, "auxv"))
+        return self._read[1]
 
     def settle(self, timeout: float) -> bool:
         return self.tracee.settle(timeout)

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
+from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
 from uffdtrack import PAGE, status_field
 
@@ -123,6 +125,34 @@ def test_shared_memory_that_another_process_writes(
     # Looking has allocated nothing of what nobody wrote.
     assert os.fstat(fd).st_blocks * 512 <= 2 * PAGE
     os.close(fd)
+
+
+def test_large_shared_memory(mapper: Mapper, session: Session) -> None:
+    """It is compared by all processors, each its share: every page that was written, and no other."""
+    pages = 4099
+    rng = np.random.default_rng(1)
+    with mmap.mmap(-1, pages * PAGE) as ours:  # the same memory, which only we write
+        fd = os.memfd_create("large")
+        os.ftruncate(fd, pages * PAGE)
+        with mmap.mmap(fd, pages * PAGE) as shared:
+            shared[:] = ours[:] = rng.bytes(pages * PAGE)
+            at = int(mapper(f"new({pages * PAGE}, 3, 1, os.open('/proc/{os.getpid()}/fd/{fd}', os.O_RDWR))"))
+            mapper(f"[get({at} + page, 1) for page in range(0, {pages * PAGE}, {PAGE})].clear()")
+            session.take()
+            session.take()
+            edges = [n for share in range(9) for n in (pages * share // 8 - 1, pages * share // 8)]
+            for chosen in (edges[1:-1], range(pages), [], rng.choice(pages, 700, replace=False), [pages - 1]):
+                for page in map(int, chosen):
+                    where = page * PAGE + int(rng.integers(PAGE))
+                    shared[where] = ours[where] = (ours[where] + 1) % 256
+                row = session.take()
+                held = EpochFile(mapper.directory / f"epoch-{row['epoch']:08d}.core").pages
+                found = held[(held >= at // PAGE) & (held < at // PAGE + pages)] - np.uint64(at // PAGE)
+                assert sorted(map(int, chosen)) == found.tolist()
+            view = Chain(mapper.directory).view(None)
+            inside = (view.pages >= at // PAGE) & (view.pages < at // PAGE + pages)
+            assert view.read(view.pages[inside]).tobytes() == ours[:]
+        os.close(fd)
 
 
 def test_shared_memory_that_is_exchanged(mapper: Mapper, session: Session) -> None:

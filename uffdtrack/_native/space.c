@@ -234,7 +234,7 @@ struct share {
 
 static int compare_share(struct share *c)
 {
-	static __thread uint8_t bounce[64 * 4096];
+	uint8_t bounce[64 * 4096];
 	const ut_space *s = c->s;
 	const ut_runs *pages = &c->runs;
 	ut_remote remote = remote_of(s);
