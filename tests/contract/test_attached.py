@@ -169,7 +169,8 @@ def test_death_of_the_tracker_in_a_pause(target: Target, attaching: str) -> None
         target.pipe.send((0, WRITE, list(range(PAGES)), 5, "", 0))
     assert target.pipe.poll(DEADLINE) and target.pipe.recv() == (0, 0)
     with ProcessRam(pid, target.address, PAGES * 4096) as ram:
-        assert all(ram.pages()[page, page % 4096] == 5 for page in range(PAGES))
+        pages = ram.pages()
+        assert all(pages[page, page % 4096] == 5 for page in range(PAGES))
 
 
 def test_bad_ranges(target: Target, attaching: str) -> None:

@@ -373,7 +373,7 @@ def test_heap_that_grows_does_not_take_a_mapping_for_each_epoch(
     mapper: Mapper, session: Session, how: str
 ) -> None:
     """The kernel has a limit of mappings, and merges no piece that was written before it was registered."""
-    size, epochs = 16 * PAGE, 60
+    size, epochs = 16 * PAGE, 30
     at = hole(mapper, epochs * size)
     places: list[int] = []
     session.take()
