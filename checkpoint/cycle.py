@@ -153,7 +153,7 @@ class Session:
 
     def prepare(self) -> None:
         """Where a base is due: arm, and copy while the target runs. The window is to stop it only for what it
-        wrote meanwhile, and `write` makes the base whole."""
+        wrote meanwhile, and `draft` makes the base whole."""
         if self._based or self._begun:
             return
         if not self._attached:

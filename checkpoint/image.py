@@ -317,7 +317,8 @@ class EpochWriter:
 
     def abort(self) -> None:
         """Drop everything that has no name yet. Idempotent."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 

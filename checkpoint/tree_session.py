@@ -69,7 +69,7 @@ class TreeSession:
         self.members: list[Member] = []
         self.left: dict[int, str] = {}
         self._tried: dict[int, float] = {}
-        self._reading = 1  # how many have read /proc for the last epoch
+        self._reading = 1  # how many have read /proc for an epoch lately
         self._ours = {os.getpid(), os.getppid()}
         self.target = self
         self.skipped = 0
@@ -294,7 +294,7 @@ class TreeSession:
             raise
         for part in parts.values():
             part.member.keep(part)
-        self._reading = max(1, len(drafts))
+        self._reading = max(len(drafts), self._reading * 7 // 8, 1)
         if not whole or not parts:
             return None
         rows = {number: part.row for number, part in parts.items()}

@@ -84,7 +84,7 @@ def test_thousands_of_epochs_of_small_mappings(
     kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
 ) -> None:
     pid, control = start_writer(spawn, build, 1 + seed % 4, 200 + seed, "small")
-    take_epochs(pid, control, tmp_path / "chain", 3000, seed, process_engine)
+    take_epochs(pid, control, tmp_path / "chain", 2000, seed, process_engine)
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_thousands_of_epochs(
     kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
 ) -> None:
     pid, control = start_writer(spawn, build, 1 + seed % 4, 100 + seed)
-    take_epochs(pid, control, tmp_path / "chain", 3000, seed, process_engine)
+    take_epochs(pid, control, tmp_path / "chain", 2000, seed, process_engine)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -386,23 +387,56 @@ def test_a_full_disk_leaves_whole_epochs(
     taker = session(forks(0).pid)
     if not base:
         taker.take()
-    step, calls = getattr(EpochWriter, at), []
+    step, calls = getattr(EpochWriter, at), itertools.count(1)
 
     def fails(self: EpochWriter, *arguments: Any) -> Any:
-        calls.append(self)
-        if len(calls) == 2:
+        if next(calls) == 2:
             raise StorageError("no space left")
         return step(self, *arguments)
 
     monkeypatch.setattr(EpochWriter, at, fails)
     with pytest.raises(StorageError):
         taker.take()
-    assert numbers(tmp_path / "t") == [] if base else [0]
+    assert numbers(tmp_path / "t") == ([] if base else [0])
+    assert not list((tmp_path / "t").glob("*/.*.tmp"))
     assert {p.name for p in (tmp_path / "t").glob("*/*.core")} == (set() if base else {"epoch-00000000.core"})
     for _ in range(3 + base):
         taker.take()
     entries, _ = Tree(tmp_path / "t").verify(b"")
     assert [entry.epoch for entry in entries] == [0, 1, 2, 3]
+    assert [e for entry in entries for e in cut_errors(entry)] == []
+
+
+def test_who_stores_for_others_ends_before_it_is_described(
+    forks: Callable[[int], Forks],
+    session: Callable[..., TreeSession],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The others have no epoch then that would name memory that is nowhere."""
+    taker = session(forks(2).pid)
+    draft, lost = Member.draft, []
+
+    def loses(self: Member, window: Window, parts: Any) -> Any:
+        if len(lost) < 2 and not window.elsewhere and self.target.pid == taker.root:
+            lost.append(window)
+            monkeypatch.setattr(self.target, "describe", gone)
+            part = draft(self, window, parts)
+            monkeypatch.undo()
+            monkeypatch.setattr(Member, "draft", loses)
+            assert part is None and not parts
+            return part
+        return draft(self, window, parts)
+
+    def gone(_: Window) -> None:
+        raise TargetGoneError("it has ended")
+
+    monkeypatch.setattr(Member, "draft", loses)
+    for _ in range(3):
+        taker.take()
+    assert len(lost) == 2
+    entries, _ = Tree(tmp_path / "t").verify(b"")
+    assert [entry.epoch for entry in entries] == [0, 1, 2]
     assert [e for entry in entries for e in cut_errors(entry)] == []
 
 

@@ -19,6 +19,7 @@
 #define SMALL (512ul << 10) /* is compared in 0.1 ms */
 #define SMALL_IN_ALL 4      /* times that */
 #define SHARES 4
+#define BOUNCE (64 * UT_PAGE) /* is compared while it is in the processor's cache */
 #define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 #define SHARE_BYTES (1ul << 20) /* below that a thread costs more than it saves */
 #define POPULATED (UT_PAGE_IS_PRESENT | UT_PAGE_IS_SWAPPED)
@@ -228,17 +229,16 @@ static int differing(const ut_space *s, const ut_run *runs, size_t n, const uint
 struct share {
 	const ut_space *s;
 	ut_runs runs, unreadable, changed;
-	uint8_t *to;
+	uint8_t *to, *bounce;
 	int err;
 };
 
 static int compare_share(struct share *c)
 {
-	uint8_t bounce[64 * 4096];
 	const ut_space *s = c->s;
 	const ut_runs *pages = &c->runs;
 	ut_remote remote = remote_of(s);
-	ut_run part[64];
+	ut_run part[BOUNCE / UT_PAGE];
 	size_t i = 0;
 	uint64_t at = pages->n ? pages->v[0].start : 0;
 
@@ -246,8 +246,8 @@ static int compare_share(struct share *c)
 		size_t n = 0, len = 0;
 
 		TRY(is_overdue(s));
-		for (; i < pages->n && len < sizeof(bounce); n++) {
-			uint64_t size = min64(pages->v[i].end - at, sizeof(bounce) - len);
+		for (; i < pages->n && len < BOUNCE; n++) {
+			uint64_t size = min64(pages->v[i].end - at, BOUNCE - len);
 
 			part[n] = (ut_run){at, at + size};
 			len += size;
@@ -255,8 +255,8 @@ static int compare_share(struct share *c)
 			if (at == pages->v[i].end && ++i < pages->n)
 				at = pages->v[i].start;
 		}
-		TRY(ut_remote_read(&remote, part, n, bounce, &c->unreadable));
-		TRY(differing(s, part, n, bounce, &c->changed));
+		TRY(ut_remote_read(&remote, part, n, c->bounce, &c->unreadable));
+		TRY(differing(s, part, n, c->bounce, &c->changed));
 	}
 	return 0;
 }
@@ -331,8 +331,10 @@ static int read_shared(ut_space *s, const ut_run *runs, size_t n, uint8_t *to, u
 	int k = shares_of(bytes), started = 1, err;
 
 	err = deal(runs, n, bytes, shares, k, to);
-	for (int i = 0; i < k; i++)
+	for (int i = 0; i < k; i++) {
 		shares[i].s = s;
+		shares[i].bounce = s->bounce + i * BOUNCE;
+	}
 	for (; started < k && !err; started++)
 		if (pthread_create(&threads[started], NULL, read_thread, &shares[started]))
 			break;
@@ -1314,7 +1316,8 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
 	s->diff_all = diff_all;
 	s->max_maps = max_map_count();
 	s->vec = malloc(VEC * sizeof(*s->vec));
-	if (!s->vec || getrandom(s->seed, sizeof(s->seed), 0) != sizeof(s->seed) ||
+	s->bounce = malloc(SHARES * BOUNCE);
+	if (!s->vec || !s->bounce || getrandom(s->seed, sizeof(s->seed), 0) != sizeof(s->seed) ||
 	    ut_space_reserve(s, 32ul << 20)) {
 		s->uffd = -1; /* the caller's still */
 		ut_space_close(s);
@@ -1354,6 +1357,7 @@ void ut_space_close(ut_space *s)
 	free(s->digests);
 	free(s->elsewhere);
 	free(s->vec);
+	free(s->bounce);
 	if (s->buf)
 		munmap(s->buf, s->buf_cap);
 	free(s);

@@ -63,6 +63,7 @@ typedef struct {
 	uint8_t *buf;
 	size_t buf_cap;
 	struct ut_page_region *vec;
+	uint8_t *bounce; /* of each that compares */
 	uint64_t rearm_ns;
 	int64_t give_up_ns; /* harvest and copy end with -ETIME then; 0: never */
 	/* ring, sync: where to look, instead of everywhere */
