@@ -53,7 +53,9 @@ def test_debuggers_themselves(
         rows = [json.loads(row) for row in taking.end()]
         assert sum(row["skipped"] for row in rows) > 0
         reasons = {row["skip_reason"] for row in rows if row["skipped"]}
-        assert all(reason.startswith(visit.__name__.removeprefix("by_")) for reason in reasons), reasons
+        # A visitor that has just gone has no name any more.
+        known = (visit.__name__.removeprefix("by_"), "another process")
+        assert all(reason.startswith(known) for reason in reasons), reasons
         uffdtrack("verify", chain)
         before = redis.value()
         uffdtrack("rollback", redis.pid, chain)
