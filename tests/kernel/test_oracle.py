@@ -79,21 +79,20 @@ def test_small_mappings(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_thousands_of_epochs_of_small_mappings(
-    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
-) -> None:
-    pid, control = start_writer(spawn, build, 1 + seed % 4, 200 + seed, "small")
-    take_epochs(pid, control, tmp_path / "chain", 2000, seed, process_engine)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", [[], ["small"]], ids=["all", "small"])
+@pytest.mark.parametrize("threads", [1, 4])
 def test_thousands_of_epochs(
-    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, seed: int
+    kernel: None,
+    process_engine: str,
+    spawn: Spawn,
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    threads: int,
+    kind: list[str],
 ) -> None:
-    pid, control = start_writer(spawn, build, 1 + seed % 4, 100 + seed)
-    take_epochs(pid, control, tmp_path / "chain", 2000, seed, process_engine)
+    """A thousand of each, up to five minutes."""
+    pid, control = start_writer(spawn, build, threads, 100 + threads, *kind)
+    take_epochs(pid, control, tmp_path / "chain", 1000, threads, process_engine)
 
 
 @pytest.mark.parametrize(
