@@ -198,15 +198,22 @@ def test_writers_outside_of_the_process(root: None, mapper: Mapper, process_engi
         assert seen or process_engine == "ring"
 
 
+EXECS = """
+import glob, os, sys, time
+epochs = lambda: len(glob.glob(sys.argv[1] + "/epoch-*.core"))
+wanted, end = epochs() + 2, time.monotonic() + 60
+while epochs() < wanted and time.monotonic() < end:
+    time.sleep(0.01)
+if len(sys.argv) > 2:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[2], sys.argv[1]])
+"""
+
+
 def test_exec_and_on(kernel: None, process_engine: str, tmp_path: Path, uffdtrack: Run) -> None:
-    script = (
-        "import os, sys, time\n"
-        "time.sleep(0.4)\n"
-        "os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(0.6)'])\n"
-    )
+    """Each of two programs lives until it has epochs."""
     done = uffdtrack(
         "run", "-o", tmp_path / "c", "--every", "20ms", "--engine", process_engine, "--json", "--",
-        sys.executable, "-c", script,
+        sys.executable, "-c", EXECS, tmp_path / "c", EXECS,
     )  # fmt: skip
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert sum(row["base"] for row in rows) >= 2
