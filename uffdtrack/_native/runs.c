@@ -25,6 +25,17 @@ int runs_push(ut_runs *r, uint64_t start, uint64_t end)
 	return 0;
 }
 
+int runs_append(ut_runs *to, const ut_runs *from)
+{
+	for (size_t i = 0; i < from->n; i++) {
+		int err = runs_push(to, from->v[i].start, from->v[i].end);
+
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
 static int by_start(const void *a, const void *b)
 {
 	const ut_run *x = a, *y = b;

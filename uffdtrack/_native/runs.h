@@ -15,6 +15,8 @@ typedef struct {
 
 /* Append; a range that touches the last one is merged into it. 0 or -ENOMEM. */
 int runs_push(ut_runs *r, uint64_t start, uint64_t end);
+/* `runs_push` of each. */
+int runs_append(ut_runs *to, const ut_runs *from);
 /* Sort and merge in place. */
 void runs_normalise(ut_runs *r);
 /* Whether `addr` is in one of them, normalised. */

@@ -303,13 +303,6 @@ static int deal(const ut_run *runs, size_t nruns, uint64_t bytes, struct share *
 	return 0;
 }
 
-static int push_all(ut_runs *to, const ut_runs *runs)
-{
-	for (size_t i = 0; i < runs->n; i++)
-		TRY(runs_push(to, runs->v[i].start, runs->v[i].end));
-	return 0;
-}
-
 /* The target's processors are idle while it stands, so what is much takes them all. */
 static int shares_of(uint64_t bytes)
 {
@@ -350,9 +343,9 @@ static int read_shared(ut_space *s, const ut_run *runs, size_t n, uint8_t *to, u
 	}
 	for (int i = 0; i < k; i++) {
 		if (!err)
-			err = push_all(&s->unreadable, &shares[i].unreadable);
+			err = runs_append(&s->unreadable, &shares[i].unreadable);
 		if (!err && changed)
-			err = push_all(changed, &shares[i].changed);
+			err = runs_append(changed, &shares[i].changed);
 		runs_free(&shares[i].unreadable);
 		runs_free(&shares[i].changed);
 		runs_free(&shares[i].runs);
@@ -487,8 +480,7 @@ static int look_for_new(ut_space *s, const ut_region *r, uint64_t start, uint64_
 	s->found.n = 0;
 	TRY(scan(s->pagemap, s->vec, start, end, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC, 0, POPULATED,
 		 POPULATED, found_plain, &s->found));
-	for (size_t k = 0; k < s->found.n; k++)
-		TRY(runs_push(&s->want, s->found.v[k].start, s->found.v[k].end));
+	TRY(runs_append(&s->want, &s->found));
 	return widen(s, &s->found, r);
 }
 
@@ -531,8 +523,8 @@ static int look_where_touched(ut_space *s, const ut_region *r, const ut_runs *sp
 		err = runs_minus(&outside, &touched, spans);
 	if (!err)
 		err = runs_minus(&inside, &touched, &outside);
-	for (size_t i = 0; i < zapped->n && !err; i++)
-		err = runs_push(&blocks, zapped->v[i].start, zapped->v[i].end);
+	if (!err)
+		err = runs_append(&blocks, zapped);
 	for (size_t i = 0; i < outside.n && !err; i++) {
 		uint64_t start = outside.v[i].start & ~(UT_HUGE - 1);
 		uint64_t end = (outside.v[i].end + UT_HUGE - 1) & ~(UT_HUGE - 1);
@@ -576,8 +568,8 @@ static int harvest_anon(ut_space *s, const ut_region *r, int all)
 		err = runs_minus(&spans, &before, &zapped);
 	if (!err)
 		err = s->by_news && !all ? look_where_touched(s, r, &spans, &zapped) : look_everywhere(s, r, &spans);
-	for (size_t i = 0; i < spans.n && !err; i++)
-		err = runs_push(&s->next_spans, spans.v[i].start, spans.v[i].end);
+	if (!err)
+		err = runs_append(&s->next_spans, &spans);
 	if (!err)
 		err = note_zapped(s, &zapped);
 	runs_free(&before);
@@ -666,8 +658,8 @@ static int harvest_diff(ut_space *s, const ut_region *r, int all)
 		if (err >= 0)
 			err = runs_minus(&s->gone, &old, &s->found);
 	}
-	for (size_t i = 0; i < s->found.n && err >= 0; i++)
-		err = runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end);
+	if (err >= 0)
+		err = runs_append(&s->next_kept, &s->found);
 	runs_free(&old);
 	return err < 0 ? err : 0;
 }
@@ -753,11 +745,9 @@ static int harvest_own(ut_space *s, const ut_region *r, int flags)
 	TRY(scan(s->pagemap, s->vec, r->start, r->end, 0, 0, POPULATED, POPULATED | UT_PAGE_IS_FILE,
 		 found_private, &s->found));
 	runs_normalise(&s->found);
-	for (size_t i = 0; i < s->found.n; i++)
-		TRY(runs_push(&s->next_kept, s->found.v[i].start, s->found.v[i].end));
+	TRY(runs_append(&s->next_kept, &s->found));
 	if ((flags & UT_FULL) || !ut_stood_before(s, r)) {
-		for (size_t i = 0; i < s->found.n; i++)
-			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
+		TRY(runs_append(&s->want, &s->found));
 		return runs_push(&s->fresh, r->start, r->end);
 	}
 	err = runs_clip(&old, &s->kept, r->start, r->end);
@@ -835,13 +825,9 @@ static int harvest_compare(ut_space *s, ut_region *r, int flags)
 		TRY(runs_push(&s->fresh, r->start, r->end));
 	runs_normalise(&s->found);
 	s->compared++;
-	for (size_t i = 0; i < s->found.n; i++) {
-		TRY(runs_push(&s->next_known, s->found.v[i].start, s->found.v[i].end));
-		if (!known)
-			TRY(runs_push(&s->want, s->found.v[i].start, s->found.v[i].end));
-	}
+	TRY(runs_append(&s->next_known, &s->found));
 	if (!known)
-		return 0;
+		return runs_append(&s->want, &s->found);
 	s->blind = s->sabotage == UT_SABOTAGE_COMPARE && r->kind == UT_KIND_ANON;
 	err = read_shared(s, s->found.v, s->found.n, NULL, &s->want);
 	s->blind = 0;
@@ -1057,11 +1043,9 @@ static int harvest_sync(ut_space *s, ut_region *r, int flags)
 			err = 0; /* it changes right now; the stop will see what it is */
 		goto out;
 	}
-	for (size_t i = 0; i < come.n && !err; i++) {
-		err = runs_push(&look, come.v[i].start, come.v[i].end);
-		if (!err)
-			err = runs_push(&s->fresh, come.v[i].start, come.v[i].end);
-	}
+	err = runs_append(&look, &come);
+	if (!err)
+		err = runs_append(&s->fresh, &come);
 	if (!err)
 		err = runs_clip(&look, &s->news.touched, r->start, r->end);
 	if (!err)
@@ -1075,8 +1059,8 @@ static int harvest_sync(ut_space *s, ut_region *r, int flags)
 	if (!err)
 		err = arm_found(s);
 	s->rearm_ns += ut_now_ns() - t0;
-	for (size_t i = 0; i < s->found.n && !err; i++)
-		err = runs_push(&s->want, s->found.v[i].start, s->found.v[i].end);
+	if (!err)
+		err = runs_append(&s->want, &s->found);
 	if (!err)
 		err = runs_push(&s->next_armed, r->start, r->end);
 	if (err && (flags & UT_RUNNING)) {
@@ -1160,10 +1144,8 @@ static int unmapped(ut_space *s)
 static int void_what_is_new(ut_space *s)
 {
 	s->found.n = 0;
-	for (size_t i = 0; i < s->fresh.n; i++)
-		TRY(runs_push(&s->found, s->fresh.v[i].start, s->fresh.v[i].end));
-	for (size_t i = 0; i < s->gone.n; i++)
-		TRY(runs_push(&s->found, s->gone.v[i].start, s->gone.v[i].end));
+	TRY(runs_append(&s->found, &s->fresh));
+	TRY(runs_append(&s->found, &s->gone));
 	runs_normalise(&s->found);
 	digests_void(s, &s->found);
 	return 0;
@@ -1271,8 +1253,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 		if (err)
 			break;
 		runs_normalise(&s->want);
-		for (size_t k = 0; k < s->want.n && !err; k++)
-			err = runs_push(&s->plan, s->want.v[k].start, s->want.v[k].end);
+		err = runs_append(&s->plan, &s->want);
 	}
 	if (!err)
 		err = void_what_is_new(s);

@@ -644,12 +644,12 @@ int ut_watch_take(ut_watch *w, ut_news *news)
 
 static int copy(ut_runs *to, const ut_runs *from)
 {
+	int err;
+
 	to->n = 0;
-	for (size_t i = 0; i < from->n; i++)
-		if (runs_push(to, from->v[i].start, from->v[i].end))
-			return -ENOMEM;
+	err = runs_append(to, from);
 	runs_normalise(to);
-	return 0;
+	return err;
 }
 
 int ut_watch_peek(ut_watch *w, ut_news *news)
