@@ -107,6 +107,7 @@ class Session:
         self._based = False
         self._objects: Snapshot | None = None
         self._described = Once(_describe_regions)
+        self._untold: list[str] = []  # warnings of epochs that were not kept
         self._begun: EpochWriter | None = None
 
     def take(self) -> dict[str, Any]:
@@ -200,6 +201,7 @@ class Session:
     def keep(self, draft: Draft) -> None:
         """It is safe, so that what it holds is no more pending."""
         self.pending.clear()
+        self._untold = []
         self.skipped, self.skip_reason = 0, ""
         self.chain.committed(draft.row["digest"])
         self._objects = draft.objects
@@ -283,7 +285,7 @@ class Session:
                 unreadable=window.unreadable,
                 left_out=left_out,
                 left_out_bytes=left_out_bytes,
-                warnings=described.pop("warnings", []),
+                warnings=self._untold,
                 late=self.late,
                 skipped=self.skipped,
                 skip_reason=self.skip_reason,
@@ -299,6 +301,7 @@ class Session:
         writer = None
         try:
             notes, described = self.target.describe(window)
+            self._untold = [*self._untold, *described.pop("warnings", [])]
             objects = described.pop("objects", None)
             if objects:
                 described.update(increment(None if base else self._objects, objects))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from checkpoint.chain import ChainWriter
 from checkpoint.cycle import Draft, Session
@@ -21,6 +21,7 @@ SMALL = 64 << 10
 WRITERS = 4
 """Epochs that are written side by side: most of it is waiting for the disk, and digests."""
 
+T = TypeVar("T")
 Place = tuple[str, int, str]
 """Directory, epoch and digest of a member's epoch."""
 
@@ -138,7 +139,41 @@ class Part:
             self.draft.file.withdraw()
 
 
-def make_safe(files: list[EpochWriter], pool: Executor) -> None:
+def side_by_side(function: Callable[[T], object], items: Iterable[T]) -> None:
+    """Call it for each, `WRITERS` at a time, or as many as there may be threads (RLIMIT_NPROC, pids.max).
+
+    Raises:
+        BaseException: the first one that a call has raised. No further call is begun then.
+    """
+    waiting = list(items)
+    errors: list[BaseException] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if errors or not waiting:
+                    return
+                item = waiting.pop(0)
+            try:
+                function(item)
+            except BaseException as error:
+                errors.append(error)
+
+    helpers: list[threading.Thread] = []
+    with contextlib.suppress(RuntimeError):
+        for _ in range(min(WRITERS, len(waiting)) - 1):
+            helper = threading.Thread(target=work)
+            helper.start()
+            helpers.append(helper)
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]
+
+
+def make_safe(files: list[EpochWriter]) -> None:
     """All together: each step waits for the disk, which writes for several at once."""
     for step in (EpochWriter.sync, EpochWriter.rename, EpochWriter.sync_name):
-        list(pool.map(step, files))
+        side_by_side(step, files)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import ChainWriter
 from checkpoint.targets.process import EXEC_POLL, ProcessTarget
 from checkpoint.tree import TreeWriter
-from checkpoint.tree_member import WRITERS, Member, Part, command_name, lives, make_safe
+from checkpoint.tree_member import Member, Part, command_name, lives, make_safe, side_by_side
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children, shares_memory
 from uffdtrack.errors import (
     EpochSkippedError,
@@ -273,21 +272,20 @@ class TreeSession:
                 parts[member.number] = part
 
         try:
-            with ThreadPoolExecutor(WRITERS) as pool:
-                # Those that store shared memory first, in the order in which they joined: the others name
-                # their epochs.
-                for member, result in taken:
-                    if member.number in storing:
-                        draft(member, result)
-                        if member.number not in parts:
-                            break
-                whole = storing <= parts.keys()
-                if whole:
-                    others = [pair for pair in taken if pair[0].number not in storing]
-                    list(pool.map(lambda pair: draft(*pair), others))
-                # Also where it is not whole: a base was long in the making.
-                drafts = [part.draft for part in parts.values() if part.draft]
-                make_safe([draft.file for draft in drafts], pool)
+            # Those that store shared memory first, in the order in which they joined: the others name
+            # their epochs.
+            for member, result in taken:
+                if member.number in storing:
+                    draft(member, result)
+                    if member.number not in parts:
+                        break
+            whole = storing <= parts.keys()
+            if whole:
+                others = [pair for pair in taken if pair[0].number not in storing]
+                side_by_side(lambda pair: draft(*pair), others)
+            # Also where it is not whole: a base was long in the making.
+            drafts = [part.draft for part in parts.values() if part.draft]
+            make_safe([draft.file for draft in drafts])
         except BaseException:
             for part in parts.values():
                 part.drop()

@@ -68,6 +68,8 @@ def check(result: int, doing: str, pid: int) -> int:
         raise PermissionDeniedError(f"cannot {doing} of process {pid}: {why}. {how_to_be_allowed(pid)}")
     if code in (errno.ENOSYS, errno.ENOTTY):
         raise UnsupportedError(f"cannot {doing}: this kernel lacks it ({why}); see uffdtrack doctor")
+    if code == errno.EAGAIN:
+        why = f"{why}. Has a limit of processes and threads been reached (ulimit -u, pids.max of a cgroup)?"
     if code == errno.EMFILE:
         why = "all its file descriptors are in use, and only root can raise its hard limit (prlimit --nofile)"
     raise TargetError(f"cannot {doing} of process {pid}: {why}")

@@ -77,6 +77,25 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
     assert not list(directory.glob(".epoch*"))
 
 
+def test_a_warning_of_a_failed_epoch_comes_with_the_next(
+    small_disk: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target tells each of its warnings once."""
+    process = spawn("sleep", "60")
+    new = [[], ["first"], ["second"], [], []]
+    with ChainWriter(small_disk / "c", b"", force=False) as chain, ProcessTarget(process.pid) as target:
+        monkeypatch.setattr(target, "new_warnings", lambda *_: new.pop(0))
+        session = Session(target, chain)
+        assert session.take()["warnings"] == []
+        filler = fill(small_disk)
+        with pytest.raises(StorageError):
+            session.take()
+        filler.unlink()
+        assert session.take()["warnings"] == ["first", "second"]
+        assert session.take()["warnings"] == []
+        assert new == [[]]
+
+
 def test_command_line_on_a_full_disk(
     small_disk: Path, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run
 ) -> None:

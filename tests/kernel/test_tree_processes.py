@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
+from checkpoint.tree_member import WRITERS, side_by_side
+from tests.conftest import missing
 from tests.kernel.test_calls import Program
-from uffdtrack import Tracee, stop_together
+from uffdtrack import Tracee, children, stop_together
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+WRITES = "import time\nwhile True: time.sleep(0.01)"
 
 
 def test_run_goes_on_until_the_last_has_ended(
@@ -86,3 +94,95 @@ def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn
     assert len(rows) == 3, out
     assert [{p["comm"] for p in row["processes"]} for row in rows] == [{"sh", "sleep"}] * 3
     assert [row["left_out"] for row in rows] == [[]] * 3
+
+
+@pytest.fixture
+def pids_max(root: None) -> Iterator[Path]:
+    """The limit of processes of a new cgroup (pids, of v1 or of v2)."""
+    for hierarchy in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup"):
+        group = Path(hierarchy) / f"uffdtrack-pids-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / "pids.max").exists():
+            break
+        group.rmdir()
+    else:
+        missing("a cgroup with a limit of processes")
+    yield group / "pids.max"
+    group.rmdir()
+
+
+@pytest.fixture
+def shell(spawn: Spawn) -> Iterator[subprocess.Popen[bytes]]:
+    """With three children that write now and then, and one more for each line."""
+    script = f"for i in 1 2 3; do {sys.executable} -c '{WRITES}' & done; while read l; do sleep 1000 & done"
+    process = spawn("sh", "-c", script, stdin=subprocess.PIPE)
+    yield process
+    for pid in children(process.pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("engine", ["scan", "sync"])
+def test_a_limit_of_processes_is_reached(
+    pids_max: Path, shell: subprocess.Popen[bytes], spawn: Spawn, uffdtrack: Run, tmp_path: Path, engine: str
+) -> None:
+    """We can make no thread and no process: who is followed stays so, and newcomers are named meanwhile."""
+    session = spawn(
+        sys.executable, "-m", "checkpoint", "checkpoint", "--children", shell.pid, "-o", tmp_path / "t",
+        "--every", "50ms", "--duration", "60s", "--json", "--engine", engine,
+    )  # fmt: skip
+    (pids_max.parent / "cgroup.procs").write_text(str(session.pid))
+    assert session.stdout and shell.stdin
+    full = left = 0
+    for line in session.stdout:
+        row = json.loads(line)
+        assert all("ulimit -u" in p["reason"] for p in row["left_out"])
+        left += len(row["left_out"])
+        full += len(row["processes"]) == 4
+        if full == 2:
+            pids_max.write_text("1")
+            shell.stdin.write(b"one more\n")
+            shell.stdin.flush()
+        if left == 5:
+            pids_max.write_text("max")
+        if len(row["processes"]) == 5:
+            break
+    session.terminate()
+    session.communicate(timeout=60)
+    assert session.returncode == 0
+    assert left >= 5
+    uffdtrack("verify", tmp_path / "t")
+
+
+@pytest.mark.parametrize("threads", range(WRITERS))
+def test_side_by_side(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, however few threads can be made; and the first failure ends it."""
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def few(thread: threading.Thread) -> None:
+        if len(started) == threads:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", few)
+    done: list[int] = []
+    side_by_side(done.append, range(50))
+    assert sorted(done) == list(range(50))
+    assert len(started) == min(threads, WRITERS - 1)
+    assert not any(thread.is_alive() for thread in started)
+
+    def fails(item: int) -> None:
+        done.append(item)
+        if item == 5:
+            raise OSError(item)
+
+    done.clear()
+    started.clear()
+    with pytest.raises(OSError, match="5"):
+        side_by_side(fails, range(50))
+    assert 6 <= len(done) <= 50
+    side_by_side(fails, [])
