@@ -52,6 +52,8 @@ static long apply(size_t which, char *p, int on)
 		return on ? mlock(p, size) : munlock(p, size);
 	if (!strcmp(name, "onfault"))
 		return on ? syscall(SYS_mlock2, p, size, MLOCK_ON_FAULT) : munlock(p, size);
+	if (!strcmp(name, "pkey") && on && key < 0)
+		return -1; /* a processor without: the kernel would take -1 for "no key of its own" */
 	if (!strcmp(name, "pkey"))
 		return syscall(SYS_pkey_mprotect, p, size, PROT_READ | PROT_WRITE, on ? key : 0);
 	if (!strcmp(name, "name"))

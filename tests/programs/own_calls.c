@@ -308,7 +308,10 @@ static int alternate_setup(void)
 	struct itimerval every = {{0, 500}, {0, 500}};
 	stack_t ss = {0};
 
+	/* What a signal's frame needs on this processor, or what sigaltstack(2) takes. */
 	alternate_size = sysconf(_SC_MINSIGSTKSZ);
+	if (alternate_size < 2048)
+		alternate_size = 2048;
 	alternate = calloc(3, alternate_size);
 	ss.ss_sp = alternate + alternate_size;
 	ss.ss_size = alternate_size;
