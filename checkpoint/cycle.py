@@ -84,6 +84,7 @@ class Session:
 
     Attributes:
         late: intervals that have passed since the next epoch was due.
+        untold: warnings that stand in no row which was given out.
         skipped: epochs that could not be taken since the last row; `skip_reason` says why, or is "".
     """
 
@@ -101,13 +102,13 @@ class Session:
         self.chain = chain
         self.pending = Pending()
         self.late = 0
+        self.untold: list[str] = []
         self.skipped = 0
         self.skip_reason = ""
         self._attached = True
         self._based = False
         self._objects: Snapshot | None = None
         self._described = Once(_describe_regions)
-        self._untold: list[str] = []  # warnings of epochs that were not kept
         self._begun: EpochWriter | None = None
 
     def take(self) -> dict[str, Any]:
@@ -182,6 +183,7 @@ class Session:
             draft.file.abort()
             raise
         self.keep(draft)
+        self.untold = []
         return draft.row
 
     def draft(self, window: Window, more: dict[str, Any]) -> Draft:
@@ -201,7 +203,6 @@ class Session:
     def keep(self, draft: Draft) -> None:
         """It is safe, so that what it holds is no more pending."""
         self.pending.clear()
-        self._untold = []
         self.skipped, self.skip_reason = 0, ""
         self.chain.committed(draft.row["digest"])
         self._objects = draft.objects
@@ -285,7 +286,7 @@ class Session:
                 unreadable=window.unreadable,
                 left_out=left_out,
                 left_out_bytes=left_out_bytes,
-                warnings=self._untold,
+                warnings=self.untold,
                 late=self.late,
                 skipped=self.skipped,
                 skip_reason=self.skip_reason,
@@ -301,7 +302,7 @@ class Session:
         writer = None
         try:
             notes, described = self.target.describe(window)
-            self._untold = [*self._untold, *described.pop("warnings", [])]
+            self.untold = [*self.untold, *described.pop("warnings", [])]
             objects = described.pop("objects", None)
             if objects:
                 described.update(increment(None if base else self._objects, objects))

@@ -89,7 +89,8 @@ class Member:
         if self._last and state and state == self._last[0] and not self.session.in_base:
             self.session.pending.clear()
             last = self._last[1]
-            row = {**last, "base": False, "pages": 0, "bytes": 0, "warnings": [], "unchanged": True}
+            row = {**last, "base": False, "pages": 0, "bytes": 0, "unchanged": True}
+            row["warnings"] = self.session.untold
             return Part(self, row, state, None)
         elsewhere = [[start, end, at, *parts[number].place] for start, end, at, number in window.elsewhere]
         try:
@@ -143,34 +144,43 @@ def side_by_side(function: Callable[[T], object], items: Iterable[T]) -> None:
     """Call it for each, `WRITERS` at a time, or as many as there may be threads (RLIMIT_NPROC, pids.max).
 
     Raises:
-        BaseException: the first one that a call has raised. No further call is begun then.
+        BaseException: what a call has raised. No further call is begun then.
     """
-    waiting = list(items)
-    errors: list[BaseException] = []
+    waiting = list(enumerate(items))
+    errors: list[BaseException | None] = [None] * len(waiting)
     lock = threading.Lock()
+
+    def stop() -> None:
+        with lock:
+            waiting.clear()
 
     def work() -> None:
         while True:
             with lock:
-                if errors or not waiting:
+                if not waiting:
                     return
-                item = waiting.pop(0)
+                n, item = waiting.pop(0)
             try:
                 function(item)
             except BaseException as error:
-                errors.append(error)
+                errors[n] = error
+                stop()
 
     helpers: list[threading.Thread] = []
-    with contextlib.suppress(RuntimeError):
-        for _ in range(min(WRITERS, len(waiting)) - 1):
-            helper = threading.Thread(target=work)
-            helper.start()
-            helpers.append(helper)
-    work()
-    for helper in helpers:
-        helper.join()
-    if errors:
-        raise errors[0]
+    try:
+        with contextlib.suppress(RuntimeError):
+            for _ in range(min(WRITERS, len(waiting)) - 1):
+                helper = threading.Thread(target=work)
+                helper.start()
+                helpers.append(helper)
+        work()
+    finally:
+        stop()
+        for helper in helpers:
+            helper.join()
+    for error in errors:
+        if error:
+            raise error
 
 
 def make_safe(files: list[EpochWriter]) -> None:

@@ -305,7 +305,10 @@ class TreeSession:
             for m, _ in taken
             if m.number not in rows
         ]
-        return self._commit([rows[m.number] for m, _ in taken if m.number in rows], left_out, window, started)
+        row = self._commit([rows[m.number] for m, _ in taken if m.number in rows], left_out, window, started)
+        for part in parts.values():
+            part.member.session.untold = []
+        return row
 
     def _left_out(
         self, members: list[Member], taken: list[tuple[Member, Window]], window: TreeWindow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,15 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.targets.process import ProcessTarget
+from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import WRITERS, side_by_side
-from tests.conftest import missing
+from checkpoint.tree_session import TreeSession
+from tests.conftest import missing, usable
 from tests.kernel.test_calls import Program
-from uffdtrack import Tracee, children, stop_together
+from tests.kernel.test_notices_nothing import wait_for
+from uffdtrack import Tracee, stop_together
+from uffdtrack.errors import StorageError
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-WRITES = "import time\nwhile True: time.sleep(0.01)"
+WRITES = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.01)"
 
 
 def test_run_goes_on_until_the_last_has_ended(
@@ -100,9 +105,8 @@ def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn
 def pids_max(root: None) -> Iterator[Path]:
     """The limit of processes of a new cgroup (pids, of v1 or of v2)."""
     for hierarchy in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup"):
-        group = Path(hierarchy) / f"uffdtrack-pids-{os.getpid()}"
         try:
-            group.mkdir()
+            group = Path(tempfile.mkdtemp(prefix="uffdtrack-", dir=hierarchy))
         except OSError:
             continue
         if (group / "pids.max").exists():
@@ -111,49 +115,78 @@ def pids_max(root: None) -> Iterator[Path]:
     else:
         missing("a cgroup with a limit of processes")
     yield group / "pids.max"
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), "all its processes have ended")
     group.rmdir()
-
-
-@pytest.fixture
-def shell(spawn: Spawn) -> Iterator[subprocess.Popen[bytes]]:
-    """With three children that write now and then, and one more for each line."""
-    script = f"for i in 1 2 3; do {sys.executable} -c '{WRITES}' & done; while read l; do sleep 1000 & done"
-    process = spawn("sh", "-c", script, stdin=subprocess.PIPE)
-    yield process
-    for pid in children(process.pid):
-        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("engine", ["scan", "sync"])
 def test_a_limit_of_processes_is_reached(
-    pids_max: Path, shell: subprocess.Popen[bytes], spawn: Spawn, uffdtrack: Run, tmp_path: Path, engine: str
+    pids_max: Path, spawn: Spawn, uffdtrack: Run, tmp_path: Path, engine: str
 ) -> None:
     """We can make no thread and no process: who is followed stays so, and newcomers are named meanwhile."""
+    usable(engine)
+    one = f"{sys.executable} -c '{WRITES}' &"
+    shell = spawn("sh", "-c", f"{one} {one} {one} while read l; do {one} done", stdin=subprocess.PIPE)
     session = spawn(
+        "sh", "-c", f'echo $$ > {pids_max.parent}/cgroup.procs; exec "$@"', "sh",
         sys.executable, "-m", "checkpoint", "checkpoint", "--children", shell.pid, "-o", tmp_path / "t",
         "--every", "50ms", "--duration", "60s", "--json", "--engine", engine,
     )  # fmt: skip
-    (pids_max.parent / "cgroup.procs").write_text(str(session.pid))
     assert session.stdout and shell.stdin
-    full = left = 0
+    followed: set[int] = set()
+    named = 0
     for line in session.stdout:
         row = json.loads(line)
-        assert all("ulimit -u" in p["reason"] for p in row["left_out"])
-        left += len(row["left_out"])
-        full += len(row["processes"]) == 4
-        if full == 2:
+        pids = {p["pid"] for p in row["processes"]}
+        if not followed and len(pids) == 4:
+            followed = pids
             pids_max.write_text("1")
             shell.stdin.write(b"one more\n")
             shell.stdin.flush()
-        if left == 5:
+        assert followed <= pids
+        named += any("ulimit -u" in p["reason"] for p in row["left_out"])
+        if named == 5:
             pids_max.write_text("max")
-        if len(row["processes"]) == 5:
+        if len(pids) == 5:
             break
+    else:
+        pytest.fail(f"the newcomer was named {named} times, and not followed after that")
+    assert named >= 5
     session.terminate()
     session.communicate(timeout=60)
     assert session.returncode == 0
-    assert left >= 5
     uffdtrack("verify", tmp_path / "t")
+
+
+@pytest.mark.parametrize("argv", [("sleep", "60"), (sys.executable, "-c", WRITES)], ids=["sleeps", "writes"])
+def test_a_warning_of_a_failed_epoch_comes_with_the_next(
+    kernel: None, spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+) -> None:
+    """All is written but the tree's own entry. The epoch of a process that sleeps is its last one again."""
+    given: list[str] = []
+
+    def new_warnings(*_: object) -> list[str]:
+        given.append(f"warning {len(given)}")
+        return given[-1:]
+
+    def full(*_: object) -> str:
+        raise StorageError("no space left")
+
+    pid = spawn(*argv).pid
+    monkeypatch.setattr(ProcessTarget, "new_warnings", new_warnings)
+    with (
+        TreeWriter(tmp_path / "t", b"", force=False) as writer,
+        TreeSession(pid, writer, "scan", None) as tree,
+    ):
+        with monkeypatch.context() as disk:
+            disk.setattr(TreeWriter, "commit", full)
+            for _ in range(3):
+                with pytest.raises(StorageError):
+                    tree.take()
+        told: list[str] = []
+        for _ in range(3):
+            told += tree.take()["processes"][0]["warnings"]
+            assert told == given != []
 
 
 @pytest.mark.parametrize("threads", range(WRITERS))
@@ -184,5 +217,6 @@ def test_side_by_side(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     started.clear()
     with pytest.raises(OSError, match="5"):
         side_by_side(fails, range(50))
-    assert 6 <= len(done) <= 50
+    assert 6 <= len(done) <= 50 if threads else len(done) == 6
+    assert not any(thread.is_alive() for thread in started)
     side_by_side(fails, [])
