@@ -225,16 +225,23 @@ class AddressSpace:
                 space.full_fd = space._c.watch.full
         return space
 
-    def harvest(self, everything: bool) -> tuple[Runs, Runs]:
-        """Find and rearm what was written since the last harvest, while the target runs.
+    def harvest(self, tracee: Tracee, everything: bool) -> tuple[Runs, Runs]:
+        """Find and rearm what was written since the last harvest, while it runs; "sync": in a short stop.
 
         With `everything`, register and arm all mappings and report all pages that exist.
 
         Returns:
             What to copy, and ranges whose earlier contents are void.
+
+        Raises:
+            TargetGoneError, NewMemoryError: as they say; with "sync" also what `window` raises.
         """
-        flags = lib.UT_RUNNING | (lib.UT_FULL if everything else 0)
-        check(lib.ut_space_harvest(self._c, flags, ffi.NULL, 0), "harvest the memory", self.pid)
+        flags = lib.UT_FULL if everything else 0
+        if self._c.sync:
+            self._stop(tracee, flags | lib.UT_NO_COPY, Pending(), ffi.new("ut_times *"))
+        else:
+            result = lib.ut_space_harvest(self._c, ffi.NULL, flags | lib.UT_RUNNING, ffi.NULL, 0)
+            check(result, "harvest the memory", self.pid)
         reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh))
         return runs_array(self._c.plan), reset
 
@@ -269,12 +276,15 @@ class AddressSpace:
             EpochSkippedError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
         times = ffi.new("ut_times *")
+        self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
+        return self.conclude(tracee, pending, 0, times)
+
+    def _stop(self, tracee: Tracee, flags: int, pending: Pending, times: Any) -> None:
         pointer, n = runs_of(pending.pages)
-        flags = lib.UT_FULL if pending.everything else 0
         result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
         if result == lib.UT_BUSY:
             raise EpochSkippedError(tracee.busy)
-        return self.conclude(tracee, pending, result, times)
+        self._check(tracee, pending, result, times)
 
     def conclude(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> Window:
         """What a stop of this process gave; see `window`.
@@ -283,16 +293,7 @@ class AddressSpace:
             result, times: what the core said.
         """
         everything = pending.everything
-        try:
-            if result == -errno.ETIMEDOUT:
-                raise tracee.late_error("stop the threads")
-            check(result, "checkpoint the memory", self.pid)
-        except UffdtrackError as error:
-            # What the harvest got at before it failed is not known page by page.
-            pending.everything = pending.everything or bool(times.pause_ns)
-            if isinstance(error, TargetGoneError):
-                tracee.settle(0)
-            raise
+        self._check(tracee, pending, result, times)
         plan = runs_array(self._c.plan)
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
@@ -325,6 +326,19 @@ class AddressSpace:
                 for e in (self._c.elsewhere[i] for i in range(self._c.nelsewhere))
             ],
         )
+
+    def _check(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> None:
+        """Raises: what a stop has failed with."""
+        try:
+            if result == -errno.ETIMEDOUT:
+                raise tracee.late_error("stop the threads")
+            check(result, "checkpoint the memory", self.pid)
+        except UffdtrackError as error:
+            # What the harvest got at before it failed is not known page by page.
+            pending.everything = pending.everything or bool(times.pause_ns)
+            if isinstance(error, TargetGoneError):
+                tracee.settle(0)
+            raise
 
     @property
     def short_of(self) -> str:

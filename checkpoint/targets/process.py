@@ -7,10 +7,10 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from checkpoint.attributes import Recorder
 from checkpoint.heads import heads_note, is_file_of
@@ -43,6 +43,7 @@ from uffdtrack.errors import (
     TargetRefusedError,
 )
 
+T = TypeVar("T")
 _PF_KTHREAD = 0x00200000
 _IN_FLIGHT = "{} is in use: writes into pinned buffers in flight escape every tracker"
 EXEC_SECONDS = 10
@@ -379,18 +380,20 @@ class ProcessTarget:
         }
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
-        self._await_visitor()  # who is still there: a base would be copied for nothing
-        self._await_thaw()
-        return self.space.harvest(everything)
+        return self._stopping(lambda: self.space.harvest(self.tracee, everything))
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         self.space.copy(runs)
         return self.space.split_zero(runs)
 
     def window(self, pending: Pending) -> Window:
+        return self._stopping(lambda: self.space.window(self.tracee, pending))
+
+    def _stopping(self, work: Callable[[], T]) -> T:
+        """What may stop it, if it is well stopped now; a base would be copied for nothing, if not."""
         self.check_stop()
         try:
-            return self.space.window(self.tracee, pending)
+            return work()
         except (PermissionDeniedError, StopTimeoutError) as error:
             why = self.why_not_stopped(error)
             if not why:

@@ -101,8 +101,8 @@ def look(pid: int) -> None:
     """One session: attach, take epochs, let go."""
     space = AddressSpace.attach(pid)
     try:
-        space.harvest(everything=True)
         with Tracee(pid) as tracee:
+            patiently(lambda: space.harvest(tracee, everything=True))
             for _ in range(6):
                 patiently(lambda: space.window(tracee, Pending()))
                 time.sleep(0.003)

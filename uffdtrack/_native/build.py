@@ -10,6 +10,7 @@ SOURCES = [
     "backing.c",
     "compare.c",
     "calls.c",
+    "exits.c",
     "files.c",
     "guard.c",
     "heads.c",

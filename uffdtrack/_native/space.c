@@ -1,4 +1,5 @@
 #include "compat.h"
+#include "exits.h"
 #include "guard.h"
 #include "space.h"
 
@@ -361,11 +362,12 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to)
 	s->shared = ut_remote_shared(&remote, &s->maps);
 	s->unreadable.n = 0;
 	TRY(read_shared(s, runs, n, to, NULL));
-	if (!s->known.n && !s->kept.n)
+	if (!s->known.n && !s->kept.n && !s->bare.n)
 		return 0;
 	for (size_t i = 0; i < n; i++) {
 		TRY(update_digests(s, &s->known, &runs[i], to));
 		TRY(update_digests(s, &s->kept, &runs[i], to));
+		TRY(update_digests(s, &s->bare, &runs[i], to));
 		to += runs[i].end - runs[i].start;
 	}
 	return 0;
@@ -887,12 +889,12 @@ static int register_wp(ut_space *s, const ut_region *r)
  * trap. mremap(2) of a registered mapping drops the registration, of a neighbour it merges with too, and
  * leaves the bits; a write then makes such a page writable with the bit still set. The ioctl looks at no
  * bit. It must only be given pages that exist: an empty entry would become a marker and count as clean. */
-static int arm_found(ut_space *s)
+static int set_traps(const ut_space *s, const ut_runs *runs, uint64_t mode)
 {
-	for (size_t i = 0; i < s->found.n; i++) {
+	for (size_t i = 0; i < runs->n; i++) {
 		struct uffdio_writeprotect wp = {
-			.range = {s->found.v[i].start, s->found.v[i].end - s->found.v[i].start},
-			.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+			.range = {runs->v[i].start, runs->v[i].end - runs->v[i].start},
+			.mode = mode,
 		};
 
 		while (ioctl(s->uffd, UFFDIO_WRITEPROTECT, &wp))
@@ -900,6 +902,11 @@ static int arm_found(ut_space *s)
 				return -errno;
 	}
 	return 0;
+}
+
+static int arm_found(ut_space *s)
+{
+	return set_traps(s, &s->found, UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
 static int arm_all(ut_space *s, const ut_region *r)
@@ -1015,20 +1022,52 @@ static int harvest_alone(ut_space *s, ut_region *r, int flags)
 	return err;
 }
 
+/* sync: arm the pages that were found, but for those where the kernel must be able to write at any time, which it
+ * finds without a trap. Nothing tells of a write to those until the next harvest, which compares them; that they were
+ * found now says nothing yet. */
+static int arm_but_bare(ut_space *s, const ut_region *r, const ut_runs *armed)
+{
+	ut_runs bare = {0}, was = {0}, silent = {0}, rest = {0};
+	int err = runs_clip(&bare, &s->next_bare, r->start, r->end);
+
+	if (!err)
+		err = runs_minus(&rest, &s->found, &bare);
+	if (!err)
+		err = set_traps(s, &rest, UFFDIO_WRITEPROTECT_MODE_WP);
+	if (!err)
+		err = set_traps(s, &bare, 0);
+	/* What was bare, and under traps but for that: whether it was written, its digest says. */
+	rest.n = 0;
+	for (size_t i = 0; i < armed->n && !err; i++)
+		err = runs_clip(&was, &s->bare, armed->v[i].start, armed->v[i].end);
+	if (!err)
+		err = runs_minus(&rest, &s->found, &was);
+	if (!err)
+		err = runs_minus(&silent, &s->found, &rest);
+	if (!err)
+		err = runs_append(&s->want, &rest);
+	if (!err)
+		err = read_shared(s, silent.v, silent.n, NULL, &s->want);
+	runs_free(&bare);
+	runs_free(&was);
+	runs_free(&silent);
+	runs_free(&rest);
+	return err;
+}
+
 /* sync: what is written waits for our thread, so that all is known of what has been under traps; the rest of a
  * mapping has come. A page that does not exist must not be read: that is a fault too.
  *
- * What was armed while the target ran may have been a hole just then, in which another mapping has come since, with
- * no event, since it was under no trap. */
+ * The target always stands: a trap that is set while a thread ends would be one for the kernel (exits.h), and what is
+ * armed while the target runs may be a hole, in which another mapping comes with no event. */
 static int harvest_sync(ut_space *s, ut_region *r, int flags)
 {
 	const ut_runs whole = {&(ut_run){r->start, r->end}, 1, 1};
 	ut_runs armed = {0}, come = {0}, look = {0};
-	size_t gone = s->gone.n;
 	int64_t t0;
 	int err = runs_clip(&armed, &s->armed, r->start, r->end);
 
-	if (!err && armed.n && (count_before(s, r, 1) || (s->loose && !is_armed(s, r))))
+	if (!err && armed.n && count_before(s, r, 1))
 		armed.n = 0;
 	if (!err && !armed.n && leave_alone(s, r, flags)) {
 		err = harvest_alone(s, r, flags);
@@ -1038,18 +1077,16 @@ static int harvest_sync(ut_space *s, ut_region *r, int flags)
 		err = runs_minus(&come, &whole, &armed);
 	if (!err && come.n)
 		err = register_wp(s, r);
-	if (err) {
-		if ((flags & UT_RUNNING) && (err == -ENOMEM || err == -ESRCH))
-			err = 0; /* it changes right now; the stop will see what it is */
-		goto out;
-	}
-	err = runs_append(&look, &come);
+	if (!err)
+		err = runs_append(&look, &come);
 	if (!err)
 		err = runs_append(&s->fresh, &come);
 	if (!err)
 		err = runs_clip(&look, &s->news.touched, r->start, r->end);
 	if (!err)
 		err = runs_clip(&look, &s->news.zapped, r->start, r->end);
+	if (!err)
+		err = runs_clip(&look, &s->bare, r->start, r->end);
 	runs_normalise(&look);
 	if (!err)
 		err = populated_of(s, &look);
@@ -1057,16 +1094,10 @@ static int harvest_sync(ut_space *s, ut_region *r, int flags)
 		err = runs_minus(&s->gone, &look, &s->found);
 	t0 = ut_now_ns();
 	if (!err)
-		err = arm_found(s);
+		err = arm_but_bare(s, r, &armed);
 	s->rearm_ns += ut_now_ns() - t0;
 	if (!err)
-		err = runs_append(&s->want, &s->found);
-	if (!err)
 		err = runs_push(&s->next_armed, r->start, r->end);
-	if (err && (flags & UT_RUNNING)) {
-		s->gone.n = gone;
-		err = err == -ENOENT || err == -ESRCH ? 0 : err;
-	}
 out:
 	runs_free(&armed);
 	runs_free(&come);
@@ -1146,6 +1177,8 @@ static int void_what_is_new(ut_space *s)
 	s->found.n = 0;
 	TRY(runs_append(&s->found, &s->fresh));
 	TRY(runs_append(&s->found, &s->gone));
+	/* What traps told of until now may have been stored without a look at its digest. */
+	TRY(runs_minus(&s->found, &s->next_bare, &s->bare));
 	runs_normalise(&s->found);
 	digests_void(s, &s->found);
 	return 0;
@@ -1189,7 +1222,7 @@ static int ask_watch(ut_space *s, int flags)
 	return 0;
 }
 
-int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending)
+int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
 	ut_maps old = s->before;
@@ -1205,7 +1238,7 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	s->before = s->maps;
 	s->maps = old;
 	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
-	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = 0;
+	s->next_spans.n = s->next_kept.n = s->next_known.n = s->next_armed.n = s->next_bare.n = 0;
 	s->compared = 0;
 	s->alone = 0;
 	s->rearm_ns = 0;
@@ -1229,6 +1262,8 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 
 		s->shared = ut_remote_shared(&remote, &s->maps);
 		err = unmapped(s);
+		if (!err && s->sync)
+			err = ut_exit_pages(t, &remote, &s->next_bare);
 	}
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
 		ut_region *r = &s->maps.regions[i];
@@ -1262,11 +1297,11 @@ int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npend
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (ut_space_is_gone(s))
 		err = ut_live_thread(s->pid) < 0 ? -ESRCH : UT_NEW_MM;
-	s->loose = !!(flags & UT_RUNNING);
 	swap_runs(&s->spans, &s->next_spans);
 	swap_runs(&s->kept, &s->next_kept);
 	swap_runs(&s->known, &s->next_known);
 	swap_runs(&s->armed, &s->next_armed);
+	swap_runs(&s->bare, &s->next_bare);
 	runs_normalise(&s->spans);
 	runs_normalise(&s->known);
 	return err;
@@ -1318,7 +1353,7 @@ void ut_space_close(ut_space *s)
 {
 	ut_runs *lists[] = {&s->plan, &s->gone, &s->fresh, &s->spans, &s->kept, &s->known,
 			    &s->next_spans, &s->next_kept, &s->next_known, &s->want, &s->found,
-			    &s->unreadable, &s->armed, &s->next_armed};
+			    &s->unreadable, &s->armed, &s->next_armed, &s->bare, &s->next_bare};
 
 	if (s->watch)
 		ut_watch_close(s->watch);
@@ -1384,14 +1419,14 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	s->tid = t->threads[ut_tracee_pick(t)].tid;
 	s->give_up_ns = ut_guard_soft_end(t);
 	ut_sabotage("window");
-	err = ut_space_harvest(s, flags, pending, npending);
+	err = ut_space_harvest(s, t, flags, pending, npending);
 	ut_sabotage("harvested");
 	if (s->sabotage)
 		sabotage(s, 0);
 	t1 = ut_now_ns();
-	if (!err)
+	if (!err && !(flags & UT_NO_COPY))
 		err = ut_space_reserve(s, runs_bytes(&s->plan));
-	if (!err)
+	if (!err && !(flags & UT_NO_COPY))
 		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
 	s->give_up_ns = 0;
 	if (s->watch && !err)

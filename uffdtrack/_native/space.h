@@ -12,6 +12,7 @@
 enum {
 	UT_FULL = 1,    /* every mapping is new: register, arm, take all of it */
 	UT_RUNNING = 2, /* the target is not stopped: mappings may change under us */
+	UT_NO_COPY = 4, /* what is found is copied while the target runs */
 };
 enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
 /* Faults on purpose, for the tests' negative controls. */
@@ -71,8 +72,8 @@ typedef struct {
 	ut_news news;
 	int32_t by_news;             /* this harvest looks only there */
 	int32_t sync;                /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell what has none */
-	ut_runs armed, next_armed;   /* sync: what is registered and under traps */
-	int32_t loose;               /* and was so while the target ran */
+	ut_runs armed, next_armed;   /* sync: what is registered and under traps, */
+	ut_runs bare, next_bare;     /* but for these pages: exits.h. They are compared */
 	/* one process of several that are taken together */
 	ut_claims *claims; /* NULL: a process by itself */
 	int32_t member;
@@ -90,8 +91,9 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 /* Follow the faults of its threads; `limit`: touched pages that make `full` readable, and that sync keeps. */
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
-/* Find what was written since the last harvest, and arm it again, in one step. */
-int ut_space_harvest(ut_space *s, int flags, const ut_run *pending, size_t npending);
+/* Find what was written since the last harvest, and arm it again, in one step. `t`: the target, which stands, or NULL
+ * with UT_RUNNING; engine sync takes none that runs. */
+int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
 /* Copy ranges of the target, one behind the other, to `to`. Pages that cannot be read become zero
  * and are listed in `unreadable`. */
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
