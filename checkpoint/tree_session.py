@@ -219,7 +219,7 @@ class TreeSession:
                 ready.append(member)
             except (NewMemoryError, TargetGoneError, FileNotFoundError, ProcessLookupError):
                 self._renew(member)
-            except (StorageError, EpochSkippedError):
+            except (StorageError, EpochSkippedError, MaxStopError):
                 raise
             except (TargetError, PermissionDeniedError) as error:
                 # What it has become by exec is nothing that can be followed.

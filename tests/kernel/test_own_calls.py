@@ -51,6 +51,7 @@ AS_ROOT = {"filters", "strict", "hidden"}
 
 KERNEL_STATE = {
     "step": "a SIGTRAP that is pending at the stop is not of the epoch",
+    "dispatch": "so is the SIGSYS of a call that was dispatched just then",
     "breakpoint": "the kernel's counter goes on",
     "vfork": "the child that it waits for may have ended since",
 }

@@ -24,6 +24,8 @@ static int get(const ut_remote *r, uint64_t addr, void *to, size_t n)
 {
 	uint64_t entry[2], first = addr / UT_PAGE, pages = (addr + n - 1) / UT_PAGE - first + 1;
 
+	if (addr >= UT_TASK_SIZE - n)
+		return 0;
 	if (pread(r->pagemap, entry, pages * 8, first * 8) != (ssize_t)pages * 8)
 		return 0;
 	for (uint64_t i = 0; i < pages; i++)

@@ -21,6 +21,7 @@
 #define SMALL_IN_ALL 4      /* times that */
 #define SHARES 4
 #define BOUNCE (64 * UT_PAGE) /* is compared while it is in the processor's cache */
+#define ARM_BYTES (256ul << 20) /* is armed between two looks at the clock */
 #define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 #define SHARE_BYTES (1ul << 20) /* below that a thread costs more than it saves */
 #define POPULATED (UT_PAGE_IS_PRESENT | UT_PAGE_IS_SWAPPED)
@@ -891,16 +892,17 @@ static int register_wp(ut_space *s, const ut_region *r)
  * bit. It must only be given pages that exist: an empty entry would become a marker and count as clean. */
 static int set_traps(const ut_space *s, const ut_runs *runs, uint64_t mode)
 {
-	for (size_t i = 0; i < runs->n; i++) {
-		struct uffdio_writeprotect wp = {
-			.range = {runs->v[i].start, runs->v[i].end - runs->v[i].start},
-			.mode = mode,
-		};
+	for (size_t i = 0; i < runs->n; i++)
+		for (uint64_t at = runs->v[i].start, n; at < runs->v[i].end; at += n) {
+			struct uffdio_writeprotect wp = {.mode = mode};
 
-		while (ioctl(s->uffd, UFFDIO_WRITEPROTECT, &wp))
-			if (errno != EAGAIN && errno != EINTR)
-				return -errno;
-	}
+			n = min64(runs->v[i].end - at, ARM_BYTES);
+			wp.range = (struct uffdio_range){at, n};
+			while (ioctl(s->uffd, UFFDIO_WRITEPROTECT, &wp))
+				if (errno != EAGAIN && errno != EINTR)
+					return -errno;
+			TRY(is_overdue(s));
+		}
 	return 0;
 }
 
@@ -1211,7 +1213,7 @@ static int ask_watch(ut_space *s, int flags)
 	if (flags & UT_RUNNING)
 		TRY(ut_watch_peek(s->watch, news));
 	else
-		TRY(scan = ut_watch_take(s->watch, news));
+		TRY(scan = ut_watch_take(s->watch, news, !(flags & UT_NO_COPY)));
 	s->by_news = !(flags & UT_FULL) && (s->sync || (!scan && !s->diff_all));
 	if (flags & UT_FULL)
 		s->armed.n = 0;
@@ -1428,6 +1430,11 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 		err = ut_space_reserve(s, runs_bytes(&s->plan));
 	if (!err && !(flags & UT_NO_COPY))
 		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
+	if (!err && (flags & UT_NO_COPY)) {
+		int tid = ut_live_thread(s->pid); /* the one that was taken may end meanwhile */
+
+		s->tid = tid < 0 ? s->tid : tid;
+	}
 	s->give_up_ns = 0;
 	if (s->watch && !err)
 		ut_watch_threads(s->watch);

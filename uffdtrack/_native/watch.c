@@ -362,6 +362,15 @@ static int in_system_call(const ut_watch *w, const ut_fault *f)
 	return c >= '0' && c <= '9'; /* else "running", or -1: in none */
 }
 
+/* A thread of this process, which copies memory that the target has given back meanwhile. */
+static int is_ours(int tid)
+{
+	char path[48];
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d", tid);
+	return !access(path, F_OK);
+}
+
 static void answer_all(ut_watch *w)
 {
 	int stopping = w->pass_at && ut_now_ns() >= w->pass_at;
@@ -372,7 +381,7 @@ static void answer_all(ut_watch *w)
 		int known = touched(w, f->page), hold;
 
 		hold = w->limit && w->limited && !w->broken && !known && w->npages >= w->limit;
-		if (hold && stopping && in_system_call(w, f))
+		if (hold && ((stopping && in_system_call(w, f)) || is_ours(f->tid)))
 			hold = 0;
 		if (hold)
 			tell(w);
@@ -610,7 +619,7 @@ static void forget_full(ut_watch *w)
 		told = 0;
 }
 
-int ut_watch_take(ut_watch *w, ut_news *news)
+int ut_watch_take(ut_watch *w, ut_news *news, int limited)
 {
 	int64_t faults;
 	int err, scan;
@@ -629,7 +638,7 @@ int ut_watch_take(ut_watch *w, ut_news *news)
 	for (size_t i = 0; i < w->nfaults; i++)
 		wake(w, w->faults[i].page);
 	w->nfaults = 0;
-	w->limited = 1;
+	w->limited = limited;
 	err = take_pages(w, &news->touched);
 	swap(&news->zapped, &w->zapped);
 	swap(&news->unmapped, &w->unmapped);
@@ -654,20 +663,17 @@ static int copy(ut_runs *to, const ut_runs *from)
 
 int ut_watch_peek(ut_watch *w, ut_news *news)
 {
-	int err = 0;
+	int err;
 
 	pthread_mutex_lock(&w->lock);
 	look(w);
 	news->touched.n = 0;
-	if (w->sync)
-		err = take_pages(w, &news->touched);
-	if (!err)
-		err = copy(&news->zapped, &w->zapped);
+	err = copy(&news->zapped, &w->zapped);
 	if (!err)
 		err = copy(&news->unmapped, &w->unmapped);
 	if (!err)
 		err = copy(&news->moved, &w->moved);
-	if (w->broken || (w->sync && w->lost))
+	if (w->broken)
 		err = -ENOMEM;
 	pthread_mutex_unlock(&w->lock);
 	return err;

@@ -35,7 +35,7 @@ typedef struct {
 	ut_runs moved;    /* new places of mappings, which keep their traps, so that these tell nothing */
 	ut_fault *faults;
 	size_t nfaults, faults_cap;
-	int32_t limited;  /* the limit holds; not so in a stop, nor before the first one */
+	int32_t limited;  /* the limit holds; not so in a stop, nor while a base is copied */
 	int64_t pass_at;  /* system calls that are held are let through from then on; 0: not at all */
 	uint64_t samples;
 	int64_t unseen; /* faults without a sample up to the last stop */
@@ -61,10 +61,9 @@ void ut_watch_stopping(ut_watch *w);
 /* It has ended, or failed. */
 void ut_watch_resumed(ut_watch *w);
 /* The target stands: what was touched, given back, unmapped and moved since the last stop. 1: pages were touched
- * that are in none of these. */
-int ut_watch_take(ut_watch *w, ut_news *news);
-/* The target runs: what is known so far, which is kept for the next stop too; of what was touched only sync's,
- * which is not kept. */
+ * that are in none of these. `limited`: the limit holds from now on. */
+int ut_watch_take(ut_watch *w, ut_news *news, int limited);
+/* ring, and the target runs: what is known so far, but for what was touched. It is kept for the next stop too. */
 int ut_watch_peek(ut_watch *w, ut_news *news);
 /* Watch every thread that there is now; best while they stand. */
 void ut_watch_threads(ut_watch *w);
