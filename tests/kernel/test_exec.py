@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -98,13 +99,15 @@ def test_exec_before_a_base_is_whole(
             patch.setattr(target, "window", after_exec)
             patch.setattr(cycle, "EXEC_SECONDS", 0)
             for _ in range(3):
-                with pytest.raises(EpochSkippedError, match="calls exec"):
+                # It may be so deep in exec that not even a stop is possible.
+                with pytest.raises(EpochSkippedError, match=r"calls exec|does not stop"):
                     session.take()
                 assert target.settle(1)
         process.stdout.close()  # its next line ends it
         with pytest.raises(TargetGoneError):
             while True:
-                session.take()
+                with contextlib.suppress(EpochSkippedError):
+                    session.take()
 
 
 @pytest.fixture
