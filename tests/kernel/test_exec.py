@@ -82,6 +82,10 @@ def test_exec_before_a_base_is_whole(
     process = spawn(build("execs"))
     assert process.stdout
     generations = map(int, process.stdout)
+    # A base of this engine begins in a stop: the program may be so deep in exec that none is possible.
+    sync = process_engine == "sync"
+    why = r"calls exec|does not stop" if sync else "calls exec"
+    skipped = contextlib.suppress(EpochSkippedError) if sync else contextlib.nullcontext()
     with (
         ProcessTarget(process.pid, process_engine) as target,
         ChainWriter(tmp_path / "c", b"", False) as chain,
@@ -99,14 +103,13 @@ def test_exec_before_a_base_is_whole(
             patch.setattr(target, "window", after_exec)
             patch.setattr(cycle, "EXEC_SECONDS", 0)
             for _ in range(3):
-                # It may be so deep in exec that not even a stop is possible.
-                with pytest.raises(EpochSkippedError, match=r"calls exec|does not stop"):
+                with pytest.raises(EpochSkippedError, match=why):
                     session.take()
                 assert target.settle(1)
         process.stdout.close()  # its next line ends it
         with pytest.raises(TargetGoneError):
             while True:
-                with contextlib.suppress(EpochSkippedError):
+                with skipped:
                     session.take()
 
 
