@@ -37,6 +37,8 @@ MEMBERS = {
     "handler": "inside of a signal handler",
     "suspend": "sigsuspend: another mask for the time of the call",
     "step": "the trap flag: the thread steps itself",
+    "faults": "signals of its own instructions: a stop is in front of the instruction, or behind its signal",
+    "trap": "the same of a seccomp filter that answers with SIGSYS",
     "breakpoint": "a breakpoint of the processor's on the thread",
     "compat": "calls by int 0x80, which restart in another way",
     "code32": "32-bit code in a 64-bit process",
@@ -46,16 +48,15 @@ MEMBERS = {
     "mdwe": "PR_SET_MDWE: no memory becomes executable",
     "vfork": "in vfork(2), where no stop is possible until the child is done",
 }
-AS_ROOT = {"filters", "strict", "hidden"}
+AS_ROOT = {"filters", "strict", "hidden", "trap"}
 """Suspending a filter needs CAP_SYS_ADMIN, tracing what is not dumpable CAP_SYS_PTRACE."""
 
 KERNEL_STATE = {
-    "step": "a SIGTRAP that is pending at the stop is not of the epoch",
-    "dispatch": "so is the SIGSYS of a call that was dispatched just then",
     "breakpoint": "the kernel's counter goes on",
     "vfork": "the child that it waits for may have ended since",
 }
 """What a rollback does not bring back, so that the program must notice it."""
+QUICK = ("rseq", "faults")
 
 
 class Target:
@@ -130,7 +131,7 @@ def test_sessions_are_not_noticed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("member", [m for m in MEMBERS if m not in KERNEL_STATE])
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m not in KERNEL_STATE and m not in QUICK])
 def test_rollbacks_are_not_noticed(
     kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run, member: str
 ) -> None:
@@ -139,11 +140,12 @@ def test_rollbacks_are_not_noticed(
     back_and_on(Target(spawn, build, member), tmp_path / "c", uffdtrack)
 
 
-def test_rollback_into_a_critical_section(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+@pytest.mark.parametrize("member", QUICK)
+def test_quick_rollbacks_are_not_noticed(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run, member: str
 ) -> None:
-    """The one of the above that is quick enough for every day."""
-    back_and_on(Target(spawn, build, "rseq"), tmp_path / "c", uffdtrack)
+    """Those of the above that are for every day."""
+    back_and_on(Target(spawn, build, member), tmp_path / "c", uffdtrack)
 
 
 def back_and_on(target: Target, chain: Path, uffdtrack: Run) -> None:

@@ -277,6 +277,7 @@ static void same_signals(void)
 
 static int signals_setup(void)
 {
+	siginfo_t own = {.si_signo = SIGSEGV, .si_code = SEGV_MAPERR};
 	sigset_t some;
 
 	signal(SIGTRAP, count);
@@ -288,7 +289,8 @@ static int signals_setup(void)
 	sigaddset(&some, SIGBUS);
 	sigprocmask(SIG_BLOCK, &some, NULL);
 	take_signals();
-	return 0;
+	/* Blocked and pending all the time, although it looks like an instruction's. */
+	return syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGSEGV, &own) ? UNSUPPORTED : 0;
 }
 
 static void signals_round(void)
@@ -397,6 +399,75 @@ static int step_setup(void)
 static void step_round(void)
 {
 	check(steps() == expected, "the number of single steps");
+}
+
+/* Signals of this thread's own instructions: each comes once, for its instruction and for no other. */
+static volatile sig_atomic_t due;
+static void *volatile after;
+static char *cut_off;
+static int trapped;
+
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+	ucontext_t *u = context;
+
+	check(number == due && info->si_code > 0, "a signal of an instruction that was not executed");
+	due = 0;
+	u->uc_mcontext.gregs[REG_RIP] = (uintptr_t)after;
+}
+
+static int faults_setup(void)
+{
+	static const int all[] = {SIGTRAP, SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGSYS};
+	struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+	FILE *f = tmpfile();
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+		sigaction(all[i], &sa, NULL);
+	cut_off = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(f), 0);
+	return cut_off == MAP_FAILED ? UNSUPPORTED : 0;
+}
+
+/* With one more: a filter of seccomp(2) that answers with SIGSYS. */
+static int trap_setup(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0xdead, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {4, code};
+
+	trapped = 1;
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog))
+		return UNSUPPORTED;
+	return faults_setup();
+}
+
+#define FAULT(signal, instruction)                                                                           \
+	do {                                                                                                 \
+		due = signal;                                                                                \
+		__asm__ volatile("leaq 1f(%%rip), %%rcx\n\tmovq %%rcx, %[after]\n\t" instruction "\n1:"       \
+				 : [after] "=m"(after)                                                       \
+				 : [cut_off] "r"(cut_off), "a"(0xdead)                                       \
+				 : "rcx", "rdx", "r11", "memory", "cc");                                     \
+		check(!due, "an instruction without its signal");                                            \
+	} while (0)
+
+static void faults_round(void)
+{
+	for (int i = 0; i < 50; i++) {
+		FAULT(SIGTRAP, "int3");
+		FAULT(SIGTRAP, ".byte 0xf1"); /* int1 */
+		FAULT(SIGILL, "ud2");
+		FAULT(SIGFPE, "xorl %%ecx, %%ecx; cltd; divl %%ecx");
+		FAULT(SIGSEGV, "xorl %%ecx, %%ecx; movl $1, (%%rcx)");
+		FAULT(SIGSEGV, "movq $-1, %%rcx; shrq $1, %%rcx; movl $1, (%%rcx)"); /* no such address */
+		FAULT(SIGBUS, "movb $1, (%[cut_off])");
+		if (trapped)
+			FAULT(SIGSYS, "syscall");
+	}
 }
 
 /* A breakpoint of the processor's, which counts. */
@@ -602,6 +673,8 @@ static const struct member {
 	{"handler", handler_setup, handler_round},
 	{"suspend", suspend_setup, suspend_round},
 	{"step", step_setup, step_round},
+	{"faults", faults_setup, faults_round},
+	{"trap", trap_setup, faults_round},
 	{"breakpoint", breakpoint_setup, breakpoint_round},
 	{"compat", compat_setup, compat_round},
 	{"code32", code32_setup, code32_round},

@@ -145,25 +145,16 @@ static int is_still_in(ut_tracee *t, const ut_held *h)
 	return !read_call(t, h->tid, &c) && (c.running || (c.nr == h->nr && c.pc == h->pc));
 }
 
-static uint64_t mask_of(const char *status, const char *key)
-{
-	const char *at = strstr(status, key);
-
-	return at ? strtoull(at + strlen(key), NULL, 16) : ~0ull;
-}
-
 /* A signal that does nothing by default, and for which the thread has set up nothing; 0: there is none. */
 static int harmless_signal(const ut_tracee *t, int tid)
 {
 	static const int choice[] = {SIGURG, SIGWINCH, SIGCHLD};
-	char status[4096];
-	uint64_t used;
+	uint64_t blocked, caught;
 
-	if (read_task(t, tid, "status", status, sizeof(status)))
+	if (ut_status_mask(t->pid, tid, "SigBlk:", &blocked) || ut_status_mask(t->pid, tid, "SigCgt:", &caught))
 		return 0;
-	used = mask_of(status, "\nSigBlk:\t") | mask_of(status, "\nSigCgt:\t");
 	for (size_t i = 0; i < sizeof(choice) / sizeof(*choice); i++)
-		if (!(used >> (choice[i] - 1) & 1))
+		if (!((blocked | caught) >> (choice[i] - 1) & 1))
 			return choice[i];
 	return 0;
 }

@@ -332,29 +332,47 @@ void ut_forget_wait(ut_tracee *t, int tid)
 		}
 }
 
-static int is_bus_error(const siginfo_t *what)
+/* Of an instruction of the thread's own, so that the thread does not go on before it is delivered. Poisoned memory that
+ * nobody has touched is told by a signal as well (BUS_MCEERR_AO). */
+static int is_synchronous(const siginfo_t *what)
 {
-	return what->si_signo == SIGBUS && what->si_code == BUS_ADRERR;
+	switch (what->si_signo) {
+	case SIGBUS:
+		return what->si_code > 0 && what->si_code != BUS_MCEERR_AO;
+	case SIGSEGV:
+	case SIGILL:
+	case SIGTRAP:
+	case SIGFPE:
+	case SIGSYS:
+		return what->si_code > 0;
+	default:
+		return 0;
+	}
+}
+
+int ut_fault_is_due(const ut_tracee *t, int tid)
+{
+	struct ptrace_peeksiginfo_args from = {.nr = 1};
+	uint64_t due = 0, blocked;
+	siginfo_t what;
+
+	for (; trace(PTRACE_PEEKSIGINFO, tid, &from, &what) == 1; from.off++)
+		if (is_synchronous(&what))
+			due |= 1ull << (what.si_signo - 1);
+	/* What the kernel sends is never blocked, but a thread may send itself the same. PTRACE_GETSIGMASK may say what will
+	 * be blocked when a call has returned. */
+	return due && !ut_status_mask(t->pid, tid, "SigBlk:", &blocked) && due & ~blocked;
 }
 
 /* A page fault that a file system in user space answers with EINTR, since a stop has interrupted it, is SIGBUS. It is taken
  * away: the instruction is executed again, and gets the signal again if the page is not to be had. */
-int ut_fault_is_due(int tid)
-{
-	struct ptrace_peeksiginfo_args from = {.nr = 1};
-	siginfo_t what;
-
-	for (; trace(PTRACE_PEEKSIGINFO, tid, &from, &what) == 1; from.off++)
-		if (is_bus_error(&what))
-			return 1;
-	return 0;
-}
-
-int ut_fault_has_come(int tid)
+int ut_signal_to_pass(int tid, int number)
 {
 	siginfo_t what;
 
-	return !trace(PTRACE_GETSIGINFO, tid, NULL, &what) && is_bus_error(&what);
+	if (number == SIGBUS && !trace(PTRACE_GETSIGINFO, tid, NULL, &what) && what.si_code == BUS_ADRERR)
+		return 0;
+	return number;
 }
 
 static void note_anew(ut_tracee *t, ut_wait *w, int64_t now)

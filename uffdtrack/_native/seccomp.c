@@ -10,10 +10,10 @@
 
 enum { MAX_DEPTH = 64 };
 
-long ut_status_number(int pid, int tid, const char *key)
+static int status_value(int pid, int tid, const char *key, int base, uint64_t *out)
 {
 	char path[64], *line = NULL;
-	long value = -ENOENT;
+	int err = -ENOENT;
 	size_t room = 0;
 	FILE *f;
 
@@ -22,12 +22,27 @@ long ut_status_number(int pid, int tid, const char *key)
 	if (!f)
 		return -errno;
 	/* Line by line, since the one of the groups is as long as it likes. */
-	while (value == -ENOENT && getline(&line, &room, f) > 0)
-		if (!strncmp(line, key, strlen(key)))
-			value = strtol(line + strlen(key), NULL, 10);
+	while (err && getline(&line, &room, f) > 0)
+		if (!strncmp(line, key, strlen(key))) {
+			*out = strtoull(line + strlen(key), NULL, base);
+			err = 0;
+		}
 	free(line);
 	fclose(f);
-	return value;
+	return err;
+}
+
+long ut_status_number(int pid, int tid, const char *key)
+{
+	uint64_t value;
+	int err = status_value(pid, tid, key, 10, &value);
+
+	return err ? err : (long)value;
+}
+
+int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask)
+{
+	return status_value(pid, tid, key, 16, mask);
 }
 
 int ut_seccomp_mode(int pid, int tid)

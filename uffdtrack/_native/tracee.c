@@ -280,8 +280,10 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 	if (status >> 16 == PTRACE_EVENT_STOP) {
 		int err;
 
-		if (WSTOPSIG(status) == SIGTRAP && ut_fault_is_due(th->tid)) {
-			trace(PTRACE_CONT, th->tid, NULL, NULL); /* to the stop for that signal */
+		/* What the instruction before has done and its signal belong together: the thread shall stand at the first
+		 * instruction of the handler. So it goes on, to the stop for that signal. */
+		if (ut_fault_is_due(t, th->tid)) {
+			trace(PTRACE_CONT, th->tid, NULL, NULL);
 			return 0;
 		}
 		err = ut_note_stop(t, th);
@@ -294,13 +296,9 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 			return 0; /* killed meanwhile; its end is reported next */
 		return err ? err : 1;
 	}
-	if (ut_fault_has_come(th->tid)) {
-		trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
-		trace(PTRACE_CONT, th->tid, NULL, NULL);
-		return 0;
-	}
-	/* A signal on its way: let it through. The trap that we asked for is still to come. */
-	trace(PTRACE_CONT, th->tid, NULL, (void *)(long)WSTOPSIG(status));
+	/* A signal on its way: let it through. The trap that we asked for is still to come, or was before it. */
+	trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
+	trace(PTRACE_CONT, th->tid, NULL, (void *)(long)ut_signal_to_pass(th->tid, WSTOPSIG(status)));
 	return 0;
 }
 

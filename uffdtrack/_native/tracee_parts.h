@@ -48,6 +48,8 @@ void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
 void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
 /* seccomp.c: a number of /proc/PID/task/TID/status; -ENOENT: no such line, or no such thread. */
 long ut_status_number(int pid, int tid, const char *key);
+/* The same for one that is a mask of signals; 0 or -errno. */
+int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask);
 /* 0: the thread is under no filter. */
 int ut_seccomp_mode(int pid, int tid);
 /* 1: it is under filters that are known, and that let what attaching injects pass. */
@@ -60,9 +62,10 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
  * table; to be ended by: */
 int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
 int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
-/* A SIGBUS of the kernel's is about to be delivered; the thread stands for it. Both for one to be taken away. */
-int ut_fault_is_due(int tid);
-int ut_fault_has_come(int tid);
+/* A signal that an instruction of the thread's has caused is pending; the thread stands for something else. */
+int ut_fault_is_due(const ut_tracee *t, int tid);
+/* The signal that a thread which stands for that one is to go on with; 0: with none. */
+int ut_signal_to_pass(int tid, int number);
 /* It is not in that call any more. */
 void ut_forget_wait(ut_tracee *t, int tid);
 const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
