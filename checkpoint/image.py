@@ -3,7 +3,8 @@
 Layout: ELF header, page contents from offset 4096 on, notes, program headers, and one section header
 where more than 65534 program headers need it (PN_XNUM, elf(5)). A PT_LOAD without file bytes is memory
 that holds zeros. Notes of our own carry the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the
-digest of the whole file, taken with its own 32 bytes as zeros.
+digest of the whole file, taken with its own 32 bytes as zeros, `NOTE_RSEQ` what a thread has registered with
+rseq(2), behind the notes of that thread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.files import identity, malformed, open_regular, sync_directory, translate
-from uffdtrack import PAGE, Region, Runs, ThreadState, merge_runs
+from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState, merge_runs
 from uffdtrack.errors import ImageError, InvalidInputError
 
 SCHEMA = "uffdtrack/image/1"
 NOTE_NAME = b"uffdtrack"
 NOTE_META, NOTE_DIGEST = 0x75660001, 0x75660002
+NOTE_RSEQ = 0x75660005
 NT_PRSTATUS, NT_FPREGSET, NT_PRPSINFO, NT_AUXV = 1, 2, 3, 6
 NT_X86_XSTATE, NT_FILE = 0x202, 0x46494C45
 PN_XNUM = 0xFFFF
@@ -55,6 +58,7 @@ _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _PRSTATUS = struct.Struct("<3ihxxQQ4i64x216sixxxx")
 _PRPSINFO = struct.Struct("<4bxxxxQII4i16s80s")
+_RSEQ = struct.Struct("<QII")
 
 
 def expand(runs: Runs) -> Pages:
@@ -96,7 +100,7 @@ def note(name: bytes, kind: int, data: bytes) -> bytes:
 
 
 def thread_notes(threads: list[ThreadState], process: dict[str, Any]) -> bytes:
-    """NT_PRSTATUS, NT_PRPSINFO (once), NT_FPREGSET and NT_X86_XSTATE, the order the kernel writes."""
+    """NT_PRSTATUS, NT_PRPSINFO (once), NT_FPREGSET, NT_X86_XSTATE, the order the kernel writes; then ours."""
     out: list[bytes] = []
     family = (process["ppid"], process["pgrp"], process["sid"])
     for i, thread in enumerate(t for t in threads if not t.worker):
@@ -111,6 +115,8 @@ def thread_notes(threads: list[ThreadState], process: dict[str, Any]) -> bytes:
             out.append(note(b"CORE", NT_PRPSINFO, info))
         out.append(note(b"CORE", NT_FPREGSET, thread.xstate[:512]))
         out.append(note(b"LINUX", NT_X86_XSTATE, thread.xstate))
+        if thread.rseq is not None:
+            out.append(note(NOTE_NAME, NOTE_RSEQ, _RSEQ.pack(*thread.rseq)))
     return b"".join(out)
 
 
@@ -472,6 +478,7 @@ class EpochFile:
                     fields = _PRSTATUS.unpack(data)
                     states.append(ThreadState(fields[6], fields[10], b"", fields[5], False))
                 elif (name, kind) == (b"LINUX", NT_X86_XSTATE):
-                    t = states.pop()
-                    states.append(ThreadState(t.tid, t.regs, data, t.sigmask, False))
+                    states.append(replace(states.pop(), xstate=data))
+                elif (name, kind) == (NOTE_NAME, NOTE_RSEQ):
+                    states.append(replace(states.pop(), rseq=Rseq(*_RSEQ.unpack(data))))
         return states

@@ -56,6 +56,7 @@ from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, read_maps
 from uffdtrack.tracee import (
     Injector,
+    Rseq,
     ThreadState,
     Tracee,
     open_pidfd,
@@ -112,6 +113,7 @@ __all__ = [
     "ProcessTree",
     "Region",
     "RollbackRefusedError",
+    "Rseq",
     "Runs",
     "Stats",
     "StopTimeoutError",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
 from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError, TargetGoneError
@@ -17,6 +18,14 @@ from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
 CALL_SECONDS = 10.0
 """How long a stop waits for the end of a call that it must not break off."""
+
+
+class Rseq(NamedTuple):
+    """What a thread has registered with rseq(2); `area` 0: nothing."""
+
+    area: int
+    size: int
+    signature: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class ThreadState:
         xstate: the XSAVE area (NT_X86_XSTATE); its first 512 bytes are the FXSAVE area.
         sigmask: the blocked signals, bit n-1 for signal n.
         worker: a thread of the kernel's own (io_uring), without user registers.
+        rseq: None: not known.
     """
 
     tid: int
@@ -36,6 +46,7 @@ class ThreadState:
     xstate: bytes
     sigmask: int
     worker: bool
+    rseq: Rseq | None = None
 
 
 class Tracee:
@@ -138,6 +149,7 @@ class Tracee:
                     bytes(ffi.buffer(xstate, t.xstate_len)) if not t.worker else b"",
                     t.sigmask,
                     bool(t.worker),
+                    Rseq(t.rseq.area, t.rseq.size, t.rseq.signature),
                 )
             )
         return states
@@ -148,9 +160,12 @@ class Tracee:
         return None if self._c.exit_status < 0 else int(self._c.exit_status)
 
     @contextmanager
-    def injector(self) -> Iterator[Injector]:
-        """System calls in the name of one stopped thread, whose state is put back after."""
-        at = check(lib.ut_inject_begin_any(self._c), "prepare a call in the name", self.pid)
+    def injector(self, tid: int | None = None) -> Iterator[Injector]:
+        """System calls in the name of a stopped thread, or of some one, whose state is put back after."""
+        if tid is None:
+            at = check(lib.ut_inject_begin_any(self._c), "prepare a call in the name", self.pid)
+        else:
+            at = self._begin(tid)
         try:
             yield Injector(self, at)
         finally:
@@ -158,9 +173,13 @@ class Tracee:
 
     def end_thread(self, tid: int) -> None:
         """Make a stopped thread end itself, by exit(2) in its name."""
+        at = self._begin(tid)
+        check(lib.ut_inject_exit(self._c, at), f"end thread {tid}", self.pid)
+
+    def _begin(self, tid: int) -> int:
         at = check(lib.ut_tracee_index(self._c, tid), f"find thread {tid}", self.pid)
         check(lib.ut_inject_begin(self._c, at), "prepare a call in the name", self.pid)
-        check(lib.ut_inject_exit(self._c, at), f"end thread {tid}", self.pid)
+        return at
 
     def set_state(self, state: ThreadState) -> None:
         """Give a stopped thread the registers and the signal mask of `state`."""

@@ -25,6 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 MEMBERS = {
     "rseq": "inside of a critical section of rseq(2): it is aborted, and never goes on",
+    "registration": "registers with rseq(2) itself, and takes that back: twice in a row is an error",
     "dispatch": "syscall user dispatch: our calls do not become SIGSYS, the target's do",
     "filter": "a seccomp filter of one thread that kills for userfaultfd and restart_syscall",
     "filters": "the same filter for all threads",
@@ -56,7 +57,7 @@ KERNEL_STATE = {
     "vfork": "the child that it waits for may have ended since",
 }
 """What a rollback does not bring back, so that the program must notice it."""
-QUICK = ("rseq", "faults")
+QUICK = ("rseq", "registration", "faults")
 
 
 class Target:

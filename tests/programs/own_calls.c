@@ -121,6 +121,29 @@ lost:
 	noticed("rseq_cs was cleared inside of a section that was not aborted");
 }
 
+/* A thread that registers with rseq(2) itself, takes that back, and does so again: twice in a row is an error. */
+static struct rseq own_area __attribute__((aligned(32))) = {.cpu_id = -1};
+
+static int registration_setup(void)
+{
+	if (!__rseq_size)
+		return 0;
+	setenv("GLIBC_TUNABLES", "glibc.pthread.rseq=0", 1);
+	execl("/proc/self/exe", "own_calls", "registration", NULL);
+	return UNSUPPORTED;
+}
+
+static void registration_round(void)
+{
+	check(!syscall(SYS_rseq, &own_area, 32, 0, 0x53053053), "it was registered already");
+	spin();
+	check((int)own_area.cpu_id >= 0, "the number of the processor");
+	check(!syscall(SYS_rseq, &own_area, 32, RSEQ_FLAG_UNREGISTER, 0x53053053), "it was not registered any more");
+	check((int)own_area.cpu_id == -1, "a number of the processor that nobody keeps");
+	spin();
+	check((int)own_area.cpu_id == -1, "a number of the processor that nobody has asked for");
+}
+
 /* Syscall user dispatch: a call of this program's is to become SIGSYS. */
 static volatile char selector;
 
@@ -672,6 +695,7 @@ static const struct member {
 	{"alternate", alternate_setup, alternate_round},
 	{"handler", handler_setup, handler_round},
 	{"suspend", suspend_setup, suspend_round},
+	{"registration", registration_setup, registration_round},
 	{"step", step_setup, step_round},
 	{"faults", faults_setup, faults_round},
 	{"trap", trap_setup, faults_round},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from checkpoint.chain import Chain, ChainWriter, epoch_name
 from checkpoint.export import compact
 from checkpoint.image import SCHEMA, ZERO, EpochFile, thread_notes
-from uffdtrack import PAGE, Region, ThreadState
+from uffdtrack import PAGE, Region, Rseq, ThreadState
 from uffdtrack.errors import ImageError, InvalidInputError
 
 BASE = 0x10000000
@@ -24,7 +24,10 @@ PROCESS = {
     "pid": 7, "ppid": 1, "pgrp": 7, "sid": 7, "uid": 0, "gid": 0, "comm": "x", "cmdline": "x y",
     "start_time": 1, "boot_id": "b", "exe": "/x",
 }  # fmt: skip
-THREADS = [ThreadState(7 + i, bytes([i]) * 216, bytes([i + 1]) * 832, 1 << i, False) for i in range(3)]
+THREADS = [
+    ThreadState(7 + i, bytes([i]) * 216, bytes([i + 1]) * 832, 1 << i, False, Rseq(i, 32, 5) if i else None)
+    for i in range(3)
+]
 
 Content = dict[int, int]
 """Page number relative to BASE -> the byte that fills it."""

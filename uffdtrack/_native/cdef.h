@@ -28,12 +28,18 @@ int ut_maps_look(ut_maps *m, int pid, int tid);
 void ut_maps_free(ut_maps *m);
 
 typedef struct {
+	uint64_t area;
+	uint32_t size, signature;
+	...;
+} ut_registration;
+typedef struct {
 	int32_t tid;
 	uint32_t state;
 	uint64_t sigmask;
 	uint64_t regs[27];
 	uint32_t xstate_len;
 	uint32_t worker;
+	ut_registration rseq;
 } ut_thread;
 typedef struct {
 	int32_t pid;

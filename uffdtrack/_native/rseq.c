@@ -11,10 +11,6 @@
 
 /* Linux 5.13 */
 #define GET_RSEQ_CONFIGURATION 0x420f
-struct configuration {
-	uint64_t area;
-	uint32_t size, signature, flags, pad;
-};
 
 /* The head of struct rseq, which has these since Linux 4.18, and its descriptor of a section. */
 enum { AREA_CS = 8, AREA_NODE = 20, AREA_HEAD = 28 };
@@ -23,22 +19,23 @@ struct section {
 	uint64_t start, length, abort;
 };
 
-static int configuration_of(int tid, struct configuration *c)
+ut_registration ut_rseq_of(int tid)
 {
-	long n = trace(GET_RSEQ_CONFIGURATION, tid, (void *)sizeof(*c), c);
+	ut_registration c = {0};
+	long n = trace(GET_RSEQ_CONFIGURATION, tid, (void *)sizeof(c), &c);
 
-	return n == sizeof(*c) && c->area ? 0 : -ENOENT;
+	return n == sizeof(c) ? c : (ut_registration){0};
 }
 
 void ut_rseq_find(int tid, uint64_t rip, ut_section *found)
 {
-	struct configuration c;
+	ut_registration c = ut_rseq_of(tid);
 	struct section s;
 	uint64_t at;
 	uint32_t before_abort;
 
 	*found = (ut_section){0};
-	if (configuration_of(tid, &c) || ut_read_remote(tid, c.area + AREA_CS, &at, sizeof(at)) || !at ||
+	if (!c.area || ut_read_remote(tid, c.area + AREA_CS, &at, sizeof(at)) || !at ||
 	    ut_read_remote(tid, at, &s, sizeof(s)))
 		return;
 	/* What the kernel asks before it believes a descriptor; it ends the thread where the signature is wrong. */
@@ -62,21 +59,20 @@ void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live)
  * return: memory of an epoch would leave those of then there, and per-CPU data would be another processor's. */
 int ut_rseq_keep(ut_tracee *t)
 {
-	struct configuration c;
-
 	free(t->rseq);
 	t->nrseq = 0;
 	t->rseq = calloc(t->n ? t->n : 1, sizeof(*t->rseq));
 	if (!t->rseq)
 		return -ENOMEM;
 	for (size_t i = 0; i < t->n; i++) {
+		const ut_thread *th = &t->threads[i];
 		ut_rseq *kept = &t->rseq[t->nrseq];
 
-		if (t->threads[i].state != UT_THREAD_STOPPED || configuration_of(t->threads[i].tid, &c) ||
-		    ut_read_remote(t->threads[i].tid, c.area, kept->head, AREA_HEAD))
+		if (th->state != UT_THREAD_STOPPED || !th->rseq.area ||
+		    ut_read_remote(th->tid, th->rseq.area, kept->head, AREA_HEAD))
 			continue;
-		kept->area = c.area;
-		kept->tid = t->threads[i].tid;
+		kept->area = th->rseq.area;
+		kept->tid = th->tid;
 		t->nrseq++;
 	}
 	return 0;
@@ -88,8 +84,9 @@ int ut_rseq_put(ut_tracee *t)
 		const ut_rseq *kept = &t->rseq[i];
 		int at = ut_tracee_index(t, kept->tid);
 
-		/* Where the area of one that was ended has been, there is something else now. */
-		if (at < 0 || t->threads[at].state != UT_THREAD_STOPPED)
+		/* Where the area of one that was ended has been, or of one that had not registered it yet, there is something
+		 * else now. */
+		if (at < 0 || t->threads[at].state != UT_THREAD_STOPPED || ut_rseq_of(kept->tid).area != kept->area)
 			continue;
 		/* All but rseq_cs and the flags. */
 		TRY(ut_remote_write(kept->tid, kept->area, kept->head, AREA_CS));

@@ -431,6 +431,7 @@ static int take_states(ut_tracee *t)
 			continue;
 		}
 		th->xstate_len = iov.iov_len;
+		th->rseq = ut_rseq_of(th->tid);
 	}
 	return 0;
 }

@@ -13,6 +13,12 @@ enum {
 	UT_THREAD_RUNNING = 3, /* was stopped, runs again */
 };
 
+/* struct ptrace_rseq_configuration: what a thread has registered with rseq(2); area 0: nothing. */
+typedef struct {
+	uint64_t area;
+	uint32_t size, signature, flags, pad;
+} ut_registration;
+
 typedef struct {
 	int32_t tid;
 	uint32_t state;
@@ -20,6 +26,7 @@ typedef struct {
 	uint64_t regs[UT_NREGS];
 	uint32_t xstate_len;
 	uint32_t worker; /* a thread of the kernel's (io_uring): it has no user registers */
+	ut_registration rseq;
 } ut_thread;
 
 /* What becomes of a call that a stop has ended with EINTR, by its number. */

@@ -42,7 +42,9 @@ char ut_thread_state(int pid, int tid);
 int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
 /* Syscall user dispatch of a thread. */
 void ut_set_dispatch(int tid, const ut_dispatch *d);
-/* rseq.c: the critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
+/* rseq.c: what it has registered; area 0: nothing, or the kernel does not say. */
+ut_registration ut_rseq_of(int tid);
+/* The critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
 void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
 /* Let the thread go on at the section's abort address, as the kernel does where it is not kept from it. */
 void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
