@@ -205,6 +205,30 @@ def test_shadow_stack_is_refused(
     target.works_on()
 
 
+def test_registration_of_a_rollback_that_is_taken_back(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    target = Target(spawn, build, "registration")
+    for number in range(40):
+        take(uffdtrack, target.pid, tmp_path / str(number))
+        view = Chain(tmp_path / str(number)).view(0)
+        if view.epoch.threads[0].rseq == (0, 0, 0):
+            break
+    else:
+        pytest.fail("it is registered all the time")
+
+    def fails(memory: object, plan: object) -> None:
+        raise TargetError("no memory to write")
+
+    monkeypatch.setattr(checkpoint.rollback.Memory, "write", fails)
+    for _ in range(8):
+        target.works_on()
+        with pytest.raises(RollbackRefusedError, match="no memory to write; the process is as it was"):
+            checkpoint.rollback.rollback(target.pid, view)
+    target.works_on()
+
+
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all,+sys_ptrace,+dac_override", "--inh-caps=-all")
 ATTACH = """
 import sys
