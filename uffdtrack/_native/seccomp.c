@@ -10,7 +10,8 @@
 
 enum { MAX_DEPTH = 64 };
 
-static int status_value(int pid, int tid, const char *key, int base, uint64_t *out)
+/* What stands behind the key, "Name:", cut to what a number or a mask takes; 0 or -errno. */
+static int status_field(int pid, int tid, const char *key, char value[256])
 {
 	char path[64], *line = NULL;
 	int err = -ENOENT;
@@ -24,7 +25,7 @@ static int status_value(int pid, int tid, const char *key, int base, uint64_t *o
 	/* Line by line, since the one of the groups is as long as it likes. */
 	while (err && getline(&line, &room, f) > 0)
 		if (!strncmp(line, key, strlen(key))) {
-			*out = strtoull(line + strlen(key), NULL, base);
+			snprintf(value, 256, "%s", line + strlen(key));
 			err = 0;
 		}
 	free(line);
@@ -34,15 +35,29 @@ static int status_value(int pid, int tid, const char *key, int base, uint64_t *o
 
 long ut_status_number(int pid, int tid, const char *key)
 {
-	uint64_t value;
-	int err = status_value(pid, tid, key, 10, &value);
+	char value[256];
+	int err = status_field(pid, tid, key, value);
 
-	return err ? err : (long)value;
+	return err ? err : strtol(value, NULL, 10);
 }
 
 int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask)
 {
-	return status_value(pid, tid, key, 16, mask);
+	char value[256];
+	int err = status_field(pid, tid, key, value);
+
+	if (!err)
+		*mask = strtoull(value, NULL, 16);
+	return err;
+}
+
+long ut_own_tid(int pid, int tid)
+{
+	char value[256], *last;
+	int err = status_field(pid, tid, "NSpid:", value);
+
+	last = err ? NULL : strrchr(value, '\t'); /* one for each namespace; the last is the thread's own */
+	return last ? strtol(last, NULL, 10) : tid;
 }
 
 int ut_seccomp_mode(int pid, int tid)
