@@ -153,14 +153,18 @@ class Session:
             self.rebase()
             raise
 
+    def attach(self) -> None:
+        """Have the memory that the process has now."""
+        if not self._attached:
+            self.target.reattach()
+            self._attached = True
+
     def prepare(self) -> None:
         """Where a base is due: arm, and copy while the target runs. The window is to stop it only for what it
         wrote meanwhile, and `draft` makes the base whole."""
         if self._based or self._begun:
             return
-        if not self._attached:
-            self.target.reattach()
-            self._attached = True
+        self.attach()
         self.pending.clear()
         self._begun = self.chain.begin()
         try:

@@ -59,6 +59,7 @@ class Member:
             NewMemoryError, TargetGoneError, StorageError: as they say.
         """
         if self.number < 0:
+            self.session.attach()
             self.number = tree.join(self.target.space)
         self.session.prepare()
 

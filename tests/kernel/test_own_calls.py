@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -154,6 +155,26 @@ def back_and_on(target: Target, chain: Path, uffdtrack: Run) -> None:
     for _ in range(2):
         target.works_on()
         uffdtrack("rollback", target.pid, chain)
+    target.works_on()
+
+
+def test_rollback_of_who_is_stopped(
+    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+) -> None:
+    """Job control: it goes to the stop for a signal of its own, and is stopped still."""
+    target = Target(spawn, build, "faults")
+
+    def stopped(work: Callable[[], object]) -> None:
+        os.kill(target.pid, signal.SIGSTOP)
+        assert os.waitid(os.P_PID, target.pid, os.WSTOPPED | os.WNOWAIT)
+        work()
+        assert status_field(target.pid, "State").startswith("T")
+        os.kill(target.pid, signal.SIGCONT)
+
+    stopped(lambda: take(uffdtrack, target.pid, tmp_path / "c"))
+    for _ in range(3):
+        target.works_on()
+        stopped(lambda: uffdtrack("rollback", target.pid, tmp_path / "c"))
     target.works_on()
 
 

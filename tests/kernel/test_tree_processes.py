@@ -220,3 +220,49 @@ def test_side_by_side(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 6 <= len(done) <= 50 if threads else len(done) == 6
     assert not any(thread.is_alive() for thread in started)
     side_by_side(fails, [])
+
+
+SHARES = """
+import mmap, os, signal, sys
+with open(sys.argv[1], "r+b") as file:
+    shared = mmap.mmap(file.fileno(), 0)
+signal.signal(signal.SIGUSR1, lambda *_: os.execv(sys.executable, [sys.executable, "-c", *sys.orig_argv[2:]]))
+assert all(shared[::4096])
+child = os.fork() if len(sys.argv) == 2 else 0
+if len(sys.argv) == 2 and not child:
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], sys.argv[1], "child"])
+print("ready", flush=True)
+while child and sys.stdin.readline():
+    os.kill(child, signal.SIGUSR1)
+signal.pause() if not child else os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_who_calls_exec_stores_no_shared_memory_again(
+    kernel: None, root: None, spawn: Spawn, uffdtrack: Run, tmp_path: Path
+) -> None:
+    size = 32 << 20
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(b"\1" * size)
+        file.flush()
+        program = spawn(sys.executable, "-c", SHARES, file.name)
+        assert program.stdin and program.stdout
+        assert [program.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+        command = (sys.executable, "-m", "checkpoint", "checkpoint", "--children", program.pid)
+        taking = spawn(*map(str, command), "-o", tmp_path / "t", "--every", "50ms", "--json")
+        assert taking.stdout
+        bases = []
+        for line in taking.stdout:
+            for process in json.loads(line)["processes"]:
+                if process["pid"] != program.pid and process["base"]:
+                    bases.append(process["bytes"])
+                    program.stdin.write(b"\n")
+                    program.stdin.flush()
+                    assert program.stdout.readline() == b"ready\n"
+            if len(bases) == 4:
+                break
+        program.stdin.close()
+        assert program.wait(30) == 0
+    assert taking.wait(30) == 0
+    assert len(bases) == 4
+    assert max(bases) < size

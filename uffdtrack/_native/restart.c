@@ -355,13 +355,17 @@ int ut_fault_is_due(const ut_tracee *t, int tid)
 	struct ptrace_peeksiginfo_args from = {.nr = 1};
 	uint64_t due = 0, blocked;
 	siginfo_t what;
+	int err;
 
 	for (; trace(PTRACE_PEEKSIGINFO, tid, &from, &what) == 1; from.off++)
 		if (is_synchronous(&what))
 			due |= 1ull << (what.si_signo - 1);
-	/* What the kernel sends is never blocked, but a thread may send itself the same. PTRACE_GETSIGMASK may say what will
-	 * be blocked when a call has returned. */
-	return due && !ut_status_mask(t->pid, tid, "SigBlk:", &blocked) && due & ~blocked;
+	if (!due)
+		return 0;
+	/* What the kernel forces upon a thread is never blocked, but not all is forced (TRAP_PERF), and a thread may send
+	 * itself the same. PTRACE_GETSIGMASK may say what will be blocked when a call has returned. */
+	err = ut_status_mask(t->pid, tid, "SigBlk:", &blocked);
+	return err ? err : !!(due & ~blocked);
 }
 
 /* A page fault that a file system in user space answers with EINTR, since a stop has interrupted it, is SIGBUS. It is taken

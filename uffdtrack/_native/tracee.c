@@ -32,6 +32,7 @@ int64_t ut_now_ns(void)
 #define NUDGE (SIGRTMAX - 3)
 #define NUDGE_NS 5000000
 #define ASK_NS 500000000
+#define SENT_NS 50000000
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
 
 static __thread sigjmp_buf past_deadline;
@@ -261,13 +262,25 @@ static int took_over(ut_tracee *t)
 	return 0;
 }
 
+/* The stop for its signal may not come to who was sent on: another thread has had the signal ignored, and it is gone; or
+ * the thread is frozen before (cgroup v2), and shall stand with its signal. */
+static int hurry(ut_tracee *t, ut_thread *th)
+{
+	if (!th->sent_ns || ut_now_ns() - th->sent_ns < SENT_NS)
+		return 0;
+	th->sent_ns = 0;
+	th->held_up = ut_thread_state(t->pid, th->tid) != 'R';
+	trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
+	return 0;
+}
+
 /* 1: the thread has stopped or is dead. 0: not yet. */
 static int poll_thread(ut_tracee *t, ut_thread *th)
 {
 	int status, r = waitpid(th->tid, &status, __WALL | WNOHANG);
 
 	if (!r)
-		return 0;
+		return hurry(t, th);
 	if (r < 0) {
 		th->state = UT_THREAD_DEAD;
 		return th->tid == t->pid ? 1 : took_over(t);
@@ -278,25 +291,27 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 		return 1;
 	}
 	if (status >> 16 == PTRACE_EVENT_STOP) {
-		int err;
-
-		/* What the instruction before has done and its signal belong together: the thread shall stand at the first
-		 * instruction of the handler. So it goes on, to the stop for that signal. */
-		if (ut_fault_is_due(t, th->tid)) {
-			trace(PTRACE_CONT, th->tid, NULL, NULL);
-			return 0;
-		}
-		err = ut_note_stop(t, th);
+		int err = th->held_up ? 0 : ut_fault_is_due(t, th->tid);
 
 		if (WSTOPSIG(status) != SIGTRAP)
 			ut_guard_group_stop(t);
+		/* What the instruction before has done and its signal belong together: the thread shall stand at the first
+		 * instruction of the handler. So it goes on, to the stop for that signal. */
+		if (err > 0) {
+			th->sent_ns = ut_now_ns();
+			trace(PTRACE_CONT, th->tid, NULL, NULL);
+			return 0;
+		}
+		if (!err)
+			err = ut_note_stop(t, th);
 		if (!err)
 			err = ut_guard_repair(t, th);
-		if (err == -ESRCH)
+		if (err == -ESRCH || err == -ENOENT)
 			return 0; /* killed meanwhile; its end is reported next */
 		return err ? err : 1;
 	}
 	/* A signal on its way: let it through. The trap that we asked for is still to come, or was before it. */
+	th->sent_ns = 0;
 	trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
 	trace(PTRACE_CONT, th->tid, NULL, (void *)(long)ut_signal_to_pass(th->tid, WSTOPSIG(status)));
 	return 0;
@@ -427,7 +442,7 @@ static int take_states(ut_tracee *t)
 			continue;
 		if (trace(PTRACE_GETSIGMASK, th->tid, (void *)8, &th->sigmask) ||
 		    trace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov)) {
-			th->state = UT_THREAD_DEAD; /* killed while it stood */
+			th->state = UT_THREAD_PENDING; /* killed while it stood: its end is still to be collected */
 			continue;
 		}
 		th->xstate_len = iov.iov_len;

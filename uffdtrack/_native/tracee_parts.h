@@ -66,7 +66,7 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
  * table; to be ended by: */
 int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
 int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
-/* A signal that an instruction of the thread's has caused is pending; the thread stands for something else. */
+/* 1: a signal that an instruction of the thread's has caused is pending; the thread stands for something else. -errno. */
 int ut_fault_is_due(const ut_tracee *t, int tid);
 /* The signal that a thread which stands for that one is to go on with; 0: with none. */
 int ut_signal_to_pass(int tid, int number);
