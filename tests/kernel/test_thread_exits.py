@@ -14,7 +14,6 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 
 WRITTEN = {
     "join": ("the word of set_tid_address(2)", 0),
-    "clone": ("the same of a thread that glibc has not made", 0),
     "robust": ("robust mutexes in the list of the thread", 5),
     "robust-pi": ("the same, with priority inheritance", 5),
     "pending": ("a robust mutex that is not in the list yet", 1),

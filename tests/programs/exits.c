@@ -64,18 +64,6 @@ static void *thread(void *unused)
 	return NULL;
 }
 
-/* Not glibc's: its own structure is where the first thread's is, and its word anywhere. */
-static int cloned(void *unused)
-{
-	(void)unused;
-	*waits = 1;
-	futex(waits, FUTEX_WAKE, 1);
-	while (!*(volatile int *)may_end)
-		futex(may_end, FUTEX_WAIT, 0);
-	syscall(SYS_exit, 0);
-	return 0;
-}
-
 static void *own_page(size_t size)
 {
 	void *p = mmap(NULL, size + (1 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -104,18 +92,8 @@ int main(int argc, char **argv)
 		pthread_mutexattr_setprotocol(&attr, PTHREAD_PRIO_INHERIT);
 	for (int i = 0; i < MUTEXES; i++)
 		pthread_mutex_init(&locks[i].mutex, &attr);
-	if (!strcmp(name, "clone")) {
-		char *stack = own_page(16 * PAGE);
-
-		word = own_page(PAGE);
-		if (clone(cloned, stack + 16 * PAGE,
-			  CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
-				  CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
-			  NULL, NULL, NULL, word) < 0)
-			return 2;
-	} else if (pthread_create(&t, NULL, thread, NULL)) {
+	if (pthread_create(&t, NULL, thread, NULL))
 		return 2;
-	}
 	while (!*(volatile int *)waits)
 		futex(waits, FUTEX_WAIT, 0);
 	puts("ready");

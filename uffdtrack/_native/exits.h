@@ -10,19 +10,8 @@
 #include "runs.h"
 #include "tracee.h"
 
-/* The word of set_tid_address(2) of one thread; 0: it has none, or it cannot be known. */
-typedef struct {
-	int32_t tid;
-	uint64_t fs_base, word;
-} ut_exit_word;
-typedef struct {
-	ut_exit_word *v;
-	size_t n;
-} ut_exit_words;
-
-/* Find those of all threads, which stand: where glibc has it, or by prctl(2) in the name of a thread that is not glibc's
- * and was not known yet. 0 or -errno. */
-int ut_exit_words_find(ut_tracee *t, const ut_remote *r, ut_exit_words *words);
-/* The pages with what the kernel would write for all threads, which stand; normalised. 0 or -errno. */
-int ut_exit_pages(const ut_tracee *t, const ut_remote *r, const ut_exit_words *words, ut_runs *pages);
+/* The pages with such words of all threads, which stand; normalised. 0 or -errno.
+ *
+ * There is no way to ask for the word of set_tid_address(2) from outside; it is looked for where glibc has it. */
+int ut_exit_pages(const ut_tracee *t, const ut_remote *r, ut_runs *pages);
 #endif

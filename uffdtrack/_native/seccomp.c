@@ -10,8 +10,7 @@
 
 enum { MAX_DEPTH = 64 };
 
-/* What stands behind the key, "Name:", cut to what a number or a mask takes; 0 or -errno. */
-static int status_field(int pid, int tid, const char *key, char value[256])
+static int status_value(int pid, int tid, const char *key, int base, uint64_t *out)
 {
 	char path[64], *line = NULL;
 	int err = -ENOENT;
@@ -25,7 +24,7 @@ static int status_field(int pid, int tid, const char *key, char value[256])
 	/* Line by line, since the one of the groups is as long as it likes. */
 	while (err && getline(&line, &room, f) > 0)
 		if (!strncmp(line, key, strlen(key))) {
-			snprintf(value, 256, "%s", line + strlen(key));
+			*out = strtoull(line + strlen(key), NULL, base);
 			err = 0;
 		}
 	free(line);
@@ -35,29 +34,15 @@ static int status_field(int pid, int tid, const char *key, char value[256])
 
 long ut_status_number(int pid, int tid, const char *key)
 {
-	char value[256];
-	int err = status_field(pid, tid, key, value);
+	uint64_t value;
+	int err = status_value(pid, tid, key, 10, &value);
 
-	return err ? err : strtol(value, NULL, 10);
+	return err ? err : (long)value;
 }
 
 int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask)
 {
-	char value[256];
-	int err = status_field(pid, tid, key, value);
-
-	if (!err)
-		*mask = strtoull(value, NULL, 16);
-	return err;
-}
-
-long ut_own_tid(int pid, int tid)
-{
-	char value[256], *last;
-	int err = status_field(pid, tid, "NSpid:", value);
-
-	last = err ? NULL : strrchr(value, '\t'); /* one for each namespace; the last is the thread's own */
-	return last ? strtol(last, NULL, 10) : tid;
+	return status_value(pid, tid, key, 16, mask);
 }
 
 int ut_seccomp_mode(int pid, int tid)

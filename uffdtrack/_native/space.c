@@ -1,4 +1,5 @@
 #include "compat.h"
+#include "exits.h"
 #include "guard.h"
 #include "space.h"
 
@@ -1223,7 +1224,7 @@ static int ask_watch(ut_space *s, int flags)
 	return 0;
 }
 
-int ut_space_harvest(ut_space *s, ut_tracee *t, int flags, const ut_run *pending, size_t npending)
+int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
 	ut_maps old = s->before;
@@ -1236,12 +1237,6 @@ int ut_space_harvest(ut_space *s, ut_tracee *t, int flags, const ut_run *pending
 	/* Opened anew each time: these files stay with the memory of before an exec. */
 	TRY(reopen(s, "pagemap", &s->pagemap));
 	TRY(reopen(s, "mem", &s->mem));
-	if (s->sync) {
-		/* Before it is asked what was written: that may be, by this. */
-		ut_remote remote = remote_of(s);
-
-		TRY(ut_exit_words_find(t, &remote, &s->words));
-	}
 	s->before = s->maps;
 	s->maps = old;
 	s->plan.n = s->gone.n = s->fresh.n = s->unreadable.n = 0;
@@ -1270,7 +1265,7 @@ int ut_space_harvest(ut_space *s, ut_tracee *t, int flags, const ut_run *pending
 		s->shared = ut_remote_shared(&remote, &s->maps);
 		err = unmapped(s);
 		if (!err && s->sync)
-			err = ut_exit_pages(t, &remote, &s->words, &s->next_bare);
+			err = ut_exit_pages(t, &remote, &s->next_bare);
 	}
 	for (size_t i = 0; i < s->maps.n && !err; i++) {
 		ut_region *r = &s->maps.regions[i];
@@ -1377,7 +1372,6 @@ void ut_space_close(ut_space *s)
 	ut_maps_free(&s->before);
 	ut_filesystems_free(&s->filesystems);
 	ut_heads_free(&s->heads);
-	free(s->words.v);
 	free(s->digests);
 	free(s->elsewhere);
 	free(s->vec);

@@ -2,7 +2,6 @@
 #ifndef UT_SPACE_H
 #define UT_SPACE_H
 #include "backing.h"
-#include "exits.h"
 #include "heads.h"
 #include "maps.h"
 #include "remote.h"
@@ -75,7 +74,6 @@ typedef struct {
 	int32_t sync;                /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell what has none */
 	ut_runs armed, next_armed;   /* sync: what is registered and under traps, */
 	ut_runs bare, next_bare;     /* but for these pages: exits.h. They are compared */
-	ut_exit_words words;
 	/* one process of several that are taken together */
 	ut_claims *claims; /* NULL: a process by itself */
 	int32_t member;
@@ -95,7 +93,7 @@ void ut_space_close(ut_space *s);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 /* Find what was written since the last harvest, and arm it again, in one step. `t`: the target, which stands, or NULL
  * with UT_RUNNING; engine sync takes none that runs. */
-int ut_space_harvest(ut_space *s, ut_tracee *t, int flags, const ut_run *pending, size_t npending);
+int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
 /* Copy ranges of the target, one behind the other, to `to`. Pages that cannot be read become zero
  * and are listed in `unreadable`. */
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);

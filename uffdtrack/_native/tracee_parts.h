@@ -52,8 +52,6 @@ void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
 long ut_status_number(int pid, int tid, const char *key);
 /* The same for one that is a mask of signals; 0 or -errno. */
 int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask);
-/* The id by which the thread knows itself, in its PID namespace. */
-long ut_own_tid(int pid, int tid);
 /* 0: the thread is under no filter. */
 int ut_seccomp_mode(int pid, int tid);
 /* 1: it is under filters that are known, and that let what attaching injects pass. */
