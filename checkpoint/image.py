@@ -18,6 +18,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -468,7 +469,7 @@ class EpochFile:
         """A base that holds what older epochs held."""
         return bool(self.meta.get("base") and self.meta.get("replaces"))
 
-    @property
+    @cached_property
     def threads(self) -> list[ThreadState]:
         """The stored threads that have user registers."""
         states: list[ThreadState] = []

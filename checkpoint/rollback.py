@@ -26,9 +26,10 @@ from checkpoint.differences import differences, torn
 from checkpoint.layout import Layout, Stretches
 from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
+from checkpoint.registrations import Registrations
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.process import check_target, identify
-from uffdtrack import MAX_STOP, PAGE, ThreadState, Tracee, rseq_address, status_field, verdict_on, watchdog
+from uffdtrack import MAX_STOP, PAGE, Tracee, rseq_address, status_field, verdict_on, watchdog
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,
@@ -37,7 +38,6 @@ from uffdtrack.errors import (
 )
 
 T = TypeVar("T")
-SYS_RSEQ, RSEQ_FLAG_UNREGISTER = 334, 1
 _PARTLY = "its memory is partly that of the epoch: roll it back again, or end it"
 
 
@@ -175,7 +175,6 @@ class ProcessRollback:
         self.others = others
         self.outcome = Outcome(view.epoch.epoch)
         self.set: list[int] = []
-        self.unregistered: list[ThreadState] = []
         self.written = Plan()
         self.then = resolve(file.meta for file in view.own_sources)
         self.image = Image(view)
@@ -214,6 +213,7 @@ class ProcessRollback:
         task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
         memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
         self.mappings.stopped(tracee, memory)
+        self.registrations = Registrations(tracee, self.view.epoch.threads, self.before, memory)
         self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
         try:
             self.born = self._check_threads()
@@ -233,7 +233,7 @@ class ProcessRollback:
             TargetError: it could not be taken back either, or not all of it.
         """
         try:
-            self._unregister()
+            self.registrations.take()
             plan = self._map(self.plan)
             if self.born:
                 # They need the memory that they have until they have ended. All that has just been done
@@ -261,10 +261,9 @@ class ProcessRollback:
             if self.mappings.needed:
                 with self.tracee.injector() as injector:
                     self.mappings.commit(injector)
-            for state in self.view.epoch.threads:
-                if state.rseq and state.rseq != self.before[state.tid].rseq:
-                    self._register(state)
+            self.registrations.put()
             self._settle(self.written)
+            self.registrations.settled()
             self.tracee.put_processor_numbers()
         except UffdtrackError as error:
             raise TargetError(f"{error}; {_PARTLY}") from error
@@ -288,33 +287,11 @@ class ProcessRollback:
         plan.add(self.memory.plan(self.made))
         return plan
 
-    def _unregister(self) -> None:
-        """A thread would register with rseq(2) again, for which the C library ends it; so that is taken back.
-
-        The kernel writes to the area for that, so it has to be there still.
-        """
-        for state in self.view.epoch.threads:
-            now = self.before[state.tid]
-            if state.rseq is None or not now.rseq or not now.rseq.area or now.rseq == state.rseq:
-                continue
-            area, size, signature = now.rseq
-            with self.tracee.injector(state.tid) as injector:
-                injector.call(
-                    SYS_RSEQ, [area, size, RSEQ_FLAG_UNREGISTER, signature], "take back an area of rseq(2)"
-                )
-            self.unregistered.append(now)
-
-    def _register(self, state: ThreadState) -> None:
-        if state.rseq and state.rseq.area:
-            area, size, signature = state.rseq
-            with self.tracee.injector(state.tid) as injector:
-                injector.call(SYS_RSEQ, [area, size, 0, signature], "register an area of rseq(2)")
-
     def _settle(self, plan: Plan) -> None:
         """For a thread that has run system calls for us, the kernel has written to its rseq area."""
         try:
             words = [rseq_address(t.tid, self.pid) for t in self.tracee.threads if not t.worker]
-            words += [t.rseq.area for t in self.unregistered if t.rseq]
+            words += self.registrations.areas
         except UffdtrackError:
             # Where it is, is not known here: all is compared again.
             everything = self.image.pages
@@ -359,9 +336,7 @@ class ProcessRollback:
             for tid in self.set:
                 self.tracee.set_state(self.before[tid])
             self._take_mappings_back()
-            for state in self.unregistered:
-                self._register(state)
-                self.tracee.set_state(state)
+            self.registrations.restore()
         except (UffdtrackError, OSError):
             whole = False
         if not whole:

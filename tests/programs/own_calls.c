@@ -93,10 +93,8 @@ static int rseq_setup(void)
 	return __rseq_size && (int)area->cpu_id >= 0 ? 0 : UNSUPPORTED;
 }
 
-static void rseq_round(void)
+static void section(uint64_t n)
 {
-	uint64_t n = 50000000;
-
 	__asm__ volatile goto(".pushsection __rseq_cs, \"aw\"\n\t.balign 32\n"
 			      "3:\t.long 0, 0\n\t.quad 1f, (2f - 1f), 4f\n\t.popsection\n\t"
 			      "leaq 3b(%%rip), %%rax\n\t"
@@ -121,11 +119,17 @@ lost:
 	noticed("rseq_cs was cleared inside of a section that was not aborted");
 }
 
+static void rseq_round(void)
+{
+	section(50000000);
+}
+
 /* A thread that registers with rseq(2) itself, takes that back, and does so again: twice in a row is an error. */
 static struct rseq own_area __attribute__((aligned(32))) = {.cpu_id = -1};
 
 static int registration_setup(void)
 {
+	rseq_cs = (uint64_t *)&own_area.rseq_cs;
 	if (!__rseq_size)
 		return 0;
 	setenv("GLIBC_TUNABLES", "glibc.pthread.rseq=0", 1);
@@ -138,6 +142,7 @@ static void registration_round(void)
 	check(!syscall(SYS_rseq, &own_area, 32, 0, 0x53053053), "it was registered already");
 	spin();
 	check((int)own_area.cpu_id >= 0, "the number of the processor");
+	section(400000);
 	check(!syscall(SYS_rseq, &own_area, 32, RSEQ_FLAG_UNREGISTER, 0x53053053), "it was not registered any more");
 	check((int)own_area.cpu_id == -1, "a number of the processor that nobody keeps");
 	spin();

@@ -1,0 +1,84 @@
+"""What threads have registered with rseq(2), put back by a rollback.
+
+To register twice is an error, for which the C library ends a process that it starts a thread in. It is the
+one registration of a thread's that cannot be repeated: set_robust_list(2), set_tid_address(2), sigaltstack(2)
+and prctl(2) can.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from uffdtrack import Injector, Rseq, ThreadState, Tracee
+
+_RSEQ, _UNREGISTER = 334, 1
+_SECTION_AT, _SECTION = 8, 8  # rseq_cs of struct rseq
+
+
+class Registrations:
+    """Those of one process; its threads stand."""
+
+    def __init__(
+        self, tracee: Tracee, then: Sequence[ThreadState], now: Mapping[int, ThreadState], memory: int
+    ) -> None:
+        """Args:
+        then, now: the threads of the epoch, and of the process by their ids.
+        memory: /proc/PID/mem, open for reading and writing.
+        """
+        self._tracee = tracee
+        self._memory = memory
+        self._taken: list[tuple[ThreadState, Rseq, bytes]] = []
+        pairs = [(state, now[state.tid]) for state in then if state.tid in now]
+        # An image of an earlier version does not say.
+        self._changed = [
+            (t, t.rseq, n, n.rseq) for t, n in pairs if t.rseq is not None and n.rseq not in (None, t.rseq)
+        ]
+
+    @property
+    def areas(self) -> list[int]:
+        """Where the kernel writes for the changes."""
+        return [r.area for _, then, _, now in self._changed for r in (then, now) if r and r.area]
+
+    def take(self) -> None:
+        """Take those of now away, while their areas are there: the kernel writes to them for that.
+
+        Raises:
+            TargetError, PermissionDeniedError: no call can be made in the name of a thread.
+        """
+        for _, _, state, now in self._changed:
+            # In the name of each, so that none is refused later.
+            with self._tracee.injector(state.tid) as injector:
+                if now and now.area:
+                    section = os.pread(self._memory, _SECTION, now.area + _SECTION_AT)
+                    _call(injector, now, _UNREGISTER, "take back")
+                    self._taken.append((state, now, section))
+
+    def restore(self) -> None:
+        """What was taken away is there again; memory is as it was then.
+
+        A thread may have been inside of a critical section, which the kernel forgets at the registration.
+        """
+        for state, now, section in self._taken:
+            self._register(state.tid, now)
+            os.pwrite(self._memory, section, now.area + _SECTION_AT)
+            self._tracee.set_state(state)
+
+    def put(self) -> None:
+        """Register what the epoch has."""
+        for state, then, _, _ in self._changed:
+            self._register(state.tid, then)
+
+    def settled(self) -> None:
+        """Memory is that of the epoch, to the last byte: a section that a thread was in is known again."""
+        for state, _, _, _ in self._changed:
+            self._tracee.set_state(state)
+
+    def _register(self, tid: int, rseq: Rseq) -> None:
+        if rseq.area:
+            with self._tracee.injector(tid) as injector:
+                _call(injector, rseq, 0, "register")
+
+
+def _call(injector: Injector, rseq: Rseq, flags: int, doing: str) -> None:
+    injector.call(_RSEQ, [rseq.area, rseq.size, flags, rseq.signature], f"{doing} an area of rseq(2)")
