@@ -29,7 +29,7 @@ from checkpoint.objects import resolve
 from checkpoint.registrations import Registrations
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.process import check_target, identify
-from uffdtrack import MAX_STOP, PAGE, Tracee, rseq_address, status_field, verdict_on, watchdog
+from uffdtrack import MAX_STOP, PAGE, Tracee, status_field, verdict_on, watchdog
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,
@@ -289,16 +289,10 @@ class ProcessRollback:
 
     def _settle(self, plan: Plan) -> None:
         """For a thread that has run system calls for us, the kernel has written to its rseq area."""
-        try:
-            words = [rseq_address(t.tid, self.pid) for t in self.tracee.threads if not t.worker]
-            words += self.registrations.areas
-        except UffdtrackError:
-            # Where it is, is not known here: all is compared again.
-            everything = self.image.pages
-        else:
-            everything = np.array(sorted({word // PAGE for word in words if word}), np.uint64)
+        areas = [t.rseq.area for t in self.tracee.threads if t.rseq] + self.registrations.areas
+        touched = np.array(sorted({area // PAGE for area in areas if area}), np.uint64)
         for where in (self.kept, self.made):
-            self.memory.settle(plan, where, everything)
+            self.memory.settle(plan, where, touched)
 
     def _check_threads(self) -> list[int]:
         """Threads born since the epoch."""

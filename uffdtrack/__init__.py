@@ -8,7 +8,6 @@ from uffdtrack.compare import (
     compare_pages,
     existing,
     read_places,
-    rseq_address,
     shares_no_pages,
     write_pages,
 )
@@ -157,7 +156,6 @@ __all__ = [
     "probe",
     "read_maps",
     "read_places",
-    "rseq_address",
     "shares_memory",
     "shares_no_pages",
     "start_watchdog",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from uffdtrack._sys import Runs, check, check_own, ffi, lib, runs_array
+from uffdtrack._sys import Runs, check_own, ffi, lib, runs_array
 
 Places = npt.NDArray[np.int64]
 """Where contents of pages are: shape (n, 2), an open file and an offset in it; file -1 are zeros."""
@@ -69,14 +69,3 @@ def existing(pagemap: int, start: int, end: int) -> tuple[Runs, Runs]:
     finally:
         lib.runs_free(found)
         lib.runs_free(own)
-
-
-def rseq_address(tid: int, pid: int) -> int:
-    """Where the kernel keeps its words for a thread that we have stopped (rseq(2)); 0: it has no such place.
-
-    Raises:
-        UffdtrackError: this kernel does not say (Linux 5.13).
-    """
-    address = ffi.new("uint64_t *")
-    check(lib.ut_rseq_address(tid, address), f"ask for the rseq area of thread {tid}", pid)
-    return int(address[0])

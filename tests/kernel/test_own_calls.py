@@ -17,6 +17,7 @@ import pytest
 import checkpoint.rollback
 from checkpoint.chain import Chain
 from tests.conftest import missing
+from tests.kernel.test_notices_nothing import wait_for
 from tests.kernel.test_rollback import take
 from uffdtrack import AddressSpace, Pending, Tracee, status_field
 from uffdtrack.errors import PermissionDeniedError, RollbackRefusedError, StopTimeoutError, TargetError
@@ -161,14 +162,14 @@ def back_and_on(target: Target, chain: Path, uffdtrack: Run) -> None:
 def test_rollback_of_who_is_stopped(
     kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
 ) -> None:
-    """Job control: it goes to the stop for a signal of its own, and is stopped still."""
+    """By job control, and it still is, at whichever of its signals."""
     target = Target(spawn, build, "faults")
 
     def stopped(work: Callable[[], object]) -> None:
         os.kill(target.pid, signal.SIGSTOP)
         assert os.waitid(os.P_PID, target.pid, os.WSTOPPED | os.WNOWAIT)
         work()
-        assert status_field(target.pid, "State").startswith("T")
+        wait_for(lambda: status_field(target.pid, "State").startswith("T"), "it is stopped still")
         os.kill(target.pid, signal.SIGCONT)
 
     stopped(lambda: take(uffdtrack, target.pid, tmp_path / "c"))

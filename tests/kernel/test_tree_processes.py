@@ -226,7 +226,7 @@ SHARES = """
 import mmap, os, signal, sys
 with open(sys.argv[1], "r+b") as file:
     shared = mmap.mmap(file.fileno(), 0)
-signal.signal(signal.SIGUSR1, lambda *_: os.execv(sys.executable, [sys.executable, "-c", *sys.orig_argv[2:]]))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 assert all(shared[::4096])
 child = os.fork() if len(sys.argv) == 2 else 0
 if len(sys.argv) == 2 and not child:
@@ -234,7 +234,10 @@ if len(sys.argv) == 2 and not child:
 print("ready", flush=True)
 while child and sys.stdin.readline():
     os.kill(child, signal.SIGUSR1)
-signal.pause() if not child else os.kill(child, signal.SIGKILL)
+if child:
+    os.kill(child, signal.SIGKILL)
+elif signal.sigwait([signal.SIGUSR1]):
+    os.execv(sys.executable, [sys.executable, "-c", *sys.orig_argv[2:]])
 """
 
 

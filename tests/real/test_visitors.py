@@ -17,10 +17,11 @@ pytestmark = pytest.mark.slow
 
 
 def by_gdb(tool: Tool, pid: int) -> bool:
-    command = [tool("gdb"), "-nx", "-batch", "-p", str(pid), "-ex", "print (int)getpid()"]
+    # It calls no function: on processors with a larger XSAVE area than it knows, it cannot.
+    command = [tool("gdb"), "-nx", "-batch", "-p", str(pid), "-ex", "print $pc", "-ex", "thread apply all bt"]
     done = subprocess.run(command, capture_output=True, text=True)
     # One of its attaches may meet an epoch's.
-    return f"$1 = {pid}" in done.stdout and "Operation not permitted" not in done.stderr
+    return "$1 = " in done.stdout and "Operation not permitted" not in done.stderr
 
 
 def by_strace(tool: Tool, pid: int) -> bool:

@@ -218,7 +218,6 @@ int ut_remote_alone(int pid, int tid);
 int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out);
 int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n);
 int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
-int ut_rseq_address(int tid, uint64_t *address);
 
 void runs_free(ut_runs *r);
 

@@ -152,21 +152,6 @@ int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, 
 	return err;
 }
 
-int ut_rseq_address(int tid, uint64_t *address)
-{
-	/* struct ptrace_rseq_configuration, Linux 5.13 */
-	struct {
-		uint64_t pointer;
-		uint32_t size, signature, flags, pad;
-	} area = {0};
-	const int get_configuration = 0x420f; /* PTRACE_GET_RSEQ_CONFIGURATION */
-
-	if (syscall(SYS_ptrace, get_configuration, tid, sizeof(area), &area) < 0)
-		return -errno;
-	*address = area.pointer;
-	return 0;
-}
-
 int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n)
 {
 	for (size_t i = 0, k; i < n; i = k) {

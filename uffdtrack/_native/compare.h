@@ -25,6 +25,4 @@ int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, 
 int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n);
 /* The pages of a range that exist, by an open pagemap; `own` has not those that are pages of a file. */
 int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
-/* Where the kernel keeps its words for a stopped thread, which it writes whenever that has run (rseq(2)); 0: nowhere. */
-int ut_rseq_address(int tid, uint64_t *address);
 #endif

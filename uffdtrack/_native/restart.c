@@ -336,18 +336,11 @@ void ut_forget_wait(ut_tracee *t, int tid)
  * nobody has touched is told by a signal as well (BUS_MCEERR_AO). */
 static int is_synchronous(const siginfo_t *what)
 {
-	switch (what->si_signo) {
-	case SIGBUS:
-		return what->si_code > 0 && what->si_code != BUS_MCEERR_AO;
-	case SIGSEGV:
-	case SIGILL:
-	case SIGTRAP:
-	case SIGFPE:
-	case SIGSYS:
-		return what->si_code > 0;
-	default:
+	int number = what->si_signo;
+
+	if (number < 1 || number > 64 || !(UT_SYNCHRONOUS >> (number - 1) & 1))
 		return 0;
-	}
+	return what->si_code > 0 && !(number == SIGBUS && what->si_code == BUS_MCEERR_AO);
 }
 
 int ut_fault_is_due(const ut_tracee *t, int tid)

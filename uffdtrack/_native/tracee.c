@@ -262,16 +262,20 @@ static int took_over(ut_tracee *t)
 	return 0;
 }
 
-/* The stop for its signal may not come to who was sent on: another thread has had the signal ignored, and it is gone; or
- * the thread is frozen before (cgroup v2), and shall stand with its signal. */
-static int hurry(ut_tracee *t, ut_thread *th)
+/* Who was sent on to the stop for its signal runs away where another thread has had that signal ignored meanwhile, which
+ * takes it out of the queue. One that has it still gets there: at a thaw, or when it is given a processor. */
+static void look_after(ut_tracee *t, ut_thread *th)
 {
-	if (!th->sent_ns || ut_now_ns() - th->sent_ns < SENT_NS)
-		return 0;
-	th->sent_ns = 0;
-	th->held_up = ut_thread_state(t->pid, th->tid) != 'R';
-	trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
-	return 0;
+	int64_t now = ut_now_ns();
+	uint64_t pending;
+
+	if (!th->sent_ns || now - th->sent_ns < SENT_NS)
+		return;
+	th->sent_ns = now;
+	if (!ut_status_mask(t->pid, th->tid, "SigPnd:", &pending) && !(pending & UT_SYNCHRONOUS)) {
+		th->sent_ns = 0;
+		trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
+	}
 }
 
 /* 1: the thread has stopped or is dead. 0: not yet. */
@@ -279,8 +283,10 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 {
 	int status, r = waitpid(th->tid, &status, __WALL | WNOHANG);
 
-	if (!r)
-		return hurry(t, th);
+	if (!r) {
+		look_after(t, th);
+		return 0;
+	}
 	if (r < 0) {
 		th->state = UT_THREAD_DEAD;
 		return th->tid == t->pid ? 1 : took_over(t);
@@ -291,22 +297,23 @@ static int poll_thread(ut_tracee *t, ut_thread *th)
 		return 1;
 	}
 	if (status >> 16 == PTRACE_EVENT_STOP) {
-		int err = th->held_up ? 0 : ut_fault_is_due(t, th->tid);
+		int err, due = ut_fault_is_due(t, th->tid);
 
 		if (WSTOPSIG(status) != SIGTRAP)
 			ut_guard_group_stop(t);
 		/* What the instruction before has done and its signal belong together: the thread shall stand at the first
 		 * instruction of the handler. So it goes on, to the stop for that signal. */
-		if (err > 0) {
+		if (due > 0) {
 			th->sent_ns = ut_now_ns();
 			trace(PTRACE_CONT, th->tid, NULL, NULL);
 			return 0;
 		}
-		if (!err)
-			err = ut_note_stop(t, th);
+		err = ut_note_stop(t, th);
 		if (!err)
 			err = ut_guard_repair(t, th);
-		if (err == -ESRCH || err == -ENOENT)
+		if (!err)
+			err = due; /* it stands, and is let go */
+		if (err == -ESRCH)
 			return 0; /* killed meanwhile; its end is reported next */
 		return err ? err : 1;
 	}

@@ -27,8 +27,7 @@ typedef struct {
 	uint32_t xstate_len;
 	uint32_t worker; /* a thread of the kernel's (io_uring): it has no user registers */
 	ut_registration rseq;
-	int64_t sent_ns; /* pending: sent on, to the stop for a signal; 0: not, or that stop does not come */
-	int32_t held_up; /* pending: it does not get there */
+	int64_t sent_ns; /* pending: it was sent on to the stop for a signal, or looked after, then; 0: not */
 } ut_thread;
 
 /* What becomes of a call that a stop has ended with EINTR, by its number. */

@@ -6,6 +6,7 @@
 #include "tracee.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -64,6 +65,10 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
  * table; to be ended by: */
 int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
 int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
+/* Signals of a thread's own instructions, as in a mask. */
+#define UT_SYNCHRONOUS                                                                                  \
+	(1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGTRAP - 1) |   \
+	 1ull << (SIGFPE - 1) | 1ull << (SIGSYS - 1))
 /* 1: a signal that an instruction of the thread's has caused is pending; the thread stands for something else. -errno. */
 int ut_fault_is_due(const ut_tracee *t, int tid);
 /* The signal that a thread which stands for that one is to go on with; 0: with none. */
