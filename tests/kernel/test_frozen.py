@@ -17,6 +17,7 @@ import pytest
 from checkpoint.chain import Chain
 from tests.conftest import missing, usable
 from tests.kernel.test_notices_nothing import Run, Spawn, ask, wait_for
+from tests.kernel.test_own_calls import Target
 from uffdtrack import frozen_cgroup, status_field
 
 Build = Callable[[str], Path]
@@ -169,3 +170,34 @@ def test_freeze_inside_of_an_injected_call(
     lives(target, before)
     names = [os.readlink(f"/proc/{target.pid}/fd/{n}") for n in os.listdir(f"/proc/{target.pid}/fd")]
     assert "anon_inode:[userfaultfd]" not in names
+
+
+def test_freeze_between_an_instruction_and_its_signal(
+    cgroup: Cgroup, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
+) -> None:
+    """No epoch has the one without the other: the thread comes to its signal's stop when it is thawed."""
+    if cgroup.version == "v1":
+        pytest.skip("nobody stops there: test_freeze_in_a_session")
+    program = Target(spawn, build, "trap")
+    cgroup.add(program.pid)
+    session = start(["checkpoint", program.pid, "-o", tmp_path / "c", "--every", "200ms", "--json"])
+    assert session.stdout and session.stderr and session.stdout.readline()
+    for _ in range(3):
+        program.works_on()
+        deadline = time.monotonic() + 30
+        cgroup.freeze(program.pid)
+        while not int(status_field(program.pid, "SigPnd"), 16):
+            assert time.monotonic() < deadline
+            cgroup.thaw()
+            cgroup.freeze(program.pid)
+        assert f"the cgroup /{cgroup.path.name} of the process is frozen" in session.stderr.readline()
+        cgroup.thaw()
+        assert "go on" in session.stderr.readline()
+    session.send_signal(signal.SIGINT)
+    _, err = session.communicate(timeout=30)
+    assert session.returncode == 0, err
+    for _ in range(2):
+        program.works_on()
+        uffdtrack("rollback", program.pid, tmp_path / "c")
+    program.works_on()
+    program.process.kill()
