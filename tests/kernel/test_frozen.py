@@ -180,9 +180,12 @@ def test_freeze_between_an_instruction_and_its_signal(
         pytest.skip("nobody stops there: test_freeze_in_a_session")
     program = Target(spawn, build, "trap")
     cgroup.add(program.pid)
-    session = start(["checkpoint", program.pid, "-o", tmp_path / "c", "--every", "200ms", "--json"])
-    assert session.stdout and session.stderr and session.stdout.readline()
-    for _ in range(3):
+    said = tmp_path / "said"
+    command = [sys.executable, "-m", "checkpoint", "checkpoint", str(program.pid), "-o", tmp_path / "c"]
+    with said.open("w") as file:
+        session = spawn(*command, "--every", "50ms", stdout=file, stderr=file)
+    wait_for(lambda: len(list((tmp_path / "c").glob("epoch-*"))) > 1, "there are epochs")
+    for number in (1, 2, 3):
         program.works_on()
         deadline = time.monotonic() + 30
         cgroup.freeze(program.pid)
@@ -190,12 +193,13 @@ def test_freeze_between_an_instruction_and_its_signal(
             assert time.monotonic() < deadline
             cgroup.thaw()
             cgroup.freeze(program.pid)
-        assert f"the cgroup /{cgroup.path.name} of the process is frozen" in session.stderr.readline()
+        wait_for(
+            lambda n=number: said.read_text().count("of the process is frozen") == n, "epochs are skipped"
+        )
         cgroup.thaw()
-        assert "go on" in session.stderr.readline()
+        wait_for(lambda n=number: said.read_text().count("epochs go on") == n, "they go on")
     session.send_signal(signal.SIGINT)
-    _, err = session.communicate(timeout=30)
-    assert session.returncode == 0, err
+    assert session.wait(30) == 0, said.read_text()
     for _ in range(2):
         program.works_on()
         uffdtrack("rollback", program.pid, tmp_path / "c")

@@ -267,12 +267,13 @@ static int took_over(ut_tracee *t)
 static void look_after(ut_tracee *t, ut_thread *th)
 {
 	int64_t now = ut_now_ns();
-	uint64_t pending;
+	uint64_t pending, blocked;
 
 	if (!th->sent_ns || now - th->sent_ns < SENT_NS)
 		return;
 	th->sent_ns = now;
-	if (!ut_status_mask(t->pid, th->tid, "SigPnd:", &pending) && !(pending & UT_SYNCHRONOUS)) {
+	if (!ut_status_mask(t->pid, th->tid, "SigPnd:", &pending) &&
+	    !ut_status_mask(t->pid, th->tid, "SigBlk:", &blocked) && !(pending & ~blocked & UT_SYNCHRONOUS)) {
 		th->sent_ns = 0;
 		trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
 	}
