@@ -31,14 +31,12 @@ class Registrations:
         self._taken: list[tuple[ThreadState, Rseq, bytes]] = []
         pairs = [(state, now[state.tid]) for state in then if state.tid in now]
         # An image of an earlier version does not say.
-        self._changed = [
-            (t, t.rseq, n, n.rseq) for t, n in pairs if t.rseq is not None and n.rseq not in (None, t.rseq)
-        ]
+        self._changed = [(t, t.rseq, n, n.rseq) for t, n in pairs if t.rseq and n.rseq and t.rseq != n.rseq]
 
     @property
     def areas(self) -> list[int]:
         """Where the kernel writes for the changes."""
-        return [r.area for _, then, _, now in self._changed for r in (then, now) if r and r.area]
+        return [r.area for _, then, _, now in self._changed for r in (then, now) if r.area]
 
     def take(self) -> None:
         """Take those of now away, while their areas are there: the kernel writes to them for that.
@@ -49,7 +47,7 @@ class Registrations:
         for _, _, state, now in self._changed:
             # In the name of each, so that none is refused later.
             with self._tracee.injector(state.tid) as injector:
-                if now and now.area:
+                if now.area:
                     section = os.pread(self._memory, _SECTION, now.area + _SECTION_AT)
                     _call(injector, now, _UNREGISTER, "take back")
                     self._taken.append((state, now, section))

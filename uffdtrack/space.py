@@ -238,7 +238,9 @@ class AddressSpace:
         """
         flags = lib.UT_FULL if everything else 0
         if self._c.sync:
-            self._stop(tracee, flags | lib.UT_NO_COPY, Pending(), ffi.new("ut_times *"))
+            pending, times = Pending(), ffi.new("ut_times *")
+            result = self._stop(tracee, flags | lib.UT_NO_COPY, pending, times)
+            self._check(tracee, pending, result, times)
         else:
             result = lib.ut_space_harvest(self._c, ffi.NULL, flags | lib.UT_RUNNING, ffi.NULL, 0)
             check(result, "harvest the memory", self.pid)
@@ -276,15 +278,16 @@ class AddressSpace:
             EpochSkippedError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
         times = ffi.new("ut_times *")
-        self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
-        return self.conclude(tracee, pending, 0, times)
+        result = self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
+        return self.conclude(tracee, pending, result, times)
 
-    def _stop(self, tracee: Tracee, flags: int, pending: Pending, times: Any) -> None:
+    def _stop(self, tracee: Tracee, flags: int, pending: Pending, times: Any) -> int:
+        """What the core said of a stop; `_check` knows what that means."""
         pointer, n = runs_of(pending.pages)
-        result = lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times)
+        result = int(lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times))
         if result == lib.UT_BUSY:
             raise EpochSkippedError(tracee.busy)
-        self._check(tracee, pending, result, times)
+        return result
 
     def conclude(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> Window:
         """What a stop of this process gave; see `window`.

@@ -85,4 +85,11 @@ struct uffdio_continue {
 #define UT_PAGE 4096ul
 #define UT_HUGE (2ul << 20)
 
+#define TRY(call)                                                                                  \
+	do {                                                                                       \
+		int try_err = (call);                                                              \
+		if (try_err < 0)                                                                   \
+			return try_err;                                                            \
+	} while (0)
+
 #endif

@@ -1,6 +1,5 @@
 #include "compat.h"
 #include "exits.h"
-#include "guard.h"
 #include "tracee_parts.h"
 
 #include <errno.h>
@@ -68,8 +67,7 @@ int ut_exit_pages(const ut_tracee *t, const ut_remote *r, ut_runs *pages)
 		if (regs->fs_base)
 			TRY(page_of(pages, regs->fs_base + WORD));
 		TRY(mutexes_of(th->tid, r, pages));
-		if (r->give_up_ns && ut_now_ns() >= r->give_up_ns)
-			return -ETIME;
+		TRY(ut_remote_overdue(r));
 	}
 	runs_normalise(pages);
 	return 0;

@@ -98,7 +98,7 @@ int ut_remote_alone(int pid, int tid)
 	return alone;
 }
 
-static int is_overdue(const ut_remote *r)
+int ut_remote_overdue(const ut_remote *r)
 {
 	return r->give_up_ns && ut_now_ns() >= r->give_up_ns ? -ETIME : 0;
 }
@@ -109,7 +109,7 @@ static int read_slow(const ut_remote *r, uint64_t addr, size_t len, uint8_t *to,
 	while (len) {
 		ssize_t n = pread(r->mem, to, len < SLOW_BYTES ? len : SLOW_BYTES, addr);
 
-		if (is_overdue(r))
+		if (ut_remote_overdue(r))
 			return -ETIME;
 		if (n <= 0) {
 			if (n < 0 && errno == EINTR)
@@ -150,7 +150,7 @@ static int flush(struct batch *b)
 	int err;
 
 	while (i < b->n) {
-		if (is_overdue(b->r))
+		if (ut_remote_overdue(b->r))
 			return -ETIME;
 		struct iovec local = {b->to, b->bytes};
 		ssize_t got = process_vm_readv(b->r->tid, &local, 1, &b->v[i], b->n - i, 0);

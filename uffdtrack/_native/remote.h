@@ -14,6 +14,8 @@ typedef struct {
 	int64_t give_up_ns; /* when to leave off, -ETIME; 0: never */
 } ut_remote;
 
+/* -ETIME: it is time to leave off; else 0. */
+int ut_remote_overdue(const ut_remote *r);
 /* Whether somebody may share pages of this memory, by those that a child leaves as they are. */
 int ut_remote_shared(const ut_remote *r, const ut_maps *m);
 /* The same of a process that is looked at once; 1: nobody does. */

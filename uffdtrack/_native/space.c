@@ -25,12 +25,6 @@
 #define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 #define SHARE_BYTES (1ul << 20) /* below that a thread costs more than it saves */
 #define POPULATED (UT_PAGE_IS_PRESENT | UT_PAGE_IS_SWAPPED)
-#define TRY(call)                                                                                  \
-	do {                                                                                       \
-		int try_err = (call);                                                              \
-		if (try_err < 0)                                                                   \
-			return try_err;                                                            \
-	} while (0)
 
 /* The target has stood for as long as it may, and is to be let go. */
 static int is_overdue(const ut_space *s)
@@ -1426,14 +1420,14 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	if (s->sabotage)
 		sabotage(s, 0);
 	t1 = ut_now_ns();
-	if (!err && !(flags & UT_NO_COPY))
-		err = ut_space_reserve(s, runs_bytes(&s->plan));
-	if (!err && !(flags & UT_NO_COPY))
-		err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
 	if (!err && (flags & UT_NO_COPY)) {
 		int tid = ut_live_thread(s->pid); /* the one that was taken may end meanwhile */
 
 		s->tid = tid < 0 ? s->tid : tid;
+	} else if (!err) {
+		err = ut_space_reserve(s, runs_bytes(&s->plan));
+		if (!err)
+			err = ut_space_copy(s, s->plan.v, s->plan.n, s->buf);
 	}
 	s->give_up_ns = 0;
 	if (s->watch && !err)

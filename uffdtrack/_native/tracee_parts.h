@@ -19,12 +19,6 @@ _Static_assert(sizeof(struct user_regs_struct) == UT_NREGS * 8, "user_regs_struc
  * (include/linux/errno.h; arch_do_signal_or_restart in arch/x86/kernel/signal.c). */
 #define ERESTARTNOHAND 514
 #define ERESTART_RESTARTBLOCK 516
-#define TRY(call)                                                                                  \
-	do {                                                                                       \
-		int try_err = (call);                                                              \
-		if (try_err < 0)                                                                   \
-			return try_err;                                                            \
-	} while (0)
 
 static inline struct user_regs_struct *regs_of(ut_thread *th)
 {
