@@ -1,7 +1,7 @@
 # make demo, make test: each sets up what it needs (.venv, the C core, Debian packages where this is root).
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(foreach d,uffdtrack kvmglue,$(wildcard $d/_native/*.c $d/_native/*.h $d/_native/build.py))
+SOURCES := $(shell find uffdtrack/_native kvmglue/_native native_common -name "[!_]*.[ch]" -o -name build.py)
 
 # Hundreds of tests start the command: each would compile all of it anew.
 export PYTHONDONTWRITEBYTECODE =

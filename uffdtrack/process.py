@@ -208,7 +208,7 @@ class ProcessTracker(UffdTracker):
         else:
             features |= lib.UFFD_FEATURE_WP_ASYNC
         try:
-            check(lib.ut_uffd_api(uffd, features), "set the userfaultfd up", ram.pid)
+            check(lib.ut_uffd_api(uffd, features, ffi.NULL), "set the userfaultfd up", ram.pid)
             armed = lib.ut_arm(uffd, ram.address, ram.size)
             if armed in (-errno.EINVAL, -errno.ENOMEM, -errno.ENOENT):
                 raise InvalidInputError(

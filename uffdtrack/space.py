@@ -96,6 +96,10 @@ class Pending:
         self.heads = {}
 
 
+def _pages(runs: Runs) -> int:
+    return int((runs[:, 1] - runs[:, 0]).sum()) // PAGE
+
+
 def merge_runs(*several: Runs) -> Runs:
     """The union of lists of ranges, sorted, with touching ranges merged."""
     runs = np.concatenate(several).astype(np.uint64, copy=False)
@@ -213,7 +217,7 @@ class AddressSpace:
             wanted |= (
                 lib.UFFD_FEATURE_EVENT_REMOVE | lib.UFFD_FEATURE_EVENT_UNMAP | lib.UFFD_FEATURE_EVENT_REMAP
             )
-        check(lib.ut_uffd_api(uffd, wanted), "set the userfaultfd up", pid)
+        check(lib.ut_uffd_api(uffd, wanted, ffi.NULL), "set the userfaultfd up", pid)
         space = cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
         if engine != "scan":
             try:
@@ -244,29 +248,32 @@ class AddressSpace:
         else:
             result = lib.ut_space_harvest(self._c, ffi.NULL, flags | lib.UT_RUNNING, ffi.NULL, 0)
             check(result, "harvest the memory", self.pid)
-        reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh))
-        return runs_array(self._c.plan), reset
+        found = self._c.harvest.all
+        reset = merge_runs(runs_array(found.gone), runs_array(found.fresh))
+        return runs_array(found.want), reset
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, one behind the other; valid until the next copy or window."""
         size = int((runs[:, 1] - runs[:, 0]).sum())
-        check(lib.ut_space_reserve(self._c, size), "make room for a copy", self.pid)
         pointer, n = runs_of(runs)
-        check(lib.ut_space_copy(self._c, pointer, n, self._c.buf), "copy memory", self.pid)
-        return memoryview(ffi.buffer(self._c.buf, size)) if size else memoryview(b"")
+        check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
+        return self._copied(size)
 
     def split_zero(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         """Part the last copy into ranges with contents and zero ranges; see `Window`."""
         source, data, zero = (ffi.new("ut_runs *") for _ in range(3))
         source.v, source.n = runs_of(runs)
         try:
-            check(lib.ut_split_zero(self._c.buf, source, data, zero), "sort pages", self.pid)
+            check(lib.ut_split_zero(self._c.buffer.v, source, data, zero), "sort pages", self.pid)
             full, empty = runs_array(data), runs_array(zero)
         finally:
             lib.runs_free(data)
             lib.runs_free(zero)
         size = int((full[:, 1] - full[:, 0]).sum())
-        return full, empty, memoryview(ffi.buffer(self._c.buf, size)) if size else memoryview(b"")
+        return full, empty, self._copied(size)
+
+    def _copied(self, size: int) -> memoryview:
+        return memoryview(ffi.buffer(self._c.buffer.v, size)) if size else memoryview(b"")
 
     def window(self, tracee: Tracee, pending: Pending) -> Window:
         """Stop the target, take registers, harvest, copy, rearm, resume: one call of C.
@@ -297,16 +304,16 @@ class AddressSpace:
         """
         everything = pending.everything
         self._check(tracee, pending, result, times)
-        plan = runs_array(self._c.plan)
+        harvest = self._c.harvest
+        plan = runs_array(harvest.all.want)
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:
-            reset = merge_runs(runs_array(self._c.gone), runs_array(self._c.fresh), pending.reset)
+            reset = merge_runs(runs_array(harvest.all.gone), runs_array(harvest.all.fresh), pending.reset)
         pending.add(plan, reset)
         pending.everything = False
         pending.heads.update(self._take_heads())
         data, zero, contents = self.split_zero(plan)
-        unreadable = runs_array(self._c.unreadable)
         return Window(
             regions=self._regions(),
             threads=tracee.threads,
@@ -314,10 +321,10 @@ class AddressSpace:
             zero=zero,
             reset=reset,
             contents=contents,
-            unreadable=int((unreadable[:, 1] - unreadable[:, 0]).sum()) // PAGE,
-            compared=self._c.compared,
-            scanned=not self._c.by_news,
-            touched=self._touched() if self._c.by_news else 0,
+            unreadable=_pages(runs_array(self._c.unreadable)),
+            compared=harvest.all.compared,
+            scanned=not harvest.by_news,
+            touched=_pages(runs_array(harvest.news.touched)) if harvest.by_news else 0,
             stop_us=times.stop_ns / 1e3,
             harvest_us=times.harvest_ns / 1e3,
             copy_us=times.copy_ns / 1e3,
@@ -326,7 +333,7 @@ class AddressSpace:
             heads=dict(pending.heads),
             elsewhere=[
                 (int(e.start), int(e.end), int(e.address), int(e.member))
-                for e in (self._c.elsewhere[i] for i in range(self._c.nelsewhere))
+                for e in (harvest.elsewhere[i] for i in range(harvest.nelsewhere))
             ],
         )
 
@@ -346,9 +353,9 @@ class AddressSpace:
     @property
     def short_of(self) -> str:
         """What there was too little of for "ring" to follow each thread, or "": then all is scanned."""
-        if self._c.watch == ffi.NULL or not self._c.watch.short_of:
+        if self._c.watch == ffi.NULL or not self._c.watch.rings.short_of:
             return ""
-        code = -self._c.watch.short_of
+        code = -self._c.watch.rings.short_of
         return {errno.EMFILE: "open files (ulimit -n)", errno.EPERM: "locked memory (ulimit -l)"}.get(
             code, os.strerror(code)
         )
@@ -365,8 +372,7 @@ class AddressSpace:
         next window of "ring" looks through all page tables. Whoever waits at the limit of "sync" goes on.
         """
         if self._c is not None and self._c.watch != ffi.NULL:
-            self._c.watch.limited = 0
-            self._c.watch.lost |= not self._c.watch.sync
+            lib.ut_watch_passed_over(self._c.watch)
 
     @property
     def native(self) -> object:
@@ -387,10 +393,6 @@ class AddressSpace:
         }
         found.n = 0
         return heads
-
-    def _touched(self) -> int:
-        runs = runs_array(self._c.news.touched)
-        return int((runs[:, 1] - runs[:, 0]).sum()) // PAGE
 
     def sabotage(self, kind: str) -> None:
         """Break the tracking on purpose, so that tests can see it fail.

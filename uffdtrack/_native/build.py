@@ -5,34 +5,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = [
-    "attach.c",
-    "backing.c",
-    "compare.c",
-    "calls.c",
-    "exits.c",
-    "files.c",
-    "guard.c",
-    "heads.c",
-    "inject.c",
-    "keep.c",
-    "lists.c",
-    "maps.c",
-    "probe.c",
-    "rearm.c",
-    "remote.c",
-    "restart.c",
-    "ring.c",
-    "rseq.c",
-    "runs.c",
-    "seccomp.c",
-    "space.c",
-    "sync.c",
-    "tracee.c",
-    "tracker.c",
-    "tree.c",
-    "watch.c",
-]
+ROOT = HERE.parent.parent
+PARTS = [HERE, *(HERE / name for name in ("leaves", "process", "follow", "guest"))]
+"""A part includes headers of its own and of those before it; the last two know nothing of each other."""
 
 ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())
@@ -40,27 +15,17 @@ ffi.set_source(
     "uffdtrack._native._core",
     """
     #include "compare.h"
-    #include "compat.h"
     #include "backing.h"
-    #include "files.h"
-    #include "keep.h"
+    #include "descriptors.h"
     #include "guard.h"
+    #include "keep.h"
+    #include "mm.h"
     #include "probe.h"
-    #include "space.h"
     #include "tracker.h"
     #include "tree.h"
-
-    #include <errno.h>
-
-    static int ut_uffd_api(int fd, uint64_t features)
-    {
-        struct uffdio_api api = {.api = UFFD_API, .features = features};
-
-        return ioctl(fd, UFFDIO_API, &api) ? -errno : 0;
-    }
     """,
-    sources=[str((HERE / name).relative_to(HERE.parent.parent)) for name in SOURCES],
-    include_dirs=[str(HERE)],
-    extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("[!_]*.c"))],
+    include_dirs=[str(part) for part in (ROOT / "native_common", *PARTS)],
+    extra_compile_args=["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
     py_limited_api=True,
 )

@@ -141,11 +141,13 @@ typedef struct {
 	...;
 } ut_heads;
 typedef struct {
-	int32_t sync, full;
-	int32_t limited;
-	int32_t lost;
 	int32_t short_of;
+	...;
+} ut_thread_rings;
+typedef struct {
+	int32_t sync, full;
 	int32_t sabotage;
+	ut_thread_rings rings;
 	...;
 } ut_watch;
 typedef struct {
@@ -160,30 +162,48 @@ typedef struct {
 	int32_t member;
 } ut_elsewhere;
 typedef struct {
-	int32_t pid, tid, uffd, pagemap, mem;
-	int32_t compared, sabotage, shared;
-	uint64_t alone;
-	ut_maps maps;
-	ut_heads heads;
-	ut_runs plan, gone, fresh, unreadable;
-	uint8_t *buf;
-	ut_watch *watch;
+	ut_runs want, gone, fresh;
+	int32_t compared;
+	...;
+} ut_finding;
+typedef struct {
+	int32_t by_news;
 	ut_news news;
-	int32_t by_news, sync;
+	ut_finding all;
+	uint64_t left_alone;
 	ut_elsewhere *elsewhere;
 	size_t nelsewhere;
+	...;
+} ut_harvest;
+typedef struct {
+	uint8_t *v;
+	...;
+} ut_buffer;
+typedef struct {
+	int32_t shared;
+	...;
+} ut_reader;
+typedef struct {
+	int32_t uffd, sync, sabotage;
+	ut_reader reader;
+	ut_maps maps;
+	ut_heads heads;
+	ut_harvest harvest;
+	ut_buffer buffer;
+	ut_runs unreadable;
+	ut_watch *watch;
 	...;
 } ut_space;
 typedef struct {
 	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
 } ut_times;
+void ut_watch_passed_over(ut_watch *w);
 int ut_space_is_gone(const ut_space *s);
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
-int ut_space_copy(ut_space *s, const ut_run *runs, size_t n, uint8_t *to);
-int ut_space_reserve(ut_space *s, size_t bytes);
+int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 typedef struct {
@@ -214,7 +234,7 @@ typedef struct {
 #define UT_DIFFERS ...
 #define UT_UNREADABLE ...
 int ut_read_places(const ut_place *places, size_t n, uint8_t *out);
-int ut_remote_alone(int pid, int tid);
+int ut_is_alone(int pid, int tid);
 int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out);
 int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n);
 int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
@@ -242,7 +262,7 @@ struct uffdio_api {
 #define UFFD_FEATURE_WP_UNPOPULATED ...
 #define UFFD_FEATURE_WP_ASYNC ...
 #define UT_PAGEMAP_SCAN ...
-int ut_uffd_api(int fd, uint64_t features);
+int ut_uffd_api(int fd, uint64_t features, uint64_t *supported);
 
 typedef struct {
 	char *v;

@@ -1,0 +1,159 @@
+/* Pages of a stopped process against what files hold for them.
+ *
+ * Both sides are read into small buffers that stay in the processor's cache. The files are not mapped: one that is cut
+ * short meanwhile is then an error, not a SIGBUS while the target stands. */
+#include "cleanup.h"
+#include "compare.h"
+#include "mm.h"
+#include "parallel.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#define BATCH 16 /* pages: both sides fit into a processor's own cache */
+#define RESULTS 4096
+#define LEAST 1024 /* pages; below that a thread costs more than it saves */
+
+struct share {
+	int mem, tid;
+	const uint64_t *pages;
+	const ut_place *places;
+	size_t n;
+	uint8_t *out;
+};
+
+static int read_all(int fd, uint8_t *to, size_t len, off_t at)
+{
+	while (len) {
+		ssize_t n = pread(fd, to, len, at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -ENODATA;
+		to += n;
+		at += n;
+		len -= n;
+	}
+	return 0;
+}
+
+int ut_read_places(const ut_place *p, size_t n, uint8_t *out)
+{
+	for (size_t i = 0, k; i < n; i = k) {
+		k = i + 1;
+		if (p[i].fd < 0) {
+			memset(out + i * UT_PAGE, 0, UT_PAGE);
+			continue;
+		}
+		while (k < n && p[k].fd == p[i].fd && p[k].offset == p[k - 1].offset + (int64_t)UT_PAGE)
+			k++;
+		TRY(read_all(p[i].fd, out + i * UT_PAGE, (k - i) * UT_PAGE, p[i].offset));
+	}
+	return 0;
+}
+
+/* What the process has, page by page where a run cannot be read at once; `out` says which cannot. */
+static void read_pages(int mem, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *out)
+{
+	for (size_t i = 0, k; i < n; i = k) {
+		ssize_t got;
+
+		k = i + 1;
+		while (k < n && pages[k] == pages[k - 1] + 1)
+			k++;
+		got = pread(mem, to + i * UT_PAGE, (k - i) * UT_PAGE, (off_t)(pages[i] * UT_PAGE));
+		got = got < 0 ? 0 : got / (ssize_t)UT_PAGE;
+		memset(out + i, 0, got);
+		if (i + got == k)
+			continue;
+		/* No contents: it counts as zeros, as it is stored. */
+		memset(to + (i + got) * UT_PAGE, 0, UT_PAGE);
+		out[i + got] = UT_UNREADABLE;
+		k = i + got + 1;
+	}
+}
+
+/* The same by one call, which copies once where /proc/PID/mem copies twice; 0: not all of them can be read so. */
+static int read_at_once(int tid, const uint64_t *pages, size_t n, uint8_t *to)
+{
+	struct iovec local = {to, n * UT_PAGE}, v[BATCH];
+	size_t k = 0;
+
+	for (size_t i = 0; i < n; i++)
+		if (i && pages[i] == pages[i - 1] + 1)
+			v[k - 1].iov_len += UT_PAGE;
+		else
+			v[k++] = (struct iovec){(void *)(pages[i] * UT_PAGE), UT_PAGE};
+	return process_vm_readv(tid, &local, 1, v, k, 0) == (ssize_t)(n * UT_PAGE);
+}
+
+static int compare_share(void *arg)
+{
+	AUTO_FREE uint8_t *now = malloc(2 * BATCH * UT_PAGE);
+	uint8_t *then = now + BATCH * UT_PAGE;
+	struct share *s = arg;
+
+	if (!now)
+		return -ENOMEM;
+	for (size_t i = 0; i < s->n; i += BATCH) {
+		size_t n = s->n - i < BATCH ? s->n - i : BATCH;
+
+		TRY(ut_read_places(s->places + i, n, then));
+		if (s->tid && read_at_once(s->tid, s->pages + i, n, now))
+			memset(s->out + i, 0, n);
+		else
+			read_pages(s->mem, s->pages + i, n, now, s->out + i);
+		for (size_t k = 0; k < n; k++)
+			if (memcmp(now + k * UT_PAGE, then + k * UT_PAGE, UT_PAGE))
+				s->out[i + k] |= UT_DIFFERS;
+	}
+	return 0;
+}
+
+int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out)
+{
+	struct share shares[UT_SHARES];
+	int k = ut_shares(n, LEAST);
+
+	for (int i = 0; i < k; i++) {
+		size_t from = n * i / k, to = n * (i + 1) / k;
+
+		shares[i] = (struct share){mem, tid, pages + from, places + from, to - from, out + from};
+	}
+	return ut_parallel(compare_share, shares, sizeof(*shares), k);
+}
+
+int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n)
+{
+	for (size_t i = 0, k; i < n; i = k) {
+		ssize_t got;
+
+		k = i + 1;
+		while (k < n && pages[k] == pages[k - 1] + 1)
+			k++;
+		got = pwrite(mem, contents + i * UT_PAGE, (k - i) * UT_PAGE, (off_t)(pages[i] * UT_PAGE));
+		if (got != (ssize_t)((k - i) * UT_PAGE))
+			return i + (got < 0 ? 0 : got / UT_PAGE);
+	}
+	return n;
+}
+
+int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own)
+{
+	AUTO_FREE struct ut_page_region *found = malloc(RESULTS * sizeof(*found));
+	ut_scan scan = {.pagemap = pagemap, .start = start, .end = end, .found = found, .room = RESULTS,
+			.anyof = UT_POPULATED, .give = UT_POPULATED | UT_PAGE_IS_FILE};
+	long n;
+
+	if (!found)
+		return -ENOMEM;
+	while ((n = ut_scan_next(&scan)) > 0)
+		for (long i = 0; i < n; i++) {
+			TRY(runs_push(any, found[i].start, found[i].end));
+			if (ut_is_private_page(found[i].categories))
+				TRY(runs_push(own, found[i].start, found[i].end));
+		}
+	return n;
+}

@@ -1,0 +1,309 @@
+#include "exits.h"
+#include "methods.h"
+
+#include <errno.h>
+
+static void history_clear(ut_history *h)
+{
+	h->spans.n = h->kept.n = h->known.n = h->armed.n = h->bare.n = 0;
+}
+
+static void history_free(ut_history *h)
+{
+	runs_free(&h->spans);
+	runs_free(&h->kept);
+	runs_free(&h->known);
+	runs_free(&h->armed);
+	runs_free(&h->bare);
+}
+
+void ut_finding_clear(ut_finding *f)
+{
+	f->want.n = f->gone.n = f->fresh.n = 0;
+	history_clear(&f->now);
+	f->compared = 0;
+}
+
+static void finding_free(ut_finding *f)
+{
+	runs_free(&f->want);
+	runs_free(&f->gone);
+	runs_free(&f->fresh);
+	history_free(&f->now);
+}
+
+static int finding_add(ut_finding *to, const ut_finding *part)
+{
+	to->compared += part->compared;
+	TRY(runs_append(&to->want, &part->want));
+	TRY(runs_append(&to->gone, &part->gone));
+	TRY(runs_append(&to->fresh, &part->fresh));
+	TRY(runs_append(&to->now.spans, &part->now.spans));
+	TRY(runs_append(&to->now.kept, &part->now.kept));
+	TRY(runs_append(&to->now.known, &part->now.known));
+	return runs_append(&to->now.armed, &part->now.armed);
+}
+
+/* -- which mapping is followed how --------------------------------------------------------------- */
+
+enum { NO = 1, YES = 2, EITHER = NO | YES };
+
+static const struct {
+	uint8_t kind, writable, sync;
+	int (*follow)(ut_space *s, ut_region *r);
+} methods[] = {
+	{UT_KIND_ANON, EITHER, NO, ut_follow_trapped},
+	{UT_KIND_ANON, EITHER, YES, ut_follow_noted},
+	{UT_KIND_FILE, NO, NO, ut_follow_trapped},
+	{UT_KIND_FILE, YES, NO, ut_follow_private_file},
+};
+
+static int is_either(uint8_t wanted, int value)
+{
+	return wanted & (value ? YES : NO);
+}
+
+/* What is in no line, or cannot be followed as its line says, is compared. */
+static int follow(ut_space *s, ut_region *r)
+{
+	int err = -EINVAL;
+
+	for (size_t i = 0; i < sizeof(methods) / sizeof(*methods); i++)
+		if (r->kind == methods[i].kind && is_either(methods[i].writable, r->prot & 2) &&
+		    is_either(methods[i].sync, s->sync)) {
+			err = methods[i].follow(s, r);
+			break;
+		}
+	if (err != -EPERM && err != -EBUSY && err != -EINVAL)
+		return err;
+	ut_finding_clear(&s->harvest.part);
+	return ut_follow_compared(s, r);
+}
+
+static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
+{
+	ut_finding *part = &s->harvest.part;
+
+	if (r->kind >= UT_KIND_SKIP)
+		return 0;
+	if (s->claims) {
+		int elsewhere = ut_is_elsewhere(s, r);
+
+		if (elsewhere)
+			return elsewhere < 0 ? elsewhere : 0;
+	}
+	ut_finding_clear(part);
+	TRY(ut_reader_overdue(&s->reader));
+	TRY(follow(s, r));
+	TRY(runs_clip(&part->want, pending, r->start, r->end));
+	runs_normalise(&part->want);
+	return finding_add(&s->harvest.all, part);
+}
+
+/* -- one harvest --------------------------------------------------------------------------------- */
+
+static void begin(ut_space *s, int flags)
+{
+	ut_harvest *h = &s->harvest;
+	ut_maps old = s->before;
+
+	s->before = s->maps;
+	s->maps = old;
+	ut_finding_clear(&h->all);
+	h->flags = flags;
+	h->left_alone = 0;
+	h->arming_ns = 0;
+	h->nelsewhere = 0;
+	if (s->claims)
+		ut_claims_drop(s->claims, s->member);
+	if (flags & UT_FULL) {
+		history_clear(&s->history);
+		ut_digests_clear(&s->digests);
+	}
+}
+
+/* Where to look. While the target runs what is known of it may be too new, so it is kept for the stop. */
+static int ask_watch(ut_space *s)
+{
+	ut_harvest *h = &s->harvest;
+	ut_changes *changes = &h->news.changes;
+	AUTO_RUNS left = {0}, armed = {0};
+	int scan = 1;
+
+	h->by_news = 0;
+	h->news.touched.n = changes->zapped.n = changes->unmapped.n = changes->moved.n = 0;
+	if (!s->watch)
+		return 0;
+	if (h->flags & UT_RUNNING)
+		TRY(ut_watch_peek(s->watch, &h->news));
+	else
+		TRY(scan = ut_watch_take(s->watch, &h->news, !(h->flags & UT_NO_COPY)));
+	h->by_news = !(h->flags & UT_FULL) && (s->sync || (!scan && !s->diff_all));
+	TRY(runs_minus(&left, &s->history.armed, &changes->unmapped));
+	TRY(runs_minus(&armed, &left, &changes->moved));
+	runs_take(&s->history.armed, &armed);
+	return 0;
+}
+
+static int look_at_mappings(ut_space *s, const ut_tracee *t)
+{
+	ut_harvest *h = &s->harvest;
+	int flags = (h->flags & UT_RUNNING ? 0 : UT_BACKING_SURE) | (h->flags & UT_FULL ? UT_BACKING_ANEW : 0);
+
+	TRY(ut_maps_read(&s->maps, s->reader.pid, s->reader.tid));
+	TRY(ut_backing_find(&s->maps, &s->before, &s->filesystems, s->reader.pid, s->reader.tid, flags));
+	ut_reader_ask_shared(&s->reader, &s->maps);
+	TRY(ut_note_unmapped(s, &h->all.fresh));
+	return s->sync ? ut_exit_pages(t, &s->reader, &h->all.now.bare) : 0;
+}
+
+/* Digests are of what the image has, so they go where this harvest says that its contents hold no longer. */
+static int void_what_is_new(ut_space *s)
+{
+	ut_harvest *h = &s->harvest;
+
+	h->found.n = 0;
+	TRY(runs_append(&h->found, &h->all.fresh));
+	TRY(runs_append(&h->found, &h->all.gone));
+	/* What traps told of until now may have been stored without a look at its digest. */
+	TRY(runs_minus(&h->found, &h->all.now.bare, &s->history.bare));
+	runs_normalise(&h->found);
+	ut_digests_void(&s->digests, &h->found);
+	return 0;
+}
+
+static int harvest(ut_space *s, const ut_tracee *t, const ut_runs *pending)
+{
+	ut_harvest *h = &s->harvest;
+
+	TRY(ask_watch(s));
+	TRY(look_at_mappings(s, t));
+	for (size_t i = 0; i < s->maps.n; i++)
+		TRY(harvest_region(s, &s->maps.regions[i], pending));
+	TRY(void_what_is_new(s));
+	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
+}
+
+static void keep_history(ut_space *s)
+{
+	ut_history *now = &s->harvest.all.now;
+
+	runs_take(&s->history.spans, &now->spans);
+	runs_take(&s->history.kept, &now->kept);
+	runs_take(&s->history.known, &now->known);
+	runs_take(&s->history.armed, &now->armed);
+	runs_take(&s->history.bare, &now->bare);
+	runs_normalise(&s->history.spans);
+	runs_normalise(&s->history.known);
+}
+
+int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
+{
+	const ut_runs again = {(ut_run *)pending, npending, npending};
+	int err;
+
+	if (flags & UT_RUNNING)
+		TRY(s->reader.tid = ut_live_thread(s->reader.pid));
+	/* Opened anew each time: these files stay with the memory of before an exec. */
+	TRY(ut_reader_open(&s->reader));
+	begin(s, flags);
+	err = harvest(s, t, &again);
+	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
+	if (ut_space_is_gone(s))
+		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;
+	keep_history(s);
+	return err;
+}
+
+int ut_space_copy(ut_space *s, const ut_run *runs, size_t n)
+{
+	const ut_runs all = {(ut_run *)runs, n, n};
+	const uint8_t *data;
+
+	TRY(ut_buffer_reserve(&s->buffer, runs_bytes(&all)));
+	/* It may have forked since the harvest, if it runs. */
+	ut_reader_ask_shared(&s->reader, &s->maps);
+	s->unreadable.n = 0;
+	TRY(ut_copy(&s->reader, runs, n, s->buffer.v, &s->unreadable));
+	if (!s->history.known.n && !s->history.kept.n && !s->history.bare.n)
+		return 0;
+	data = s->buffer.v;
+	for (size_t i = 0; i < n; i++) {
+		TRY(ut_digests_note(&s->digests, &s->history.known, &runs[i], data));
+		TRY(ut_digests_note(&s->digests, &s->history.kept, &runs[i], data));
+		TRY(ut_digests_note(&s->digests, &s->history.bare, &runs[i], data));
+		data += runs[i].end - runs[i].start;
+	}
+	return 0;
+}
+
+int ut_space_is_gone(const ut_space *s)
+{
+	return ut_mm_is_gone(s->uffd);
+}
+
+/* -- open and close ------------------------------------------------------------------------------ */
+
+static uint64_t max_map_count(void)
+{
+	AUTO_FILE file = fopen("/proc/sys/vm/max_map_count", "re");
+	unsigned long n;
+
+	return file && fscanf(file, "%lu", &n) == 1 ? n : 0;
+}
+
+int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
+{
+	ut_space *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	s->uffd = -1;
+	s->reader = UT_READER_OF(pid);
+	s->diff_all = diff_all;
+	s->max_maps = max_map_count();
+	s->found = malloc(UT_FOUND_ROOM * sizeof(*s->found));
+	s->bounce = malloc(UT_BOUNCE);
+	if (!s->found || !s->bounce || ut_digests_open(&s->digests) || ut_buffer_reserve(&s->buffer, 32ul << 20)) {
+		ut_space_close(s);
+		return -ENOMEM;
+	}
+	s->uffd = uffd;
+	*out = s;
+	return 0;
+}
+
+int ut_space_watch(ut_space *s, int sync, uint64_t limit)
+{
+	s->sync = sync;
+	return ut_watch_open(s->reader.pid, s->uffd, sync, limit, &s->watch);
+}
+
+static void harvest_free(ut_harvest *h)
+{
+	ut_news_free(&h->news);
+	finding_free(&h->all);
+	finding_free(&h->part);
+	runs_free(&h->found);
+	free(h->elsewhere);
+}
+
+void ut_space_close(ut_space *s)
+{
+	if (s->watch)
+		ut_watch_close(s->watch);
+	ut_close_fd(&s->uffd); /* takes every trap away */
+	ut_reader_close(&s->reader);
+	ut_maps_free(&s->maps);
+	ut_maps_free(&s->before);
+	ut_filesystems_free(&s->filesystems);
+	ut_heads_free(&s->heads);
+	ut_digests_close(&s->digests);
+	history_free(&s->history);
+	harvest_free(&s->harvest);
+	ut_buffer_free(&s->buffer);
+	runs_free(&s->unreadable);
+	free(s->found);
+	free(s->bounce);
+	free(s);
+}

@@ -1,0 +1,133 @@
+/* Anonymous memory under traps. Where pages are (in *spans*), the fast path of PAGEMAP_SCAN goes over every entry, empty
+ * ones included: a zapped page is reported once. It would also build page tables for what was never touched, so the
+ * rest of a mapping, which may be a reservation of terabytes, is only looked through for pages that have come. */
+#include "methods.h"
+
+enum { ENTRIES = 512, LONG = 16 };
+#define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
+
+/* Page table entries say which of a long run are there at all; the others are back to zero. */
+static int look_at_entries(const ut_space *s, ut_finding *part, uint64_t start, uint64_t end)
+{
+	uint64_t entry[ENTRIES];
+
+	while (start < end) {
+		long n = ut_reader_entries(&s->reader, start, end, entry, ENTRIES);
+
+		TRY(n);
+		for (long i = 0; i < n; i++, start += UT_PAGE) {
+			int there = !!(entry[i] & (UT_ENTRY_PRESENT | UT_ENTRY_SWAPPED));
+
+			TRY(runs_push(there ? &part->want : &part->gone, start, start + UT_PAGE));
+		}
+	}
+	return 0;
+}
+
+static int look_for_written(ut_space *s, uint64_t start, uint64_t end)
+{
+	ut_scan scan = UT_SCAN_OF(s, start, end, .flags = UT_REARM, UT_SCAN_WRITTEN);
+	ut_finding *part = &s->harvest.part;
+	long n;
+
+	while ((n = ut_scan_next(&scan)) > 0)
+		for (long i = 0; i < n; i++) {
+			const struct ut_page_region *f = &scan.found[i];
+
+			if (f->end - f->start < LONG * UT_PAGE)
+				TRY(runs_push(&part->want, f->start, f->end));
+			else
+				TRY(look_at_entries(s, part, f->start, f->end));
+		}
+	return n;
+}
+
+/* The huge page's place around a range, as far as it is the mapping's. */
+static ut_run block_of(const ut_run *run, const ut_region *r)
+{
+	uint64_t start = run->start & ~(UT_HUGE - 1), end = (run->end + UT_HUGE - 1) & ~(UT_HUGE - 1);
+
+	return (ut_run){start < r->start ? r->start : start, min64(end, r->end)};
+}
+
+static int push_blocks(ut_runs *to, const ut_runs *pages, const ut_region *r)
+{
+	for (size_t i = 0; i < pages->n; i++) {
+		ut_run block = block_of(&pages->v[i], r);
+
+		TRY(runs_push(to, block.start, block.end));
+	}
+	return 0;
+}
+
+/* Outside of the spans: pages that have come, which become spans. */
+static int look_for_new(ut_space *s, const ut_region *r, uint64_t start, uint64_t end)
+{
+	ut_scan scan = UT_SCAN_OF(s, start, end, .flags = UT_REARM, UT_SCAN_POPULATED);
+	ut_harvest *h = &s->harvest;
+
+	h->found.n = 0;
+	TRY(ut_scan_runs(&scan, &h->found));
+	TRY(runs_append(&h->part.want, &h->found));
+	return push_blocks(&h->part.now.spans, &h->found, r);
+}
+
+static int look_everywhere(ut_space *s, const ut_region *r, const ut_runs *spans)
+{
+	uint64_t at = r->start;
+
+	for (size_t i = 0; i < spans->n; i++) {
+		TRY(look_for_new(s, r, at, spans->v[i].start));
+		TRY(look_for_written(s, spans->v[i].start, spans->v[i].end));
+		at = spans->v[i].end;
+	}
+	return look_for_new(s, r, at, r->end);
+}
+
+/* Only where there were faults. In `spans` one fault is one page; elsewhere it may have brought a huge one. */
+static int look_where_touched(ut_space *s, const ut_region *r, const ut_runs *spans, const ut_runs *zapped)
+{
+	AUTO_RUNS touched = {0}, inside = {0}, outside = {0}, blocks = {0}, rest = {0};
+
+	TRY(runs_clip(&touched, &s->harvest.news.touched, r->start, r->end));
+	TRY(runs_minus(&outside, &touched, spans));
+	TRY(runs_minus(&inside, &touched, &outside));
+	TRY(runs_append(&blocks, zapped));
+	TRY(push_blocks(&blocks, &outside, r));
+	runs_normalise(&blocks);
+	TRY(runs_minus(&rest, &blocks, spans));
+	for (size_t i = 0; i < rest.n; i++)
+		TRY(look_for_new(s, r, rest.v[i].start, rest.v[i].end));
+	for (size_t i = 0, k; i < inside.n; i = k) {
+		for (k = i + 1; k < inside.n && inside.v[k].start - inside.v[k - 1].end <= GAP; k++)
+			;
+		TRY(look_for_written(s, inside.v[i].start, inside.v[k - 1].end));
+	}
+	return rest.n || inside.n ? 0 : ut_is_registered(s, r->start);
+}
+
+/* What was given back is zero, but for the pages that have come again. */
+static int note_zapped(ut_finding *part, const ut_runs *zapped)
+{
+	if (!zapped->n)
+		return 0;
+	runs_normalise(&part->want);
+	return runs_minus(&part->gone, zapped, &part->want);
+}
+
+int ut_look_spans(ut_space *s, const ut_region *r, int fresh)
+{
+	AUTO_RUNS before = {0}, zapped = {0}, spans = {0};
+	ut_harvest *h = &s->harvest;
+
+	if (!fresh)
+		TRY(runs_clip(&before, &s->history.spans, r->start, r->end));
+	TRY(runs_clip(&zapped, &h->news.changes.zapped, r->start, r->end));
+	TRY(runs_minus(&spans, &before, &zapped));
+	if (h->by_news && !fresh)
+		TRY(look_where_touched(s, r, &spans, &zapped));
+	else
+		TRY(look_everywhere(s, r, &spans));
+	TRY(runs_append(&h->part.now.spans, &spans));
+	return note_zapped(&h->part, &zapped);
+}

@@ -1,0 +1,164 @@
+#include "cleanup.h"
+#include "compat.h"
+#include "proc_stat.h"
+#include "thread_rings.h"
+#include "vec.h"
+
+#include <string.h>
+#include <sys/resource.h>
+
+enum {
+	RECORDS = 8192,     /* of a thread's ring */
+	FEW_RECORDS = 1024, /* the same, where there are many threads: the kernel's memory for rings is limited */
+	MANY = 32,
+	KEPT_FDS = 64,  /* descriptors that are left for all else */
+	MOST = 1 << 18, /* pages; with more of them, a scan is cheaper */
+};
+
+void ut_thread_rings_open(ut_thread_rings *r, int pid, uint64_t limit, ut_touched *pages)
+{
+	*r = (ut_thread_rings){.pid = pid, .limit = limit, .unseen = INT64_MIN / 2, .pages = pages};
+}
+
+void ut_thread_rings_close(ut_thread_rings *r)
+{
+	for (size_t i = 0; i < r->n; i++)
+		ut_fault_ring_close(&r->v[i].ring);
+	free(r->v);
+	r->v = NULL;
+	r->n = r->cap = 0;
+}
+
+static void drain(ut_thread_rings *r, ut_fault_ring *ring)
+{
+	ut_fault_cursor c = ut_fault_ring_begin(ring);
+	uint64_t address, before = ring->samples;
+
+	while (ut_fault_ring_next(ring, &c, &address))
+		if (r->pages->n >= MOST || ut_touched_add(r->pages, address / UT_PAGE))
+			r->lost = 1;
+	ut_fault_ring_end(ring, &c);
+	r->samples += ring->samples - before;
+	/* A thread that is new is watched from the next stop on. A process may be one of vfork(2), which writes in its
+	 * parent's memory and whose faults are its own. */
+	r->lost |= c.lost || c.births;
+}
+
+void ut_thread_rings_drain(ut_thread_rings *r)
+{
+	for (size_t i = 0; i < r->n; i++)
+		drain(r, &r->v[i].ring);
+}
+
+static void forget(ut_thread_rings *r, size_t i)
+{
+	drain(r, &r->v[i].ring);
+	ut_fault_ring_close(&r->v[i].ring);
+	r->n--;
+	r->short_of = 0;
+	memmove(&r->v[i], &r->v[i + 1], (r->n - i) * sizeof(*r->v));
+}
+
+void ut_thread_rings_drop(ut_thread_rings *r, int fd)
+{
+	for (size_t i = 0; i < r->n; i++)
+		if (r->v[i].ring.fd.min == fd) {
+			forget(r, i);
+			return;
+		}
+}
+
+static int has_room(int fd)
+{
+	struct rlimit files;
+
+	return !getrlimit(RLIMIT_NOFILE, &files) && (rlim_t)fd + KEPT_FDS < files.rlim_cur;
+}
+
+/* When whoever waits for the limit is told. It is met by several threads at once, so each tells of a part of it. */
+static uint32_t wake_bytes(const ut_thread_rings *r, size_t records)
+{
+	uint32_t half = records * UT_FAULT_RECORD / 2;
+
+	if (!r->limit || r->limit * UT_FAULT_RECORD / 8 >= half)
+		return half;
+	return r->limit / 8 ? r->limit / 8 * UT_FAULT_RECORD : UT_FAULT_RECORD;
+}
+
+static int open_ring(const ut_thread_rings *r, int tid, ut_fault_ring *out)
+{
+	size_t records = r->n < MANY ? RECORDS : FEW_RECORDS;
+	int err;
+
+	*out = UT_NO_FAULT_RING;
+	err = ut_fault_events_open(tid, wake_bytes(r, records), 1, &out->fd);
+	if (!err)
+		err = has_room(out->fd.maj) ? ut_fault_ring_map(out, records) : -EMFILE;
+	if (err)
+		ut_fault_ring_close(out);
+	return err;
+}
+
+/* 1: it is watched. Where that fails, the audit finds faults without a sample. */
+static int add(ut_thread_rings *r, int tid)
+{
+	int err;
+
+	if (r->short_of || VEC_ROOM(r->v, r->n, r->cap))
+		return 0;
+	r->v[r->n].tid = tid;
+	err = open_ring(r, tid, &r->v[r->n].ring);
+	if (!err)
+		r->n++;
+	else if (err != -ESRCH)
+		r->short_of = err;
+	return !err;
+}
+
+int ut_thread_rings_renew(ut_thread_rings *r)
+{
+	size_t before = r->n, hint = 0;
+	AUTO_FREE uint8_t *lives = calloc(before + 1, 1);
+	struct dirent *entry;
+	char path[64];
+	int changed = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", r->pid);
+	AUTO_DIR dir = opendir(path);
+
+	if (!dir || !lives)
+		return 0;
+	while ((entry = readdir(dir))) {
+		int tid = atoi(entry->d_name);
+		size_t i = 0;
+
+		if (tid <= 0)
+			continue;
+		/* The list is in the same order each time. */
+		while (i < before && r->v[(hint + i) % before].tid != tid)
+			i++;
+		if (i < before) {
+			hint = (hint + i) % before;
+			lives[hint++] = 1;
+		} else {
+			changed |= add(r, tid);
+		}
+	}
+	for (size_t i = before; i-- > 0;)
+		if (!lives[i]) {
+			forget(r, i);
+			changed = 1;
+		}
+	return changed;
+}
+
+int ut_thread_rings_audit(ut_thread_rings *r)
+{
+	ut_proc_stat stat;
+	int err = ut_proc_stat_read(r->pid, 0, &stat);
+	int unsampled = err || (int64_t)stat.faults != (int64_t)r->samples + r->unseen;
+
+	/* They stand, so nothing is under way. */
+	r->unseen = err ? INT64_MIN / 2 : (int64_t)(stat.faults - r->samples);
+	return unsampled;
+}

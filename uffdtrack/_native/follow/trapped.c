@@ -1,0 +1,89 @@
+/* Mappings under traps that the kernel takes away by itself, and remembers (WP_ASYNC). */
+#include "methods.h"
+
+#include <errno.h>
+
+#define ARM_BYTES (256ul << 20) /* is armed between two looks at the clock */
+
+int ut_is_registered(ut_space *s, uint64_t page)
+{
+	ut_scan scan = UT_SCAN_OF(s, page, page + UT_PAGE, .flags = UT_SCAN_CHECK_WPASYNC, UT_SCAN_WRITTEN);
+	long n = ut_scan_next(&scan);
+
+	return n < 0 ? n : 0;
+}
+
+int ut_set_traps(const ut_space *s, const ut_runs *runs, int trap)
+{
+	for (size_t i = 0; i < runs->n; i++)
+		for (uint64_t at = runs->v[i].start, n; at < runs->v[i].end; at += n) {
+			n = min64(runs->v[i].end - at, ARM_BYTES);
+			TRY(ut_protect(s->uffd, at, n, trap));
+			TRY(ut_reader_overdue(&s->reader));
+		}
+	return 0;
+}
+
+/* A mapping that has come to this place with its traps, which say nothing of what stood here. */
+static int was_moved(const ut_space *s, const ut_region *r)
+{
+	const ut_runs *moved = &s->harvest.news.changes.moved;
+
+	for (size_t i = 0; i < moved->n; i++)
+		if (moved->v[i].start < r->end && moved->v[i].end > r->start)
+			return 1;
+	return 0;
+}
+
+static int look(ut_space *s, const ut_region *r, int fresh)
+{
+	return (r->kind == UT_KIND_ANON && !s->diff_all ? ut_look_spans : ut_look_pages)(s, r, fresh);
+}
+
+/* Arm every page of a mapping that was not registered before.
+ *
+ * PAGEMAP_SCAN is not enough: it arms only pages without the write-protect bit, and takes the bit for the
+ * trap. mremap(2) of a registered mapping drops the registration, of a neighbour it merges with too, and
+ * leaves the bits; a write then makes such a page writable with the bit still set. The ioctl looks at no
+ * bit. */
+static int arm_all(ut_space *s, const ut_region *r)
+{
+	ut_scan scan = UT_SCAN_OF(s, r->start, r->end, .flags = UT_SCAN_CHECK_WPASYNC, UT_SCAN_POPULATED);
+	ut_runs *found = &s->harvest.found;
+
+	TRY(ut_register(s->uffd, r->start, r->end - r->start, UFFDIO_REGISTER_MODE_WP));
+	found->n = 0;
+	TRY(ut_scan_runs(&scan, found));
+	return ut_set_traps(s, found, UT_TRAP);
+}
+
+static int begin(ut_space *s, const ut_region *r)
+{
+	ut_harvest *h = &s->harvest;
+	int64_t t0 = ut_now_ns();
+	int err = arm_all(s, r);
+
+	if (!err)
+		err = look(s, r, 1);
+	h->arming_ns += ut_now_ns() - t0;
+	if (err && (h->flags & UT_RUNNING)) {
+		ut_finding_clear(&h->part); /* it changes right now; the stop will see what it is */
+		err = 0;
+	}
+	return err ? err : runs_push(&h->part.fresh, r->start, r->end);
+}
+
+int ut_follow_trapped(ut_space *s, ut_region *r)
+{
+	ut_harvest *h = &s->harvest;
+
+	if (!(h->flags & UT_FULL) && !was_moved(s, r) && !ut_count_before(s, r, 1)) {
+		int err = look(s, r, 0);
+
+		/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
+		if (err != -EPERM)
+			return err;
+		ut_finding_clear(&h->part);
+	}
+	return ut_leave_alone(s, r) ? ut_follow_alone(s, r) : begin(s, r);
+}

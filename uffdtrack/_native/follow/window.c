@@ -1,0 +1,118 @@
+#include "guard.h"
+#include "methods.h"
+#include "window.h"
+
+#include <sched.h>
+#include <string.h>
+
+/* Tests: a page of the plan is forgotten. */
+static void forget_page(ut_space *s)
+{
+	ut_runs *plan = &s->harvest.all.want;
+	size_t i = plan->n / 2;
+
+	if (!plan->n)
+		return;
+	plan->v[i].start += UT_PAGE;
+	if (plan->v[i].start == plan->v[i].end) {
+		memmove(&plan->v[i], &plan->v[i + 1], (plan->n - i - 1) * sizeof(*plan->v));
+		plan->n--;
+	}
+}
+
+/* Tests: what was written since the last copy is under traps again before the stop, as if it had been taken. */
+static void rearm_early(ut_space *s)
+{
+	const ut_runs *plan = &s->harvest.all.want;
+	const ut_run *run = plan->n ? &plan->v[plan->n / 2] : NULL;
+
+	if (run) {
+		ut_scan scan = UT_SCAN_OF(s, run->start, run->end, .flags = UT_SCAN_WP_MATCHING, UT_SCAN_WRITTEN);
+
+		while (ut_scan_next(&scan) > 0)
+			;
+	}
+}
+
+/* From the stop to the resume nothing else may take our processor, where we may ask for that (root); the
+ * stop itself is not included, since the target's threads may need this very processor to stop. */
+void ut_set_urgent(int urgent)
+{
+	struct sched_param p = {.sched_priority = urgent ? 1 : 0};
+
+	sched_setscheduler(0, urgent ? SCHED_FIFO : SCHED_OTHER, &p);
+}
+
+int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times)
+{
+	ut_harvest *h = &s->harvest;
+	int64_t t0 = ut_now_ns(), t1;
+	int err;
+
+	s->reader.tid = t->threads[ut_tracee_pick(t)].tid;
+	s->reader.give_up_ns = ut_guard_soft_end(t);
+	ut_sabotage("window");
+	err = ut_space_harvest(s, t, flags, pending, npending);
+	ut_sabotage("harvested");
+	if (s->sabotage == UT_SABOTAGE_FORGET)
+		forget_page(s);
+	t1 = ut_now_ns();
+	if (!err && (flags & UT_NO_COPY)) {
+		int tid = ut_live_thread(s->reader.pid); /* the one that was taken may end meanwhile */
+
+		s->reader.tid = tid < 0 ? s->reader.tid : tid;
+	} else if (!err) {
+		err = ut_space_copy(s, h->all.want.v, h->all.want.n);
+	}
+	s->reader.give_up_ns = 0;
+	if (s->watch && !err)
+		ut_watch_threads(s->watch);
+	times->rearm_ns = h->arming_ns;
+	times->harvest_ns = t1 - t0 - h->arming_ns;
+	times->copy_ns = ut_now_ns() - t1;
+	return err;
+}
+
+void ut_stopping(ut_space *s)
+{
+	if (s->sabotage == UT_SABOTAGE_LATE_REARM)
+		rearm_early(s);
+	if (s->watch)
+		ut_watch_stopping(s->watch);
+}
+
+void ut_resumed(ut_space *s)
+{
+	if (s->watch)
+		ut_watch_resumed(s->watch);
+}
+
+int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
+	      int64_t timeout_ns, ut_times *times)
+{
+	int64_t t0;
+	int err, urgent;
+
+	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
+	urgent = sched_getscheduler(0) == SCHED_OTHER;
+	t0 = ut_now_ns();
+	ut_stopping(s);
+	err = ut_tracee_stop_now(t, timeout_ns);
+	if (err < 0) {
+		ut_resumed(s);
+		return err;
+	}
+	if (urgent)
+		ut_set_urgent(1);
+	times->stop_ns = ut_now_ns() - t0;
+	err = ut_take_stopped(t, s, flags, pending, npending, times);
+	ut_resumed(s);
+	int late = ut_tracee_resume(t);
+
+	if (urgent)
+		ut_set_urgent(0);
+	times->pause_ns = ut_now_ns() - t0;
+	if (late) /* killed while they stood */
+		ut_tracee_settle(t, 100000000);
+	return err;
+}

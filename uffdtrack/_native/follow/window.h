@@ -1,0 +1,19 @@
+/* One stop of an attached process. */
+#ifndef UT_WINDOW_H
+#define UT_WINDOW_H
+#include "space.h"
+
+typedef struct {
+	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
+} ut_times;
+
+/* Stop, registers, harvest, copy what it wants to s->buffer, rearm, resume. */
+int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
+	      int64_t timeout_ns, ut_times *times);
+/* The parts of a window, for several at once (tree.c). Before the stop; with the target stopped; after the resume; and
+ * the priority of the caller from the stop to the resume. `pause_ns` and `stop_ns` are not set. */
+void ut_stopping(ut_space *s);
+int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times);
+void ut_resumed(ut_space *s);
+void ut_set_urgent(int urgent);
+#endif

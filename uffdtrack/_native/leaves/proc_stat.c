@@ -1,0 +1,119 @@
+#include "cleanup.h"
+#include "proc_stat.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+
+int ut_proc_stat_of(int fd, ut_proc_stat *out)
+{
+	char text[1024], *p;
+	uint64_t min, maj;
+	ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+
+	if (n <= 0)
+		return -ESRCH;
+	text[n] = 0;
+	/* The name of the command stands in brackets, and may have some of its own. */
+	p = strrchr(text, ')');
+	if (!p || sscanf(p + 1, " %c %*d %*d %*d %*d %*d %*u %" SCNu64 " %*u %" SCNu64, &out->state, &min, &maj) != 3)
+		return -EIO;
+	out->faults = min + maj;
+	return 0;
+}
+
+int ut_proc_stat_read(int pid, int tid, ut_proc_stat *out)
+{
+	char path[64];
+
+	if (tid)
+		snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	else
+		snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	return ut_proc_stat_of(fd, out);
+}
+
+char ut_thread_state(int pid, int tid)
+{
+	ut_proc_stat stat;
+	int err = ut_proc_stat_read(pid, tid, &stat);
+
+	return err == -ESRCH ? 0 : err ? '?' : stat.state;
+}
+
+int ut_thread_is_dead(int pid, int tid)
+{
+	char state = ut_thread_state(pid, tid);
+
+	return !state || state == 'Z' || state == 'X';
+}
+
+int ut_live_thread(int pid)
+{
+	char path[32];
+	struct dirent *e;
+
+	if (!ut_thread_is_dead(pid, pid))
+		return pid;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	AUTO_DIR dir = opendir(path);
+
+	if (!dir)
+		return errno == ENOENT ? -ESRCH : -errno;
+	while ((e = readdir(dir))) {
+		int tid = atoi(e->d_name);
+
+		if (tid > 0 && !ut_thread_is_dead(pid, tid))
+			return tid;
+	}
+	/* It may have called exec meanwhile, and have the first one's id. */
+	return ut_thread_is_dead(pid, pid) ? -ESRCH : pid;
+}
+
+int ut_is_own_thread(int tid)
+{
+	char path[48];
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d", tid);
+	return !access(path, F_OK);
+}
+
+int ut_read_task(int pid, int tid, const char *name, char *to, size_t room)
+{
+	char path[64];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", pid, tid, name);
+	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	n = read(fd, to, room - 1);
+	to[n > 0 ? n : 0] = 0;
+	return n > 0 ? 0 : -ENOENT;
+}
+
+int ut_proc_call_read(int pid, int tid, ut_proc_call *out)
+{
+	char text[256];
+
+	*out = (ut_proc_call){.nr = -1};
+	TRY(ut_read_task(pid, tid, "syscall", text, sizeof(text)));
+	out->running = !strncmp(text, "running", 7);
+	if (!out->running)
+		sscanf(text, "%" SCNd64 " %" SCNx64 " %*x %*x %*x %*x %*x %*x %" SCNx64, &out->nr, &out->fd, &out->pc);
+	return 0;
+}
+
+int ut_in_system_call(int pid, int tid)
+{
+	ut_proc_call call;
+
+	TRY(ut_proc_call_read(pid, tid, &call));
+	return call.nr >= 0;
+}

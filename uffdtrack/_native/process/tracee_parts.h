@@ -1,0 +1,90 @@
+/* What the parts of a tracee have in common: tracee.c stops and releases, restart.c mends interrupted system calls,
+ * calls.c waits for those that must not be interrupted, inject.c runs system calls in a thread's name, attach.c makes a
+ * userfaultfd by them. */
+#ifndef UT_TRACEE_PARTS_H
+#define UT_TRACEE_PARTS_H
+#include "tracee.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/user.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(struct user_regs_struct) == UT_NREGS * 8, "user_regs_struct");
+
+/* In-kernel error: repeat the call unless a signal handler ran, then EINTR
+ * (include/linux/errno.h; arch_do_signal_or_restart in arch/x86/kernel/signal.c). */
+#define ERESTARTNOHAND 514
+#define ERESTART_RESTARTBLOCK 516
+
+static inline struct user_regs_struct *regs_of(ut_thread *th)
+{
+	return (struct user_regs_struct *)th->regs;
+}
+
+static inline long trace(int request, int tid, void *addr, void *data)
+{
+	long r = syscall(SYS_ptrace, request, tid, addr, data);
+
+	return r < 0 ? -errno : r;
+}
+
+int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
+/* Syscall user dispatch of a thread. */
+void ut_set_dispatch(int tid, const ut_dispatch *d);
+/* rseq.c: what it has registered; area 0: nothing, or the kernel does not say. */
+ut_registration ut_rseq_of(int tid);
+/* The critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
+void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
+/* Let the thread go on at the section's abort address, as the kernel does where it is not kept from it. */
+void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
+/* seccomp.c: a number of /proc/PID/task/TID/status; -ENOENT: no such line, or no such thread. */
+long ut_status_number(int pid, int tid, const char *key);
+/* The same for one that is a mask of signals; 0 or -errno. */
+int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask);
+/* 0: the thread is under no filter. */
+int ut_seccomp_mode(int pid, int tid);
+/* 1: it is under filters that are known, and that let what attaching injects pass. */
+int ut_seccomp_lets_attach(int pid, int tid, uint64_t uffd_flags);
+/* A thread has stopped: take its registers, and undo what the stop did to the call it was in. */
+int ut_note_stop(ut_tracee *t, ut_thread *th);
+/* inject.c: as ut_inject. */
+int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[6], int64_t *result);
+/* Let the thread that calls are injected into make another one, which makes injected calls only and is not in the
+ * table; to be ended by: */
+int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
+int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
+/* Signals of a thread's own instructions, as in a mask. */
+#define UT_SYNCHRONOUS                                                                                  \
+	(1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGTRAP - 1) |   \
+	 1ull << (SIGFPE - 1) | 1ull << (SIGSYS - 1))
+/* 1: a signal that an instruction of the thread's has caused is pending; the thread stands for something else. -errno. */
+int ut_fault_is_due(const ut_tracee *t, int tid);
+/* The signal that a thread which stands for that one is to go on with; 0: with none. */
+int ut_signal_to_pass(int tid, int number);
+/* It is not in that call any more. */
+void ut_forget_wait(ut_tracee *t, int tid);
+const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
+/* Calls of that number, on such a descriptor if they have one, begin anew in this process. */
+int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
+/* calls.c: those that are left alone. Let go who has come out, and return how many have not; end that. */
+int ut_settle_calls(ut_tracee *t);
+/* The last look, just before a thread is interrupted: UT_BUSY, it is in such a call by now, and held. */
+int ut_hold_seized(ut_tracee *t, int tid);
+void ut_close_calls(ut_tracee *t);
+/* tracee.c */
+int ut_seize(ut_tracee *t, int tid);
+/* A thread that is ours, and has been asked to stop. */
+int ut_add_thread(ut_tracee *t, int tid);
+/* What stays in the table between two stops. */
+void ut_keep_pending(ut_tracee *t);
+/* The end of a thread has been collected; that of the first one is the process's status. */
+static inline void note_end(ut_tracee *t, int tid, int status)
+{
+	if (tid == t->pid)
+		t->exit_status = status;
+}
+#endif
