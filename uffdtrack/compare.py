@@ -27,7 +27,7 @@ def read_places(places: Places) -> npt.NDArray[np.uint8]:
 
 def shares_no_pages(pid: int, tid: int) -> bool:
     """Whether nobody shares pages of a process since a fork(2), so that it may be read in the fastest way."""
-    return bool(lib.ut_remote_alone(pid, tid))
+    return bool(lib.ut_is_alone(pid, tid))
 
 
 def compare_pages(

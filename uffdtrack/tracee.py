@@ -120,12 +120,12 @@ class Tracee:
     @property
     def busy(self) -> str:
         """After UT_BUSY: which thread is in a call that a stop leaves alone; a clause."""
-        nr = int(self._c.busy_nr)
+        nr = int(self._c.calls.busy_nr)
         what = {
             lib.UT_HELD_SUPERVISED: "system call that its seccomp supervisor answers",
             lib.UT_HELD_FAULT: "page fault that a file system in user space answers",
         }.get(nr, f"system call (number {nr}) that begins anew when it is interrupted")
-        return f"thread {self._c.busy_tid} is in a {what}"
+        return f"thread {self._c.calls.busy_tid} is in a {what}"
 
     @property
     def late(self) -> list[int]:

@@ -6,7 +6,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PARTS = [HERE, *(HERE / name for name in ("leaves", "process", "follow", "guest"))]
+PARTS = [HERE / name for name in ("leaves", "process", "follow", "guest")]
 """A part includes headers of its own and of those before it; the last two know nothing of each other."""
 
 ffi = FFI()
@@ -24,8 +24,9 @@ ffi.set_source(
     #include "tracker.h"
     #include "tree.h"
     """,
-    sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("[!_]*.c"))],
+    sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("*.c"))],
     include_dirs=[str(part) for part in (ROOT / "native_common", *PARTS)],
-    extra_compile_args=["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
     py_limited_api=True,
 )

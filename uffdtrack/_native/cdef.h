@@ -43,6 +43,11 @@ typedef struct {
 	...;
 } ut_thread;
 typedef struct {
+	int32_t busy_tid;
+	int64_t busy_nr;
+	...;
+} ut_calls;
+typedef struct {
 	int32_t pid;
 	int32_t pidfd;
 	int32_t exit_status;
@@ -50,8 +55,7 @@ typedef struct {
 	size_t n;
 	uint8_t *xstate;
 	size_t xstate_stride;
-	int32_t busy_tid;
-	int64_t busy_nr;
+	ut_calls calls;
 	...;
 } ut_tracee;
 #define UT_BUSY ...

@@ -1,7 +1,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "compat.h"
-#include "guard.h"
+#include "sabotage.h"
 #include "reader.h"
 
 #include <errno.h>

@@ -1,5 +1,6 @@
 #include "guard.h"
 #include "methods.h"
+#include "sabotage.h"
 #include "window.h"
 
 #include <sched.h>

@@ -1,6 +1,5 @@
 /* The ring engine: the kernel clears a trap by itself and appends the fault to a perf ring. */
 #include "compat.h"
-#include "probe.h"
 #include "tracker.h"
 #include "tracee.h"
 
@@ -320,17 +319,6 @@ int ut_ring_grant(ut_tracker *t)
 		if (held[i])
 			ut_release(t->s, i);
 	return shared;
-}
-
-int ut_probe_perf_faults(void)
-{
-	int fd[3], err = ut_ring_open(0, 0, 0, UT_NEVER, fd);
-
-	if (err)
-		return err;
-	close(fd[0]);
-	close(fd[1]);
-	return 1;
 }
 
 /* Records that nobody has taken, and what was; more than pages, where some are of the same page. */

@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <linux/userfaultfd.h>
 
 #ifndef UFFD_USER_MODE_ONLY /* Linux 5.11 */
@@ -45,19 +46,52 @@ struct ut_pm_scan_arg {
 #define UT_ENTRY_FILE (1ull << 61)  /* of a file, or shared memory */
 #define UT_ENTRY_ALONE (1ull << 56) /* mapped here and nowhere else */
 
-#ifndef SYS_pidfd_open
+/* Numbers of x86-64. */
+#ifndef SYS_preadv2 /* Linux 4.6 */
+#define SYS_preadv2 327
+#define SYS_pwritev2 328
+#endif
+#ifndef SYS_io_pgetevents /* Linux 4.18 */
+#define SYS_io_pgetevents 333
+#endif
+#ifndef SYS_io_uring_enter /* Linux 5.1 */
+#define SYS_io_uring_enter 426
+#endif
+#ifndef SYS_pidfd_send_signal /* Linux 5.1 */
+#define SYS_pidfd_send_signal 424
+#endif
+#ifndef SYS_pidfd_open /* Linux 5.3 */
 #define SYS_pidfd_open 434
 #endif
-#ifndef SYS_pidfd_getfd
-#define SYS_pidfd_getfd 438
-#endif
-
 #ifndef SYS_close_range /* Linux 5.9 */
 #define SYS_close_range 436
+#endif
+#ifndef SYS_openat2 /* Linux 5.6 */
+#define SYS_openat2 437
+#endif
+#ifndef SYS_pidfd_getfd /* Linux 5.6 */
+#define SYS_pidfd_getfd 438
+#endif
+#ifndef SYS_epoll_pwait2 /* Linux 5.11 */
+#define SYS_epoll_pwait2 441
+#endif
+#ifndef SYS_memfd_secret /* Linux 5.14 */
+#define SYS_memfd_secret 447
 #endif
 #ifndef CLOSE_RANGE_UNSHARE
 #define CLOSE_RANGE_UNSHARE 2
 #endif
+#define UT_PIDFD_THREAD O_EXCL  /* pidfd_open(2), Linux 6.9 */
+#define UT_RESOLVE_IN_ROOT 0x10 /* openat2(2) */
+#define UT_RESOLVE_CACHED 0x20  /* Linux 5.12 */
+
+/* ptrace(2) */
+#define UT_PTRACE_O_SUSPEND_SECCOMP (1 << 21) /* Linux 4.3 */
+#define UT_PTRACE_GET_RSEQ 0x420f             /* Linux 5.13 */
+#define UT_PTRACE_SET_DISPATCH 0x4210         /* Linux 6.4 */
+#define UT_PTRACE_GET_DISPATCH 0x4211
+
+#define UT_MADV_GUARD_INSTALL 102 /* Linux 6.13 */
 
 #ifndef UFFDIO_CONTINUE /* Linux 5.13 */
 struct uffdio_continue {
@@ -68,15 +102,6 @@ struct uffdio_continue {
 #define UFFDIO_CONTINUE_MODE_DONTWAKE ((__u64)1 << 0)
 #define UFFDIO_CONTINUE _IOWR(UFFDIO, 0x07, struct uffdio_continue)
 #endif
-
-#ifndef SYS_openat2
-#define SYS_openat2 437
-#endif
-#ifndef SYS_memfd_secret
-#define SYS_memfd_secret 447
-#endif
-#define UT_RESOLVE_IN_ROOT 0x10 /* openat2(2) */
-#define UT_RESOLVE_CACHED 0x20  /* Linux 5.12 */
 
 #define UT_TASK_SIZE (1ul << 47)
 #define UT_PAGE 4096ul

@@ -1,6 +1,9 @@
 /* A userfaultfd of another process's memory. */
+#include "cleanup.h"
 #include "compat.h"
+#include "fd_passing.h"
 #include "guard.h"
+#include "sabotage.h"
 #include "tracee_parts.h"
 
 #include <fcntl.h>
@@ -24,24 +27,11 @@ static int begin(ut_tracee *t, uint64_t flags)
 		if (t->threads[i].state != UT_THREAD_STOPPED || t->threads[i].worker ||
 		    !ut_seccomp_lets_attach(t->pid, t->threads[i].tid, flags))
 			continue;
-		t->seccomp_trusted = 1;
+		t->injection.seccomp_trusted = 1;
 		at = ut_inject_begin(t, i);
 		return at ? at : (int)i;
 	}
 	return at;
-}
-
-static int fetch_of_thread(int tid, int fd)
-{
-	int thread = syscall(SYS_pidfd_open, tid, O_EXCL); /* PIDFD_THREAD, Linux 6.9 */
-	int own, err;
-
-	if (thread < 0)
-		return -errno;
-	own = syscall(SYS_pidfd_getfd, thread, fd, 0);
-	err = -errno;
-	close(thread);
-	return own < 0 ? err : own;
 }
 
 /* All descriptors are in use, and the limit is a hard one: a thread that has no file open makes the userfaultfd and
@@ -58,7 +48,7 @@ static int call_elsewhere(ut_tracee *t, int at, uint64_t flags)
 	if (!err && !closed)
 		err = ut_inject_into(t, &made, SYS_userfaultfd, (uint64_t[6]){flags}, &fd);
 	if (!err)
-		err = closed ? closed : fd < 0 ? fd : fetch_of_thread(made.tid, fd);
+		err = closed ? closed : fd < 0 ? fd : ut_thread_getfd(made.tid, fd);
 	if (made.state == UT_THREAD_STOPPED && ut_inject_exit_of(t, &made)) {
 		if (err >= 0)
 			close(err);
@@ -75,14 +65,14 @@ static int call(ut_tracee *t, int at, uint64_t flags)
 
 	if (err)
 		return err;
-	if (fd == -EMFILE && !t->seccomp_trusted) {
+	if (fd == -EMFILE && !t->injection.seccomp_trusted) {
 		own = call_elsewhere(t, at, flags);
 		return own < 0 && own != -ESRCH ? -EMFILE : own;
 	}
 	if (fd < 0)
 		return fd;
 	/* It may have a table of its own, unshare(2). */
-	own = fetch_of_thread(t->threads[at].tid, fd);
+	own = ut_thread_getfd(t->threads[at].tid, fd);
 	if (own < 0)
 		own = ut_tracee_getfd(t, t->threads[at].tid, fd);
 	if (!ut_inject(t, at, SYS_close, (uint64_t[6]){fd}, &ignored))
@@ -153,54 +143,22 @@ static void finish(ut_tracee *t, int64_t timeout_ns)
 	ut_tracee_close(t);
 }
 
-static void send_answer(int sock, struct answer answer)
-{
-	int fd = answer.fd;
-	char room[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec iov = {&answer, sizeof(answer)};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (fd >= 0) {
-		msg.msg_control = room;
-		msg.msg_controllen = sizeof(room);
-		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(int));
-	}
-	sendmsg(sock, &msg, MSG_NOSIGNAL);
-}
-
 static struct answer receive_answer(int sock)
 {
-	char room[CMSG_SPACE(sizeof(int))];
-	struct answer answer, died = {-ECHILD, 0}, late = {-ETIMEDOUT, 0};
+	const struct answer died = {-ECHILD, 0}, late = {-ETIMEDOUT, 0};
 	struct pollfd ready = {.fd = sock, .events = POLLIN};
-	struct iovec iov = {&answer, sizeof(answer)};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = room,
-			     .msg_controllen = sizeof(room)};
-	ssize_t n;
-	int r;
+	struct answer answer;
+	int r, fd, n;
 
 	do
 		r = poll(&ready, 1, ANSWER_MS);
 	while (r < 0 && errno == EINTR);
 	if (!r)
 		return late;
-	do
-		n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
-	if (n != sizeof(answer))
+	if (ut_receive_fds(sock, &answer, sizeof(answer), &fd, &n, 0) != 1 || n != (answer.fd >= 0))
 		return died;
-	if (answer.fd >= 0) {
-		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-
-		if (!c)
-			return died;
-		memcpy(&answer.fd, CMSG_DATA(c), sizeof(int));
-	}
+	if (n)
+		answer.fd = fd;
 	return answer;
 }
 
@@ -241,7 +199,8 @@ int ut_attach_uffd(int pid, int user_mode_only)
 		sigprocmask(SIG_SETMASK, &all, NULL);
 		setsid();
 		close(pair[0]);
-		send_answer(pair[1], make_uffd(pid, user_mode_only, &left));
+		answer = make_uffd(pid, user_mode_only, &left);
+		ut_send_fds(pair[1], &answer, sizeof(answer), &answer.fd, answer.fd >= 0, 0); /* fails where nobody waits */
 		close(pair[1]);
 		finish(left, MEND_NS);
 		_exit(0);

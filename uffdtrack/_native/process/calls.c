@@ -53,7 +53,7 @@ static int any_anew(const ut_tracee *t)
 	uint64_t any = 0;
 
 	for (int i = 0; i < UT_CALLS / 64; i++)
-		any |= t->anew[i];
+		any |= t->calls.anew[i];
 	return any != 0;
 }
 
@@ -103,7 +103,7 @@ static int is_still_in(ut_tracee *t, const ut_held *h)
 	if (ut_now_ns() >= h->until_ns) {
 		/* Not known to begin anew any more, until the stop that follows says so again. */
 		if (h->nr < UT_CALLS)
-			t->anew[h->nr / 64] &= ~(1ull << h->nr % 64);
+			t->calls.anew[h->nr / 64] &= ~(1ull << h->nr % 64);
 		return 0;
 	}
 	return !ut_proc_call_read(t->pid, h->tid, &c) && (c.running || (c.nr == h->nr && c.pc == h->pc));
@@ -166,17 +166,17 @@ static void forget(ut_tracee *t, ut_held *h)
 {
 	if (h->trap >= 0)
 		close(h->trap);
-	*h = t->held[--t->nheld];
+	*h = t->calls.v[--t->calls.n];
 }
 
 static int add_held(ut_tracee *t, const ut_held *found)
 {
 	ut_held *h;
 
-	TRY(VEC_PUSH(t->held, t->nheld, t->held_cap, *found));
-	h = &t->held[t->nheld - 1];
+	TRY(VEC_PUSH(t->calls.v, t->calls.n, t->calls.cap, *found));
+	h = &t->calls.v[t->calls.n - 1];
 	set_trap(t, h);
-	t->careful = 1;
+	t->calls.careful = 1;
 	return 1;
 }
 
@@ -193,10 +193,10 @@ int ut_hold_seized(ut_tracee *t, int tid)
 {
 	ut_held found;
 
-	if (!t->careful || !look(t, tid, &found))
+	if (!t->calls.careful || !look(t, tid, &found))
 		return 0;
-	t->busy_tid = tid;
-	t->busy_nr = found.nr;
+	t->calls.busy_tid = tid;
+	t->calls.busy_nr = found.nr;
 	TRY(add_held(t, &found));
 	return UT_BUSY;
 }
@@ -205,8 +205,8 @@ static int is_ours(const ut_tracee *t, int tid)
 {
 	int at = ut_tracee_index(t, tid);
 
-	for (size_t i = 0; i < t->nheld; i++)
-		if (t->held[i].tid == tid)
+	for (size_t i = 0; i < t->calls.n; i++)
+		if (t->calls.v[i].tid == tid)
 			return 1;
 	return at >= 0 && t->threads[at].state == UT_THREAD_PENDING;
 }
@@ -283,8 +283,8 @@ static int poll_all(ut_tracee *t)
 {
 	int in = 0;
 
-	for (size_t i = 0; i < t->nheld;) {
-		ut_held *h = &t->held[i];
+	for (size_t i = 0; i < t->calls.n;) {
+		ut_held *h = &t->calls.v[i];
 		int r = poll_held(t, h);
 
 		if (r == 2) {
@@ -297,8 +297,8 @@ static int poll_all(ut_tracee *t)
 			continue;
 		}
 		if (!r) {
-			t->busy_tid = h->tid;
-			t->busy_nr = h->nr;
+			t->calls.busy_tid = h->tid;
+			t->calls.busy_nr = h->nr;
 			in++;
 		}
 		i++;
@@ -309,8 +309,8 @@ static int poll_all(ut_tracee *t)
 /* Nobody stands for the sake of one who is in his call: that may be for him to answer. */
 static void release_out(ut_tracee *t)
 {
-	for (size_t i = 0; i < t->nheld;) {
-		ut_held *h = &t->held[i];
+	for (size_t i = 0; i < t->calls.n;) {
+		ut_held *h = &t->calls.v[i];
 
 		if (!h->out) {
 			i++;
@@ -355,7 +355,7 @@ int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t 
 	int r;
 
 	for (size_t i = 0; i < n; i++) {
-		v[i]->seize_end_ns = deadline;
+		v[i]->seizing.end_ns = deadline;
 		ut_keep_pending(v[i]);
 	}
 	while ((r = look_at_all(v, n, at))) {
@@ -373,9 +373,9 @@ int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t 
 	}
 	/* Not before: who stands already may be the one that has to answer another's call. */
 	for (size_t i = 0; i < n; i++)
-		while (v[i]->nheld) {
+		while (v[i]->calls.n) {
 			*at = i;
-			TRY(give_over(v[i], v[i]->held));
+			TRY(give_over(v[i], v[i]->calls.v));
 		}
 	return 0;
 }
@@ -398,13 +398,13 @@ int ut_settle_calls(ut_tracee *t)
 /* Who is in such a call after all this time is taken out of it: else his signals would wait for us for ever. */
 void ut_close_calls(ut_tracee *t)
 {
-	if (t->nheld)
+	if (t->calls.n)
 		ut_tracee_settle(t, CLOSE_NS);
-	if (t->nheld) {
-		while (t->nheld && !give_over(t, t->held))
+	if (t->calls.n) {
+		while (t->calls.n && !give_over(t, t->calls.v))
 			;
 		ut_tracee_settle(t, CLOSE_NS); /* they stop now, their calls are mended, and they are let go */
 	}
-	free(t->held);
-	t->held = NULL;
+	free(t->calls.v);
+	t->calls.v = NULL;
 }

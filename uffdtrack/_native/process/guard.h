@@ -70,7 +70,4 @@ void ut_guard_limit(ut_tracee *t, const struct rlimit *kept);
 void ut_guard_group_stop(ut_tracee *t);
 /* For the watchdog: a thread that has stopped gets back what it had before calls were made in its name. */
 int ut_guard_repair(ut_tracee *t, ut_thread *th);
-
-/* Tests only: UFFDTRACK_SABOTAGE=KIND:POINT makes us hang at a point of that name. */
-void ut_sabotage(const char *point);
 #endif

@@ -3,6 +3,7 @@
 #include "compat.h"
 #include "guard.h"
 #include "maps.h"
+#include "sabotage.h"
 #include "tracee_parts.h"
 
 #include <elf.h>
@@ -44,7 +45,7 @@ static int wait_stop(ut_tracee *t, ut_thread *th, int *status)
 		return -ESRCH;
 	}
 	if (!(*status >> 16) && WSTOPSIG(*status) == SIGSTOP) {
-		t->held_stop = th->tid; /* cannot be blocked; given back by ut_inject_end */
+		t->injection.held_stop = th->tid; /* cannot be blocked; given back by ut_inject_end */
 		ut_guard_group_stop(t);
 	}
 	return 0;
@@ -62,7 +63,7 @@ static int find_syscall(ut_tracee *t)
 		return tid;
 	tid = t->threads[tid].tid;
 	/* Without a vdso it is in a mapping that a rollback may take away. */
-	if (t->syscall_addr && !ut_read_remote(tid, t->syscall_addr, found, 2) && !memcmp(found, call, 2))
+	if (t->injection.syscall_addr && !ut_read_remote(tid, t->injection.syscall_addr, found, 2) && !memcmp(found, call, 2))
 		return 0;
 	text = malloc(TEXT);
 	if (!text)
@@ -83,7 +84,7 @@ static int find_syscall(ut_tracee *t)
 				continue;
 			for (size_t k = 0; k + 1 < len && err; k++)
 				if (!memcmp(text + k, call, 2)) {
-					t->syscall_addr = r->start + k;
+					t->injection.syscall_addr = r->start + k;
 					err = 0;
 				}
 		}
@@ -92,12 +93,9 @@ static int find_syscall(ut_tracee *t)
 	return err;
 }
 
-/* Linux 6.4 */
-enum { SET_DISPATCH = 0x4210, GET_DISPATCH = 0x4211 };
-
 void ut_set_dispatch(int tid, const ut_dispatch *d)
 {
-	trace(SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
+	trace(UT_PTRACE_SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
 }
 
 /* Take what the thread has set up about its own calls out of the way of ours. */
@@ -106,25 +104,25 @@ static int clear_way(ut_tracee *t, ut_thread *th)
 	const ut_dispatch off = {0};
 	int err;
 
-	t->inject_options = PTRACE_O_TRACESYSGOOD | 1 << 21; /* PTRACE_O_SUSPEND_SECCOMP, Linux 4.3 */
-	err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)t->inject_options);
+	t->injection.options = PTRACE_O_TRACESYSGOOD | UT_PTRACE_O_SUSPEND_SECCOMP;
+	err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)t->injection.options);
 
 	/* Not allowed without CAP_SYS_ADMIN, nor to who is under a filter himself. Then a filter that ends the target
 	 * cannot be told from one that allows all, and its verdict cannot be taken back. */
 	if (err && err != -ESRCH) {
-		if (ut_seccomp_mode(t->pid, th->tid) && !t->seccomp_trusted)
+		if (ut_seccomp_mode(t->pid, th->tid) && !t->injection.seccomp_trusted)
 			return UT_SECCOMP;
-		t->inject_options = PTRACE_O_TRACESYSGOOD;
-		err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)t->inject_options);
+		t->injection.options = PTRACE_O_TRACESYSGOOD;
+		err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)t->injection.options);
 	}
 	if (err)
 		return err;
 	/* Else a call may become SIGSYS, which is forced: while we have it blocked, that takes the handler away, too.
 	 * A kernel without these requests has no way to turn it off from outside. */
-	if (trace(GET_DISPATCH, th->tid, (void *)sizeof(t->inject_dispatch), &t->inject_dispatch))
-		t->inject_dispatch = off;
+	if (trace(UT_PTRACE_GET_DISPATCH, th->tid, (void *)sizeof(t->injection.dispatch), &t->injection.dispatch))
+		t->injection.dispatch = off;
 	ut_guard_injecting(t, th);
-	if (t->inject_dispatch.mode)
+	if (t->injection.dispatch.mode)
 		ut_set_dispatch(th->tid, &off);
 	return 0;
 }
@@ -137,12 +135,12 @@ int ut_inject_begin(ut_tracee *t, size_t index)
 
 	if (err)
 		return err;
-	t->held_stop = 0;
-	ut_rseq_find(th->tid, regs_of(th)->rip, &t->inject_section);
+	t->injection.held_stop = 0;
+	ut_rseq_find(th->tid, regs_of(th)->rip, &t->injection.section);
 	err = clear_way(t, th);
 	if (err)
 		return err;
-	t->inject_sigmask = th->sigmask;
+	t->injection.sigmask = th->sigmask;
 	return trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &all);
 }
 
@@ -171,7 +169,7 @@ static int run_to(ut_tracee *t, ut_thread *th, int request, int want)
 		if (err)
 			return err;
 		if (status >> 8 == (SIGTRAP | PTRACE_EVENT_CLONE << 8))
-			trace(PTRACE_GETEVENTMSG, th->tid, NULL, &t->born);
+			trace(PTRACE_GETEVENTMSG, th->tid, NULL, &t->injection.born);
 		if (want == PTRACE_EVENT_STOP ? status >> 16 == want : status >> 8 == (SIGTRAP | 0x80))
 			return 0;
 		/* A group stop, or a SIGSTOP that is held, goes on. Any other signal is blocked, so it was forced by the
@@ -188,7 +186,7 @@ static int start_call(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t ar
 
 	if (err)
 		return err;
-	r.rip = t->syscall_addr;
+	r.rip = t->injection.syscall_addr;
 	r.cs = 0x33;           /* __USER_CS: a thread of a 64-bit process may be in 32-bit code */
 	r.eflags &= ~0x100ull; /* TF: no single step over our call */
 	r.rax = nr;
@@ -266,17 +264,17 @@ int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made)
 	int status, err;
 
 	*made = (ut_thread){.state = UT_THREAD_DEAD};
-	t->born = 0;
-	err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)(t->inject_options | PTRACE_O_TRACECLONE));
+	t->injection.born = 0;
+	err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)(t->injection.options | PTRACE_O_TRACECLONE));
 	ut_guard_born(t, -1);
 	if (!err)
 		err = ut_inject_into(t, th, SYS_clone, (uint64_t[6]){how}, &id);
 	if (!err && id < 0)
 		err = id;
-	ut_guard_born(t, err ? 0 : (int)t->born);
+	ut_guard_born(t, err ? 0 : (int)t->injection.born);
 	if (err)
 		return err;
-	made->tid = t->born;
+	made->tid = t->injection.born;
 	err = wait_stop(t, made, &status);
 	if (!err)
 		err = trace(PTRACE_GETREGS, made->tid, NULL, regs_of(made));
@@ -323,19 +321,19 @@ int ut_inject_end(ut_tracee *t, size_t index)
 		err = run_to(t, th, PTRACE_CONT, PTRACE_EVENT_STOP);
 	if (!err)
 		err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
-	if (!err && t->inject_section.word)
-		ut_rseq_abort(th->tid, &t->inject_section, &live);
+	if (!err && t->injection.section.word)
+		ut_rseq_abort(th->tid, &t->injection.section, &live);
 	if (!err)
 		err = trace(PTRACE_SETREGS, th->tid, NULL, &live);
-	if (!err && t->inject_dispatch.mode)
-		ut_set_dispatch(th->tid, &t->inject_dispatch);
+	if (!err && t->injection.dispatch.mode)
+		ut_set_dispatch(th->tid, &t->injection.dispatch);
 	if (!err)
-		err = trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &t->inject_sigmask);
+		err = trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &t->injection.sigmask);
 	if (!err || th->state == UT_THREAD_DEAD)
 		ut_guard_injected(t); /* else the watchdog does it, when we have ended */
-	if (t->held_stop) {
-		syscall(SYS_tgkill, t->pid, t->held_stop, SIGSTOP);
-		t->held_stop = 0;
+	if (t->injection.held_stop) {
+		syscall(SYS_tgkill, t->pid, t->injection.held_stop, SIGSTOP);
+		t->injection.held_stop = 0;
 	}
 	return err;
 }

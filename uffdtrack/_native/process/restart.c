@@ -106,16 +106,16 @@ int ut_call_rule(int64_t nr)
 	case SYS_readv:
 	case SYS_pread64:
 	case SYS_preadv:
-	case 327: /* preadv2 */
+	case SYS_preadv2:
 	case SYS_write:
 	case SYS_writev:
 	case SYS_pwrite64:
 	case SYS_pwritev:
-	case 328: /* pwritev2 */
+	case SYS_pwritev2:
 		return UT_CALL_FILE;
 	case SYS_epoll_wait:
 	case SYS_epoll_pwait:
-	case 441: /* epoll_pwait2 */
+	case SYS_epoll_pwait2:
 	case SYS_ppoll:
 	case SYS_select:
 	case SYS_pselect6:
@@ -123,8 +123,8 @@ int ut_call_rule(int64_t nr)
 	case SYS_semtimedop:
 	case SYS_rt_sigtimedwait:
 	case SYS_io_getevents:
-	case 333: /* io_pgetevents */
-	case 426: /* io_uring_enter */
+	case SYS_io_pgetevents:
+	case SYS_io_uring_enter:
 	case SYS_recvfrom:
 	case SYS_recvmsg:
 	case SYS_recvmmsg:
@@ -154,7 +154,7 @@ static void limit_of(const ut_tracee *t, int tid, const struct user_regs_struct 
 		if ((int32_t)r->r10 >= 0)
 			*limit_ns = (int32_t)r->r10 * 1000000ll;
 		return;
-	case 441: /* epoll_pwait2 */
+	case SYS_epoll_pwait2:
 		*limit_ns = remote_timespec(tid, r->r10);
 		return;
 	/* EINTR where the kernel cannot write back the time that was left: a constant, a read-only page. When such a
@@ -177,10 +177,10 @@ static void limit_of(const ut_tracee *t, int tid, const struct user_regs_struct 
 		*expired = -EAGAIN;
 		return;
 	case SYS_io_getevents:
-	case 333: /* io_pgetevents */
+	case SYS_io_pgetevents:
 		*limit_ns = remote_timespec(tid, r->r8);
 		return;
-	case 426: /* io_uring_enter */
+	case SYS_io_uring_enter:
 		*limit_ns = ring_limit(tid, r);
 		*expired = -ETIME;
 		return;
@@ -297,7 +297,7 @@ static int to_repeat(const ut_tracee *t, int tid, const struct user_regs_struct 
 	/* kernel/bpf/verifier.c gives up with EAGAIN; libbpf takes that five times. */
 	if (result == -EAGAIN && nr == SYS_bpf && (int32_t)r->rdi == 5 && is_native(tid)) /* BPF_PROG_LOAD */
 		return UT_CALL_ANEW;
-	if (nr == 426 && r->r10 & ENTER_EXT_ARG_REG) /* io_uring_enter */
+	if (nr == SYS_io_uring_enter && r->r10 & ENTER_EXT_ARG_REG)
 		return UT_CALL_LEAVE;
 	if (result == -EINTR && is_native(tid))
 		rule = rule_of(t, tid, r->orig_rax, r->rdi, r->rsi, r->rdx);
@@ -308,19 +308,19 @@ static int to_repeat(const ut_tracee *t, int tid, const struct user_regs_struct 
 
 static ut_wait *wait_of(ut_tracee *t, int tid)
 {
-	for (size_t i = 0; i < t->nwaits; i++)
-		if (t->waits[i].tid == tid)
-			return &t->waits[i];
-	if (VEC_PUSH(t->waits, t->nwaits, t->waits_cap, (ut_wait){.tid = tid}))
+	for (size_t i = 0; i < t->waits.n; i++)
+		if (t->waits.v[i].tid == tid)
+			return &t->waits.v[i];
+	if (VEC_PUSH(t->waits.v, t->waits.n, t->waits.cap, (ut_wait){.tid = tid}))
 		return NULL;
-	return &t->waits[t->nwaits - 1];
+	return &t->waits.v[t->waits.n - 1];
 }
 
 void ut_forget_wait(ut_tracee *t, int tid)
 {
-	for (size_t i = 0; i < t->nwaits; i++)
-		if (t->waits[i].tid == tid) {
-			t->waits[i] = t->waits[--t->nwaits];
+	for (size_t i = 0; i < t->waits.n; i++)
+		if (t->waits.v[i].tid == tid) {
+			t->waits.v[i] = t->waits.v[--t->waits.n];
 			return;
 		}
 }
@@ -373,20 +373,20 @@ static void note_anew(ut_tracee *t, ut_wait *w, int64_t now)
 	w->begun_ns = now;
 	w->until_ns = now + (patience < MAX_PATIENCE_NS ? patience : MAX_PATIENCE_NS);
 	if (w->nr < UT_CALLS)
-		t->anew[w->nr / 64] |= 1ull << w->nr % 64;
+		t->calls.anew[w->nr / 64] |= 1ull << w->nr % 64;
 }
 
 int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd)
 {
-	return nr >= 0 && nr < UT_CALLS && t->anew[nr / 64] >> nr % 64 & 1 &&
+	return nr >= 0 && nr < UT_CALLS && t->calls.anew[nr / 64] >> nr % 64 & 1 &&
 	       rule_of(t, tid, nr, fd, 0, 0) == UT_CALL_ANEW;
 }
 
 const ut_wait *ut_find_wait(const ut_tracee *t, int tid)
 {
-	for (size_t i = 0; i < t->nwaits; i++)
-		if (t->waits[i].tid == tid)
-			return &t->waits[i];
+	for (size_t i = 0; i < t->waits.n; i++)
+		if (t->waits.v[i].tid == tid)
+			return &t->waits.v[i];
 	return NULL;
 }
 

@@ -10,9 +10,6 @@
 
 #include <stdlib.h>
 
-/* Linux 5.13 */
-#define GET_RSEQ_CONFIGURATION 0x420f
-
 /* The head of struct rseq, which has these since Linux 4.18, and its descriptor of a section. */
 enum { AREA_CS = 8, AREA_NODE = 20, AREA_HEAD = 28 };
 struct section {
@@ -23,7 +20,7 @@ struct section {
 ut_registration ut_rseq_of(int tid)
 {
 	ut_registration c = {0};
-	long n = trace(GET_RSEQ_CONFIGURATION, tid, (void *)sizeof(c), &c);
+	long n = trace(UT_PTRACE_GET_RSEQ, tid, (void *)sizeof(c), &c);
 
 	return n == sizeof(c) ? c : (ut_registration){0};
 }
@@ -60,29 +57,29 @@ void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live)
  * return: memory of an epoch would leave those of then there, and per-CPU data would be another processor's. */
 int ut_rseq_keep(ut_tracee *t)
 {
-	free(t->rseq);
-	t->nrseq = 0;
-	t->rseq = calloc(t->n ? t->n : 1, sizeof(*t->rseq));
-	if (!t->rseq)
+	free(t->rseq.v);
+	t->rseq.n = 0;
+	t->rseq.v = calloc(t->n ? t->n : 1, sizeof(*t->rseq.v));
+	if (!t->rseq.v)
 		return -ENOMEM;
 	for (size_t i = 0; i < t->n; i++) {
 		const ut_thread *th = &t->threads[i];
-		ut_rseq *kept = &t->rseq[t->nrseq];
+		ut_rseq *kept = &t->rseq.v[t->rseq.n];
 
 		if (th->state != UT_THREAD_STOPPED || !th->rseq.area ||
 		    ut_read_remote(th->tid, th->rseq.area, kept->head, AREA_HEAD))
 			continue;
 		kept->area = th->rseq.area;
 		kept->tid = th->tid;
-		t->nrseq++;
+		t->rseq.n++;
 	}
 	return 0;
 }
 
 int ut_rseq_put(ut_tracee *t)
 {
-	for (size_t i = 0; i < t->nrseq; i++) {
-		const ut_rseq *kept = &t->rseq[i];
+	for (size_t i = 0; i < t->rseq.n; i++) {
+		const ut_rseq *kept = &t->rseq.v[i];
 		int at = ut_tracee_index(t, kept->tid);
 
 		/* Where the area of one that was ended has been, or of one that had not registered it yet, there is something

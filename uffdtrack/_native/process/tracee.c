@@ -1,6 +1,7 @@
 #include "cleanup.h"
 #include "compat.h"
 #include "guard.h"
+#include "sabotage.h"
 #include "tracee_parts.h"
 #include "vec.h"
 
@@ -19,79 +20,9 @@
 #include <sys/wait.h>
 #include <time.h>
 
-/* A thread that calls exec ends all others and waits until each end has been collected by its tracer; a PTRACE_SEIZE
- * of any of them waits for that exec. So who seizes several threads can wait for an exec that waits for him. A
- * timer's signal takes us out of the wait: its handler collects, and the kernel repeats the call. That exec may itself
- * wait, for another machine's file, or in a frozen cgroup; so past the deadline the handler does not return to it. */
-#define NUDGE (SIGRTMAX - 3)
-#define NUDGE_NS 5000000
 #define ASK_NS 500000000
 #define SENT_NS 50000000
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
-
-static __thread sigjmp_buf past_deadline;
-
-/* 1: a thread that was killed while it was ours has been collected. Asked without WNOWAIT, waitid(2) takes the stop of
- * one that lives. */
-static int collect(int tid)
-{
-	siginfo_t what = {0};
-
-	if (waitid(P_PID, tid, &what, WEXITED | WNOHANG | WNOWAIT | __WALL))
-		return 0;
-	if (what.si_code != CLD_EXITED && what.si_code != CLD_KILLED && what.si_code != CLD_DUMPED)
-		return 0;
-	return waitpid(tid, NULL, WNOHANG | __WALL) == tid;
-}
-
-static void collect_killed(ut_tracee *t)
-{
-	for (size_t i = 0; i < t->n; i++) {
-		ut_thread *th = &t->threads[i];
-
-		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && collect(th->tid))
-			th->state = UT_THREAD_DEAD;
-	}
-	for (size_t i = 0; i < t->nheld; i++)
-		if (t->held[i].tid != t->pid)
-			collect(t->held[i].tid);
-}
-
-static void on_nudge(int number, siginfo_t *info, void *context)
-{
-	ut_tracee *t = info->si_value.sival_ptr;
-	int kept = errno;
-
-	if (info->si_code == SI_TIMER && t->seizing) {
-		collect_killed(t);
-		if (ut_now_ns() > t->seize_end_ns)
-			siglongjmp(past_deadline, 1);
-	}
-	errno = kept;
-}
-
-static int make_nudge(ut_tracee *t)
-{
-	struct sigaction sa = {.sa_sigaction = on_nudge, .sa_flags = SA_RESTART | SA_SIGINFO};
-	struct sigevent to = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = NUDGE};
-	sigset_t one;
-
-	to.sigev_value.sival_ptr = t;
-	to._sigev_un._tid = syscall(SYS_gettid);
-	sigemptyset(&one);
-	sigaddset(&one, NUDGE);
-	if (sigaction(NUDGE, &sa, NULL) || sigprocmask(SIG_UNBLOCK, &one, NULL) ||
-	    syscall(SYS_timer_create, CLOCK_MONOTONIC, &to, &t->nudge))
-		return -errno;
-	return 0;
-}
-
-static void set_nudge(const ut_tracee *t, long ns)
-{
-	struct itimerspec every = {{0, ns}, {0, ns}};
-
-	syscall(SYS_timer_settime, t->nudge, 0, &every, NULL); /* fails for a wrong timer or time only */
-}
 
 int ut_tracee_open(int pid, ut_tracee **out)
 {
@@ -109,7 +40,7 @@ int ut_tracee_open(int pid, ut_tracee **out)
 		free(t);
 		return err;
 	}
-	err = make_nudge(t);
+	err = ut_seizing_open(t);
 	if (err) {
 		close(t->pidfd);
 		free(t);
@@ -129,12 +60,12 @@ void ut_tracee_close(ut_tracee *t)
 	ut_tracee_resume(t);
 	ut_close_calls(t);
 	ut_guard_release(t);
-	syscall(SYS_timer_delete, t->nudge);
+	ut_seizing_close(t);
 	close(t->pidfd);
 	free(t->threads);
 	free(t->xstate);
-	free(t->waits);
-	free(t->rseq);
+	free(t->waits.v);
+	free(t->rseq.v);
 	free(t);
 }
 
@@ -154,20 +85,20 @@ int ut_tracee_pick(const ut_tracee *t)
 	return -ESRCH;
 }
 
+int ut_thread_getfd(int tid, int fd)
+{
+	AUTO_FD thread = syscall(SYS_pidfd_open, tid, UT_PIDFD_THREAD);
+	int own = thread < 0 ? -1 : syscall(SYS_pidfd_getfd, thread, fd, 0);
+
+	return own < 0 ? -errno : own;
+}
+
 int ut_tracee_getfd(const ut_tracee *t, int tid, int fd)
 {
-	int thread, own = syscall(SYS_pidfd_getfd, t->pidfd, fd, 0), err = -errno;
+	int own = syscall(SYS_pidfd_getfd, t->pidfd, fd, 0);
 
-	if (own >= 0)
-		return own;
-	/* The first thread has ended, so its pidfd has no files: PIDFD_THREAD, Linux 6.9. */
-	thread = syscall(SYS_pidfd_open, tid, O_EXCL);
-	if (thread < 0)
-		return err;
-	own = syscall(SYS_pidfd_getfd, thread, fd, 0);
-	err = -errno;
-	close(thread);
-	return own >= 0 ? own : err;
+	/* Where the first thread has ended its pidfd has no files. */
+	return own < 0 ? ut_thread_getfd(tid, fd) : own;
 }
 
 int ut_same_memory(int a, int b)
@@ -270,7 +201,7 @@ static int are_starved(const ut_tracee *t)
 
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
-	int64_t spin_until = ut_now_ns() + 400000, start = t->stopped_ns;
+	int64_t spin_until = ut_now_ns() + 400000, start = t->guard.stopped_ns;
 	int64_t last = start + (deadline - start) * STARVED;
 	struct timespec nap = {0, 50000};
 
@@ -296,74 +227,9 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 			sched_yield();
 			continue;
 		}
-		collect_killed(t); /* an exec waits for that, and who called it cannot stop before */
+		ut_collect_killed(t); /* an exec waits for that, and who called it cannot stop before */
 		nanosleep(&nap, NULL);
 	}
-}
-
-/* An ending thread answers EPERM as a forbidden one does, and a thread in exec is waited for: then the one that was
- * asked for may have ended, and another one live under its id. */
-static int seize(ut_tracee *t, int tid)
-{
-	volatile int err = -EPERM;
-
-	for (volatile int i = 0; i < 3 && err == -EPERM; i++) {
-		if (sigsetjmp(past_deadline, 1)) {
-			t->seizing = 0;
-			/* It may have been ours just then. */
-			return trace(PTRACE_INTERRUPT, tid, NULL, NULL) ? -ETIMEDOUT : 0;
-		}
-		t->seizing = 1;
-		err = trace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
-		t->seizing = 0;
-		if (err && ut_thread_is_dead(t->pid, tid))
-			return -ESRCH;
-	}
-	return err;
-}
-
-int ut_seize(ut_tracee *t, int tid)
-{
-	int err;
-
-	set_nudge(t, NUDGE_NS);
-	err = seize(t, tid);
-	set_nudge(t, 0);
-	return err;
-}
-
-/* Seize and interrupt the threads that are not in the table yet; returns how many. */
-static int seize_new(ut_tracee *t)
-{
-	char path[32];
-	struct dirent *e;
-	int fresh = 0, err = 0;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", t->pid);
-	dir = opendir(path);
-	if (!dir)
-		return errno == ENOENT ? -ESRCH : -errno;
-	while (!err && (e = readdir(dir))) {
-		int tid = atoi(e->d_name);
-
-		if (tid <= 0 || ut_tracee_index(t, tid) >= 0)
-			continue;
-		err = seize(t, tid);
-		if (err) {
-			err = err == -ESRCH ? 0 : err;
-			continue;
-		}
-		err = ut_hold_seized(t, tid);
-		if (!err)
-			err = ut_add_thread(t, tid);
-		if (err)
-			break;
-		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
-		fresh++;
-	}
-	closedir(dir);
-	return err ? err : fresh;
 }
 
 static int take_states(ut_tracee *t)
@@ -395,18 +261,13 @@ static int take_states(ut_tracee *t)
 
 int ut_tracee_ask(ut_tracee *t)
 {
-	int r;
-
 	for (size_t i = 0; i < t->n; i++)
 		if (t->threads[i].state == UT_THREAD_PENDING)
 			return 0; /* an earlier stop still waits for it */
 	t->n = 0;
-	t->seize_end_ns = ut_now_ns() + ASK_NS;
+	t->seizing.end_ns = ut_now_ns() + ASK_NS;
 	ut_guard_stopping(t); /* from here on calls may be broken off */
-	set_nudge(t, NUDGE_NS);
-	r = seize_new(t);
-	set_nudge(t, 0);
-	return r;
+	return ut_seize_new(t);
 }
 
 void ut_keep_pending(ut_tracee *t)
@@ -437,7 +298,7 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	int64_t deadline = ut_now_ns() + timeout_ns;
 	int r;
 
-	t->seize_end_ns = deadline;
+	t->seizing.end_ns = deadline;
 	ut_guard_stopping(t);
 	/* A thread that an earlier stop still waits for is ours already. */
 	ut_keep_pending(t);
@@ -449,9 +310,7 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 		}
 	}
 	do {
-		set_nudge(t, NUDGE_NS);
-		r = seize_new(t);
-		set_nudge(t, 0);
+		r = ut_seize_new(t);
 		ut_sabotage("stopping");
 		if (r > 0) {
 			int err = wait_all(t, deadline);

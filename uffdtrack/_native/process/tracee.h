@@ -87,40 +87,68 @@ enum {
 };
 enum { UT_BUSY = -1002 }; /* a thread is in a call that must not be broken off */
 
+/* Calls with a time limit, or that begin anew. */
 typedef struct {
-	int32_t pid;
-	int32_t pidfd;
-	int32_t exit_status; /* wait status of the thread group leader, -1: alive */
-	int32_t nudge;       /* a timer, see tracee.c */
-	volatile int32_t seizing; /* a thread is being seized: its handler may look at the table */
-	int32_t held_stop;   /* a SIGSTOP that came during an injection, given back at its end */
-	ut_thread *threads;
+	ut_wait *v;
 	size_t n, cap;
-	uint8_t *xstate; /* one slot of xstate_stride bytes a thread */
-	size_t xstate_cap, xstate_stride;
-	ut_wait *waits;
-	size_t nwaits, waits_cap;
-	ut_held *held;
-	size_t nheld, held_cap;
+} ut_waits;
+
+/* Threads in calls that a stop leaves alone: calls.c. */
+typedef struct {
+	ut_held *v;
+	size_t n, cap;
 	uint64_t anew[UT_CALLS / 64]; /* numbers of calls of this process that a stop has made begin anew */
 	int32_t careful;              /* there were threads in calls to be left alone */
 	int32_t busy_tid;             /* after UT_BUSY: who, */
 	int64_t busy_nr;              /* and in which call, as in ut_held */
-	uint64_t syscall_addr;
-	/* Of the thread that calls are injected into, to be put back. */
-	long inject_options; /* of ptrace(2) */
-	unsigned long born;  /* the thread that an injected clone(2) has made */
+} ut_calls;
+
+/* seize.c */
+typedef struct {
+	int32_t timer;
+	volatile int32_t going_on; /* a thread is being seized: the timer's handler may look at the table */
+	int64_t end_ns;
+} ut_seizing;
+
+/* Of the thread that calls are injected into, to be put back: inject.c. */
+typedef struct {
+	uint64_t syscall_addr;   /* of an instruction, in the target */
+	long options;            /* of ptrace(2) */
+	unsigned long born;      /* the thread that an injected clone(2) has made */
 	int32_t seccomp_trusted; /* a filter that cannot be suspended lets our calls pass */
-	uint64_t inject_sigmask;
-	ut_section inject_section;
-	ut_dispatch inject_dispatch;
-	ut_rseq *rseq; /* see ut_rseq_keep */
-	size_t nrseq;
-	/* See guard.h. */
+	int32_t held_stop;       /* a SIGSTOP that came meanwhile, given back at the end: the thread that has got it */
+	uint64_t sigmask;
+	ut_section section;
+	ut_dispatch dispatch;
+} ut_injection;
+
+/* Areas of rseq(2): rseq.c. */
+typedef struct {
+	ut_rseq *v;
+	size_t n;
+} ut_rseqs;
+
+/* See guard.h. */
+typedef struct {
 	struct ut_guard_slot *slot;         /* NULL: no watchdog */
 	const struct ut_guard_slot *repair; /* what a thread is to get back once it stops */
 	int64_t stopped_ns;                 /* when the last stop began */
-	int64_t seize_end_ns;
+} ut_guarded;
+
+typedef struct {
+	int32_t pid;
+	int32_t pidfd;
+	int32_t exit_status; /* wait status of the thread group leader, -1: alive */
+	ut_thread *threads;
+	size_t n, cap;
+	uint8_t *xstate; /* one slot of xstate_stride bytes a thread */
+	size_t xstate_cap, xstate_stride;
+	ut_waits waits;
+	ut_calls calls;
+	ut_seizing seizing;
+	ut_injection injection;
+	ut_rseqs rseq;
+	ut_guarded guard;
 } ut_tracee;
 
 /* All functions return >= 0 or -errno. */
@@ -143,7 +171,9 @@ int ut_tracee_ask(ut_tracee *t);
 int ut_tracee_resume(ut_tracee *t);
 /* Threads that did not stop in time are let go as they do; returns how many are left. */
 int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns);
-/* A file descriptor of the target's, duplicated. */
+/* A file descriptor of a thread's, duplicated. It may have a table of its own, unshare(2). -EINVAL before Linux 6.9. */
+int ut_thread_getfd(int tid, int fd);
+/* One of the process's, by its first thread's table where that lives. */
 int ut_tracee_getfd(const ut_tracee *t, int tid, int fd);
 int ut_tracee_index(const ut_tracee *t, int tid);
 /* A thread whose registers a system call can be put into, or -ESRCH. */

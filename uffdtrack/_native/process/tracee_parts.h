@@ -1,6 +1,6 @@
-/* What the parts of a tracee have in common: tracee.c stops and releases, restart.c mends interrupted system calls,
- * calls.c waits for those that must not be interrupted, inject.c runs system calls in a thread's name, attach.c makes a
- * userfaultfd by them. */
+/* What the parts of a tracee have in common: tracee.c stops and releases, seize.c makes threads ours, restart.c mends
+ * interrupted system calls, calls.c waits for those that must not be interrupted, inject.c runs system calls in a
+ * thread's name, attach.c makes a userfaultfd by them. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
 #include "tracee.h"
@@ -75,8 +75,15 @@ int ut_settle_calls(ut_tracee *t);
 /* The last look, just before a thread is interrupted: UT_BUSY, it is in such a call by now, and held. */
 int ut_hold_seized(ut_tracee *t, int tid);
 void ut_close_calls(ut_tracee *t);
-/* tracee.c */
+/* seize.c: 0; -ESRCH: it has ended; -ETIMEDOUT: it is in an exec that does not come to its end. */
 int ut_seize(ut_tracee *t, int tid);
+/* Seize and interrupt the threads that are not in the table yet; returns how many. */
+int ut_seize_new(ut_tracee *t);
+/* Collect the threads that were killed while they were ours: an exec waits for that. */
+void ut_collect_killed(ut_tracee *t);
+int ut_seizing_open(ut_tracee *t);
+void ut_seizing_close(const ut_tracee *t);
+/* tracee.c */
 /* A thread that is ours, and has been asked to stop. */
 int ut_add_thread(ut_tracee *t, int tid);
 /* What stays in the table between two stops. */

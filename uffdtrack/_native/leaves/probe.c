@@ -1,4 +1,6 @@
-#include "compat.h"
+#include "cleanup.h"
+#include "fault_ring.h"
+#include "mm.h"
 #include "probe.h"
 
 #include <errno.h>
@@ -10,30 +12,10 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-
-static int make_uffd(int user_mode_only, uint64_t want, uint64_t *features)
-{
-	struct uffdio_api api = {.api = UFFD_API, .features = want};
-	int fd = syscall(SYS_userfaultfd,
-			 O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0));
-
-	if (fd < 0)
-		return -errno;
-	if (ioctl(fd, UFFDIO_API, &api)) {
-		int err = -errno;
-
-		close(fd);
-		return err;
-	}
-	if (features)
-		*features = api.features;
-	return fd;
-}
 
 int ut_probe_uffd(int user_mode_only, uint64_t *features)
 {
-	int fd = make_uffd(user_mode_only, 0, features);
+	int fd = ut_uffd_make(user_mode_only, 0, features);
 
 	if (fd < 0)
 		return fd;
@@ -41,58 +23,53 @@ int ut_probe_uffd(int user_mode_only, uint64_t *features)
 	return 1;
 }
 
-static long scan(int pagemap, const uint8_t *at, size_t len, uint64_t flags)
+/* Pages that were written; with UT_REARM their traps are set. */
+static long count_written(int pagemap, const uint8_t *at, size_t len, uint64_t flags)
 {
 	struct ut_page_region found[8];
-	struct ut_pm_scan_arg a = {
-		.size = sizeof(a), .flags = flags, .start = (uint64_t)at, .end = (uint64_t)at + len,
-		.vec = (uint64_t)found, .vec_len = 8, .category_mask = UT_PAGE_IS_WRITTEN,
-		.return_mask = UT_PAGE_IS_WRITTEN,
-	};
-	long n = ioctl(pagemap, UT_PAGEMAP_SCAN, &a), pages = 0;
+	ut_scan scan = {.pagemap = pagemap, .start = (uint64_t)at, .end = (uint64_t)at + len, .flags = flags,
+			.found = found, .room = 8, UT_SCAN_WRITTEN};
+	long n, pages = 0;
 
-	if (n < 0)
-		return -errno;
-	for (long i = 0; i < n; i++)
-		pages += (found[i].end - found[i].start) / UT_PAGE;
-	return pages;
+	while ((n = ut_scan_next(&scan)) > 0)
+		for (long i = 0; i < n; i++)
+			pages += (found[i].end - found[i].start) / UT_PAGE;
+	return n < 0 ? n : pages;
+}
+
+static long open_pagemap(void)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static long touch_armed(int uffd, int pagemap, uint8_t *at, void (*touch)(uint8_t *))
+{
+	TRY(ut_register(uffd, (uint64_t)at, 2 * UT_HUGE, UFFDIO_REGISTER_MODE_WP));
+	TRY(count_written(pagemap, at, 2 * UT_HUGE, UT_REARM));
+	touch(at);
+	return count_written(pagemap, at, 2 * UT_HUGE, UT_REARM);
 }
 
 /* Arm 4 MiB of own memory, touch it in a way of the caller's, and count what a scan reports. */
 static long tried(int user_mode_only, int huge, void (*touch)(uint8_t *))
 {
-	const uint64_t flags = UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC;
-	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_WP};
-	int pagemap = -1, uffd = make_uffd(user_mode_only, UFFD_FEATURE_WP_ASYNC, NULL);
+	AUTO_FD uffd = ut_uffd_make(user_mode_only, UFFD_FEATURE_WP_ASYNC, NULL);
+	AUTO_FD pagemap = open_pagemap();
 	uint8_t *map, *at;
 	long r;
 
-	if (uffd < 0)
-		return uffd;
+	TRY(uffd);
+	TRY(pagemap);
 	map = mmap(NULL, 3 * UT_HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (map == MAP_FAILED) {
-		r = -errno;
-		goto out;
-	}
+	if (map == MAP_FAILED)
+		return -errno;
 	at = (uint8_t *)(((uint64_t)map + UT_HUGE - 1) & ~(UT_HUGE - 1));
 	madvise(at, 2 * UT_HUGE, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	memset(at, 1, 2 * UT_HUGE);
-	reg.range.start = (uint64_t)at;
-	reg.range.len = 2 * UT_HUGE;
-	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	if (pagemap < 0 || ioctl(uffd, UFFDIO_REGISTER, &reg))
-		r = -errno;
-	else
-		r = scan(pagemap, at, 2 * UT_HUGE, flags);
-	if (r >= 0) {
-		touch(at);
-		r = scan(pagemap, at, 2 * UT_HUGE, flags);
-	}
+	r = touch_armed(uffd, pagemap, at, touch);
 	munmap(map, 3 * UT_HUGE);
-	if (pagemap >= 0)
-		close(pagemap);
-out:
-	close(uffd);
 	return r;
 }
 
@@ -123,9 +100,7 @@ int ut_probe_zapped_pmd(int user_mode_only, int huge)
 /* In a child: guard pages over armed pages of a private file mapping. */
 static int install_guard(int user_mode_only)
 {
-	struct uffdio_register reg = {.range = {.len = 8 * UT_PAGE}, .mode = UFFDIO_REGISTER_MODE_WP};
-	int uffd = make_uffd(user_mode_only, UFFD_FEATURE_WP_ASYNC, NULL);
-	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int uffd = ut_uffd_make(user_mode_only, UFFD_FEATURE_WP_ASYNC, NULL), pagemap = open_pagemap();
 	int file = syscall(SYS_memfd_create, "probe", 0);
 	uint8_t *at;
 
@@ -135,11 +110,10 @@ static int install_guard(int user_mode_only)
 	if (at == MAP_FAILED)
 		return -EIO;
 	memset(at, 1, 8 * UT_PAGE);
-	reg.range.start = (uint64_t)at;
-	if (ioctl(uffd, UFFDIO_REGISTER, &reg) ||
-	    scan(pagemap, at, 8 * UT_PAGE, UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC) < 0)
+	if (ut_register(uffd, (uint64_t)at, 8 * UT_PAGE, UFFDIO_REGISTER_MODE_WP) ||
+	    count_written(pagemap, at, 8 * UT_PAGE, UT_REARM) < 0)
 		return -EIO;
-	return madvise(at, 2 * UT_PAGE, 102 /* MADV_GUARD_INSTALL, Linux 6.13 */) ? -errno : 1;
+	return madvise(at, 2 * UT_PAGE, UT_MADV_GUARD_INSTALL) ? -errno : 1;
 }
 
 /* A kernel that cannot do it repeats the call for ever; it can be killed. */
@@ -170,15 +144,22 @@ int ut_probe_guard(int user_mode_only)
 int ut_probe_pagemap_scan(void)
 {
 	static uint8_t page[4096] __attribute__((aligned(4096)));
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	long r;
+	AUTO_FD fd = open_pagemap();
+	long n;
 
-	if (fd < 0)
-		return -errno;
+	TRY(fd);
 	page[0] = 1;
-	r = scan(fd, page, sizeof(page), 0);
-	close(fd);
-	return r < 0 ? r : 1;
+	n = count_written(fd, page, sizeof(page), 0);
+	return n < 0 ? n : 1;
+}
+
+int ut_probe_perf_faults(void)
+{
+	ut_fault_events events;
+
+	TRY(ut_fault_events_open(0, UT_NO_WAKE, 0, &events));
+	ut_fault_events_close(&events);
+	return 1;
 }
 
 int ut_probe_pidfd_getfd(void)
@@ -207,7 +188,7 @@ static int try_ptrace(int seccomp)
 		for (;;)
 			pause();
 	}
-	if (ptrace(PTRACE_SEIZE, pid, NULL, seccomp ? (void *)(1l << 21) : NULL))
+	if (ptrace(PTRACE_SEIZE, pid, NULL, seccomp ? (void *)(long)UT_PTRACE_O_SUSPEND_SECCOMP : NULL))
 		r = -errno;
 	else if (!seccomp && (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL) ||
 			      waitpid(pid, &status, __WALL) != pid || !WIFSTOPPED(status) ||

@@ -15,6 +15,6 @@ int ut_probe_pagemap_scan(void);
 int ut_probe_pidfd_getfd(void);
 int ut_probe_ptrace(void);
 int ut_probe_suspend_seccomp(void);
-/* ring.c */
+/* Events of a thread's own faults can be sampled. */
 int ut_probe_perf_faults(void);
 #endif

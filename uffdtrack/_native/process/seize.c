@@ -1,0 +1,156 @@
+/* PTRACE_SEIZE of threads, without waiting for who waits for us. */
+#include "cleanup.h"
+#include "compat.h"
+#include "tracee_parts.h"
+
+#include <setjmp.h>
+#include <sys/wait.h>
+
+/* A thread that calls exec ends all others and waits until each end has been collected by its tracer; a PTRACE_SEIZE
+ * of any of them waits for that exec. So who seizes several threads can wait for an exec that waits for him. A
+ * timer's signal takes us out of the wait: its handler collects, and the kernel repeats the call. That exec may itself
+ * wait, for another machine's file, or in a frozen cgroup; so past the deadline the handler does not return to it. */
+#define NUDGE (SIGRTMAX - 3)
+#define NUDGE_NS 5000000
+
+static __thread sigjmp_buf past_deadline;
+
+/* 1: a thread that was killed while it was ours has been collected. Asked without WNOWAIT, waitid(2) takes the stop of
+ * one that lives. */
+static int collect(int tid)
+{
+	siginfo_t what = {0};
+
+	if (waitid(P_PID, tid, &what, WEXITED | WNOHANG | WNOWAIT | __WALL))
+		return 0;
+	if (what.si_code != CLD_EXITED && what.si_code != CLD_KILLED && what.si_code != CLD_DUMPED)
+		return 0;
+	return waitpid(tid, NULL, WNOHANG | __WALL) == tid;
+}
+
+void ut_collect_killed(ut_tracee *t)
+{
+	for (size_t i = 0; i < t->n; i++) {
+		ut_thread *th = &t->threads[i];
+
+		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && collect(th->tid))
+			th->state = UT_THREAD_DEAD;
+	}
+	for (size_t i = 0; i < t->calls.n; i++)
+		if (t->calls.v[i].tid != t->pid)
+			collect(t->calls.v[i].tid);
+}
+
+static void on_nudge(int number, siginfo_t *info, void *context)
+{
+	ut_tracee *t = info->si_value.sival_ptr;
+	int kept = errno;
+
+	if (info->si_code == SI_TIMER && t->seizing.going_on) {
+		ut_collect_killed(t);
+		if (ut_now_ns() > t->seizing.end_ns)
+			siglongjmp(past_deadline, 1);
+	}
+	errno = kept;
+}
+
+int ut_seizing_open(ut_tracee *t)
+{
+	struct sigaction sa = {.sa_sigaction = on_nudge, .sa_flags = SA_RESTART | SA_SIGINFO};
+	struct sigevent to = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = NUDGE};
+	sigset_t one;
+
+	to.sigev_value.sival_ptr = t;
+	to._sigev_un._tid = syscall(SYS_gettid);
+	sigemptyset(&one);
+	sigaddset(&one, NUDGE);
+	if (sigaction(NUDGE, &sa, NULL) || sigprocmask(SIG_UNBLOCK, &one, NULL) ||
+	    syscall(SYS_timer_create, CLOCK_MONOTONIC, &to, &t->seizing.timer))
+		return -errno;
+	return 0;
+}
+
+void ut_seizing_close(const ut_tracee *t)
+{
+	syscall(SYS_timer_delete, t->seizing.timer);
+}
+
+static void set_nudge(const ut_tracee *t, long ns)
+{
+	struct itimerspec every = {{0, ns}, {0, ns}};
+
+	syscall(SYS_timer_settime, t->seizing.timer, 0, &every, NULL); /* fails for a wrong timer or time only */
+}
+
+/* An ending thread answers EPERM as a forbidden one does, and a thread in exec is waited for: then the one that was
+ * asked for may have ended, and another one live under its id. */
+static int seize(ut_tracee *t, int tid)
+{
+	volatile int err = -EPERM;
+
+	for (volatile int i = 0; i < 3 && err == -EPERM; i++) {
+		if (sigsetjmp(past_deadline, 1)) {
+			t->seizing.going_on = 0;
+			/* It may have been ours just then. */
+			return trace(PTRACE_INTERRUPT, tid, NULL, NULL) ? -ETIMEDOUT : 0;
+		}
+		t->seizing.going_on = 1;
+		err = trace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
+		t->seizing.going_on = 0;
+		if (err && ut_thread_is_dead(t->pid, tid))
+			return -ESRCH;
+	}
+	return err;
+}
+
+int ut_seize(ut_tracee *t, int tid)
+{
+	int err;
+
+	set_nudge(t, NUDGE_NS);
+	err = seize(t, tid);
+	set_nudge(t, 0);
+	return err;
+}
+
+static int seize_new(ut_tracee *t)
+{
+	char path[32];
+	struct dirent *e;
+	int fresh = 0, err = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", t->pid);
+	AUTO_DIR dir = opendir(path);
+
+	if (!dir)
+		return errno == ENOENT ? -ESRCH : -errno;
+	while (!err && (e = readdir(dir))) {
+		int tid = atoi(e->d_name);
+
+		if (tid <= 0 || ut_tracee_index(t, tid) >= 0)
+			continue;
+		err = seize(t, tid);
+		if (err) {
+			err = err == -ESRCH ? 0 : err;
+			continue;
+		}
+		err = ut_hold_seized(t, tid);
+		if (!err)
+			err = ut_add_thread(t, tid);
+		if (err)
+			break;
+		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
+		fresh++;
+	}
+	return err ? err : fresh;
+}
+
+int ut_seize_new(ut_tracee *t)
+{
+	int r;
+
+	set_nudge(t, NUDGE_NS);
+	r = seize_new(t);
+	set_nudge(t, 0);
+	return r;
+}
