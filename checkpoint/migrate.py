@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.targets.vm import check_same_lists, exchange_running, resume_full
+from checkpoint.targets.vm import check_same_lists, exchange_running, leave_own_gate, resume_full
 from kvmglue import KvmTracker, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, UffdTracker
 from uffdtrack.errors import TargetError
@@ -148,9 +148,8 @@ def _finish(
     vm: Vm, tracker: KvmTracker | UffdTracker, link: Link, pages: npt.NDArray[np.uint64], number: int
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    vm.close_gate()
-    if isinstance(tracker, UffdTracker):
-        pages = np.union1d(pages, resume_full(tracker))
+    vm.gate.close()
+    pages = np.union1d(pages, leave_own_gate(vm, tracker))
     vm.pause()
     pages = np.union1d(pages, tracker.exchange().gfn)
     sent = _send_pages(vm, link, pages)

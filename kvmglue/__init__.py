@@ -6,9 +6,10 @@ from kvmglue.ab import run as run_ab
 from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
+from kvmglue.kvm import SMALLEST_RING, Capabilities, Kvm
 from kvmglue.tracker import KvmTracker
 from kvmglue.vcpu import Vcpu, VcpuExit, VcpuState
-from kvmglue.vm import SMALLEST_RING, Capabilities, Kvm, Vm
+from kvmglue.vm import Vm
 
 __all__ = [
     "AB_ENGINES",

@@ -23,8 +23,9 @@ from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import VM_ENGINES, bind_vcpus
 from kvmglue.engines import open_tracker as open_vm_tracker
 from kvmglue.guests import Order
+from kvmglue.kvm import SMALLEST_RING, Kvm
 from kvmglue.native import NativeGuest
-from kvmglue.vm import SMALLEST_RING, Kvm, Vm
+from kvmglue.vm import Vm
 from uffdtrack import PAGE, GuestRam, open_tracker
 from uffdtrack.errors import InvalidInputError, TrackerError
 

@@ -6,7 +6,8 @@ may be read.
 """
 
 from kvmglue._sys import lib
-from kvmglue.vm import SMALLEST_RING, Vm
+from kvmglue.kvm import SMALLEST_RING
+from kvmglue.vm import Vm
 from uffdtrack import Traits
 from uffdtrack.errors import InvalidInputError
 

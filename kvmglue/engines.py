@@ -68,7 +68,6 @@ def open_tracker(vm: Vm, engine: str, *, max_dirty_pages: int | None = None) -> 
 
 
 def bind_vcpus(tracker: KvmTracker | UffdTracker, vm: Vm) -> None:
-    """Tell an active tracker which threads are the vCPUs; KVM's know."""
-    if isinstance(tracker, UffdTracker):
-        for vcpu in vm.vcpus:
-            tracker.bind(vcpu.number, vcpu.tid)
+    """Tell an active tracker which threads are the vCPUs."""
+    for vcpu in vm.vcpus:
+        tracker.bind(vcpu.number, vcpu.tid)

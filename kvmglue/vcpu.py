@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kvmglue._sys import check, ffi, lib
+from kvmglue.kvm import Kvm
+from kvmglue.memory import SystemMemory
 from uffdtrack.errors import InvalidInputError, UnsupportedError
-
-if TYPE_CHECKING:
-    from kvmglue.vm import Vm
 
 _TIME = (0x10, 0x6E0)
 """MSRs that go on by themselves: the time-stamp counter, and its deadline."""
@@ -81,10 +80,21 @@ REGISTERS = (
 )  # fmt: skip
 
 
+class Machine(Protocol):
+    """The VM, as its vCPUs see it."""
+
+    kvm: Kvm
+    system: SystemMemory
+    msr_indexes: list[int]
+
+    @property
+    def native(self) -> Any: ...
+
+
 class Vcpu:
     """One vCPU of a VM; it lives in a native thread, which runs it outside of Python."""
 
-    def __init__(self, vm: Vm, number: int) -> None:
+    def __init__(self, vm: Machine, number: int) -> None:
         self._vm = vm
         self.number = number
 

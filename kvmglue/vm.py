@@ -1,14 +1,12 @@
-"""Virtual machines on /dev/kvm: one class for each kind of its file descriptors."""
+"""A virtual machine: RAM, vCPUs, a gate at which they stand."""
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -16,89 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmglue._sys import check, ffi, lib
+from kvmglue.gate import KvmGate
+from kvmglue.kvm import Kvm, check_ring
 from kvmglue.memory import SystemMemory
 from kvmglue.vcpu import Vcpu
-from uffdtrack import GuestRam
-from uffdtrack.errors import (
-    CycleError,
-    GuestError,
-    InvalidInputError,
-    PauseTimeoutError,
-    UnsupportedError,
-)
-
-DEVICE = "/dev/kvm"
-STOP_TIMEOUT = 1.0
-"""Seconds in which every vCPU has to stop."""
-SMALLEST_RING = 256
-"""Entries of the smallest dirty ring: it fills a page (virt/kvm/dirty_ring.c)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What KVM offers here.
-
-    Attributes:
-        vcpus: of one VM.
-        memslots: of one VM.
-        ring_entries: of the largest dirty ring; 0: KVM has none.
-        manual_clear: the dirty log can be cleared apart from being read.
-        xsave_bytes: of a vCPU's extended state.
-    """
-
-    vcpus: int
-    memslots: int
-    ring_entries: int
-    manual_clear: bool
-    xsave_bytes: int
-
-
-class Kvm:
-    """/dev/kvm. A context manager.
-
-    Raises:
-        UnsupportedError: there is none, or it lacks what every use here needs.
-        PermissionDeniedError: it may not be opened; the message names the fix.
-    """
-
-    def __init__(self, path: str = DEVICE) -> None:
-        self.fd = check(lib.kg_open(os.fsencode(path)), f"open {path}")
-        try:
-            if not self._has(lib.KVM_CAP_IMMEDIATE_EXIT):
-                raise UnsupportedError(f"{path} is no KVM, or one without immediate_exit (Linux 4.11)")
-            ring = self._has(lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) or self._has(lib.KVM_CAP_DIRTY_LOG_RING)
-            self.capabilities = Capabilities(
-                vcpus=min(self._has(lib.KVM_CAP_MAX_VCPUS), lib.KG_MAX_VCPUS),
-                memslots=min(self._has(lib.KVM_CAP_NR_MEMSLOTS) - 1, lib.KG_MAX_SLOTS),
-                ring_entries=ring // 16,
-                manual_clear=self._has(lib.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) > 0,
-                xsave_bytes=max(self._has(lib.KVM_CAP_XSAVE2), 4096),
-            )
-        except BaseException:
-            self.close()
-            raise
-
-    def _has(self, capability: int) -> int:
-        return max(int(lib.kg_check(self.fd, capability)), 0)
-
-    def msrs(self) -> list[int]:
-        """The model-specific registers that are part of a vCPU's state."""
-        room = 1024
-        indexes = ffi.new("uint32_t[]", room)
-        n = check(lib.kg_msr_list(self.fd, indexes, room), "list the MSRs")
-        return [int(indexes[i]) for i in range(n)]
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Kvm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+from uffdtrack import PAUSE_TIMEOUT, GuestRam
+from uffdtrack.errors import CycleError, GuestError, InvalidInputError
 
 
 class Vm:
@@ -118,7 +39,7 @@ class Vm:
         ram, ring_entries: as given.
         vcpus: shape (vcpus,).
         system: the guest's other memory.
-        tracked: one of KVM's trackers is active.
+        gate: where its vCPUs stand.
         trackers: all that were opened on it.
 
     Raises:
@@ -130,7 +51,7 @@ class Vm:
         self.ram = ram
         self.ring_entries = ring_entries
         self._native: Any = None
-        self.tracked = False
+        self.gate = KvmGate(self)
         self.trackers: weakref.WeakSet[Any] = weakref.WeakSet()
         self.vcpus: list[Vcpu] = []
         self._events = 0
@@ -183,7 +104,7 @@ class Vm:
             )
             check(made, f"make vCPU {number}")
             self.vcpus.append(Vcpu(self, number))
-        self._wait_parked(STOP_TIMEOUT)
+        self.gate.wait_parked(PAUSE_TIMEOUT)
 
     def close(self) -> None:
         """Close its trackers, and end the vCPUs. Idempotent."""
@@ -221,38 +142,22 @@ class Vm:
 
     # -- the gate ---------------------------------------------------------------------------------
 
-    def pause(self, timeout: float = STOP_TIMEOUT) -> None:
+    def pause(self, timeout: float = PAUSE_TIMEOUT) -> None:
         """Have every vCPU out of KVM_RUN, its last port access completed. Idempotent.
 
         Raises:
             PauseTimeoutError: one did not stop within `timeout` seconds; all run on.
         """
-        self.close_gate()
-        self._wait_parked(timeout)
-
-    def close_gate(self) -> None:
-        """Begin a pause, without waiting for it."""
-        lib.kg_gate_close(self.native)
-
-    def _wait_parked(self, timeout: float) -> None:
-        result = lib.kg_wait_parked(self.native, int(timeout * 1e9))
-        if result == -errno.ETIMEDOUT:
-            self.raise_late()
-
-    def raise_late(self) -> None:
-        """Open the gate again, and name the vCPUs that did not come to it."""
-        late = tuple(v.number for v in self.vcpus if not lib.kg_stands(self.native, v.number))
-        lib.kg_gate_open(self.native)
-        raise PauseTimeoutError(f"vCPUs {list(late)} did not stop in time; all run on", late)
+        self.gate.pause(timeout)
 
     @property
     def is_paused(self) -> bool:
         """The gate is closed."""
-        return bool(lib.kg_gate_closed(self.native))
+        return self.gate.is_closed
 
     def resume(self) -> None:
         """Let every vCPU run. Idempotent."""
-        lib.kg_gate_open(self.native)
+        self.gate.open()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -329,14 +234,3 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
-
-
-def check_ring(entries: int, capabilities: Capabilities) -> None:
-    """Raises: UnsupportedError: no dirty ring here; InvalidInputError: not of that size."""
-    most = capabilities.ring_entries
-    if not most:
-        raise UnsupportedError("this kernel's KVM has no dirty ring (Linux 5.11); see uffdtrack doctor")
-    if entries & (entries - 1) or not SMALLEST_RING <= entries <= most:
-        raise InvalidInputError(
-            f"a dirty ring of {entries} entries: it takes a power of 2 from {SMALLEST_RING} to {most}"
-        )

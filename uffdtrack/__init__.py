@@ -1,6 +1,8 @@
 """Dirty-memory tracking on stock Linux kernels."""
 
 from uffdtrack._sys import Runs
+from uffdtrack.attached_ram import ProcessRam
+from uffdtrack.attached_tracker import ProcessTracker
 from uffdtrack.compare import (
     DIFFERS,
     UNREADABLE,
@@ -11,7 +13,7 @@ from uffdtrack.compare import (
     shares_no_pages,
     write_pages,
 )
-from uffdtrack.cycles import Cycles, log_array
+from uffdtrack.cycles import Core, CycleTracker, check_call
 from uffdtrack.errors import (
     CycleError,
     EpochSkippedError,
@@ -37,6 +39,7 @@ from uffdtrack.errors import (
 )
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode, open_files
+from uffdtrack.gate import PAUSE_TIMEOUT, Gate
 from uffdtrack.guard import (
     MAX_STOP,
     end_watchdog,
@@ -46,11 +49,11 @@ from uffdtrack.guard import (
     watchdog,
 )
 from uffdtrack.keeper import Kept
-from uffdtrack.lists import UffdTracker
 from uffdtrack.maps import Region, parse_maps
+from uffdtrack.member import Vcpu, join
+from uffdtrack.memslots import Memslot
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
-from uffdtrack.process import ProcessRam, ProcessTracker
-from uffdtrack.ram import GuestRam, Memslot, parse_size
+from uffdtrack.ram import GuestRam, parse_size
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, read_maps
 from uffdtrack.tracee import (
@@ -73,7 +76,7 @@ from uffdtrack.tracker import (
 )
 from uffdtrack.traits import Traits
 from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children, stop_together
-from uffdtrack.vcpu import Vcpu, join
+from uffdtrack.uffd_tracker import UffdTracker
 from uffdtrack.whereabouts import frozen_cgroup
 
 __all__ = [
@@ -81,16 +84,19 @@ __all__ = [
     "ENGINES",
     "MAX_STOP",
     "PAGE",
+    "PAUSE_TIMEOUT",
     "PROCESS_ENGINES",
     "UFFD_FEATURES",
     "UNREADABLE",
     "AddressSpace",
+    "Core",
     "CycleError",
-    "Cycles",
+    "CycleTracker",
     "DirtyLog",
     "DirtyPages",
     "EpochSkippedError",
     "Features",
+    "Gate",
     "GuestError",
     "GuestRam",
     "HandlerGoneError",
@@ -134,6 +140,7 @@ __all__ = [
     "VcpuGoneError",
     "Window",
     "adopt_orphans",
+    "check_call",
     "children",
     "choose_engine",
     "choose_for_process",
@@ -146,7 +153,6 @@ __all__ = [
     "how_to_be_allowed",
     "join",
     "leave_watchdog",
-    "log_array",
     "merge_runs",
     "open_files",
     "open_pidfd",

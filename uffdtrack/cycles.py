@@ -1,72 +1,166 @@
-"""The cycle of a tracker whose lists are in a C core: which call is due, and pages without a copy."""
+"""A tracker whose lists are in a C core: its life and its cycle. Which call is due, pages without a copy."""
 
 from __future__ import annotations
 
 import errno
-from typing import Any
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from uffdtrack.errors import CycleError, InvalidInputError, TrackerError
+from uffdtrack.errors import CycleError, InvalidInputError
+from uffdtrack.gate import Gated
 from uffdtrack.pages import DirtyLog, DirtyPages, smaller_log
+from uffdtrack.ram import NORESERVE
 from uffdtrack.space import PAGE
+from uffdtrack.traits import Traits
 
 Logs = list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]
 
 
-def log_array(arena: Any, base: int, at: int, dtype: Any, pages: int) -> Any:
-    """A list of a C core's as an array over the arena, which begins at address `base`."""
-    return np.frombuffer(arena, dtype, pages, at - base)
+@dataclass(frozen=True)
+class Core:
+    """The functions of a C core that every tracker has, whatever their prefix there; `ffi`: of its module."""
+
+    ffi: Any
+    free: Callable[[Any], Any]
+    prepare: Callable[[Any], int]
+    fetch: Callable[[Any, int, Any], int]
+    rearm: Callable[[Any, Any, int], int]
+    exchange: Callable[[Any], int]
+    pending: Callable[[Any], int]
 
 
-class Cycles:
-    """prepare, fetch, rearm, exchange; a mechanism says how in the `_c_` methods, which may return -errno.
+def check_call(result: int, doing: str) -> int:
+    """What an -errno means in every core: a call that is not due. Others are left as they are."""
+    if result == -errno.ESHUTDOWN:
+        raise CycleError(f"cannot {doing}: the tracker was deactivated meanwhile")
+    if result == -errno.EBUSY:
+        raise CycleError(f"cannot {doing}: pages of the last cycle are not rearmed yet: fetch() and rearm()")
+    return result
+
+
+class CycleTracker(Gated):
+    """A tracker whose lists are in a C core.
+
+    A mechanism gives `core` and `gate`, and says how it begins and ends.
 
     Attributes:
         ram: what is tracked.
+        traits: what the mechanism promises.
+        vcpus: how many there can be.
     """
 
+    core: Core
     ram: Any
 
-    def __init__(self) -> None:
+    def __init__(self, ram: Any, traits: Traits, vcpus: int, max_dirty_pages: int | None) -> None:
+        self.ram = ram
+        self.traits = traits
+        self.vcpus = vcpus
+        super().__init__(max_dirty_pages)
+        self._c: Any = None
+        self._closed = False
         self._cycle = 0
         self._logs: Logs = []
 
-    def _active(self) -> Any:
-        """The core's tracker; raises CycleError where there is none."""
+    # -- what a mechanism says of itself -----------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Allocate every buffer, set every trap, and `_open()` the core's tracker."""
+        raise NotImplementedError
+
+    def _end(self, native: Any) -> None:
+        """Let go of all of it. Idempotent.
+
+        Args:
+            native: the core's tracker, or None: there is none, or not yet.
+        """
         raise NotImplementedError
 
     def _check(self, result: int, doing: str) -> int:
-        if result == -errno.EBUSY:
-            raise CycleError(
-                f"cannot {doing}: pages of the last cycle are not rearmed yet: fetch() and rearm()"
-            )
-        if result < 0:
-            raise TrackerError(f"cannot {doing}: errno {-result}")
-        return result
-
-    def _c_prepare(self) -> int:
+        """Turn a negative errno of the core into an exception."""
         raise NotImplementedError
 
-    def _c_fetch(self, most: int) -> tuple[int, int]:
-        """The place of the first page in the ended cycle's list, and how many."""
-        raise NotImplementedError
+    # -- init, activate, deactivate, cleanup ------------------------------------------------------
 
-    def _c_rearm(self, gfn: int, n: int) -> int:
-        """`gfn`: the address of the first frame number."""
-        raise NotImplementedError
+    def activate(self) -> None:
+        """Allocate every buffer, and set every trap.
 
-    def _c_exchange(self) -> int:
-        raise NotImplementedError
+        Raises:
+            CycleError: it is active already, or closed, or another one is in its way.
+        """
+        if self._closed:
+            raise CycleError("the tracker is closed: open another one")
+        if self._c is not None:
+            raise CycleError("the tracker is active already")
+        try:
+            self._begin()
+        except BaseException:
+            self.deactivate()
+            raise
+        self._cycle = 0
+        self.ram.watch(self)
 
-    def _c_ended(self) -> int:
+    def _open(self, size: int, make: Callable[[Any], Any]) -> None:
+        """Take the core's tracker, whose lists are in an arena of `size` bytes.
+
+        Args:
+            make: gets the arena's memory, and makes the tracker.
+        """
+        # Python's, so that pages which somebody still holds outlive the tracker.
+        arena = mmap.mmap(-1, size, NORESERVE)
+        ffi = self.core.ffi
+        memory = ffi.from_buffer(arena)
+        # Freed with the last reference: another thread may be in a call when the tracker is closed.
+        self._c = ffi.gc(make(memory), self.core.free)
+        base, pages = int(ffi.cast("uintptr_t", memory)), self.ram.size // PAGE
+
+        def array(at: Any, dtype: Any) -> Any:
+            return np.frombuffer(arena, dtype, pages, int(ffi.cast("uintptr_t", at)) - base)
+
+        self._logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in self._c.log]
+
+    def deactivate(self) -> None:
+        """Every page is writable, and every vCPU runs. Idempotent."""
+        native, self._c = self._c, None
+        self.ram.unwatch(self)
+        self._end(native)
+
+    def close(self) -> None:
+        """`deactivate()`, for good. Idempotent."""
+        self.deactivate()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        self.activate()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _active(self) -> Any:
+        if self._c is None:
+            raise CycleError("the tracker is not active: activate() comes first")
+        return self._c
+
+    # -- a cycle ----------------------------------------------------------------------------------
+
+    def _ended(self) -> int:
         """Which of the two logs is the ended cycle's."""
-        raise NotImplementedError
-
-    def _c_length(self) -> int:
-        """Of the ended cycle's log."""
-        raise NotImplementedError
+        native = self._active()
+        if not self._cycle:
+            raise CycleError("no cycle has ended yet: prepare() comes first")
+        return 1 - int(native.open)
 
     def prepare(self) -> int:
         """End the cycle, and begin the next one: counters are zero again.
@@ -78,7 +172,7 @@ class Cycles:
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        n = self._check(self._c_prepare(), "end the cycle")
+        n = self._check(self.core.prepare(self._active()), "end the cycle")
         self._cycle += 1
         return n
 
@@ -90,13 +184,12 @@ class Cycles:
         Raises:
             CycleError: before the first `prepare()`.
         """
-        self._active()
-        if not self._cycle:
-            raise CycleError("no cycle has ended yet: prepare() comes first")
+        gfn, vcpu = self._logs[self._ended()]
         if max_pages is not None and max_pages <= 0:
             raise InvalidInputError(f"cannot fetch {max_pages} pages")
-        first, n = self._c_fetch(self.ram.size if max_pages is None else max_pages)
-        gfn, vcpu = self._logs[self._c_ended()]
+        out = self.core.ffi.new("uint64_t *")
+        n = self.core.fetch(self._active(), self.ram.size if max_pages is None else max_pages, out)
+        first = out[0]
         return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self._cycle)
 
     def rearm(self, pages: DirtyPages) -> None:
@@ -105,7 +198,7 @@ class Cycles:
         Raises:
             CycleError: pages of another cycle, or rearmed already.
         """
-        self._active()
+        native = self._active()
         if not isinstance(pages, DirtyPages):
             raise InvalidInputError(f"pages are what fetch() gave, not {type(pages).__name__}")
         if pages.cycle != self._cycle:
@@ -115,7 +208,8 @@ class Cycles:
         pages.rearmed = True  # first, so that of two threads one is told
         try:
             if len(pages):
-                self._check(self._c_rearm(pages.gfn.ctypes.data, len(pages)), "rearm")
+                gfn = self.core.ffi.cast("uint64_t *", pages.gfn.ctypes.data)
+                self._check(self.core.rearm(native, gfn, len(pages)), "rearm")
         except BaseException:
             pages.rearmed = False
             raise
@@ -127,21 +221,27 @@ class Cycles:
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        n = self._c_exchange()
+        n = int(self.core.exchange(self._active()))
         if n < 0:
             if n != -errno.EBUSY:
                 self._cycle += 1  # what is not rearmed can be fetched
             self._check(n, "end the cycle")
         self._cycle += 1
-        gfn, vcpu = self._logs[self._c_ended()]
+        gfn, vcpu = self._logs[self._ended()]
         pages = DirtyPages(gfn[:n], vcpu[:n], self._cycle)
         pages.rearmed = True
         return pages
 
     def get_dirty_log(self) -> DirtyLog:
         """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""
-        self._active()
-        if not self._cycle:
-            raise CycleError("no cycle has ended yet: prepare() comes first")
-        gfn = self._logs[self._c_ended()][0][: self._c_length()]
+        ended = self._ended()
+        gfn = self._logs[ended][0][: int(self._active().log[ended].n)]
         return smaller_log(gfn, self.ram.index(gfn), self.ram.size // PAGE)
+
+    def pending(self) -> int:
+        """Pages of the open cycle so far; of kvm-clear, once the last cycle is rearmed."""
+        return self._check(self.core.pending(self._active()), "count")
+
+    def sabotage(self, flags: int) -> None:
+        """Break the tracking on purpose, for the negative controls of the tests."""
+        self._active().sabotage = flags

@@ -1,70 +1,62 @@
-"""The pause gate and the threshold of a tracker."""
+"""The pause gate of a tracker, and the threshold that closes it."""
 
 from __future__ import annotations
 
-import errno
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from uffdtrack._sys import check_own, lib
-from uffdtrack.errors import (
-    CycleError,
-    HandlerGoneError,
-    InvalidInputError,
-    PauseTimeoutError,
-    VcpuGoneError,
-)
+from uffdtrack.arguments import whole
+from uffdtrack.errors import CycleError, InvalidInputError
 
 PAUSE_TIMEOUT = 1.0
 """Seconds in which every vCPU has to stop."""
+SLICE = 0.1
+"""Seconds after which a wait returns to Python, so that Ctrl-C is heard."""
+
+
+class Gate(Protocol):
+    """What stops and resumes the vCPUs of a tracker.
+
+    One thread controls them: pauses of several threads would get into each other's way.
+    """
+
+    def pause(self, timeout: float) -> None:
+        """Have every vCPU stand, within so many seconds."""
+
+    def resume(self) -> None:
+        """Let every vCPU run, unless the lists are full."""
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the threshold is reached within so many seconds; every vCPU stands then."""
 
 
 def checked_threshold(pages: int) -> int:
+    whole("max_dirty_pages", pages, -(1 << 63))
     if pages <= 0:
         raise InvalidInputError(f"a threshold of {pages} pages")
     return pages
 
 
-class Gate:
-    """What stops and resumes the vCPUs of `UffdTracker`, which is this with cycles and lists.
+class Gated:
+    """What stops a tracker's vCPUs: when it is asked to, and at the threshold.
 
-    One thread controls the vCPUs: `pause()`, `wait_full()` and `resume()` of several threads would get into
-    each other's way.
+    Attributes:
+        gate: where the vCPUs stand.
     """
 
-    def __init__(self, vcpus: int, threshold: int) -> None:
-        self.vcpus = vcpus
-        self._threshold = threshold
-        self._c: Any = None
-        self._shared: Any = None
-        self._joined = threading.Condition()
-        self._gone: list[int] = []
+    gate: Gate
 
-    def _bury(self, vcpu: int) -> None:
-        raise NotImplementedError
+    def __init__(self, max_dirty_pages: int | None) -> None:
+        self._threshold = 0 if max_dirty_pages is None else checked_threshold(max_dirty_pages)
 
     def _active(self) -> Any:
-        if self._c is None:
-            raise CycleError("the tracker is not active: activate() comes first")
-        return self._c
+        """Raises: CycleError: the tracker is not active."""
+        raise NotImplementedError
 
-    def _check(self, result: int, doing: str) -> int:
-        if result >= 0:
-            return result
-        if result == -errno.ESHUTDOWN:
-            raise CycleError(f"cannot {doing}: the tracker was deactivated meanwhile")
-        if result == -errno.EBUSY:
-            raise CycleError(
-                f"cannot {doing}: pages of the last cycle are not rearmed yet: fetch() and rearm()"
-            )
-        if result == -errno.EPIPE:
-            raise HandlerGoneError(
-                f"cannot {doing}: a fault handler has ended, and what was written since is not known; "
-                "deactivate(), and take a full copy"
-            )
-        return check_own(result, doing)
+    def _set_threshold(self, pages: int) -> None:
+        raise NotImplementedError
 
     @property
     def max_dirty_pages(self) -> int | None:
@@ -75,10 +67,7 @@ class Gate:
     def max_dirty_pages(self, pages: int) -> None:
         if not self._threshold:
             raise CycleError("no threshold was given to open_tracker(), so there is none to change")
-        self._threshold = checked_threshold(pages)
-        native = self._c
-        if native is not None:
-            self._check(lib.ut_set_threshold(native, self._threshold), "set the threshold")
+        self._set_threshold(checked_threshold(pages))
 
     def wait_full(self, timeout: float | None = None) -> bool:
         """Wait until the threshold is reached; every vCPU stands then, until `resume()`.
@@ -92,21 +81,18 @@ class Gate:
         Raises:
             CycleError: there is no threshold.
             PauseTimeoutError: a vCPU did not stop in time; all run on.
-            VcpuGoneError: a vCPU has ended.
+            VcpuGoneError, GuestError: a vCPU has ended.
+            TargetGoneError: the process whose threads they are has.
         """
-        native = self._active()
+        self._active()
         if not self._threshold:
             raise CycleError("no threshold was given to open_tracker()")
-        left = float("inf") if timeout is None else timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            # In slices, so that Ctrl-C is heard.
-            part = min(left, 0.1)
-            result = lib.ut_wait_full(native, int(part * 1e9), int(PAUSE_TIMEOUT * 1e9))
-            if result == 1:
+            left = SLICE if deadline is None else max(deadline - time.monotonic(), 0)
+            if self.gate.wait(min(left, SLICE)):
                 return True
-            self._check_pause(result)
-            left -= part
-            if left <= 0:
+            if deadline is not None and time.monotonic() >= deadline:
                 return False
 
     def pause(self, timeout: float = PAUSE_TIMEOUT) -> None:
@@ -118,44 +104,10 @@ class Gate:
         Raises:
             PauseTimeoutError: one did not stop within `timeout` seconds; all run on.
             VcpuGoneError: a vCPU has ended.
+            TargetGoneError: the process whose threads they are has.
         """
-        self._check_pause(lib.ut_pause(self._active(), int(timeout * 1e9)))
-
-    def _check_pause(self, result: int) -> None:
-        shared = self._shared
-        if result == -errno.ESHUTDOWN or shared is None:
-            self._check(-errno.ESHUTDOWN, "stop the vCPUs")
-        if result == -errno.ETIMEDOUT:
-            late = tuple(
-                i
-                for i in range(self.vcpus)
-                if lib.ut_vcpu_state(shared, i) == lib.UT_VCPU_BOUND and not lib.ut_vcpu_stands(shared, i)
-            )
-            self._let_run()
-            raise PauseTimeoutError(f"vCPUs {list(late)} did not stop in time; all run on", late)
-        if result < 0:
-            self._let_run()
-        if result == -errno.ESRCH:
-            gone = [i for i in range(self.vcpus) if lib.ut_vcpu_state(shared, i) == lib.UT_VCPU_GONE]
-            for vcpu in gone:
-                self._bury(vcpu)
-        self._tell_gone()
-        if result != -errno.ESRCH:
-            self._check(result, "stop the vCPUs")
-
-    def _let_run(self) -> None:
-        if self._c is not None:
-            lib.ut_let_run(self._c)
-
-    def _tell_gone(self) -> None:
-        with self._joined:
-            gone, self._gone = tuple(sorted(set(self._gone))), []
-        if gone:
-            self._let_run()
-            raise VcpuGoneError(
-                f"vCPUs {list(gone)} have ended; what they wrote is in the next cycle, and others run on",
-                gone,
-            )
+        self._active()
+        self.gate.pause(timeout)
 
     def resume(self) -> None:
         """Let every vCPU run. Idempotent.
@@ -163,11 +115,8 @@ class Gate:
         Raises:
             CycleError: the lists are full: `exchange()` or `prepare()` comes first.
         """
-        result = lib.ut_resume(self._active())
-        if result != -errno.EBUSY:
-            self._check(result, "resume")
-        else:
-            raise CycleError("the lists are full: exchange() or prepare() comes before resume()")
+        self._active()
+        self.gate.resume()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -53,20 +53,6 @@ def receive(connection: socket.socket, max_fds: int = 0) -> tuple[dict[str, Any]
     return json.loads(data), fds
 
 
-def open_perf(engine: int, tid: int, threshold: bool, wake_bytes: int = lib.UT_NEVER) -> list[int]:
-    """ring: the fds of a vCPU's events, else none.
-
-    Args:
-        threshold: an event that signals the thread at the end of its share is among them.
-        wake_bytes: records of so many bytes wake who polls the first one.
-    """
-    if engine != lib.UT_RING:
-        return []
-    out = ffi.new("int[3]")
-    check_own(lib.ut_ring_open(tid, int(threshold), tid, wake_bytes, out), "open page-fault events")
-    return [int(fd) for fd in out if fd >= 0]
-
-
 def own_uffd(engine: int, ram: GuestRam) -> int:
     """A userfaultfd of this process that traps writes to the RAM."""
     kernel = ffi.new("int *")

@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import mmap
 import re
-import weakref
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from multiprocessing import resource_tracker, shared_memory
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import InvalidInputError, StorageError
+from uffdtrack.memslots import Memslot, Ram, checked_slots
 from uffdtrack.space import PAGE
 
 # MAP_NORESERVE has a name in Python from 3.12 on.
 NORESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-@dataclass(frozen=True, slots=True)
-class Memslot:
-    """A range of guest frame numbers.
-
-    Attributes:
-        gfn: the first one.
-        pages: how many.
-    """
-
-    gfn: int
-    pages: int
-
-
-class _Watcher(Protocol):
-    def host_wrote(self, first: int, pages: int) -> None: ...
 
 
 def parse_size(text: str | int) -> int:
@@ -54,7 +35,7 @@ def parse_size(text: str | int) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-class GuestRam:
+class GuestRam(Ram):
     """Memory of a guest, as one array.
 
     Args:
@@ -111,7 +92,7 @@ class GuestRam:
         memory: Any = self._shm.buf if self._shm else self._map
         self.array: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8, length)
         self.name = self._shm.name if self._shm else ""
-        self._watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+        super().__init__()
 
     @classmethod
     def attach(cls, name: str, slots: Sequence[Memslot] | None = None) -> GuestRam:
@@ -159,14 +140,6 @@ class GuestRam:
         """All pages: shape (pages, 4096); row i is that of `index()` i."""
         return self.array.reshape(-1, PAGE)
 
-    def index(self, gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Rows of `pages()` for guest frame numbers.
-
-        Raises:
-            InvalidInputError: a frame in no memslot.
-        """
-        return index_in(self.slots, gfn)
-
     def host_write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write as the host does (a device, a clock page): the pages go to the trackers' global lists.
 
@@ -199,23 +172,6 @@ class GuestRam:
             self.array[offset : offset + size] = 0
         self._wrote(offset, size)
 
-    def _check(self, offset: int, size: int) -> None:
-        if offset < 0 or offset + size > self.size:
-            raise InvalidInputError(f"bytes {offset} to {offset + size} are not in the RAM")
-
-    def _wrote(self, offset: int, size: int) -> None:
-        first = offset // PAGE
-        for watcher in list(self._watchers):
-            if size:
-                watcher.host_wrote(first, (offset + size - 1) // PAGE - first + 1)
-
-    def watch(self, watcher: _Watcher) -> None:
-        """Tell a tracker of `host_write()`s from now on."""
-        self._watchers.add(watcher)
-
-    def unwatch(self, watcher: _Watcher) -> None:
-        self._watchers.discard(watcher)
-
     def close(self) -> None:
         """Unmap; shared memory that was made here is deleted. Idempotent."""
         del self.array
@@ -234,45 +190,3 @@ class GuestRam:
                 shm.close()
         if shm and self._owner:
             shm.unlink()
-
-    def __enter__(self) -> GuestRam:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:
-    out: list[Memslot] = []
-    for slot in slots:
-        if not isinstance(slot, Memslot):
-            raise InvalidInputError(f"slots are Memslots, not {slot!r}")
-        slot = Memslot(whole("gfn", slot.gfn, -1), whole("pages", slot.pages))
-        if slot.pages <= 0 or slot.gfn < 0 or (out and slot.gfn < out[-1].gfn + out[-1].pages):
-            raise InvalidInputError("memslots have pages, and ascending frame numbers that do not overlap")
-        out.append(slot)
-    if not out:
-        raise InvalidInputError("no memslot")
-    return tuple(out)
-
-
-def index_in(slots: Sequence[Memslot], gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Rows of pages that stand one behind the other, for guest frame numbers.
-
-    Raises:
-        InvalidInputError: a frame in no memslot.
-    """
-    out = np.full(len(gfn), -1, np.int64)
-    first = 0
-    for slot in slots:
-        inside = (gfn >= slot.gfn) & (gfn < slot.gfn + slot.pages)
-        out[inside] = gfn[inside].astype(np.int64) - slot.gfn + first
-        first += slot.pages
-    if len(out) and out.min() < 0:
-        raise InvalidInputError(f"frame {int(gfn[out < 0][0]):#x} is in no memslot")
-    return out

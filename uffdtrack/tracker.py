@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
 from uffdtrack.arguments import whole
+from uffdtrack.attached_ram import ProcessRam
+from uffdtrack.attached_tracker import ProcessTracker
 from uffdtrack.engines import inline, ring, scan, sync
 from uffdtrack.engines.cost import cheapest
 from uffdtrack.errors import InvalidInputError, UnsupportedError
 from uffdtrack.features import Features, probe
-from uffdtrack.lists import UffdTracker
+from uffdtrack.gate import PAUSE_TIMEOUT, Gate
 from uffdtrack.pages import DirtyPages
-from uffdtrack.process import ProcessRam, ProcessTracker
 from uffdtrack.ram import GuestRam
 from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
+from uffdtrack.uffd_tracker import UffdTracker
 
 _MODULES = {"ring": ring, "scan": scan, "sync": sync, "inline": inline}
 ENGINES = {name: module.TRAITS for name, module in _MODULES.items()}
@@ -30,15 +33,26 @@ class Tracker(Protocol):
     A cycle ends with `prepare()`: `fetch()` hands out what was written in it, `rearm()` sets the traps of
     those pages again. `exchange()` is all three. Read a page's content after its rearm: a write between the
     two is in this cycle, a later one in the next.
+
+    vCPUs stand at `gate` from a `pause()`, or a `wait_full()` that has returned True, until `resume()`. One
+    thread controls them.
     """
 
     traits: Traits
+    gate: Gate
 
     def activate(self) -> None: ...
     def prepare(self) -> int: ...
     def fetch(self, max_pages: int | None = None) -> DirtyPages: ...
     def rearm(self, pages: DirtyPages) -> None: ...
     def exchange(self) -> DirtyPages: ...
+    def pending(self) -> int: ...
+    def bind(self, vcpu: int, tid: int) -> None: ...
+    @property
+    def max_dirty_pages(self) -> int | None: ...
+    def pause(self, timeout: float = PAUSE_TIMEOUT) -> None: ...
+    def resume(self) -> None: ...
+    def paused(self) -> AbstractContextManager[None]: ...
     def wait_full(self, timeout: float | None = None) -> bool: ...
     def deactivate(self) -> None: ...
     def close(self) -> None: ...

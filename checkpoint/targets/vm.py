@@ -171,9 +171,8 @@ class VmTarget:
         At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code: what is full is
         harvested first then, and left for the next window.
         """
-        self.vm.close_gate()
-        if isinstance(self.tracker, UffdTracker):
-            self._left.add(resume_full(self.tracker))
+        self.vm.gate.close()
+        self._left.add(leave_own_gate(self.vm, self.tracker))
         self.vm.pause()
 
     def _system_changed(self) -> npt.NDArray[np.uint64]:
@@ -269,6 +268,11 @@ def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
             return pages
         except CycleError:
             pages = np.union1d(pages, tracker.exchange().gfn)
+
+
+def leave_own_gate(vm: Vm, tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
+    """Where a tracker has a gate beside the VM's, have vCPUs leave it; see `resume_full()`."""
+    return np.empty(0, np.uint64) if tracker.gate is vm.gate else resume_full(tracker)
 
 
 def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:

@@ -123,13 +123,14 @@ typedef struct {
 	...;
 } kg_tracker;
 size_t kg_arena_bytes(const kg_vm *vm);
-int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, void *arena, kg_tracker **out);
+int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, int64_t stop_ns, void *arena,
+		    kg_tracker **out);
 void kg_tracker_close(kg_tracker *t);
 void kg_tracker_free(kg_tracker *t);
-int64_t kg_prepare(kg_tracker *t, int64_t stop_ns);
+int64_t kg_prepare(kg_tracker *t);
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first);
 int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n);
-int64_t kg_exchange(kg_tracker *t, int64_t stop_ns);
-int64_t kg_pending(kg_tracker *t, int64_t stop_ns);
+int64_t kg_exchange(kg_tracker *t);
+int64_t kg_pending(kg_tracker *t);
 void kg_mark(kg_tracker *t, uint64_t row, uint64_t n);
 int kg_wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns);

@@ -137,7 +137,8 @@ static int empty_rings(kg_tracker *t)
 	return reset_rings(t);
 }
 
-int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, void *arena, kg_tracker **out)
+int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, int64_t stop_ns, void *arena,
+		    kg_tracker **out)
 {
 	kg_tracker *t = calloc(1, sizeof(*t));
 	int err = 0;
@@ -148,6 +149,7 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 	t->mode = mode;
 	t->entries = ring_entries;
 	t->threshold = threshold;
+	t->stop_ns = stop_ns;
 	madvise(arena, kg_arena_bytes(vm), MADV_HUGEPAGE);
 	carve(t, arena);
 	pthread_mutex_init(&t->lock, NULL);
@@ -332,7 +334,7 @@ static int collect(kg_tracker *t)
 
 /* Have the vCPUs out of KVM_RUN: where the processor logs by itself (PML), it keeps what it has logged until then.
  * KVM_GET_DIRTY_LOG sees to that in the kernel. Returns 1 where the gate is held. */
-static int hold(kg_tracker *t, int64_t stop_ns)
+static int hold(kg_tracker *t)
 {
 	int64_t started = kg_now();
 	int err;
@@ -341,7 +343,7 @@ static int hold(kg_tracker *t, int64_t stop_ns)
 	if (t->mode != KG_RING || (t->sabotage & KG_BREAK_ORDER))
 		return 0;
 	kg_gate_hold(t->vm);
-	err = kg_wait_parked(t->vm, stop_ns);
+	err = kg_wait_parked(t->vm, t->stop_ns);
 	t->stats.stop_ns = kg_now() - started;
 	if (err)
 		kg_gate_release(t->vm);
@@ -379,9 +381,9 @@ static int64_t cut(kg_tracker *t)
 	return log->n;
 }
 
-static int64_t prepare(kg_tracker *t, int64_t stop_ns)
+static int64_t prepare(kg_tracker *t)
 {
-	int held = hold(t, stop_ns);
+	int held = hold(t);
 	int64_t started = kg_now(), n;
 
 	if (held < 0)
@@ -396,13 +398,13 @@ static int64_t prepare(kg_tracker *t, int64_t stop_ns)
 	return n;
 }
 
-int64_t kg_prepare(kg_tracker *t, int64_t stop_ns)
+int64_t kg_prepare(kg_tracker *t)
 {
 	int64_t n;
 
 	if (!enter(t))
 		return -ESHUTDOWN;
-	n = prepare(t, stop_ns);
+	n = prepare(t);
 	leave(t);
 	return n;
 }
@@ -418,9 +420,9 @@ int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first)
 	return part;
 }
 
-static int64_t pending(kg_tracker *t, int64_t stop_ns)
+static int64_t pending(kg_tracker *t)
 {
-	int held = hold(t, stop_ns), err;
+	int held = hold(t), err;
 	int64_t n;
 
 	if (held < 0)
@@ -436,13 +438,13 @@ static int64_t pending(kg_tracker *t, int64_t stop_ns)
 	return n;
 }
 
-int64_t kg_pending(kg_tracker *t, int64_t stop_ns)
+int64_t kg_pending(kg_tracker *t)
 {
 	int64_t n;
 
 	if (!enter(t))
 		return -ESHUTDOWN;
-	n = pending(t, stop_ns);
+	n = pending(t);
 	leave(t);
 	return n;
 }
@@ -553,9 +555,9 @@ int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
 	return err;
 }
 
-static int64_t exchange(kg_tracker *t, int64_t stop_ns)
+static int64_t exchange(kg_tracker *t)
 {
-	int64_t n = prepare(t, stop_ns);
+	int64_t n = prepare(t);
 	int err;
 
 	if (n < 0)
@@ -568,13 +570,13 @@ static int64_t exchange(kg_tracker *t, int64_t stop_ns)
 	return err;
 }
 
-int64_t kg_exchange(kg_tracker *t, int64_t stop_ns)
+int64_t kg_exchange(kg_tracker *t)
 {
 	int64_t n;
 
 	if (!enter(t))
 		return -ESHUTDOWN;
-	n = exchange(t, stop_ns);
+	n = exchange(t);
 	leave(t);
 	return n;
 }

@@ -29,7 +29,7 @@ typedef struct kg_tracker {
 	kg_log log[2];            /* log[open] is being filled, the other one is handed out */
 	_Atomic uint64_t next, rearmed;
 	int32_t reset_due;        /* ring: entries were taken and not reset */
-	int64_t threshold;
+	int64_t threshold, stop_ns; /* stop_ns: how long a vCPU may take to leave KVM_RUN */
 	uint64_t *bits, *listed, *host, *scratch; /* one bit a row */
 	uint64_t hosted;          /* rows in `host` */
 	struct kvm_dirty_gfn *ring[KG_MAX_VCPUS];
@@ -41,16 +41,17 @@ typedef struct kg_tracker {
 /* Functions return >= 0 or -errno; -ESHUTDOWN: it is closed, or being closed. */
 size_t kg_arena_bytes(const kg_vm *vm);
 /* `arena`: zeroed, of that size, and the caller's; it has to outlive the tracker. `ring_entries`: 0: none. */
-int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, void *arena, kg_tracker **out);
+int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, int64_t stop_ns, void *arena,
+		    kg_tracker **out);
 /* Threads that are in a call of it come out first. What it had stays for those who call too late, until: */
 void kg_tracker_close(kg_tracker *t);
 void kg_tracker_free(kg_tracker *t);
 /* The end of the cycle; returns its pages. -EBUSY: the last one is not rearmed. -ETIMEDOUT: see kg_wait_parked. */
-int64_t kg_prepare(kg_tracker *t, int64_t stop_ns);
+int64_t kg_prepare(kg_tracker *t);
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first);
 int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n);
-int64_t kg_exchange(kg_tracker *t, int64_t stop_ns);
-int64_t kg_pending(kg_tracker *t, int64_t stop_ns);
+int64_t kg_exchange(kg_tracker *t);
+int64_t kg_pending(kg_tracker *t);
 /* The host has written these rows. */
 void kg_mark(kg_tracker *t, uint64_t row, uint64_t n);
 /* Of a vCPU's thread: its ring is full. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
 import threading
@@ -62,7 +63,7 @@ def test_a_window_that_fails_loses_nothing(
             else:
 
                 def late() -> None:
-                    made.vm.raise_late()
+                    made.vm.gate.check(-errno.ETIMEDOUT, "stop the vCPUs")
 
                 broken.setattr(made.vm, "pause", late)
                 with pytest.raises(StopTimeoutError):

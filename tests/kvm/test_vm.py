@@ -25,7 +25,7 @@ from kvmglue import (
     wait,
     written,
 )
-from kvmglue.vm import check_ring
+from kvmglue.kvm import check_ring
 from tests.kvm.conftest import DEADLINE, PAGES, Machine
 from uffdtrack import GuestRam, Memslot
 from uffdtrack.errors import (

@@ -361,6 +361,7 @@ void ut_let_run(ut_tracker *t);
 void ut_set_halted(ut_tracker *t, int halted);
 uint32_t ut_gate_full(ut_shared *s);
 int ut_set_threshold(ut_tracker *t, int64_t pages);
+int64_t ut_threshold(const ut_shared *s);
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n);
 #define UT_NEVER ...
 int ut_ring_wait(ut_tracker *t, int64_t timeout_ns);

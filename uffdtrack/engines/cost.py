@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from uffdtrack.engines import inline, ring, scan, sync
-from uffdtrack.lists import UffdTracker
 from uffdtrack.ram import GuestRam
 from uffdtrack.space import PAGE
+from uffdtrack.uffd_tracker import UffdTracker
 
 _TRAITS = {m.TRAITS.name: m.TRAITS for m in (ring, scan, sync, inline)}
 _PAGES = 4096

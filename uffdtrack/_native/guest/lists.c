@@ -184,6 +184,11 @@ void ut_listed(ut_shared *s, int mm)
 	atomic_fetch_sub(&s->busy[mm], 1);
 }
 
+int64_t ut_threshold(const ut_shared *s)
+{
+	return atomic_load(&s->threshold);
+}
+
 int ut_vcpu_of(const ut_shared *s, int pid, int tid)
 {
 	for (int i = 0; i < s->nvcpus; i++)

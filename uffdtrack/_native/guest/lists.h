@@ -113,6 +113,8 @@ void ut_mark(ut_shared *s, uint64_t index);
  * keeps the others out: many may list at once, or one rearms. */
 int ut_try_list(ut_shared *s, int mm);
 void ut_listed(ut_shared *s, int mm);
+/* 0: none. */
+int64_t ut_threshold(const ut_shared *s);
 int ut_vcpu_of(const ut_shared *s, int pid, int tid);
 void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
 int ut_vcpu_state(ut_shared *s, int vcpu);

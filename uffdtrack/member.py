@@ -15,12 +15,13 @@ from uffdtrack.joining import (
     address_of,
     after_fork,
     check_peer,
-    open_perf,
     own_uffd,
     receive,
     send,
 )
-from uffdtrack.ram import GuestRam, Memslot
+from uffdtrack.memslots import Memslot
+from uffdtrack.ram import GuestRam
+from uffdtrack.vcpus import open_perf
 
 
 class Vcpu:
