@@ -1,7 +1,7 @@
 # make demo, make test: each sets up what it needs (.venv, the C core, Debian packages where this is root).
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(shell find uffdtrack/_native kvmglue/_native native_common -name "[!_]*.[ch]" -o -name build.py)
+SOURCES := $(shell find uffdtrack/_native kvmglue/_native benchmarks/ab/_native native_common -name "[!_]*.[ch]" -o -name build.py)
 
 # Hundreds of tests start the command: each would compile all of it anew.
 export PYTHONDONTWRITEBYTECODE =
@@ -59,4 +59,4 @@ bench: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv build out *.egg-info */_native/*.so */_native/_core.c
+	rm -rf .venv build out *.egg-info */_native/*.so */_native/_core.c benchmarks/ab/_native/*.so benchmarks/ab/_native/_core.c

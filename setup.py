@@ -1,3 +1,5 @@
 from setuptools import setup
 
-setup(cffi_modules=["uffdtrack/_native/build.py:ffi", "kvmglue/_native/build.py:ffi"])
+setup(
+    cffi_modules=[f"{package}/_native/build.py:ffi" for package in ("uffdtrack", "kvmglue", "benchmarks/ab")]
+)

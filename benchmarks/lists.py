@@ -9,94 +9,23 @@ in one run. It asserts nothing.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
 import random
 import statistics
-import subprocess
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import uffdtrack._native._core as core
 
+from benchmarks.lists_core import Bench, Pages
+from benchmarks.lists_report import DENSITY, draw, tables
 from uffdtrack import ENGINES, GuestRam, UffdTracker, open_tracker, probe
-from uffdtrack._sys import ffi
 
-HERE = Path(__file__).parent
 ROUNDS = 9
 DIRTY = [1, 10, 100, 300, 1000, 3000, 10000, 30000, 100000]
 SIZES = [64, 256, 1024, 2048, 4096, 8192]
-DENSITY = [1, 2, 4, 8, 16, 64, 512]
-Pages = npt.NDArray[np.uint64]
-
-
-def build(directory: Path) -> Any:
-    out = directory / "lists.so"
-    flags = ["-O2", "-Wall", "-Wextra", "-pthread", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", out, HERE / "lists.c"], check=True)
-    library = ctypes.CDLL(str(out))
-    p, n = ctypes.c_void_p, ctypes.c_uint64
-    for name, result, arguments in (
-        ("now", ctypes.c_int64, []),
-        ("write", ctypes.c_int64, [p, p, n]),
-        ("call", ctypes.c_int64, [p, p]),
-        ("rearm", ctypes.c_int64, [p, p, p, n]),
-        ("uffd", ctypes.c_int, [p, n, ctypes.c_int]),
-        ("protect", ctypes.c_int64, [ctypes.c_int, p, p, n]),
-        ("protect_all", ctypes.c_int64, [ctypes.c_int, p, n]),
-        ("poll", ctypes.c_int, [ctypes.c_int]),
-        ("segv", ctypes.c_int, [p, n]),
-        ("writer", p, [p, n, n]),
-        ("writer_tid", ctypes.c_int, [p]),
-        ("writer_go", None, [p]),
-        ("writer_last", ctypes.c_int64, [p]),
-        ("writer_end", None, [p]),
-        ("lister", p, [p]),
-        ("lister_tid", ctypes.c_int, [p]),
-        ("lister_go", None, [p, p, n]),
-        ("lister_wait", ctypes.c_int64, [p]),
-        ("lister_end", None, [p]),
-    ):
-        function = getattr(library, f"bench_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-class Bench:
-    """One run: C helpers, the core's functions, the rows so far."""
-
-    def __init__(self, directory: Path) -> None:
-        self.c = build(directory)
-        self.core = ctypes.CDLL(core.__file__)
-        self.out = (directory / "lists.jsonl").open("w")
-        self.rows: list[dict[str, Any]] = []
-
-    def row(self, series: str, us: float, **parameters: Any) -> None:
-        self.rows.append({"series": series, "us": round(us, 3), **parameters})
-        self.out.write(json.dumps(self.rows[-1]) + "\n")
-
-    def write(self, ram: GuestRam, pages: Pages) -> float:
-        return float(self.c.bench_write(ram.address, pages.ctypes.data, len(pages))) / 1e3
-
-    def call(self, name: str, tracker: UffdTracker) -> float:
-        """A function of the C core, without Python."""
-        function = ctypes.cast(getattr(self.core, name), ctypes.c_void_p)
-        return float(self.c.bench_call(function, int(ffi.cast("uintptr_t", tracker._c)))) / 1e3
-
-    def rearm(self, tracker: UffdTracker) -> float:
-        """All pages of the ended cycle, in C."""
-        function = ctypes.cast(self.core.ut_rearm, ctypes.c_void_p)
-        log = tracker._c.log[1 - tracker._c.open]
-        gfn = int(ffi.cast("uintptr_t", log.gfn))
-        native = int(ffi.cast("uintptr_t", tracker._c))
-        return float(self.c.bench_rearm(function, native, gfn, log.n)) / 1e3
 
 
 def scattered(rng: random.Random, ram: GuestRam, n: int) -> Pages:
@@ -316,120 +245,6 @@ def stop_one(
         bench.c.bench_writer_end(writer)
 
 
-def grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[float]]:
-    out: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for row in rows:
-        out[tuple(row.get(key) for key in keys)].append(row["us"])
-    return out
-
-
-def spread(values: list[float], scale: float = 1) -> str:
-    low, middle, high = (f(values) * scale for f in (min, statistics.median, max))
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
-
-
-def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
-    by = {name: [row for row in rows if row["series"] == name] for name in {row["series"] for row in rows}}
-    writes = {key[0]: values for key, values in grouped(by["first write"], "way").items()}
-    bare = statistics.median(writes["bare WP_ASYNC"])
-    yield "First write to a page, us: median (min-max)\n\n| way | us | of bare WP_ASYNC |\n|---|---|---|\n"
-    for way, values in writes.items():
-        yield f"| {way} | {spread(values)} | {statistics.median(values) / bare:.2f} |\n"
-    yield "\nFirst write, us a page, by vCPUs that write at once\n\n"
-    per_vcpu = grouped(by["first write, vCPUs"], "engine", "vcpus")
-    counts = sorted({vcpus for _, vcpus in per_vcpu})
-    yield f"| engine | {' | '.join(map(str, counts))} |\n|---{'|---' * len(counts)}|\n"
-    for engine in ENGINES:
-        yield f"| {engine} | {' | '.join(spread(per_vcpu[engine, n]) for n in counts)} |\n"
-    yield "\nHarvest into lists, rearm, and both in one call, us\n\n"
-    yield f"| engine | memory | RAM, MiB | dirty | harvest | rearm | exchange |\n{'|---' * 7}|\n"
-    keys = ("engine", "memory", "ram_mib", "dirty")
-    rearms = grouped([row for row in by["rearm"] if row["pattern"] == "scattered"], *keys)
-    exchanges = grouped(by["exchange"], *keys)
-    for key, values in sorted(grouped(by["harvest"], *keys).items()):
-        cells = [spread(d[key]) if key in d else "" for d in (rearms, exchanges)]
-        yield f"| {' | '.join(map(str, key))} | {spread(values)} | {' | '.join(cells)} |\n"
-    yield "\nWhat Python adds to an exchange, us\n\n| caches | us |\n|---|---|\n"
-    for key, values in sorted(grouped(by["exchange, python"], "caches").items()):
-        yield f"| {key[0]} | {spread(values)} |\n"
-    yield "\nRearm of 3000 pages, us a page, by dirty pages in each 2 MiB\n\n"
-    dense_rows = [row for row in by["rearm"] if row["pattern"] == "dense"]
-    per = defaultdict(list)
-    for row in dense_rows:
-        per[row["engine"], row["density"]].append(row["us"] / row["dirty"])
-    names = ["one ioctl a page", "ring", "inline"]
-    yield f"| pages in 2 MiB | {' | '.join(names)} |\n|---|---|---|---|\n"
-    for density in DENSITY:
-        yield f"| {density} | {' | '.join(spread(per[name, density]) for name in names)} |\n"
-    yield "\nArm, ms\n\n| memory | RAM, MiB | ms |\n|---|---|---|\n"
-    for key, values in sorted(grouped(by["arm"], "memory", "ram_mib").items()):
-        yield f"| {key[0]} | {key[1]} | {spread(values, 1e-3)} |\n"
-    yield "\nForced pause: from the last write to all vCPUs standing, us; pages beyond the threshold\n\n"
-    yield "| engine | vCPUs | threshold | us | beyond, most |\n|---|---|---|---|---|\n"
-    beyond: dict[tuple[Any, ...], int] = {}
-    for row in by["pause latency"]:
-        key = (row["engine"], row["vcpus"], row["dirty"])
-        beyond[key] = max(beyond.get(key, -1 << 40), row["overshoot"])
-    for key, values in sorted(grouped(by["pause latency"], "engine", "vcpus", "dirty").items()):
-        yield f"| {' | '.join(map(str, key))} | {spread(values)} | {beyond[key]} |\n"
-
-
-def plots(rows: list[dict[str, Any]], directory: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    def median(series: str, key: str, **want: Any) -> tuple[list[Any], list[float]]:
-        chosen = [
-            r for r in rows if r["series"] == series and all(r.get(k) == value for k, value in want.items())
-        ]
-        points = grouped(chosen, key)
-        xs = sorted(x for (x,) in points)
-        return xs, [statistics.median(points[x,]) for x in xs]
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8))
-    writes = {key[0]: statistics.median(v) for key, v in grouped(
-        [r for r in rows if r["series"] == "first write"], "way").items()}  # fmt: skip
-    axis = axes[0][0]
-    axis.barh(list(writes), list(writes.values()))
-    axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="us", title="First write to a page")
-    for i, value in enumerate(writes.values()):
-        axis.text(value, i, f" {value:.2g}", va="center")
-    axis.margins(x=0.15)
-    for axis, key, title, want in (
-        (axes[0][1], "ram_mib", "Harvest of 3000 pages against RAM", {"dirty": 3000}),
-        (axes[1][0], "dirty", "Harvest against dirty pages, 8 GiB", {"ram_mib": 8192}),
-    ):
-        for engine in ("scan", "ring", "inline"):
-            for memory, style in (("4 KiB", "o-"), ("huge", "s--")):
-                xs, ys = median("harvest", key, engine=engine, memory=memory, **want)
-                if len(xs) > 1:
-                    axis.plot(xs, ys, style, label=f"{engine}, {memory} pages", markersize=4)
-        axis.set(xscale="log", yscale="log", xlabel="RAM, MiB" if key == "ram_mib" else "dirty pages",
-                 ylabel="us", title=title)  # fmt: skip
-        if axis.lines:
-            axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
-    axis = axes[1][1]
-    for engine in ("one ioctl a page", "ring", "inline"):
-        chosen = [
-            r for r in rows if r["series"] == "rearm" and r["pattern"] == "dense" and r["engine"] == engine
-        ]
-        per = defaultdict(list)
-        for r in chosen:
-            per[r["density"]].append(r["us"] / r["dirty"])
-        axis.plot(list(per), [statistics.median(v) for v in per.values()], "o-", label=engine, markersize=4)
-    axis.set(
-        xscale="log", yscale="log", xlabel="dirty pages in each 2 MiB", ylabel="us a page", title="Rearm"
-    )
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(directory / "lists.png", dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -448,7 +263,7 @@ def main() -> None:
     text = "".join(tables(bench.rows))
     (options.output / "lists.md").write_text(text)
     print(text)
-    plots(bench.rows, options.output)
+    draw(bench.rows, options.output)
 
 
 if __name__ == "__main__":

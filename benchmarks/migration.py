@@ -16,8 +16,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plots import draw_migration
 from checkpoint.migrate import Link, MigrationError, migrate, receive
-from checkpoint.plots import draw_migration
 from kvmglue import Order, Vm, bind_vcpus, open_tracker, post, rings_for
 from uffdtrack import GuestRam
 

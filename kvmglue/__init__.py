@@ -1,8 +1,5 @@
 """KVM guests, and KVM's own dirty trackers behind the interface of uffdtrack."""
 
-from kvmglue.ab import AB_ENGINES, crossover, emulated
-from kvmglue.ab import Plan as AbPlan
-from kvmglue.ab import run as run_ab
 from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
@@ -12,12 +9,10 @@ from kvmglue.vcpu import Vcpu, VcpuExit, VcpuState
 from kvmglue.vm import Vm
 
 __all__ = [
-    "AB_ENGINES",
     "KVM_ENGINES",
     "PROGRAMS",
     "SMALLEST_RING",
     "VM_ENGINES",
-    "AbPlan",
     "Capabilities",
     "Kvm",
     "KvmTracker",
@@ -28,15 +23,12 @@ __all__ = [
     "Vm",
     "bind_vcpus",
     "checked_engine",
-    "crossover",
     "done",
-    "emulated",
     "open_tracker",
     "post",
     "programs",
     "ring_entries",
     "rings_for",
-    "run_ab",
     "stop",
     "take_log",
     "wait",

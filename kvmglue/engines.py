@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmglue import dirty_log, dirty_ring
 from kvmglue.tracker import KvmTracker
 from kvmglue.vm import Vm
-from uffdtrack import ENGINES, Traits, UffdTracker
+from uffdtrack import ENGINES, Tracker, Traits, UffdTracker
 from uffdtrack import open_tracker as open_uffd_tracker
 from uffdtrack.errors import InvalidInputError
 
@@ -67,7 +67,7 @@ def open_tracker(vm: Vm, engine: str, *, max_dirty_pages: int | None = None) -> 
     return tracker
 
 
-def bind_vcpus(tracker: KvmTracker | UffdTracker, vm: Vm) -> None:
+def bind_vcpus(tracker: Tracker, vm: Vm) -> None:
     """Tell an active tracker which threads are the vCPUs."""
     for vcpu in vm.vcpus:
         tracker.bind(vcpu.number, vcpu.tid)

@@ -48,7 +48,7 @@ class Kvm:
             ring = self._has(lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) or self._has(lib.KVM_CAP_DIRTY_LOG_RING)
             self.capabilities = Capabilities(
                 vcpus=min(self._has(lib.KVM_CAP_MAX_VCPUS), lib.KG_MAX_VCPUS),
-                memslots=min(self._has(lib.KVM_CAP_NR_MEMSLOTS) - 1, lib.KG_MAX_SLOTS),
+                memslots=min(self._has(lib.KVM_CAP_NR_MEMSLOTS) - 1, lib.UT_MAX_SLOTS),
                 ring_entries=ring // 16,
                 manual_clear=self._has(lib.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) > 0,
                 xsave_bytes=max(self._has(lib.KVM_CAP_XSAVE2), 4096),

@@ -79,7 +79,7 @@ class Vm:
             check_ring(self.ring_entries, most)
 
     def _open(self, vcpus: int) -> None:
-        slots = ffi.new("kg_slot[]", len(self.ram.slots))
+        slots = ffi.new("ut_slot[]", len(self.ram.slots))
         row = 0
         for native, slot in zip(slots, self.ram.slots, strict=True):
             native.gfn, native.row, native.npages = slot.gfn, row, slot.pages

@@ -123,7 +123,7 @@ class CycleTracker(Gated):
         def array(at: Any, dtype: Any) -> Any:
             return np.frombuffer(arena, dtype, pages, int(ffi.cast("uintptr_t", at)) - base)
 
-        self._logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in self._c.log]
+        self._logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in self._c.cycle.log]
 
     def deactivate(self) -> None:
         """Every page is writable, and every vCPU runs. Idempotent."""
@@ -160,7 +160,7 @@ class CycleTracker(Gated):
         native = self._active()
         if not self._cycle:
             raise CycleError("no cycle has ended yet: prepare() comes first")
-        return 1 - int(native.open)
+        return 1 - int(native.cycle.open)
 
     def prepare(self) -> int:
         """End the cycle, and begin the next one: counters are zero again.
@@ -235,7 +235,7 @@ class CycleTracker(Gated):
     def get_dirty_log(self) -> DirtyLog:
         """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""
         ended = self._ended()
-        gfn = self._logs[ended][0][: int(self._active().log[ended].n)]
+        gfn = self._logs[ended][0][: int(self._active().cycle.log[ended].n)]
         return smaller_log(gfn, self.ram.index(gfn), self.ram.size // PAGE)
 
     def pending(self) -> int:

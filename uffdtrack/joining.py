@@ -12,7 +12,7 @@ import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
-from uffdtrack._sys import check_own, ffi, lib
+from uffdtrack._sys import check_own, lib
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, UffdtrackError
 from uffdtrack.ram import GuestRam
 
@@ -55,8 +55,7 @@ def receive(connection: socket.socket, max_fds: int = 0) -> tuple[dict[str, Any]
 
 def own_uffd(engine: int, ram: GuestRam) -> int:
     """A userfaultfd of this process that traps writes to the RAM."""
-    kernel = ffi.new("int *")
-    uffd = check_own(lib.ut_own_uffd(engine, kernel), "make a userfaultfd")
+    uffd = check_own(lib.ut_own_uffd(engine), "make a userfaultfd")
     try:
         check_own(lib.ut_arm(uffd, ram.address, ram.size), "write-protect the RAM")
     except BaseException:

@@ -81,7 +81,7 @@ class UffdTracker(CycleTracker):
     def _make(self, arena: Any) -> Any:
         slots, row = ffi.new("ut_slot[]", len(self.ram.slots)), 0
         for native, slot in zip(slots, self.ram.slots, strict=True):
-            native.gfn, native.index, native.npages = slot.gfn, row, slot.pages
+            native.gfn, native.row, native.npages = slot.gfn, row, slot.pages
             row += slot.pages
         out = ffi.new("ut_tracker **")
         check_own(lib.ut_tracker_open(self._shared, slots, len(slots), arena, out), "allocate the tracker")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+from importlib.metadata import entry_points
 
 import click
 
 from checkpoint import report
 from checkpoint.cli import (
-    bench,
     checkpoint,
     compact,
     diff,
@@ -27,7 +27,24 @@ from checkpoint.cli.common import say
 from uffdtrack.errors import OutputError, UffdtrackError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Ours, and those that other packages have registered; these are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = {verb.name for verb in entry_points(group="uffdtrack.verbs")}
+        return sorted(found | set(super().list_commands(ctx)))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(ctx, name)
+        if own:
+            return own
+        for verb in entry_points(group="uffdtrack.verbs", name=name):
+            command: click.Command = verb.load()
+            return command
+        return None
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="uffdtrack")
 def cli() -> None:
     """Incremental checkpoints of live processes, on a stock Linux kernel.
@@ -38,7 +55,7 @@ def cli() -> None:
     """
 
 
-for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm, bench):
+for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm):
     cli.add_command(module.command)
 
 

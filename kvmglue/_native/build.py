@@ -5,15 +5,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["dirty.c", "guest.c", "native.c", "state.c", "vm.c"]
+ROOT = HERE.parent.parent
 
 ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "kvmglue._native._core",
-    '#include "dirty.h"',
-    sources=[str((HERE / name).relative_to(HERE.parent.parent)) for name in SOURCES],
-    include_dirs=[str(HERE)],
-    extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    '#include "dirty.h"\n#include "gate.h"',
+    sources=[str(source.relative_to(ROOT)) for source in sorted(HERE.glob("[!_]*.c"))],
+    include_dirs=[str(ROOT / "native_common"), str(HERE)],
+    extra_compile_args=[
+        *("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g"),
+        *("-Wall", "-Wextra", "-Wno-unused-parameter"),
+    ],
     py_limited_api=True,
 )

@@ -1,6 +1,6 @@
 /* What Python sees of this module's C. cffi checks each line against the headers when it builds. */
 #define KG_MAX_VCPUS ...
-#define KG_MAX_SLOTS ...
+#define UT_MAX_SLOTS ...
 #define KG_RAM_AT ...
 #define KG_SYSTEM_AT ...
 #define KG_RUNS ...
@@ -41,23 +41,13 @@ typedef struct {
 } kg_mailbox;
 typedef struct {
 	uint64_t gfn, row, npages;
-} kg_slot;
+} ut_slot;
 typedef struct {
 	int32_t reason, code;
 	uint64_t detail;
 	int64_t took_ns;
 	...;
 } kg_vcpu;
-typedef struct {
-	kg_mailbox mailbox;
-	int64_t took_ns;
-	...;
-} kg_native;
-int kg_native_open(uint8_t *ram, kg_native **out);
-void kg_native_close(kg_native *n);
-int kg_native_tid(kg_native *n);
-void kg_native_post(kg_native *n, uint32_t kind, const uint64_t *list, uint64_t rows, uint32_t value);
-int kg_native_wait(kg_native *n, int64_t timeout_ns);
 typedef struct {
 	int32_t nvcpus;
 	uint64_t rows;
@@ -67,7 +57,7 @@ typedef struct {
 int kg_open(const char *path);
 int kg_create_vm(int kvm);
 int kg_check(int fd, int capability);
-int kg_vm_open(int fd, uint8_t *ram, const kg_slot *slots, int nslots, uint8_t *system, uint64_t system_bytes,
+int kg_vm_open(int fd, uint8_t *ram, const ut_slot *slots, int nslots, uint8_t *system, uint64_t system_bytes,
 	       kg_vm **out);
 void kg_vm_close(kg_vm *vm);
 int kg_enable_ring(kg_vm *vm, uint32_t bytes);
@@ -111,14 +101,19 @@ typedef struct {
 	uint64_t *gfn;
 	int32_t *vcpu;
 	size_t n;
-} kg_log;
+} ut_log;
 typedef struct {
 	uint64_t cycles, pages, duplicates, calls, rearm_calls, rearm_pages, fulls;
 	uint64_t harvest_ns, rearm_ns, stop_ns;
 } kg_stats;
 typedef struct {
-	int32_t open, sabotage;
-	kg_log log[2];
+	ut_log log[2];
+	int32_t open;
+	...;
+} ut_cycle;
+typedef struct {
+	ut_cycle cycle;
+	int32_t sabotage;
 	kg_stats stats;
 	...;
 } kg_tracker;

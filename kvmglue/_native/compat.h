@@ -3,9 +3,6 @@
 #ifndef KG_COMPAT_H
 #define KG_COMPAT_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <linux/kvm.h>
 #include <stdint.h>
 #include <sys/ioctl.h>

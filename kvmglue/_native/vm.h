@@ -4,19 +4,16 @@
 #define KG_VM_H
 #include "compat.h"
 #include "guest.h"
+#include "slots.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
-enum { KG_MAX_VCPUS = 16, KG_MAX_SLOTS = 32 };
+enum { KG_MAX_VCPUS = 16 };
 enum { KG_NEW, KG_RUNS, KG_ENDED };
 /* Why a vCPU has ended, beside KVM's own exit reasons. */
 enum { KG_END_EXIT = 1000, KG_END_ERRNO, KG_END_TOLD };
-
-typedef struct {
-	uint64_t gfn, row, npages;
-} kg_slot;
 
 /* Of one vCPU: entries into KVM_RUN, and how many ended by a kick, a port access, a full dirty ring. */
 typedef struct {
@@ -24,7 +21,31 @@ typedef struct {
 } kg_counts;
 
 struct kg_vm;
-struct kg_tracker;
+
+/* A dirty log, which the threads of vCPUs tell of what it has to know. */
+typedef struct kg_listener {
+	/* A vCPU's dirty ring is full. 0, or -errno: the vCPU cannot go on. */
+	int (*ring_full)(struct kg_listener *l);
+	/* A device has written n rows. */
+	void (*device_wrote)(struct kg_listener *l, uint64_t row, uint64_t n);
+} kg_listener;
+
+/* At which vCPUs stand. It is open when nobody wants it closed. */
+typedef struct {
+	_Atomic uint32_t word;    /* odd: closed; also a futex */
+	int32_t paused, holds;    /* who wants it closed: the user, or a full ring; trackers, for a moment. Under the lock */
+	pthread_mutex_t lock;
+	_Atomic uint32_t changed; /* futex of the vCPUs that sleep: a mailbox, the gate, the end */
+	_Atomic uint32_t event;   /* futex of the host: something to look at */
+	_Atomic uint32_t full;    /* a dirty ring is full, and there is a threshold */
+} kg_gate;
+
+/* What the guest has printed. */
+typedef struct {
+	pthread_mutex_t lock;
+	char *text;
+	size_t bytes, room;
+} kg_serial;
 
 typedef struct {
 	struct kg_vm *vm;
@@ -46,47 +67,24 @@ typedef struct {
 } kg_vcpu;
 
 typedef struct kg_vm {
-	int32_t fd, nvcpus, nslots;
+	int32_t fd, nvcpus;
 	uint8_t *ram, *system;
 	uint64_t rows, system_bytes;
-	kg_slot slots[KG_MAX_SLOTS];
+	ut_slots slots;
 	kg_vcpu vcpu[KG_MAX_VCPUS];
-	_Atomic uint32_t gate;    /* odd: closed; also a futex. It is open when nobody wants it closed: */
-	int32_t paused, holds;    /* the user, or a full ring; trackers, for a moment. Under `gate_lock` */
-	pthread_mutex_t gate_lock;
-	_Atomic uint32_t changed; /* futex of the vCPUs that sleep: a mailbox, the gate, the end */
-	_Atomic uint32_t event;   /* futex of the host: something to look at */
-	_Atomic uint32_t full;    /* a dirty ring is full, and there is a threshold */
+	kg_gate gate;
+	kg_serial serial;
 	_Atomic uint32_t quit;
-	struct kg_tracker *_Atomic tracker;
+	kg_listener *_Atomic listener;
 	uint32_t ring_at[KG_MAX_VCPUS]; /* entries that a tracker has taken since the VM was made */
-	pthread_mutex_t lock;     /* of the serial buffer */
-	char *serial;
-	size_t serial_bytes, serial_room;
 } kg_vm;
-
-/* A guest without KVM: a native thread of this process that does orders by list (KG_WRITE, KG_STORM). */
-typedef struct {
-	kg_mailbox mailbox;
-	uint8_t *ram;
-	pthread_t thread;
-	_Atomic int32_t tid;
-	_Atomic uint32_t changed, quit;
-	int64_t took_ns;
-} kg_native;
-int kg_native_open(uint8_t *ram, kg_native **out);
-void kg_native_close(kg_native *n);
-int kg_native_tid(kg_native *n);
-/* `list` has to last until the order is done. */
-void kg_native_post(kg_native *n, uint32_t kind, const uint64_t *list, uint64_t rows, uint32_t value);
-int kg_native_wait(kg_native *n, int64_t timeout_ns);
 
 /* Functions return >= 0 or -errno. */
 int kg_open(const char *path);
 int kg_create_vm(int kvm);
 int kg_check(int fd, int capability);
 /* `fd`: of the VM, which belongs to it from then on. The memory is the caller's, and has to outlive it. */
-int kg_vm_open(int fd, uint8_t *ram, const kg_slot *slots, int nslots, uint8_t *system, uint64_t system_bytes,
+int kg_vm_open(int fd, uint8_t *ram, const ut_slot *slots, int nslots, uint8_t *system, uint64_t system_bytes,
 	       kg_vm **out);
 void kg_vm_close(kg_vm *vm);
 /* KVM's dirty rings, of `bytes` each; before the first vCPU. */
@@ -98,24 +96,6 @@ int kg_vcpu_state(const kg_vm *vm, int vcpu);
 kg_counts kg_vcpu_counts(const kg_vm *vm, int vcpu);
 int kg_set_slots(kg_vm *vm, uint32_t flags);
 
-void kg_wake(_Atomic uint32_t *word);
-void kg_wait(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns);
-int64_t kg_now(void);
-/* The user's pause, and its end. */
-void kg_gate_close(kg_vm *vm);
-void kg_gate_open(kg_vm *vm);
-/* A tracker's, in the middle of a call. */
-void kg_gate_hold(kg_vm *vm);
-void kg_gate_release(kg_vm *vm);
-int kg_gate_closed(kg_vm *vm);
-int kg_is_full(kg_vm *vm);
-/* Wait until every vCPU is out of KVM_RUN, its last port access completed. */
-int kg_wait_parked(kg_vm *vm, int64_t timeout_ns);
-int kg_stands(kg_vm *vm, int vcpu);
-/* A mailbox was changed. */
-void kg_ring_bell(kg_vm *vm);
-/* Wait for an event after the one that `seen` counts; returns the count. */
-uint32_t kg_wait_event(kg_vm *vm, uint32_t seen, int64_t timeout_ns);
 /* Take what the guest has printed. */
 size_t kg_take_serial(kg_vm *vm, char *to, size_t room);
 

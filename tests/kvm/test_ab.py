@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmglue import AB_ENGINES, AbPlan, crossover, run_ab
-from kvmglue.ab import check_equal
+from benchmarks.ab import AB_ENGINES, Plan, check_equal, crossover, run
 from tests.contract.conftest import missing
 from uffdtrack import probe
 from uffdtrack.errors import InvalidInputError, TrackerError
@@ -75,9 +74,9 @@ def test_a_difference_is_an_error() -> None:
     ],
 )
 def test_plans_that_cannot_be(bad: dict[str, object]) -> None:
-    plan = AbPlan(**{"rams": [16 << 20], "dirties": [100], "limit": 512, **bad})  # type: ignore[arg-type]
+    plan = Plan(**{"rams": [16 << 20], "dirties": [100], "limit": 512, **bad})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError):
-        run_ab(plan, 1, lambda row: None, lambda text: None)
+        run(plan, 1, lambda row: None, lambda text: None)
 
 
 def test_crossover() -> None:

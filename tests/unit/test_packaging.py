@@ -12,7 +12,7 @@ def test_every_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = [
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("uffdtrack", "kvmglue", "checkpoint")
+        for top in ("uffdtrack", "kvmglue", "checkpoint", "benchmarks")
         for path in (ROOT / top).rglob("__init__.py")
     ]
     assert sorted(listed) == sorted(found)

@@ -15,13 +15,17 @@ ffi.set_source(
     "uffdtrack._native._core",
     """
     #include "compare.h"
+    #include "arm.h"
     #include "backing.h"
     #include "descriptors.h"
+    #include "engine.h"
+    #include "gate.h"
     #include "guard.h"
     #include "keep.h"
+    #include "member.h"
     #include "mm.h"
     #include "probe.h"
-    #include "tracker.h"
+    #include "pause.h"
     #include "tree.h"
     """,
     sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("*.c"))],

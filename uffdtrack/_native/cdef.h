@@ -320,7 +320,7 @@ void ut_member_close(int member);
 void ut_member_perf(int member, int vcpu, int perf);
 
 typedef struct {
-	uint64_t gfn, index, npages;
+	uint64_t gfn, row, npages;
 } ut_slot;
 typedef struct {
 	uint64_t cycles, pages, duplicates, scans, lost, audits, overflows, carried, everything;
@@ -334,11 +334,15 @@ typedef struct {
 typedef struct {
 	ut_log log[2];
 	int32_t open;
+	...;
+} ut_cycle;
+typedef struct {
+	ut_cycle cycle;
 	int32_t sabotage;
 	ut_stats stats;
 	...;
 } ut_tracker;
-int ut_own_uffd(int engine, int *kernel);
+int ut_own_uffd(int engine);
 int ut_arm(int uffd, uint64_t base, uint64_t bytes);
 size_t ut_arena_bytes(const ut_shared *s);
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);

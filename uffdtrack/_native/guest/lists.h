@@ -1,13 +1,12 @@
-/* Dirty lists in memory that the tracker and its vCPU processes share, the pause gate, and what a vCPU's
- * own process does at a fault or a signal. */
+/* Dirty lists in memory that a tracker and its vCPU processes share: what is listed, by whom, and how many may be. */
 #ifndef UT_LISTS_H
 #define UT_LISTS_H
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum { UT_RING = 1, UT_SCAN, UT_SYNC, UT_INLINE };
-enum { UT_MAX_VCPUS = 64, UT_MAX_MEMBERS = 16, UT_HOST = -1 };
+enum { UT_RING = 1, UT_SCAN, UT_SYNC, UT_INLINE, UT_ENGINES };
+enum { UT_MAX_VCPUS = 64, UT_HOST = -1 };
 enum { UT_VCPU_FREE, UT_VCPU_BOUND, UT_VCPU_GONE };
 
 /* A ring of page indexes with one reader and one writer; the global list has several writers. */
@@ -33,30 +32,45 @@ typedef struct {
 	ut_list list;
 } ut_vcpu;
 
+/* The pause gate: gate.h. */
+typedef struct {
+	_Alignas(64) _Atomic uint32_t word; /* odd: closed; also a futex */
+	_Atomic uint32_t event;             /* futex: something for the tracker to look at */
+	_Atomic uint32_t full;              /* the threshold was reached */
+	_Atomic uint32_t halted;            /* every thread of the attached process stands */
+} ut_gate;
+
+/* How many pages there are in a cycle, and may be. */
+typedef struct {
+	_Alignas(64) _Atomic int64_t count; /* in the open cycle's lists */
+	_Atomic int64_t threshold;          /* 0: none */
+	_Atomic int64_t budget;             /* ring: faults that no vCPU was granted yet: share.h */
+} ut_limit;
+
+/* sync, inline: a page that has its bit is listed and open, one that has not is protected. Who changes that keeps the
+ * others out: many may list at once, or one rearms. */
+typedef struct {
+	_Alignas(64) _Atomic uint32_t rearming;
+	_Atomic uint32_t busy[UT_MAX_VCPUS + 1]; /* threads between listing a page and opening it, by mm */
+} ut_listing;
+
 typedef struct {
 	uint64_t bytes, npages;
-	uint64_t capacity;         /* of each list; a power of two */
+	uint64_t capacity;          /* of each list; a power of two */
 	int32_t engine, nvcpus;
 	uint64_t lists_at, bits_at; /* offsets in bytes */
 	uint64_t words, stride;     /* 64-bit words of a bitmap; between two words of the same one */
-	_Alignas(64) _Atomic uint32_t gate;  /* odd: closed */
-	_Atomic uint32_t event;              /* futex: something for the tracker to look at */
-	_Atomic uint32_t full;               /* the threshold was reached */
-	_Atomic uint32_t halted;             /* every thread of the attached process stands */
-	_Atomic uint32_t overflow;           /* a page is in the bitmap and in no list */
-	_Alignas(64) _Atomic int64_t count;  /* pages in the open cycle's lists */
-	_Atomic int64_t threshold;           /* 0: none */
-	_Atomic int64_t budget;              /* ring: faults that no vCPU was granted yet */
-	_Alignas(64) _Atomic uint32_t rearming;
-	_Atomic uint32_t busy[UT_MAX_VCPUS + 1]; /* threads between listing a page and opening it, by mm */
+	ut_gate gate;
+	ut_limit limit;
+	ut_listing listing;
+	_Alignas(64) _Atomic uint32_t overflow; /* a page is in the bitmap and in no list */
 	ut_list global;
 	ut_vcpu vcpu[UT_MAX_VCPUS];
 } ut_shared;
 
 /* Functions return >= 0 or -errno. */
 /* `mms`: how many address spaces there can be. One: nobody else maps it, and *fd is -1. */
-int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t capacity, int *fd,
-		     ut_shared **out);
+int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out);
 int ut_shared_map(int fd, ut_shared **out);
 void ut_shared_unmap(ut_shared *s);
 
@@ -109,43 +123,9 @@ void ut_append(ut_shared *s, int vcpu, uint64_t index);
 int64_t ut_take(ut_shared *s, int vcpu);
 /* The host wrote this page. */
 void ut_mark(ut_shared *s, uint64_t index);
-/* sync, inline: a page that has its bit is listed and open, one that has not is protected. Who changes that
- * keeps the others out: many may list at once, or one rearms. */
+/* See ut_listing. 0: pages are being rearmed; 1: list, and then say ut_listed(). */
 int ut_try_list(ut_shared *s, int mm);
 void ut_listed(ut_shared *s, int mm);
 /* 0: none. */
 int64_t ut_threshold(const ut_shared *s);
-int ut_vcpu_of(const ut_shared *s, int pid, int tid);
-void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
-int ut_vcpu_state(ut_shared *s, int vcpu);
-int ut_vcpu_tid(const ut_shared *s, int vcpu);
-/* 1: it is at the gate. */
-int ut_vcpu_stands(ut_shared *s, int vcpu);
-
-void ut_wake(_Atomic uint32_t *word);
-void ut_wait_word(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns);
-void ut_event(ut_shared *s);
-/* Close the gate and call every vCPU to it; returns the word that stands for this pause. */
-uint32_t ut_gate_close(ut_shared *s);
-void ut_gate_open(ut_shared *s);
-/* The threshold is reached: close the gate and tell the tracker; returns the word of the pause. */
-uint32_t ut_gate_full(ut_shared *s);
-/* Call those that do not stand at the gate yet. */
-void ut_gate_call(ut_shared *s);
-/* Signal a vCPU, once until its handler runs: real-time signals queue up. -errno of tgkill(2). */
-int ut_call(ut_vcpu *v);
-/* Make one vCPU stand until `ut_release`, in its own code; 0: it did not come in time, or has ended. */
-int ut_hold(ut_shared *s, int vcpu);
-void ut_release(ut_shared *s, int vcpu);
-/* ring: so many faults more before the next signal; 0: none are left. */
-int64_t ut_grant(ut_shared *s);
-int ut_set_period(ut_vcpu *v, int perf, int64_t period);
-/* Of one that stands until it has a share: faults of its own in our code are to send it no signals for later. */
-#define UT_NO_PERIOD (1ll << 40)
-
-/* What this process knows of a tracker that one of its threads writes for. `lifeline` is a socket that
- * hangs up when the tracker is gone, or -1 in the tracker's own process. */
-int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
-void ut_member_close(int member);
-void ut_member_perf(int member, int vcpu, int perf);
 #endif

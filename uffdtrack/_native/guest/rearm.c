@@ -1,8 +1,13 @@
 /* Setting the traps of many pages at the lowest cost. */
 #include "compat.h"
-#include "tracker.h"
+#include "engine.h"
+#include "harvest.h"
+#include "mm.h"
+#include "radix.h"
+#include "rearm.h"
 
-#include <errno.h>
+#define PART 256 /* pages that are rearmed while no fault is listed */
+#define FEW 48   /* pages that are sorted by insertion */
 
 /* Costs in ns, as `make bench` measures them (docs/performance.md); only their ratios matter.
  *
@@ -19,18 +24,12 @@ enum {
 };
 #define ENTRY_SCAN 2.2
 
+/* -ESRCH: its process has ended, and nobody has these pages. */
 static int protect(const ut_mm *mm, uint64_t first, uint64_t pages)
 {
-	struct uffdio_writeprotect w = {{mm->base + first * UT_PAGE, pages * UT_PAGE},
-					UFFDIO_WRITEPROTECT_MODE_WP};
+	int err = ut_protect(mm->uffd, mm->base + first * UT_PAGE, pages * UT_PAGE, UT_TRAP);
 
-	while (ioctl(mm->uffd, UFFDIO_WRITEPROTECT, &w)) {
-		if (errno == ESRCH) /* its process has ended */
-			return 0;
-		if (errno != EAGAIN)
-			return -errno;
-	}
-	return 0;
+	return err == -ESRCH ? 0 : err;
 }
 
 static size_t run_length(const uint32_t *v, size_t n)
@@ -46,30 +45,24 @@ static size_t run_length(const uint32_t *v, size_t n)
  * through GUP. Its trap is set again, so this cycle is the last that can know of it. */
 static void carry(ut_tracker *t, ut_mm *mm, uint64_t index)
 {
-	pthread_mutex_lock(&t->lock);
+	UT_LOCK(&t->cycle.lock);
 	t->stats.carried++;
 	trap_fired(t->s, mm->index, index);
 	ut_mark(t->s, index);
-	pthread_mutex_unlock(&t->lock);
 }
 
 static int scan_span(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 {
-	uint64_t at = mm->base + v[0] * UT_PAGE, end = mm->base + (v[n - 1] + 1ull) * UT_PAGE;
 	struct ut_page_region found[ROOM];
+	ut_scan scan = {
+		.pagemap = mm->pagemap, .start = mm->base + v[0] * UT_PAGE, .end = mm->base + (v[n - 1] + 1ull) * UT_PAGE,
+		.flags = UT_REARM, UT_SCAN_WRITTEN, .found = found, .room = ROOM,
+		.first_room = n + 2 < ROOM ? n + 2 : ROOM,
+	};
 	size_t k = 0;
+	long got;
 
-	while (at < end) {
-		struct ut_pm_scan_arg a = {
-			.size = sizeof(a), .flags = UT_SCAN_WP_MATCHING | UT_SCAN_CHECK_WPASYNC,
-			.start = at, .end = end, .vec = (uint64_t)found,
-			.vec_len = n - k + 2 < ROOM ? n - k + 2 : ROOM,
-			.category_mask = UT_PAGE_IS_WRITTEN, .return_mask = UT_PAGE_IS_WRITTEN,
-		};
-		long got = ioctl(mm->pagemap, UT_PAGEMAP_SCAN, &a);
-
-		if (got < 0)
-			return errno == ESRCH ? 0 : -errno;
+	while ((got = ut_scan_next(&scan)) > 0)
 		for (long i = 0; i < got; i++)
 			for (uint64_t p = found[i].start; p < found[i].end; p += UT_PAGE) {
 				uint64_t index = (p - mm->base) / UT_PAGE;
@@ -79,11 +72,7 @@ static int scan_span(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 				if (k == n || v[k] != index)
 					carry(t, mm, index);
 			}
-		if (a.walk_end <= at)
-			return -EIO;
-		at = a.walk_end;
-	}
-	return 0;
+	return got == -ESRCH ? 0 : got;
 }
 
 /* Pages whose gaps are short enough to be walked. */
@@ -98,7 +87,7 @@ static size_t group_length(const uint32_t *v, size_t n)
 
 static int rearm_group(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 {
-	int async = t->engine == UT_RING || t->engine == UT_SCAN;
+	int async = t->ops->async;
 	uint64_t span = v[n - 1] - v[0] + 1, runs = 0, by_run, by_span;
 
 	for (size_t i = 0; i < n; i += run_length(v + i, n - i))
@@ -113,27 +102,104 @@ static int rearm_group(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 	 * then is only asked for again. */
 	if (by_span < by_run)
 		return protect(mm, v[0], span);
-	for (size_t i = 0; i < n;) {
-		size_t k = run_length(v + i, n - i);
-		int err = protect(mm, v[i], k);
-
-		if (err)
-			return err;
-		i += k;
+	for (size_t i = 0, k; i < n; i += k) {
+		k = run_length(v + i, n - i);
+		TRY(protect(mm, v[i], k));
 	}
 	return 0;
 }
 
-int ut_rearm_sorted(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
+static int rearm_sorted(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 {
 	t->stats.rearm_pages += n;
-	for (size_t i = 0; i < n;) {
-		size_t k = group_length(v + i, n - i);
-		int err = rearm_group(t, mm, v + i, k);
+	for (size_t i = 0, k; i < n; i += k) {
+		k = group_length(v + i, n - i);
+		TRY(rearm_group(t, mm, v + i, k));
+	}
+	return 0;
+}
 
+/* -- pages of a log ------------------------------------------------------------------------------ */
+
+UT_RADIX(sort_many, uint32_t)
+
+static uint32_t *sort_few(uint32_t *v, size_t n)
+{
+	for (size_t i = 1; i < n; i++) {
+		uint32_t x = v[i];
+		size_t k = i;
+
+		for (; k && v[k - 1] > x; k--)
+			v[k] = v[k - 1];
+		v[k] = x;
+	}
+	return v;
+}
+
+/* Those of n pages whose trap has fired in an address space go to `mine`; returns how many. */
+static size_t take_fired(ut_tracker *t, int mm, const uint32_t *v, size_t n, uint32_t *mine)
+{
+	size_t k = 0;
+
+	UT_LOCK(&t->cycle.lock);
+	for (size_t i = 0; i < n; i++)
+		if (t->s->stride == 1 || bit_clear(t->s, UT_TRAPPED + mm, v[i]))
+			mine[k++] = v[i];
+	return k;
+}
+
+static void unlist(ut_tracker *t, const uint32_t *v, size_t n)
+{
+	UT_LOCK(&t->cycle.lock);
+	for (size_t i = 0; i < n; i++)
+		bit_clear(t->s, UT_LISTED, v[i]);
+}
+
+static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine)
+{
+	/* The bit goes first: a write that comes between it and the trap is listed anew. */
+	unlist(t, v, n);
+	/* A scan has set the trap of what it found. */
+	for (int i = 0; i <= t->s->nvcpus && !t->ops->scans; i++) {
+		size_t k;
+
+		if (!t->mm[i].used)
+			continue;
+		k = take_fired(t, i, v, n, mine);
+		if ((t->sabotage & UT_BREAK_REARM) && k > 8) {
+			k--;
+			t->sabotage &= ~UT_BREAK_REARM;
+		}
+		TRY(rearm_sorted(t, &t->mm[i], mine, k));
+	}
+	return 0;
+}
+
+int ut_rearm_pages(ut_tracker *t, const uint64_t *gfn, size_t n)
+{
+	size_t place = gfn - ut_cycle_ended_log(&t->cycle)->gfn;
+	uint32_t *v = t->scratch.rows + place, *other = t->scratch.rows2 + place, *sorted;
+
+	for (size_t i = 0; i < n; i++) {
+		const ut_slot *slot = ut_slot_of_gfn(&t->slots, gfn[i]);
+
+		if (!slot)
+			return -EINVAL;
+		v[i] = gfn[i] - slot->gfn + slot->row;
+	}
+	sorted = n < FEW ? sort_few(v, n) : sort_many(v, other, n, 64 - __builtin_clzll(t->s->npages));
+	if (sorted != v)
+		other = v;
+	for (size_t done = 0, part; done < n; done += part) {
+		int err;
+
+		/* Faults wait meanwhile, but not for long. */
+		part = t->ops->lists && n - done > PART ? PART : n - done;
+		ut_keep_out(t);
+		err = rearm_part(t, sorted + done, part, other + done);
+		ut_let_in(t);
 		if (err)
 			return err;
-		i += k;
 	}
 	return 0;
 }

@@ -1,24 +1,24 @@
-"""uffdtrack bench ab"""
+"""uffdtrack bench ab. It is found by its entry point (`uffdtrack.verbs` in pyproject.toml)."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.ab import AB_ENGINES, Plan, crossover, emulated, run
+from benchmarks.ab.tables import tables
+from benchmarks.plots import draw_ab, pyplot
 from checkpoint import report
 from checkpoint.cli.common import DIRECTORY, json_option, say
 from checkpoint.files import translate
-from checkpoint.plots import draw_ab, pyplot
-from kvmglue import AB_ENGINES, AbPlan, crossover, emulated, run_ab
 from uffdtrack import parse_size
 from uffdtrack.errors import InvalidInputError
 
-DEFAULT = AbPlan()
+DEFAULT = Plan()
 
 
 @click.group("bench")
@@ -65,7 +65,7 @@ def ab(
     """
     rams, dirties = ram or DEFAULT.rams, dirty or DEFAULT.dirties
     least = min(rams) // 4096
-    plan = AbPlan(
+    plan = Plan(
         engines=engines.split(",") if engines else AB_ENGINES,
         rams=rams,
         dirties=[n for n in dirties if n <= max(rams) // 4096] if dirty is None else dirties,
@@ -85,7 +85,7 @@ def ab(
             report.emit_json(row)
 
     slow, ns = emulated()
-    run_ab(plan, seed, emit, say)
+    run(plan, seed, emit, say)
     if not as_json:
         tables(rows)
         report.emit()
@@ -133,51 +133,3 @@ def keep(rows: list[dict[str, Any]], directory: Path) -> None:
                     say(f"drawn: {directory / path.name}")
     except OSError as error:
         raise translate(error, directory) from error
-
-
-def _spread(rows: Sequence[dict[str, Any]], keys: Iterable[str], digits: int = 0) -> str:
-    values = sorted(sum(row[key] for key in keys) for row in rows)
-    if not values:
-        return "-"
-    middle = values[len(values) // 2]
-    return f"{middle:.{digits}f} ({values[0]:.{digits}f}-{values[-1]:.{digits}f})"
-
-
-def tables(rows: list[dict[str, Any]]) -> None:
-    """Costs by series, in microseconds: median (least-most)."""
-    names = list(dict.fromkeys(row["engine"] for row in rows))
-    for series, key in (("dirty", "dirty"), ("ram", "ram")):
-        own = [row for row in rows if row["series"] == series]
-        fixed = "ram" if key == "dirty" else "dirty"
-        if not own:
-            continue
-        what = f"RAM {own[0]['ram'] >> 20} MiB" if fixed == "ram" else f"{own[0]['dirty']} dirty pages"
-        at = sorted({row[key] for row in own})
-        report.emit(f"\nharvest + rearm, us, by {'dirty pages' if key == 'dirty' else 'RAM, MiB'}; {what}")
-        report.emit_table(
-            ("engine", *(str(n if key == "dirty" else n >> 20) for n in at)),
-            (
-                [name, *(_spread([r for r in own if r["engine"] == name and r[key] == n],
-                                 ("harvest_us", "rearm_us")) for n in at)]
-                for name in names
-            ),
-            left=1,
-        )  # fmt: skip
-    own = [row for row in rows if row["series"] == "ram"]
-    most = max((row["ram"] for row in own), default=0)
-    report.emit(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")
-    report.emit_table(
-        ("engine", "harvest", "rearm", "stop", "arm", "first write", "again", "overshoot", "progress"),
-        (
-            [
-                name,
-                *(_spread([r for r in own if r["engine"] == name and r["ram"] == most], [key], digits)
-                  for key, digits in (("harvest_us", 1), ("rearm_us", 1), ("stop_us", 0), ("arm_us", 0),
-                                      ("write_us", 2), ("again_us", 3))),
-                *(_spread([r for r in rows if r["engine"] == name and r["series"] == series], [key], digits)
-                  for series, key, digits in (("pause", "overshoot", 0), ("progress", "progress", 2))),
-            ]
-            for name in names
-        ),
-        left=1,
-    )  # fmt: skip

@@ -13,26 +13,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kvmglue import guests
-from kvmglue.dirty_ring import ring_entries
-from kvmglue.engines import VM_ENGINES, bind_vcpus
-from kvmglue.engines import open_tracker as open_vm_tracker
-from kvmglue.guests import Order
-from kvmglue.kvm import SMALLEST_RING, Kvm
-from kvmglue.native import NativeGuest
-from kvmglue.vm import Vm
-from uffdtrack import PAGE, GuestRam, open_tracker
+import kvmglue
+from benchmarks.ab.guests import AB_ENGINES, DEADLINE, NATIVE_ENGINES, Point, make_guest
+from kvmglue import SMALLEST_RING, VM_ENGINES, Order, Vm
+from uffdtrack import PAGE, GuestRam
 from uffdtrack.errors import InvalidInputError, TrackerError
 
-NATIVE_ENGINES = ("ring", "inline")
-AB_ENGINES = (*VM_ENGINES, *NATIVE_ENGINES)
 SCHEMA = "uffdtrack/ab/1"
-DEADLINE = 60.0
 SPIN = 100_000
 EMULATED = 20
 """Times slower than natively, from which on a guest's loop counts as emulated."""
@@ -42,123 +33,6 @@ PROGRESS_S = 0.15
 PROGRESS_PAGES = 30
 """That each vCPU writes again and again."""
 CHECKPOINTS_S = 500
-Rows = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What one comparison is of.
-
-    Attributes:
-        series: "dirty" (RAM fixed), "ram" (dirty pages fixed).
-        ram: bytes.
-        dirty: pages in a cycle.
-        vcpus: how many.
-    """
-
-    series: str
-    ram: int
-    dirty: int
-    vcpus: int
-
-
-class _Guest(Protocol):
-    tracker: Any
-
-    def write(self, parts: Sequence[Rows], value: int) -> float:
-        """Have each vCPU write its rows; returns microseconds, of the slowest one."""
-
-    def storm(self, parts: Sequence[Rows]) -> None: ...
-    def written(self) -> int: ...
-    def end_storm(self) -> None: ...
-    def log(self) -> set[int]:
-        """The rows that were written, by the guest's own account."""
-
-
-class _KvmGuest:
-    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
-        most = Kvm()
-        entries = 0
-        if engine == "kvm-ring":
-            entries = most.capabilities.ring_entries
-            if limit:
-                entries = ring_entries(limit, point.vcpus)
-        most.close()
-        room = max(point.dirty, 4096)
-        self.vm = stack.enter_context(Vm(ram, point.vcpus, ring_entries=entries, list_rows=room))
-        self.tracker: Any = open_vm_tracker(self.vm, engine, max_dirty_pages=limit)
-        stack.callback(self.tracker.close)
-        started = time.perf_counter()
-        self.tracker.activate()
-        bind_vcpus(self.tracker, self.vm)
-        self.arm_us = (time.perf_counter() - started) * 1e6
-        self.vm.resume()
-
-    def write(self, parts: Sequence[Rows], value: int) -> float:
-        for vcpu, rows in enumerate(parts):
-            guests.post(self.vm, vcpu, Order("write", rows=rows, value=value))
-        for vcpu in range(len(parts)):
-            if not guests.wait(self.vm, vcpu, DEADLINE):
-                raise TrackerError(f"vCPU {vcpu} did not write its pages within {DEADLINE:.0f} s")
-        return max(vcpu.took_us for vcpu in self.vm.vcpus)
-
-    def storm(self, parts: Sequence[Rows]) -> None:
-        for vcpu, rows in enumerate(parts):
-            guests.post(self.vm, vcpu, Order("storm", rows=rows))
-
-    def written(self) -> int:
-        return sum(guests.written(self.vm, vcpu) for vcpu in range(len(self.vm.vcpus)))
-
-    def end_storm(self) -> None:
-        for vcpu in range(len(self.vm.vcpus)):
-            guests.stop(self.vm, vcpu)
-
-    def log(self) -> set[int]:
-        return {row for i in range(len(self.vm.vcpus)) for row in guests.take_log(self.vm, i).tolist()}
-
-
-class _NativeGuest:
-    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
-        self.threads = [NativeGuest(ram) for _ in range(point.vcpus)]
-        for thread in self.threads:
-            stack.callback(thread.close)
-        self.tracker: Any = open_tracker(ram, engine, vcpus=point.vcpus, max_dirty_pages=limit)
-        stack.callback(self.tracker.close)
-        started = time.perf_counter()
-        self.tracker.activate()
-        for i, thread in enumerate(self.threads):
-            self.tracker.bind(i, thread.tid)
-        self.arm_us = (time.perf_counter() - started) * 1e6
-        self._wrote: list[Rows] = []
-
-    def write(self, parts: Sequence[Rows], value: int) -> float:
-        self._wrote += parts
-        for thread, rows in zip(self.threads, parts, strict=True):
-            thread.post(rows, value)
-        for thread in self.threads:
-            if not thread.wait(DEADLINE):
-                raise TrackerError(f"a thread did not write its pages within {DEADLINE:.0f} s")
-        return max(thread.took_us for thread in self.threads)
-
-    def storm(self, parts: Sequence[Rows]) -> None:
-        for thread, rows in zip(self.threads, parts, strict=True):
-            thread.post(rows, 1, storm=True)
-
-    def written(self) -> int:
-        return sum(thread.written for thread in self.threads)
-
-    def end_storm(self) -> None:
-        for thread in self.threads:
-            thread.stop()
-
-    def log(self) -> set[int]:
-        wrote, self._wrote = self._wrote, []
-        return {row for rows in wrote for row in rows.tolist()}
-
-
-def _guest(stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None = None) -> Any:
-    kind = _NativeGuest if engine in NATIVE_ENGINES else _KvmGuest
-    return kind(stack, ram, engine, point, limit)
 
 
 def measure(
@@ -172,7 +46,7 @@ def measure(
     rows = rng.choice(len(ram.array) // PAGE, point.dirty, replace=False).astype(np.uint64)
     parts = np.array_split(rows, point.vcpus)
     with ExitStack() as stack:
-        guest = _guest(stack, ram, engine, point)
+        guest = make_guest(stack, ram, engine, point)
         for cycle in range(1 - WARM, cycles + 1):
             first = guest.write(parts, cycle + WARM)
             again = guest.write(parts, cycle + 100)
@@ -215,7 +89,7 @@ def forced_pause(ram: GuestRam, engine: str, vcpus: int, limit: int, pauses: int
     point = Point("pause", len(ram.array), 4 * limit, vcpus)
     rows = np.arange(min(point.dirty, len(ram.array) // PAGE), dtype=np.uint64)
     with ExitStack() as stack:
-        guest = _guest(stack, ram, engine, point, limit)
+        guest = make_guest(stack, ram, engine, point, limit)
         guest.tracker.exchange()
         guest.storm(np.array_split(rows, vcpus))
         for i in range(pauses):
@@ -238,7 +112,7 @@ def progress(ram: GuestRam, engine: str, vcpus: int, dirty: int) -> dict[str, An
         point = Point("progress", len(ram.array), dirty, vcpus)
         rows = np.arange(dirty, dtype=np.uint64)
         with ExitStack() as stack:
-            guest = _guest(stack, ram, engine, point)
+            guest = make_guest(stack, ram, engine, point)
             if name is None:
                 guest.tracker.deactivate()
             guest.storm(np.array_split(rows, vcpus))
@@ -266,8 +140,8 @@ def emulated() -> tuple[bool, float]:
         vm.resume()
         took = []
         for _ in range(3):
-            guests.post(vm, 0, Order("spin", n=SPIN))
-            guests.wait(vm, 0, DEADLINE)
+            kvmglue.post(vm, 0, Order("spin", n=SPIN))
+            kvmglue.wait(vm, 0, DEADLINE)
             took.append(vm.vcpus[0].took_us * 1e3 / SPIN)
     return min(took) > EMULATED, min(took)
 

@@ -1,0 +1,140 @@
+"""The guests that write: on KVM, and without it for engines that KVM's writes escape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+import kvmglue
+from benchmarks.ab.native import NativeGuest
+from kvmglue import VM_ENGINES, Kvm, Order, Vm, bind_vcpus, ring_entries
+from uffdtrack import GuestRam, Tracker, open_tracker
+from uffdtrack.errors import TrackerError
+
+NATIVE_ENGINES = ("ring", "inline")
+AB_ENGINES = (*VM_ENGINES, *NATIVE_ENGINES)
+DEADLINE = 60.0
+Rows = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one comparison is of.
+
+    Attributes:
+        series: "dirty" (RAM fixed), "ram" (dirty pages fixed).
+        ram: bytes.
+        dirty: pages in a cycle.
+        vcpus: how many.
+    """
+
+    series: str
+    ram: int
+    dirty: int
+    vcpus: int
+
+
+class Guest(Protocol):
+    tracker: Tracker
+    arm_us: float
+
+    def write(self, parts: Sequence[Rows], value: int) -> float:
+        """Have each vCPU write its rows; returns microseconds, of the slowest one."""
+
+    def storm(self, parts: Sequence[Rows]) -> None: ...
+    def written(self) -> int: ...
+    def end_storm(self) -> None: ...
+    def log(self) -> set[int]:
+        """The rows that were written, by the guest's own account."""
+
+
+class _KvmGuest:
+    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
+        most = Kvm()
+        entries = 0
+        if engine == "kvm-ring":
+            entries = most.capabilities.ring_entries
+            if limit:
+                entries = ring_entries(limit, point.vcpus)
+        most.close()
+        room = max(point.dirty, 4096)
+        self.vm = stack.enter_context(Vm(ram, point.vcpus, ring_entries=entries, list_rows=room))
+        self.tracker: Tracker = kvmglue.open_tracker(self.vm, engine, max_dirty_pages=limit)
+        stack.callback(self.tracker.close)
+        started = time.perf_counter()
+        self.tracker.activate()
+        bind_vcpus(self.tracker, self.vm)
+        self.arm_us = (time.perf_counter() - started) * 1e6
+        self.vm.resume()
+
+    def write(self, parts: Sequence[Rows], value: int) -> float:
+        for vcpu, rows in enumerate(parts):
+            kvmglue.post(self.vm, vcpu, Order("write", rows=rows, value=value))
+        for vcpu in range(len(parts)):
+            if not kvmglue.wait(self.vm, vcpu, DEADLINE):
+                raise TrackerError(f"vCPU {vcpu} did not write its pages within {DEADLINE:.0f} s")
+        return max(vcpu.took_us for vcpu in self.vm.vcpus)
+
+    def storm(self, parts: Sequence[Rows]) -> None:
+        for vcpu, rows in enumerate(parts):
+            kvmglue.post(self.vm, vcpu, Order("storm", rows=rows))
+
+    def written(self) -> int:
+        return sum(kvmglue.written(self.vm, vcpu) for vcpu in range(len(self.vm.vcpus)))
+
+    def end_storm(self) -> None:
+        for vcpu in range(len(self.vm.vcpus)):
+            kvmglue.stop(self.vm, vcpu)
+
+    def log(self) -> set[int]:
+        return {row for i in range(len(self.vm.vcpus)) for row in kvmglue.take_log(self.vm, i).tolist()}
+
+
+class _NativeGuest:
+    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
+        self.threads = [NativeGuest(ram) for _ in range(point.vcpus)]
+        for thread in self.threads:
+            stack.callback(thread.close)
+        self.tracker: Tracker = open_tracker(ram, engine, vcpus=point.vcpus, max_dirty_pages=limit)
+        stack.callback(self.tracker.close)
+        started = time.perf_counter()
+        self.tracker.activate()
+        for i, thread in enumerate(self.threads):
+            self.tracker.bind(i, thread.tid)
+        self.arm_us = (time.perf_counter() - started) * 1e6
+        self._wrote: list[Rows] = []
+
+    def write(self, parts: Sequence[Rows], value: int) -> float:
+        self._wrote += parts
+        for thread, rows in zip(self.threads, parts, strict=True):
+            thread.post(rows, value)
+        for thread in self.threads:
+            if not thread.wait(DEADLINE):
+                raise TrackerError(f"a thread did not write its pages within {DEADLINE:.0f} s")
+        return max(thread.took_us for thread in self.threads)
+
+    def storm(self, parts: Sequence[Rows]) -> None:
+        for thread, rows in zip(self.threads, parts, strict=True):
+            thread.post(rows, 1, storm=True)
+
+    def written(self) -> int:
+        return sum(thread.written for thread in self.threads)
+
+    def end_storm(self) -> None:
+        for thread in self.threads:
+            thread.stop()
+
+    def log(self) -> set[int]:
+        wrote, self._wrote = self._wrote, []
+        return {row for rows in wrote for row in rows.tolist()}
+
+
+def make_guest(stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None = None) -> Guest:
+    kind = _NativeGuest if engine in NATIVE_ENGINES else _KvmGuest
+    return kind(stack, ram, engine, point, limit)

@@ -1,0 +1,134 @@
+/* KVM's dirty rings: a ring of entries for each vCPU, which exits when its own is full. */
+#include "mode.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+static void unmap_rings(kg_tracker *t)
+{
+	for (int i = 0; i < t->vm->nvcpus; i++)
+		if (t->rings.of[i])
+			munmap(t->rings.of[i], t->rings.entries * sizeof(struct kvm_dirty_gfn));
+}
+
+static int map_rings(kg_tracker *t)
+{
+	size_t bytes = t->rings.entries * sizeof(struct kvm_dirty_gfn);
+
+	for (int i = 0; i < t->vm->nvcpus; i++) {
+		void *v = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, t->vm->vcpu[i].fd,
+			       KVM_DIRTY_LOG_PAGE_OFFSET * KG_PAGE);
+
+		if (v == MAP_FAILED)
+			return -errno;
+		t->rings.of[i] = v;
+	}
+	return 0;
+}
+
+static int reset_rings(kg_tracker *t)
+{
+	int64_t left = 0, n;
+
+	if (!t->rings.reset_due)
+		return 0;
+	for (int i = 0; i < t->vm->nvcpus; i++) {
+		uint32_t until = t->rings.taken[i];
+
+		if ((t->sabotage & KG_BREAK_REARM) && until - t->rings.reset[i] > 8)
+			until--; /* its trap stays open until the next reset */
+		left += until - t->rings.reset[i];
+		for (; t->rings.reset[i] != until; t->rings.reset[i]++)
+			__atomic_store_n(&t->rings.of[i][t->rings.reset[i] % t->rings.entries].flags, KVM_DIRTY_GFN_F_RESET,
+					 __ATOMIC_RELEASE);
+	}
+	/* A signal may end it early; a call with nothing to do returns 0. */
+	do {
+		n = ioctl(t->vm->fd, KVM_RESET_DIRTY_RINGS, 0);
+		t->stats.rearm_calls++;
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		left -= n > 0 ? n : 0;
+	} while (left > 0 && n != 0);
+	t->rings.reset_due = 0;
+	t->sabotage &= ~KG_BREAK_REARM;
+	return 0;
+}
+
+static int is_dirty(const struct kvm_dirty_gfn *e)
+{
+	return __atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY;
+}
+
+/* What an earlier tracker has left there goes. Where the kernel will write next it does not say; it has begun at
+ * entry 0, and the VM keeps the count. */
+static int empty_rings(kg_tracker *t)
+{
+	for (int i = 0; i < t->vm->nvcpus; i++) {
+		uint32_t at = t->rings.taken[i];
+
+		while (is_dirty(&t->rings.of[i][at % t->rings.entries]))
+			__atomic_store_n(&t->rings.of[i][at++ % t->rings.entries].flags, KVM_DIRTY_GFN_F_RESET,
+					 __ATOMIC_RELEASE);
+		t->rings.taken[i] = t->rings.reset[i] = at;
+	}
+	t->rings.reset_due = 1;
+	return reset_rings(t);
+}
+
+/* Entries are taken, and stay as they are until the reset: Documentation/virt/kvm/api.rst, 8.29. */
+static int take_ring(kg_tracker *t, int vcpu)
+{
+	struct kvm_dirty_gfn *ring = t->rings.of[vcpu];
+
+	for (;; t->rings.taken[vcpu]++) {
+		struct kvm_dirty_gfn *e = &ring[t->rings.taken[vcpu] % t->rings.entries];
+		const ut_slot *s;
+
+		/* An entry of this round that is taken already is still dirty until it is reset. */
+		if (t->rings.taken[vcpu] - t->rings.reset[vcpu] == t->rings.entries ||
+		    !is_dirty(e))
+			return 0;
+		if (e->slot >= (uint32_t)t->vm->slots.n)
+			return -EIO;
+		s = &t->vm->slots.v[e->slot];
+		if (e->offset >= s->npages)
+			return -EIO;
+		kg_emit(t, s, s->row + e->offset, vcpu);
+		t->rings.reset_due = 1;
+	}
+}
+
+static int harvest_vcpus(kg_tracker *t)
+{
+	for (int i = 0; i < t->vm->nvcpus; i++)
+		TRY(take_ring(t, i));
+	return 0;
+}
+
+static int start(kg_tracker *t)
+{
+	memcpy(t->rings.taken, t->vm->ring_at, sizeof(t->rings.taken));
+	return empty_rings(t);
+}
+
+static void stop(kg_tracker *t)
+{
+	empty_rings(t);
+	memcpy(t->vm->ring_at, t->rings.taken, sizeof(t->rings.taken));
+}
+
+static int rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
+{
+	return reset_rings(t);
+}
+
+const kg_mode_ops kg_mode_ring = {
+	.needs_stop = 1,
+	.prepare = map_rings,
+	.start = start,
+	.stop = stop,
+	.release = unmap_rings,
+	.harvest = harvest_vcpus,
+	.rearm = rearm,
+};

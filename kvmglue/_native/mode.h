@@ -1,0 +1,29 @@
+/* One of KVM's dirty logs as a row of what it does. One file for each kind. */
+#ifndef KG_MODE_H
+#define KG_MODE_H
+#include "dirty.h"
+
+/* NULL: there is nothing to do. All but `stop` are called under the lock, or before anybody else knows the tracker. */
+typedef struct kg_mode_ops {
+	int32_t needs_stop; /* a harvest needs the vCPUs out of KVM_RUN */
+	/* Before KVM logs, and after. */
+	int (*prepare)(kg_tracker *t);
+	int (*start)(kg_tracker *t);
+	/* Every vCPU stands, and KVM logs no more. */
+	void (*stop)(kg_tracker *t);
+	void (*release)(kg_tracker *t);
+	/* What KVM has logged goes to the open log: kg_emit(). */
+	int (*harvest)(kg_tracker *t);
+	/* 1: a harvest would find pages of the last cycle again, until they are rearmed. */
+	int32_t harvest_waits;
+	int (*rearm)(kg_tracker *t, const uint64_t *gfn, size_t n);
+} kg_mode_ops;
+
+extern const kg_mode_ops kg_mode_bitmap, kg_mode_clear, kg_mode_ring;
+
+/* emit.c */
+void kg_emit(kg_tracker *t, const ut_slot *slot, uint64_t row, int vcpu);
+uint64_t kg_words_of(uint64_t rows);
+/* 1: it was set already. */
+int kg_test_and_set(uint64_t *bits, uint64_t i);
+#endif

@@ -1,0 +1,237 @@
+/* The cycle of a dirty tracker: two logs, of which one is filled while the other is handed out and rearmed; and who is
+ * inside of a call of the tracker.
+ *
+ * A core says how its open log is filled, and how traps are set again (ut_cycle_core); in which order that happens is
+ * decided here. A cycle ends only when all pages of the one before are rearmed. */
+#ifndef UT_CYCLE_H
+#define UT_CYCLE_H
+#include "cleanup.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+/* Pages, as guest frame numbers, and the vCPU that wrote each first. */
+typedef struct {
+	uint64_t *gfn;
+	int32_t *vcpu;
+	size_t n;
+} ut_log;
+
+typedef struct {
+	ut_log log[2];
+	_Atomic int32_t open;            /* log[open] is being filled, the other one is handed out */
+	_Atomic uint64_t next;           /* place in the ended log from which on nobody has fetched */
+	_Atomic uint64_t rearmed;        /* pages of the ended log */
+	_Atomic int32_t inside, closing; /* threads in a call of the tracker */
+	pthread_mutex_t lock;            /* of the open log, and of what the core keeps for it */
+} ut_cycle;
+
+/* Functions return >= 0 or -errno. */
+typedef struct {
+	/* Have the vCPUs where all that they have written can be seen, from before the lock is taken until after it: 1;
+	 * 0: there was nothing to do. Both may be NULL. */
+	int (*hold)(void *core);
+	void (*release)(void *core);
+	/* Bring what was written up to now into the open log. Under the lock. */
+	int (*fill)(void *core);
+	/* The log is about to end. Under the lock. */
+	void (*seal)(void *core, ut_log *log);
+	/* The next cycle has begun. Under the lock. */
+	int (*begin)(void *core, const ut_log *ended);
+	/* Set the traps of n pages of the ended log again, and say so by ut_cycle_rearmed(). Not under the lock. */
+	int (*rearm)(void *core, const uint64_t *gfn, size_t n);
+} ut_cycle_core;
+
+#define UT_NOTHING_TO_FETCH UINT64_MAX
+
+static inline void ut_cycle_init(ut_cycle *c)
+{
+	pthread_mutex_init(&c->lock, NULL);
+}
+
+static inline void ut_cycle_free(ut_cycle *c)
+{
+	pthread_mutex_destroy(&c->lock);
+}
+
+/* -- who is inside ------------------------------------------------------------------------------- */
+
+/* NULL: it is closed, or being closed. */
+static inline ut_cycle *ut_cycle_enter(ut_cycle *c)
+{
+	atomic_fetch_add(&c->inside, 1);
+	if (!atomic_load(&c->closing))
+		return c;
+	atomic_fetch_sub(&c->inside, 1);
+	return NULL;
+}
+
+static inline void ut_cycle_leave(ut_cycle **c)
+{
+	if (*c)
+		atomic_fetch_sub(&(*c)->inside, 1);
+}
+
+/* A function that begins with this is a call of the tracker: late callers get -ESHUTDOWN, others are inside until it
+ * returns. */
+#define UT_ENTER(c)                                                                                \
+	__attribute__((cleanup(ut_cycle_leave))) ut_cycle *ut_entered = ut_cycle_enter(c);         \
+                                                                                                   \
+	if (!ut_entered)                                                                           \
+	return -ESHUTDOWN
+
+static inline pthread_mutex_t *ut_lock(pthread_mutex_t *lock)
+{
+	pthread_mutex_lock(lock);
+	return lock;
+}
+
+static inline void ut_unlock(pthread_mutex_t **lock)
+{
+	pthread_mutex_unlock(*lock);
+}
+
+/* Held until the scope ends. */
+#define UT_LOCK(lock) __attribute__((cleanup(ut_unlock), unused)) pthread_mutex_t *ut_locked = ut_lock(lock)
+
+/* Wait until no thread is inside of a call; 0: it is closed already, or another thread is about to. `rouse` wakes those
+ * that sleep inside, which then see `closing`. The memory stays valid until the core frees it. */
+static inline int ut_cycle_close(ut_cycle *c, void (*rouse)(void *core), void *core)
+{
+	struct timespec nap = {0, 100000};
+
+	if (atomic_exchange(&c->closing, 1))
+		return 0;
+	while (atomic_load(&c->inside)) {
+		rouse(core);
+		nanosleep(&nap, NULL);
+	}
+	return 1;
+}
+
+/* -- the two logs -------------------------------------------------------------------------------- */
+
+static inline ut_log *ut_cycle_open_log(ut_cycle *c)
+{
+	return &c->log[atomic_load_explicit(&c->open, memory_order_relaxed)];
+}
+
+static inline ut_log *ut_cycle_ended_log(ut_cycle *c)
+{
+	return &c->log[!atomic_load_explicit(&c->open, memory_order_relaxed)];
+}
+
+static inline int ut_cycle_is_rearmed(ut_cycle *c)
+{
+	return atomic_load(&c->rearmed) >= ut_cycle_ended_log(c)->n;
+}
+
+static inline void ut_cycle_rearmed(ut_cycle *c, size_t n)
+{
+	atomic_fetch_add(&c->rearmed, n);
+}
+
+/* End the cycle. `fetched`: nobody else is to fetch its pages. -EBUSY: the last one is not rearmed. Under the lock. */
+static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *core, int fetched)
+{
+	ut_log *log;
+	int err;
+
+	if (!ut_cycle_is_rearmed(c))
+		return -EBUSY;
+	TRY(ops->fill(core));
+	log = ut_cycle_open_log(c);
+	ops->seal(core, log);
+	/* Fetching takes no lock: it must not see the place of one log and the length of the other. */
+	atomic_store(&c->next, UT_NOTHING_TO_FETCH);
+	atomic_store(&c->open, !c->open);
+	ut_cycle_open_log(c)->n = 0;
+	atomic_store(&c->rearmed, 0);
+	err = ops->begin(core, log);
+	atomic_store(&c->next, fetched && err >= 0 ? log->n : 0);
+	return err < 0 ? err : (int64_t)log->n;
+}
+
+static inline int64_t ut_cycle_end(ut_cycle *c, const ut_cycle_core *ops, void *core, int fetched)
+{
+	int held = ops->hold ? ops->hold(core) : 0;
+	int64_t n;
+
+	TRY(held);
+	{
+		UT_LOCK(&c->lock);
+		n = ut_cycle_cut(c, ops, core, fetched);
+	}
+	if (held)
+		ops->release(core);
+	return n;
+}
+
+static inline int64_t ut_cycle_prepare(ut_cycle *c, const ut_cycle_core *ops, void *core)
+{
+	return ut_cycle_end(c, ops, core, 0);
+}
+
+/* Claim up to `max` pages of the ended log: how many; *first: the place of the first. */
+static inline int64_t ut_cycle_fetch(ut_cycle *c, uint64_t max, uint64_t *first)
+{
+	uint64_t at = atomic_load(&c->next), part;
+
+	do {
+		uint64_t n = ut_cycle_ended_log(c)->n, left = at < n ? n - at : 0;
+
+		part = left < max ? left : max;
+	} while (part && !atomic_compare_exchange_weak(&c->next, &at, at + part));
+	*first = part ? at : 0;
+	return part;
+}
+
+/* -EINVAL: pages that are not of the ended log. */
+static inline int ut_cycle_rearm(ut_cycle *c, const ut_cycle_core *ops, void *core, const uint64_t *gfn, size_t n)
+{
+	const ut_log *log = ut_cycle_ended_log(c);
+	size_t place = gfn - log->gfn;
+
+	if (place > log->n || n > log->n - place)
+		return -EINVAL;
+	return ops->rearm(core, gfn, n);
+}
+
+/* All three in one call. After an error pages can be fetched, and rearmed again. */
+static inline int64_t ut_cycle_exchange(ut_cycle *c, const ut_cycle_core *ops, void *core)
+{
+	int64_t n = ut_cycle_end(c, ops, core, 1);
+	int err;
+
+	if (n < 0)
+		return n;
+	err = ops->rearm(core, ut_cycle_ended_log(c)->gfn, n);
+	if (!err)
+		return n;
+	atomic_store(&c->next, 0);
+	return err;
+}
+
+/* Pages of the open cycle by now. */
+static inline int64_t ut_cycle_pending(ut_cycle *c, const ut_cycle_core *ops, void *core)
+{
+	int held = ops->hold ? ops->hold(core) : 0;
+	int64_t n;
+
+	TRY(held);
+	{
+		UT_LOCK(&c->lock);
+		n = ops->fill(core);
+		if (!n)
+			n = ut_cycle_open_log(c)->n;
+	}
+	if (held)
+		ops->release(core);
+	return n;
+}
+
+#endif

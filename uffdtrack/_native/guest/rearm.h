@@ -1,0 +1,7 @@
+#ifndef UT_REARM_H
+#define UT_REARM_H
+#include "tracker.h"
+
+/* Set the traps of n pages of the ended log again, in every address space, at the lowest cost. */
+int ut_rearm_pages(ut_tracker *t, const uint64_t *gfn, size_t n);
+#endif
