@@ -8,6 +8,7 @@ from typing import Any
 
 from uffdtrack._sys import check, check_own, ffi, lib
 from uffdtrack.attached_ram import ProcessRam
+from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
 from uffdtrack.ptrace_gate import PtraceGate
 from uffdtrack.tracee import task_directory
@@ -58,19 +59,16 @@ class ProcessTracker(UffdTracker):
 
     def _uffd(self) -> int:
         """One of the process's memory, with what the engine needs."""
-        pid, sync = self.ram.pid, self._engine == lib.UT_SYNC
-        uffd = lib.ut_attach_uffd(pid, int(not sync))
-        if sync and uffd == -errno.EPERM:
+        pid, name = self.ram.pid, self.traits.name
+        waits = TABLE[name].waits
+        uffd = lib.ut_attach_uffd(pid, int(not waits))
+        if waits and uffd == -errno.EPERM:
             raise PermissionDeniedError(
-                f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
+                f"process {pid} may not have the kernel's own faults answered, which engine {name} needs: "
                 "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
             )
         check(uffd, "make a userfaultfd in the name", pid)
-        features = lib.UFFD_FEATURE_WP_UNPOPULATED | lib.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-        if sync:
-            features |= lib.UFFD_FEATURE_PAGEFAULT_FLAG_WP | lib.UFFD_FEATURE_THREAD_ID
-        else:
-            features |= lib.UFFD_FEATURE_WP_ASYNC
+        features = lib.ut_engine_features(self._engine)
         try:
             check(lib.ut_uffd_api(uffd, features, ffi.NULL), "set the userfaultfd up", pid)
         except BaseException:

@@ -9,8 +9,8 @@ from typing import Protocol
 from uffdtrack.arguments import whole
 from uffdtrack.attached_ram import ProcessRam
 from uffdtrack.attached_tracker import ProcessTracker
-from uffdtrack.engines import inline, ring, scan, sync
 from uffdtrack.engines.cost import cheapest
+from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError, UnsupportedError
 from uffdtrack.features import Features, probe
 from uffdtrack.gate import PAUSE_TIMEOUT, Gate
@@ -20,10 +20,9 @@ from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
 from uffdtrack.uffd_tracker import UffdTracker
 
-_MODULES = {"ring": ring, "scan": scan, "sync": sync, "inline": inline}
-ENGINES = {name: module.TRAITS for name, module in _MODULES.items()}
+ENGINES = {name: engine.traits for name, engine in TABLE.items()}
 """What each engine promises, by name."""
-PROCESS_ENGINES = ("ring", "scan", "sync")
+PROCESS_ENGINES = tuple(name for name, engine in TABLE.items() if engine.attached)
 """Those for processes that are attached to; `inline` runs in the writer's own program."""
 
 
@@ -88,7 +87,7 @@ def choose_engine(
         raise InvalidInputError(f"no engine {name!r}; there are auto, {', '.join(ENGINES)}")
     out: dict[str, str] = {}
     for engine in ENGINES if name == "auto" else [name]:
-        traits, lacking = ENGINES[engine], _MODULES[engine].lacks(features)
+        traits, lacking = ENGINES[engine], TABLE[engine].lacks(features)
         if attached and engine not in PROCESS_ENGINES:
             out[engine] = "it runs in the writer's own program, so not in a process that was attached to"
         elif max_dirty_pages and traits.forced_pause == "none":
@@ -137,14 +136,13 @@ def choose_for_process(name: str, features: Features, max_dirty: int | None = No
             "engine scan learns of writes only when it looks, so it has no limit to keep (--max-dirty): "
             "use --engine ring or sync"
         )
-    lacking: str | None = _MODULES[name].lacks(features)
+    lacking = TABLE[name].lacks(features)
     events = {"EVENT_REMOVE", "EVENT_UNMAP", "EVENT_REMAP"} - features.uffd_features
     if name != "scan" and not lacking and events:
         lacking = f"userfaultfd {', '.join(sorted(events))}"
     if lacking:
         raise UnsupportedError(f"engine {name} needs {lacking}; see uffdtrack doctor")
-    traits: Traits = ENGINES[name]
-    return traits
+    return ENGINES[name]
 
 
 def open_tracker(

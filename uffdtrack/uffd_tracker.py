@@ -12,6 +12,7 @@ from typing import Any
 from uffdtrack import joining
 from uffdtrack._sys import check_own, ffi, lib
 from uffdtrack.cycles import Core, CycleTracker
+from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.gate import Gate
 from uffdtrack.pages import Stats
@@ -22,7 +23,6 @@ from uffdtrack.vcpus import Vcpus, open_perf
 
 LIST_CAPACITY = 1 << 16
 """Pages in each list, where no threshold says how many there can be."""
-_ENGINES = {"ring": lib.UT_RING, "scan": lib.UT_SCAN, "sync": lib.UT_SYNC, "inline": lib.UT_INLINE}
 
 
 class UffdTracker(CycleTracker):
@@ -51,7 +51,7 @@ class UffdTracker(CycleTracker):
         super().__init__(ram, traits, vcpus, max_dirty_pages)
         self.reason = reason
         self.gate: Gate = SignalGate(self._vcpus)
-        self._engine = _ENGINES[traits.name]
+        self._engine = TABLE[traits.name].number
         self._shared: Any = None
         self._shared_fd = -1
         self._member = -1

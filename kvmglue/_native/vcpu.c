@@ -81,6 +81,7 @@ static int port(kg_vcpu *v)
 	uint8_t *data = (uint8_t *)run + run->io.data_offset;
 	size_t bytes = (size_t)run->io.size * run->io.count;
 	uint32_t value = 0;
+	int64_t now;
 
 	v->pending = 1;
 	atomic_fetch_add(&v->ports, 1);
@@ -98,7 +99,9 @@ static int port(kg_vcpu *v)
 		atomic_store(&v->idle, 1);
 		return 1;
 	case KG_PORT_DONE:
-		v->took_ns = ut_now_ns() - v->began_ns;
+		now = ut_now_ns();
+		v->took_ns = now - v->began_ns;
+		v->began_ns = now; /* the next one may be posted before this vCPU has slept */
 		kg_tell(&v->vm->gate.event);
 		return 1;
 	case KG_PORT_FILL:
@@ -169,8 +172,11 @@ static int stand(kg_vcpu *v)
 		word = atomic_load(&vm->gate.word);
 		if (atomic_load(&vm->quit))
 			return end(v, KG_END_TOLD, 0, 0);
-		if (!(word & 1) && !atomic_load(&v->idle))
+		if (!(word & 1) && !atomic_load(&v->idle)) {
+			if (!v->began_ns)
+				v->began_ns = ut_now_ns();
 			return 1;
+		}
 		if (!settle(v))
 			return 0;
 		if (word & 1) {

@@ -274,3 +274,16 @@ def test_state_of_one_that_runs_is_refused(machine: Make) -> None:
     post(made.vm, 0, Order("spin", n=1 << 60))
     with pytest.raises(InvalidInputError, match="pause"):
         made.vm.vcpus[0].state()
+
+
+def test_how_long_an_order_took(machine: Callable[..., Machine]) -> None:
+    """Also of one that was there before the vCPU first looked, and of the next one that comes at once."""
+    made = machine("kvm-bitmap")
+    began = time.perf_counter()
+    post(made.vm, 0, Order("spin", n=1000))
+    made.vm.resume()
+    for _ in range(20):
+        assert wait(made.vm, 0, DEADLINE)
+        assert 0 < made.vm.vcpus[0].took_us <= (time.perf_counter() - began + 1) * 1e6
+        post(made.vm, 0, Order("spin", n=1000))
+    assert wait(made.vm, 0, DEADLINE)

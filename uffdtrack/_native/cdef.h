@@ -343,6 +343,7 @@ typedef struct {
 	...;
 } ut_tracker;
 int ut_own_uffd(int engine);
+uint64_t ut_engine_features(int engine);
 int ut_arm(int uffd, uint64_t base, uint64_t bytes);
 size_t ut_arena_bytes(const ut_shared *s);
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);

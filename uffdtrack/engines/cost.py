@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
-from uffdtrack.engines import inline, ring, scan, sync
+from uffdtrack.engines.table import TABLE
 from uffdtrack.ram import GuestRam
 from uffdtrack.space import PAGE
 from uffdtrack.uffd_tracker import UffdTracker
 
-_TRAITS = {m.TRAITS.name: m.TRAITS for m in (ring, scan, sync, inline)}
 _PAGES = 4096
 _DIRTY = 256
 _ROUNDS = 3
@@ -44,7 +43,7 @@ def measure(engine: str) -> Cost:
     write, full, idle = [], [], []
     with GuestRam(_PAGES * PAGE, shared=False) as ram:
         ram.array[::PAGE] = 1
-        with UffdTracker(ram, _TRAITS[engine], 1, None, "") as tracker, tracker.vcpu(0):
+        with UffdTracker(ram, TABLE[engine].traits, 1, None, "") as tracker, tracker.vcpu(0):
             step = ram.size // _DIRTY
             for _ in range(_ROUNDS):
                 started = time.perf_counter()
@@ -56,7 +55,7 @@ def measure(engine: str) -> Cost:
                 idle.append(time.perf_counter() - exchanged)
                 full.append(exchanged - written)
                 write.append(written - started)
-    size = min(idle) if _TRAITS[engine].cost == "O(size)" else 0.0
+    size = min(idle) if TABLE[engine].traits.cost == "O(size)" else 0.0
     page = max(min(full) - size, 0.0)
     return Cost(min(write) * 1e6 / _DIRTY, page * 1e6 / _DIRTY, size * 1e6 / _PAGES)
 

@@ -1,5 +1,7 @@
 """WP_ASYNC + perf: the kernel clears a trap by itself and appends the fault to the vCPU's perf ring."""
 
+from uffdtrack._sys import lib
+from uffdtrack.engines.row import Engine
 from uffdtrack.features import Features
 from uffdtrack.traits import Traits
 
@@ -25,3 +27,6 @@ def lacks(features: Features) -> str | None:
             "or /proc/sys/kernel/perf_event_paranoid at 1 or lower"
         )
     return None
+
+
+ENGINE = Engine(TRAITS, lib.UT_RING, lacks)

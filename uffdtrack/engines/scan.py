@@ -1,5 +1,7 @@
 """WP_ASYNC + PAGEMAP_SCAN: the kernel clears a trap by itself, a scan finds and rearms what it cleared."""
 
+from uffdtrack._sys import lib
+from uffdtrack.engines.row import Engine
 from uffdtrack.features import Features
 from uffdtrack.traits import Traits
 
@@ -20,3 +22,6 @@ def lacks(features: Features) -> str | None:
     if not features.scan:
         return "userfaultfd WP_ASYNC and PAGEMAP_SCAN (Linux 6.7)"
     return None
+
+
+ENGINE = Engine(TRAITS, lib.UT_SCAN, lacks)

@@ -1,5 +1,7 @@
 """Write-protect faults to a handler thread of each address space: it lists the page and lets the write go."""
 
+from uffdtrack._sys import lib
+from uffdtrack.engines.row import Engine
 from uffdtrack.features import Features
 from uffdtrack.traits import Traits
 
@@ -27,3 +29,6 @@ def lacks(features: Features) -> str | None:
             "/proc/sys/vm/unprivileged_userfaultfd at 1"
         )
     return None
+
+
+ENGINE = Engine(TRAITS, lib.UT_SYNC, lacks, waits=True)

@@ -31,6 +31,8 @@ extern const ut_engine_ops ut_engine_ring, ut_engine_scan, ut_engine_sync, ut_en
 
 /* engines.c: the table of them. */
 const ut_engine_ops *ut_engine(int engine);
+/* What its userfaultfd has to have agreed on. */
+uint64_t ut_engine_features(int engine);
 /* A userfaultfd of this process with what the engine needs; it takes the kernel's own faults where that is allowed. */
 int ut_own_uffd(int engine);
 /* See member.h. */

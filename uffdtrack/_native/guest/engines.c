@@ -13,9 +13,14 @@ const ut_engine_ops *ut_engine(int engine)
 	return table[engine];
 }
 
+uint64_t ut_engine_features(int engine)
+{
+	return UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | ut_engine(engine)->features;
+}
+
 int ut_own_uffd(int engine)
 {
-	uint64_t features = UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | ut_engine(engine)->features;
+	uint64_t features = ut_engine_features(engine);
 	int fd = ut_uffd_make(0, features, NULL);
 
 	return fd == -EPERM ? ut_uffd_make(1, features, NULL) : fd;
