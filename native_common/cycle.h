@@ -58,6 +58,32 @@ static inline void ut_cycle_free(ut_cycle *c)
 	pthread_mutex_destroy(&c->lock);
 }
 
+/* -- memory -------------------------------------------------------------------------------------- */
+
+/* Arrays stand one behind the other in an arena, each on pages of its own, which become real when they are used. */
+static inline size_t ut_arena_room(size_t n, size_t size)
+{
+	return (n * size + 4095) & ~4095ul;
+}
+
+/* The beginning is made real here, not in one of the first cycles: clearing a huge page takes half a millisecond. */
+#define UT_CARVE(at, what, n, size) ((what) = (void *)(at), *(volatile char *)(at) = 0, (at) += ut_arena_room(n, size))
+
+/* Bytes of two logs of so many pages. */
+static inline size_t ut_cycle_bytes(size_t pages)
+{
+	return 2 * (ut_arena_room(pages, 8) + ut_arena_room(pages, 4));
+}
+
+static inline char *ut_cycle_carve(ut_cycle *c, char *at, size_t pages)
+{
+	for (int i = 0; i < 2; i++) {
+		UT_CARVE(at, c->log[i].gfn, pages, 8);
+		UT_CARVE(at, c->log[i].vcpu, pages, 4);
+	}
+	return at;
+}
+
 /* -- who is inside ------------------------------------------------------------------------------- */
 
 /* NULL: it is closed, or being closed. */
@@ -82,7 +108,7 @@ static inline void ut_cycle_leave(ut_cycle **c)
 	__attribute__((cleanup(ut_cycle_leave))) ut_cycle *ut_entered = ut_cycle_enter(c);         \
                                                                                                    \
 	if (!ut_entered)                                                                           \
-	return -ESHUTDOWN
+		return -ESHUTDOWN
 
 static inline pthread_mutex_t *ut_lock(pthread_mutex_t *lock)
 {

@@ -7,11 +7,6 @@
 
 #define CLOSE_NS 5000000000ll
 
-static size_t room(size_t n, size_t size)
-{
-	return (n * size + 4095) & ~4095ul;
-}
-
 static const kg_mode_ops *mode_ops(int mode)
 {
 	static const kg_mode_ops *const table[KG_MODES] = {
@@ -208,32 +203,28 @@ static int ring_full(kg_listener *l)
 
 /* -- open and close ------------------------------------------------------------------------------ */
 
-/* All that a cycle needs, in one piece; pages of it become real when they are used. A slot's bitmap begins at a word
- * of its own, hence the slots. */
+/* A slot's bitmap begins at a word of its own, hence the slots. */
+static size_t words_of(const kg_vm *vm)
+{
+	return kg_words_of(vm->rows) + UT_MAX_SLOTS;
+}
+
+/* All that a cycle needs, in one piece. */
 size_t kg_arena_bytes(const kg_vm *vm)
 {
-	return 2 * (room(vm->rows, 8) + room(vm->rows, 4)) + 4 * room(kg_words_of(vm->rows) + UT_MAX_SLOTS, 8);
+	return ut_cycle_bytes(vm->rows) + 4 * ut_arena_room(words_of(vm), 8);
 }
 
 static void carve(kg_tracker *t, char *at)
 {
-	size_t rows = t->vm->rows, words = room(kg_words_of(rows) + UT_MAX_SLOTS, 8);
+	size_t words = words_of(t->vm);
 
-	for (int i = 0; i < 2; i++) {
-		t->cycle.log[i].gfn = (void *)at;
-		at += room(rows, 8);
-		t->cycle.log[i].vcpu = (void *)at;
-		at += room(rows, 4);
-	}
-	for (int i = 0; i < 4; i++, at += words) {
-		*(uint64_t **[]){&t->bits.read, &t->bits.listed, &t->bits.host, &t->bits.scratch}[i] = (void *)at;
-		memset(at, 0, words);
-	}
-	/* Made real here, not in one of the first cycles. */
-	for (int i = 0; i < 2; i++) {
-		*(volatile uint64_t *)t->cycle.log[i].gfn = 0;
-		*(volatile int32_t *)t->cycle.log[i].vcpu = 0;
-	}
+	at = ut_cycle_carve(&t->cycle, at, t->vm->rows);
+	UT_CARVE(at, t->bits.read, words, 8);
+	UT_CARVE(at, t->bits.listed, words, 8);
+	UT_CARVE(at, t->bits.host, words, 8);
+	UT_CARVE(at, t->bits.scratch, words, 8);
+	memset(t->bits.read, 0, 4 * ut_arena_room(words, 8)); /* each cycle goes over all of them: real from the first on */
 }
 
 /* Have KVM log. The vCPUs stand: a ring that fills before the tracker is known would end its vCPU. */

@@ -1,7 +1,7 @@
 """WP_ASYNC + perf: the kernel clears a trap by itself and appends the fault to the vCPU's perf ring."""
 
 from uffdtrack._sys import lib
-from uffdtrack.engines.row import Engine
+from uffdtrack.engines.row import Engine, lacks_wp_async
 from uffdtrack.features import Features
 from uffdtrack.traits import Traits
 
@@ -19,14 +19,12 @@ TRAITS = Traits(
 
 def lacks(features: Features) -> str | None:
     """What of this host's keeps the engine from working, or None."""
-    if not features.scan:
-        return "userfaultfd WP_ASYNC and PAGEMAP_SCAN (Linux 6.7)"
-    if features.perf_faults:
+    if features.scan and features.perf_faults:
         return (
             f"page-fault samples of the kernel's own faults ({features.perf_faults}): it needs CAP_PERFMON, "
             "or /proc/sys/kernel/perf_event_paranoid at 1 or lower"
         )
-    return None
+    return lacks_wp_async(features)
 
 
 ENGINE = Engine(TRAITS, lib.UT_RING, lacks)

@@ -24,3 +24,15 @@ class Engine:
     lacks: Callable[[Features], str | None]
     attached: bool = True
     waits: bool = False
+
+
+def lacks_wp_messages(features: Features, extra: str) -> str | None:
+    """What keeps an engine from learning of writes before they go on; `extra`: how it learns."""
+    needs = ("PAGEFAULT_FLAG_WP", "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED", extra)
+    missing = [name for name in needs if name not in features.uffd_features]
+    return f"userfaultfd {', '.join(missing)} (Linux 6.4)" if missing else None
+
+
+def lacks_wp_async(features: Features) -> str | None:
+    """What keeps an engine from having the kernel let writes go on by itself."""
+    return None if features.scan else "userfaultfd WP_ASYNC and PAGEMAP_SCAN (Linux 6.7)"

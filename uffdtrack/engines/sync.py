@@ -1,7 +1,7 @@
 """Write-protect faults to a handler thread of each address space: it lists the page and lets the write go."""
 
 from uffdtrack._sys import lib
-from uffdtrack.engines.row import Engine
+from uffdtrack.engines.row import Engine, lacks_wp_messages
 from uffdtrack.features import Features
 from uffdtrack.traits import Traits
 
@@ -15,20 +15,17 @@ TRAITS = Traits(
     exact=True,
     cost="O(dirty)",
 )
-NEEDS = ("PAGEFAULT_FLAG_WP", "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED", "THREAD_ID")
 
 
 def lacks(features: Features) -> str | None:
     """What of this host's keeps the engine from working, or None."""
-    missing = [name for name in NEEDS if name not in features.uffd_features]
-    if missing:
-        return f"userfaultfd {', '.join(missing)} (Linux 6.4)"
-    if features.uffd_full:
+    missing = lacks_wp_messages(features, "THREAD_ID")
+    if not missing and features.uffd_full:
         return (
             "userfaultfd for the kernel's own faults: it needs CAP_SYS_PTRACE, or "
             "/proc/sys/vm/unprivileged_userfaultfd at 1"
         )
-    return None
+    return missing
 
 
 ENGINE = Engine(TRAITS, lib.UT_SYNC, lacks, waits=True)

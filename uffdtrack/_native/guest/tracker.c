@@ -12,35 +12,24 @@
 
 /* -- open and close ------------------------------------------------------------------------------ */
 
-static size_t room(size_t n, size_t size)
-{
-	return (n * size + 4095) & ~4095ul;
-}
-
-/* All that a cycle needs, in one piece; pages of it become real when they are used. The logs' length is the
- * RAM's: no cycle is too large. */
+/* All that a cycle needs, in one piece. The logs' length is the RAM's: no cycle is too large. */
 size_t ut_arena_bytes(const ut_shared *s)
 {
 	size_t n = s->npages + SPARE;
 
-	return 2 * room(n, 8) + 4 * room(n, 4) + room(s->words, 8) + room(UT_SCAN_ROOM, sizeof(struct ut_page_region));
+	return ut_cycle_bytes(n) + 2 * ut_arena_room(n, 4) + ut_arena_room(s->words, 8) +
+	       ut_arena_room(UT_SCAN_ROOM, sizeof(struct ut_page_region));
 }
 
 static void carve(ut_tracker *t, char *at)
 {
 	size_t n = t->s->npages + SPARE;
 
-/* Each beginning is made real here, not in one of the first cycles: clearing a huge page takes half a millisecond. */
-#define CARVE(what, n, size) ((what) = (void *)at, *(volatile char *)at = 0, at += room(n, size))
-	for (int i = 0; i < 2; i++) {
-		CARVE(t->cycle.log[i].gfn, n, 8);
-		CARVE(t->cycle.log[i].vcpu, n, 4);
-	}
-	CARVE(t->scratch.rows, n, 4);
-	CARVE(t->scratch.rows2, n, 4);
-	CARVE(t->scratch.seen, t->s->words, 8);
-	CARVE(t->scratch.vec, UT_SCAN_ROOM, sizeof(*t->scratch.vec));
-#undef CARVE
+	at = ut_cycle_carve(&t->cycle, at, n);
+	UT_CARVE(at, t->scratch.rows, n, 4);
+	UT_CARVE(at, t->scratch.rows2, n, 4);
+	UT_CARVE(at, t->scratch.seen, t->s->words, 8);
+	UT_CARVE(at, t->scratch.vec, UT_SCAN_ROOM, sizeof(*t->scratch.vec));
 }
 
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out)
