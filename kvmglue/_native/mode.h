@@ -21,9 +21,30 @@ typedef struct kg_mode_ops {
 
 extern const kg_mode_ops kg_mode_bitmap, kg_mode_clear, kg_mode_ring;
 
-/* emit.c */
-void kg_emit(kg_tracker *t, const ut_slot *slot, uint64_t row, int vcpu);
-uint64_t kg_words_of(uint64_t rows);
 /* 1: it was set already. */
-int kg_test_and_set(uint64_t *bits, uint64_t i);
+static inline int kg_test_and_set(uint64_t *bits, uint64_t i)
+{
+	uint64_t bit = 1ull << (i % 64), old = bits[i / 64];
+
+	bits[i / 64] = old | bit;
+	return !!(old & bit);
+}
+
+static inline uint64_t kg_words_of(uint64_t rows)
+{
+	return (rows + 63) / 64;
+}
+
+/* Inline: it is what most of a harvest is. */
+static inline void kg_emit(kg_tracker *t, const ut_slot *slot, uint64_t row, int vcpu)
+{
+	ut_log *log = ut_cycle_open_log(&t->cycle);
+
+	if (kg_test_and_set(t->bits.listed, row)) {
+		t->stats.duplicates++;
+		return;
+	}
+	log->gfn[log->n] = row - slot->row + slot->gfn;
+	log->vcpu[log->n++] = vcpu;
+}
 #endif
