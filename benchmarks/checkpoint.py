@@ -75,9 +75,10 @@ class Toucher:
         """One epoch; its file is not kept, since the disk is not what is measured."""
         started = time.perf_counter()
         row = self.session.take()
-        row["total_us"] = round((time.perf_counter() - started) * 1e6, 1)
-        (self.directory / f"epoch-{row['epoch']:08d}.core").unlink()
-        return {"tool": "uffdtrack", "size_mib": self.mib, "memory": self.memory, **row}
+        total_us = round((time.perf_counter() - started) * 1e6, 1)
+        (self.directory / f"epoch-{row.epoch:08d}.core").unlink()
+        about = {"tool": "uffdtrack", "size_mib": self.mib, "memory": self.memory}
+        return {**about, **row.to_json(), "total_us": total_us}
 
 
 def gcore(toucher: Toucher, directory: Path) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from benchmarks.plots import draw_migration
-from checkpoint.migrate import Link, MigrationError, migrate, receive
+from checkpoint.migrate import Link, MigrationError, MigrationRow, migrate, receive
 from kvmglue import Order, Vm, bind_vcpus, open_tracker, post, rings_for
 from uffdtrack import GuestRam
 
@@ -41,7 +40,7 @@ def standby(connection: socket.socket) -> None:
         pass
 
 
-def one(engine: str, limit: int | None) -> list[dict[str, Any]]:
+def one(engine: str, limit: int | None) -> list[MigrationRow]:
     ours, theirs = socket.socketpair()
     child = os.fork()
     if not child:
@@ -49,7 +48,7 @@ def one(engine: str, limit: int | None) -> list[dict[str, Any]]:
         standby(theirs)
         os._exit(0)
     theirs.close()
-    rows: list[dict[str, Any]] = []
+    rows: list[MigrationRow] = []
     with GuestRam(RAM, shared=False) as ram:
         ram.array[::4096] = 1
         with Vm(ram, ring_entries=rings_for(engine, 1, limit)) as vm:
@@ -75,14 +74,15 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     runs = {name: one(*how) for name, how in RUNS.items()}
+    shown = {name: [row.to_json() for row in rows] for name, rows in runs.items()}
     with (options.output / "migration.jsonl").open("w") as out:
-        for name, rows in runs.items():
+        for name, rows in shown.items():
             out.writelines(json.dumps({"run": name, "rate": RATE, "ram": RAM, **row}) + "\n" for row in rows)
-            last = rows[-1]
-            us = last.get("downtime_us")
-            how = f"downtime {us / 1e3:.1f} ms" if us else f"not moved, {last['left'] >> 20} MiB left"
+            last = runs[name][-1]
+            us = last.downtime_us
+            how = f"downtime {us / 1e3:.1f} ms" if us else f"not moved, {last.left >> 20} MiB left"
             print(f"{name}: {len(rows)} rounds, {how}")
-    print(draw_migration(runs, RAM, options.output / "migration.png"))
+    print(draw_migration(shown, RAM, options.output / "migration.png"))
 
 
 if __name__ == "__main__":

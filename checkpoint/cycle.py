@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from checkpoint.chain import ChainWriter
+from checkpoint.epoch import EpochRow, Times, TreeRow
 from checkpoint.image import SCHEMA, EpochWriter
 from checkpoint.objects import Snapshot, increment
 from checkpoint.once import Once
@@ -25,7 +26,6 @@ from uffdtrack.errors import (
     TargetGoneError,
 )
 
-ROW_SCHEMA = "uffdtrack/epoch/1"
 CHUNK = 32 << 20
 QUIET = 4 << 20
 """Bytes dirtied while the base was copied that the stop may as well copy."""
@@ -35,6 +35,10 @@ REST = 0.05
 """Seconds between two looks at a target of which no epoch can be taken."""
 PATIENCE = 3
 """Seconds in which the stop that ends a base is tried again."""
+
+
+R = TypeVar("R", EpochRow, TreeRow)
+R_co = TypeVar("R_co", EpochRow, TreeRow, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Settling(Protocol):
     def settle(self, timeout: float) -> bool: ...
 
 
-class Taker(Protocol):
+class Taker(Protocol[R_co]):
     """What the loop of a session asks of it: of one target's, or of a tree's."""
 
     skipped: int
@@ -62,15 +66,15 @@ class Taker(Protocol):
     @property
     def target(self) -> Settling: ...
 
-    def take(self) -> dict[str, Any]: ...
+    def take(self) -> R_co: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
     """An epoch that is written and not safe yet."""
 
     file: EpochWriter
-    row: dict[str, Any]
+    row: EpochRow
     objects: Snapshot | None
     started: float
 
@@ -111,8 +115,8 @@ class Session:
         self._described = Once(_describe_regions)
         self._begun: EpochWriter | None = None
 
-    def take(self) -> dict[str, Any]:
-        """Take one epoch, the base first, and return its row (`ROW_SCHEMA`).
+    def take(self) -> EpochRow:
+        """Take one epoch, the base first, and return its row.
 
         Raises:
             StorageError: it could not be written; its pages come with the next one.
@@ -173,7 +177,7 @@ class Session:
             self.abandon()
             raise
 
-    def write(self, window: Window) -> dict[str, Any]:
+    def write(self, window: Window) -> EpochRow:
         """Make an epoch of a window that was taken with this session's `pending`; returns its row.
 
         Raises:
@@ -208,10 +212,11 @@ class Session:
         """It is safe, so that what it holds is no more pending."""
         self.pending.clear()
         self.skipped, self.skip_reason = 0, ""
-        self.chain.committed(draft.row["digest"])
+        assert draft.row.digest
+        self.chain.committed(draft.row.digest)
         self._objects = draft.objects
         self._based = True
-        draft.row["write_us"] = round((time.perf_counter() - draft.started) * 1e6, 1)
+        draft.row = replace(draft.row, write_us=round((time.perf_counter() - draft.started) * 1e6, 1))
 
     def _close_base(self) -> Window:
         """The stop that ends a base. A base is not thrown away for one that is late."""
@@ -265,12 +270,12 @@ class Session:
         self, begin: Callable[[], EpochWriter], window: Window, base: bool, more: dict[str, Any]
     ) -> Draft:
         started = time.perf_counter()
-        row: dict[str, Any] = {}
+        rows: list[EpochRow] = []
         mappings, left_out, left_out_bytes = self._described(window.regions)
+        limit = self.target.max_dirty
 
         def describe(pages: int, content: int) -> dict[str, Any]:
-            row.update(
-                schema=ROW_SCHEMA,
+            row = EpochRow(
                 epoch=self.chain.next_epoch,
                 base=base,
                 pid=self.target.pid,
@@ -278,12 +283,7 @@ class Session:
                 pages=pages,
                 bytes=content,
                 scanned=window.scanned,
-                pause_us=round(window.pause_us, 1),
-                stop_us=round(window.stop_us, 1),
-                harvest_us=round(window.harvest_us, 1),
-                copy_us=round(window.copy_us, 1),
-                rearm_us=round(window.rearm_us, 1),
-                resume_us=round(window.resume_us, 1),
+                times=Times.of(window),
                 threads=len(window.threads),
                 regions=len(window.regions),
                 compared=window.compared,
@@ -295,12 +295,10 @@ class Session:
                 skipped=self.skipped,
                 skip_reason=self.skip_reason,
                 time_ns=time.time_ns(),
+                max_dirty=limit or None,
+                overshoot=(0 if base else max(0, (window.touched or pages) - limit)) if limit else None,
             )
-            if self.target.max_dirty:
-                row.update(
-                    max_dirty=self.target.max_dirty,
-                    overshoot=max(0, (window.touched or pages) - self.target.max_dirty) if not base else 0,
-                )
+            rows.append(row)
             return {**self._meta(row, window), "regions": mappings, **described, **more}
 
         writer = None
@@ -314,21 +312,21 @@ class Session:
             writer.void(window.reset)
             writer.add(window.data, window.contents)
             writer.add_zero(window.zero)
-            _, row["digest"] = writer.finish(describe, notes, window.regions, self.chain.key)
+            _, digest = writer.finish(describe, notes, window.regions, self.chain.key)
         except BaseException:
             if writer:
                 writer.abort()
             raise
-        return Draft(writer, row, objects, started)
+        return Draft(writer, replace(rows[0], digest=digest), objects, started)
 
-    def _meta(self, row: dict[str, Any], window: Window) -> dict[str, Any]:
+    def _meta(self, row: EpochRow, window: Window) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "epoch": self.chain.next_epoch,
-            "base": row["base"],
+            "base": row.base,
             "parent": self.chain.parent,
             "keyed": bool(self.chain.key),
-            "row": {**row, "schema": ROW_SCHEMA},
+            "row": row.to_json(),
             "reset": window.reset.tolist(),
             "threads": [t.tid for t in window.threads if not t.worker],
             "kernel_threads": [t.tid for t in window.threads if t.worker],
@@ -360,7 +358,7 @@ def chunks(runs: Runs, size: int) -> Iterator[Runs]:
         yield np.array(parts, np.uint64)
 
 
-def _skip(session: Taker, error: EpochSkippedError, warn: Callable[[str], None]) -> None:
+def _skip(session: Taker[R], error: EpochSkippedError, warn: Callable[[str], None]) -> None:
     """Count an epoch that could not be taken, and say why, once."""
     session.skipped += 1
     if error.reason != session.skip_reason:
@@ -368,7 +366,7 @@ def _skip(session: Taker, error: EpochSkippedError, warn: Callable[[str], None])
         warn(f"epochs are skipped while {error.reason}")
 
 
-def _rest(session: Taker, wait: Callable[[float], bool], seconds: float) -> bool:
+def _rest(session: Taker[R], wait: Callable[[float], bool], seconds: float) -> bool:
     """Wait for the next attempt. A thread that was asked to stop, and does so now, is let go at once.
 
     `wait` may come back early all the time: the limit of dirty pages stays reached.
@@ -384,10 +382,10 @@ def _rest(session: Taker, wait: Callable[[float], bool], seconds: float) -> bool
 
 
 def run_session(
-    session: Taker,
+    session: Taker[R],
     plan: Plan,
     wait: Callable[[float], bool],
-    emit: Callable[[dict[str, Any]], None],
+    emit: Callable[[R], None],
     warn: Callable[[str], None],
 ) -> bool:
     """Take epochs as planned.
@@ -418,9 +416,8 @@ def run_session(
             due = time.monotonic()
         try:
             row = session.take()
-            if row.get("skipped"):
-                n = row["skipped"]
-                warn(f"epochs go on: {n} {'was' if n == 1 else 'were'} skipped")
+            if row.skipped:
+                warn(f"epochs go on: {row.skipped} {'was' if row.skipped == 1 else 'were'} skipped")
             emit(row)
             taken += 1
             failed, failure = 0, None

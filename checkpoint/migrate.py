@@ -14,21 +14,35 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.epoch import Row
 from checkpoint.targets.vm import check_same_lists, exchange_running, leave_own_gate, resume_full
 from kvmglue import KvmTracker, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, UffdTracker
 from uffdtrack.errors import TargetError
 
-SCHEMA = "uffdtrack/migration/1"
 _HEAD = struct.Struct("<cQ")
 _HELLO, _PAGES, _STATE, _ABORT = b"h", b"p", b"s", b"a"
 _CHUNK = 256
 """Pages of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRow(Row):
+    """One round: `sent` and `left` in bytes. `downtime_us` is of the last one."""
+
+    schema: ClassVar[str] = "uffdtrack/migration/1"
+
+    round: int
+    sent: int
+    left: int
+    us: int
+    downtime_us: int | None = None
 
 
 class MigrationError(TargetError):
@@ -77,8 +91,8 @@ def migrate(
     link: Link,
     downtime: float,
     max_rounds: int = 30,
-    emit: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> list[dict[str, Any]]:
+    emit: Callable[[MigrationRow], None] = lambda row: None,
+) -> list[MigrationRow]:
     """Move a running guest; afterwards it stands here, for ever.
 
     Args:
@@ -88,13 +102,13 @@ def migrate(
         emit: gets each row when its round is over.
 
     Returns:
-        A row for each round: `round`, `sent` and `left` bytes, `us`; the last one with `downtime_us`.
+        A row for each round.
 
     Raises:
         MigrationError: it did not converge, or the other end has gone; the guest runs on here.
     """
     rate = link.rate or 1e9
-    rows: list[dict[str, Any]] = []
+    rows: list[MigrationRow] = []
     try:
         slots = [[slot.gfn, slot.pages] for slot in vm.ram.slots]
         link.send(_HELLO, json.dumps({"slots": slots, "vcpus": len(vm.vcpus)}).encode())
@@ -105,12 +119,7 @@ def migrate(
             sent = _send_pages(vm, link, pages)
             pages = exchange_running(tracker)
             left = len(pages) * PAGE
-            rows.append(
-                {
-                    "schema": SCHEMA, "round": number, "sent": sent, "left": left,
-                    "us": round((time.perf_counter() - started) * 1e6),
-                }
-            )  # fmt: skip
+            rows.append(MigrationRow(number, sent, left, round((time.perf_counter() - started) * 1e6)))
             emit(rows[-1])
             if left <= downtime * rate:
                 rows.append(_finish(vm, tracker, link, pages, number + 1))
@@ -127,7 +136,7 @@ def migrate(
             raise MigrationError(text) from error
         raise
     raise MigrationError(
-        f"not converged in {max_rounds} rounds: {rows[-1]['left'] >> 20} MiB are left, more than the link "
+        f"not converged in {max_rounds} rounds: {rows[-1].left >> 20} MiB are left, more than the link "
         f"carries in {downtime * 1e3:.0f} ms; the guest runs on here. Use a tracker with a threshold "
         "(max_dirty_pages)"
     )
@@ -146,7 +155,7 @@ def _send_pages(vm: Vm, link: Link, pages: npt.NDArray[np.uint64]) -> int:
 
 def _finish(
     vm: Vm, tracker: KvmTracker | UffdTracker, link: Link, pages: npt.NDArray[np.uint64], number: int
-) -> dict[str, Any]:
+) -> MigrationRow:
     started = time.perf_counter()
     vm.gate.close()
     pages = np.union1d(pages, leave_own_gate(vm, tracker))
@@ -160,7 +169,7 @@ def _finish(
     if kind != _STATE:
         raise MigrationError("the other end could not take the guest; it runs on here")
     us = round((time.perf_counter() - started) * 1e6)
-    return {"schema": SCHEMA, "round": number, "sent": sent, "left": 0, "us": us, "downtime_us": us}
+    return MigrationRow(number, sent, 0, us, us)
 
 
 def receive(link: Link, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, Vm]:

@@ -6,13 +6,13 @@ import contextlib
 import itertools
 import json
 import statistics
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from checkpoint.epoch import EpochRow, Row, TreeRow
 from uffdtrack.errors import OutputError
 
 
@@ -47,9 +47,9 @@ def emit(text: str = "") -> None:
         click.echo(text)
 
 
-def emit_json(row: dict[str, Any]) -> None:
+def emit_json(row: Row | Mapping[str, object]) -> None:
     """One object, one line."""
-    emit(json.dumps(row))
+    emit(json.dumps(row.to_json() if isinstance(row, Row) else row))
 
 
 class _Console(Console):
@@ -72,19 +72,20 @@ def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int 
         console.print(table)
 
 
-def epoch_rows(rows: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+def epoch_rows(rows: Iterable[EpochRow | TreeRow]) -> Iterable[list[str]]:
     for row in rows:
+        times = row.times
         yield [
-            f"{row['epoch']}" + ("*" if row["base"] else ""),
-            f"{row['pages']}",
-            size(row["bytes"]),
-            duration(row["pause_us"]),
-            duration(row["stop_us"]),
-            duration(row["harvest_us"]),
-            duration(row["copy_us"]),
-            duration(row["rearm_us"]),
-            duration(row["resume_us"]) if "resume_us" in row else "-",
-            f"{row['threads']}",
+            f"{row.epoch}" + ("*" if row.base else ""),
+            f"{row.pages}",
+            size(row.bytes),
+            duration(times.pause_us),
+            duration(times.stop_us),
+            duration(times.harvest_us),
+            duration(times.copy_us),
+            duration(times.rearm_us),
+            "-" if times.resume_us is None else duration(times.resume_us),
+            f"{row.threads}",
         ]
 
 
@@ -98,20 +99,21 @@ def span(first: int, last: int) -> str:
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
-def pause_summary(rows: list[dict[str, Any]]) -> str:
-    pauses = [row["pause_us"] for row in rows]
-    skipped = sum(row.get("skipped", 0) for row in rows)
+def pause_summary(rows: Sequence[EpochRow | TreeRow]) -> str:
+    pauses = [row.times.pause_us for row in rows]
+    skipped = sum(row.skipped for row in rows)
     tail = f"; {skipped} epochs skipped" if skipped else ""
     tail += missed(rows)
     return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}{tail}"
 
 
-def missed(rows: list[dict[str, Any]]) -> str:
+def missed(rows: Sequence[EpochRow | TreeRow]) -> str:
     """Intervals in which no epoch began since the one before was not done, and what it took so long for."""
-    late = sum(row.get("late", 0) for row in rows)
-    slow = [before for before, row in itertools.pairwise(rows) if row.get("late", 0)]
+    late = sum(row.late for row in rows)
+    slow = [before for before, row in itertools.pairwise(rows) if row.late]
     if not slow:
         return ""
-    writing, pause = (statistics.median(row.get(k, 0.0) for row in slow) for k in ("write_us", "pause_us"))
+    writing = statistics.median(row.write_us or 0.0 for row in slow)
+    pause = statistics.median(row.times.pause_us for row in slow)
     why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
     return f"; {late} of {late + len(rows) - 1} intervals missed: {why}"

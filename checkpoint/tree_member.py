@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from checkpoint.chain import ChainWriter
 from checkpoint.cycle import Draft, Session
+from checkpoint.epoch import EpochRow, Membership
 from checkpoint.image import EpochWriter
 from checkpoint.targets.process import ProcessTarget
 from uffdtrack import ProcessTree, Window, task_directory
@@ -50,7 +51,7 @@ class Member:
         self.chain = chain
         self.session = Session(target, chain, interrupted)
         self.number = -1
-        self._last: tuple[Any, dict[str, Any]] | None = None
+        self._last: tuple[Any, EpochRow] | None = None
 
     def prepare(self, tree: ProcessTree) -> None:
         """Have it under traps, and its base copied.
@@ -90,19 +91,18 @@ class Member:
         if self._last and state and state == self._last[0] and not self.session.in_base:
             self.session.pending.clear()
             last = self._last[1]
-            row = {**last, "base": False, "pages": 0, "bytes": 0, "unchanged": True}
-            row["warnings"] = self.session.untold
+            assert last.member
+            again = replace(last.member, unchanged=True)
+            row = replace(last, base=False, pages=0, bytes=0, member=again, warnings=self.session.untold)
             return Part(self, row, state, None)
         elsewhere = [[start, end, at, *parts[number].place] for start, end, at, number in window.elsewhere]
         try:
             draft = self.session.draft(window, {"elsewhere": elsewhere})
         except (TargetGoneError, NewMemoryError):
             return None
-        draft.row.update(
-            start_time=self.target.identity.start_time,
-            comm=command_name(self.target.pid),
-            directory=self.chain.directory.name,
-            unchanged=False,
+        start_time, comm = self.target.identity.start_time, command_name(self.target.pid)
+        draft.row = replace(
+            draft.row, member=Membership(start_time, comm, self.chain.directory.name, unchanged=False)
         )
         return Part(self, draft.row, state, draft)
 
@@ -110,6 +110,7 @@ class Member:
         """It is safe."""
         if part.draft:
             self.session.keep(part.draft)
+            part.row = part.draft.row
             self._last = part.state, part.row
 
     def close(self) -> None:
@@ -122,18 +123,19 @@ class Member:
                 self.chain.directory.rmdir()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """A member's part in an epoch of the tree. `draft` is None where that is its last epoch again."""
 
     member: Member
-    row: dict[str, Any]
+    row: EpochRow
     state: Any
     draft: Draft | None
 
     @property
     def place(self) -> Place:
-        return self.row["directory"], self.row["epoch"], self.row["digest"]
+        assert self.row.member and self.row.digest
+        return self.row.member.directory, self.row.epoch, self.row.digest
 
     def drop(self) -> None:
         """There is no such epoch, nor a file of its name."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from checkpoint.chain import ChainWriter
+from checkpoint.epoch import EpochRow, LeftOut, Times, TreeRow
 from checkpoint.targets.process import EXEC_POLL, ProcessTarget
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import Member, Part, command_name, lives, make_safe, side_by_side
@@ -24,7 +25,6 @@ from uffdtrack.errors import (
     TargetGoneError,
 )
 
-TREE_ROW_SCHEMA = "uffdtrack/tree-epoch/1"
 ROUNDS = 4
 """Stops for one epoch. All but the last are given up where a child is found that is not followed yet."""
 VFORK_SECONDS = 0.05
@@ -156,8 +156,8 @@ class TreeSession:
 
     # -- epochs -----------------------------------------------------------------------------------
 
-    def take(self) -> dict[str, Any]:
-        """Take one epoch of the whole tree and return its row (`TREE_ROW_SCHEMA`).
+    def take(self) -> TreeRow:
+        """Take one epoch of the whole tree and return its row.
 
         Raises:
             StorageError: a part of it could not be written; its pages come with the next one.
@@ -254,7 +254,7 @@ class TreeSession:
             raise late
         return whole
 
-    def _write(self, members: list[Member], window: TreeWindow) -> dict[str, Any] | None:
+    def _write(self, members: list[Member], window: TreeWindow) -> TreeRow | None:
         """Make an epoch; None: one that stores memory for others has ended before it was described."""
         started = time.perf_counter()
         taken = [
@@ -297,11 +297,7 @@ class TreeSession:
             return None
         rows = {number: part.row for number, part in parts.items()}
         left_out += [
-            {
-                "pid": m.target.pid,
-                "comm": command_name(m.target.pid),
-                "reason": "it ended, or called exec, a moment after",
-            }
+            LeftOut(m.target.pid, command_name(m.target.pid), "it ended, or called exec, a moment after")
             for m, _ in taken
             if m.number not in rows
         ]
@@ -312,7 +308,7 @@ class TreeSession:
 
     def _left_out(
         self, members: list[Member], taken: list[tuple[Member, Window]], window: TreeWindow
-    ) -> list[dict[str, Any]]:
+    ) -> list[LeftOut]:
         """Processes that lived at the stop and are not in it."""
         reasons = dict(self.left)
         for pid in window.born:
@@ -321,40 +317,36 @@ class TreeSession:
         for member in members:
             if member.target.pid not in inside and member in self.members:
                 reasons[member.target.pid] = "its memory could not be taken at that moment (exec)"
-        return [{"pid": pid, "comm": command_name(pid), "reason": why} for pid, why in reasons.items()]
+        return [LeftOut(pid, command_name(pid), why) for pid, why in reasons.items()]
 
     def _commit(
-        self, rows: list[dict[str, Any]], left_out: list[dict[str, Any]], window: TreeWindow, started: float
-    ) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "schema": TREE_ROW_SCHEMA,
-            "epoch": self.writer.next_epoch,
-            "pid": self.root,
-            "engine": self.engine,
-            "base": all(r["base"] for r in rows),
-            **{
-                key: sum(r[key] for r in rows) for key in ("pages", "bytes", "threads", "regions", "compared")
-            },
-            **{
-                f"{part}_us": round(getattr(window, f"{part}_us"), 1)
-                for part in ("pause", "stop", "harvest", "copy", "rearm", "resume")
-            },
-            "left_out": left_out,
-            "skipped": self.skipped,
-            "skip_reason": self.skip_reason,
-            "late": self.late,
-            "time_ns": time.time_ns(),
-        }
-        if self.max_dirty:
-            row["max_dirty"] = self.max_dirty
-            row["overshoot"] = max(r["overshoot"] for r in rows)
+        self, rows: list[EpochRow], left_out: list[LeftOut], window: TreeWindow, started: float
+    ) -> TreeRow:
+        row = TreeRow(
+            epoch=self.writer.next_epoch,
+            pid=self.root,
+            engine=self.engine,
+            base=all(r.base for r in rows),
+            pages=sum(r.pages for r in rows),
+            bytes=sum(r.bytes for r in rows),
+            threads=sum(r.threads for r in rows),
+            regions=sum(r.regions for r in rows),
+            compared=sum(r.compared for r in rows),
+            times=Times.of(window),
+            left_out=left_out,
+            skipped=self.skipped,
+            skip_reason=self.skip_reason,
+            late=self.late,
+            time_ns=time.time_ns(),
+            max_dirty=self.max_dirty or None,
+            overshoot=max(r.overshoot or 0 for r in rows) if self.max_dirty else None,
+        )
         keys = ("pid", "start_time", "comm", "directory", "epoch", "digest")
-        digest = self.writer.commit([{k: r[k] for k in keys} for r in rows], left_out, row)
+        processes = [{k: stored[k] for k in keys} for stored in (r.to_json() for r in rows)]
+        digest = self.writer.commit(processes, [one.to_json() for one in left_out], row.to_json())
         self.skipped, self.skip_reason = 0, ""
-        row["write_us"] = round((time.perf_counter() - started) * 1e6, 1)
-        row["digest"] = digest
-        row["processes"] = rows
-        return row
+        write_us = round((time.perf_counter() - started) * 1e6, 1)
+        return replace(row, write_us=write_us, digest=digest, processes=rows)
 
     # -- what the loop asks of a target -----------------------------------------------------------
 

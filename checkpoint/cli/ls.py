@@ -10,6 +10,8 @@ from checkpoint import report
 from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, json_option
 from checkpoint.cli.tree import list_tree
+from checkpoint.epoch import EpochRow
+from checkpoint.files import malformed
 from checkpoint.tree import is_tree
 
 
@@ -26,10 +28,11 @@ def command(directory: Path, as_json: bool) -> None:
     files = [chain.open(epoch) for epoch in chain.epochs]
     first = max((i for i, file in enumerate(files) if file.compacted), default=0)
     for file in files[first:]:
-        row = {**file.meta["row"], "digest": file.digest, "file": file.path.name}
-        rows.append(row)
         if as_json:
-            report.emit_json(row)
+            report.emit_json({**file.meta["row"], "digest": file.digest, "file": file.path.name})
+        else:
+            with malformed(file.path):
+                rows.append(EpochRow.of_json(file.meta["row"]))
     if not as_json:
         report.emit_table(report.EPOCH_COLUMNS, report.epoch_rows(rows))
     chain.check_holes(files[first].epoch)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +21,7 @@ from checkpoint import report
 from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.epoch import EpochRow, TreeRow
 from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget, check_living_target, descriptors
 from checkpoint.tree import is_tree
@@ -199,12 +200,12 @@ class Progress:
         if self._on:
             self._live.stop()
 
-    def show(self, row: dict[str, Any]) -> None:
+    def show(self, row: EpochRow | TreeRow) -> None:
         if self._on:
-            rate = (row["epoch"] + 1) / max(time.monotonic() - self._started, 1e-3)
+            rate = (row.epoch + 1) / max(time.monotonic() - self._started, 1e-3)
             self._live.update(
-                f"epoch {row['epoch']}   {row['pages']} pages   {report.size(row['bytes'])}   "
-                f"pause {report.duration(row['pause_us'])}   {rate:.1f} epochs/s",
+                f"epoch {row.epoch}   {row.pages} pages   {report.size(row.bytes)}   "
+                f"pause {report.duration(row.times.pause_us)}   {rate:.1f} epochs/s",
                 refresh=True,
             )
 
@@ -252,12 +253,12 @@ def run_on(
         process: its pid, or what starts it, called when the directory is ours.
     """
     traits = choose_for_process(engine, probe(), max_dirty)
-    rows: list[dict[str, Any]] = []
+    rows: list[EpochRow] = []
     untold: OutputError | None = None
 
-    def emit(row: dict[str, Any]) -> None:
+    def emit(row: EpochRow) -> None:
         rows.append(row)
-        for warning in row["warnings"]:
+        for warning in row.warnings:
             say(f"warning: {warning}")
         if as_json:
             report.emit_json(row)
@@ -302,11 +303,11 @@ def run_on(
     return ended
 
 
-def summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> str:
-    total = report.size(sum(row["bytes"] for row in rows))
-    over = max(row.get("overshoot", 0) for row in rows)
+def summary(pid: int, directory: Path, rows: list[EpochRow]) -> str:
+    total = report.size(sum(row.bytes for row in rows))
+    over = max(row.overshoot or 0 for row in rows)
     return (
-        f"process {pid}: {report.span(0, rows[-1]['epoch'])} in {directory}, {total}; "
+        f"process {pid}: {report.span(0, rows[-1].epoch)} in {directory}, {total}; "
         + report.pause_summary(rows)
-        + (f"; at most {over} pages beyond the limit" if "max_dirty" in rows[0] else "")
+        + (f"; at most {over} pages beyond the limit" if rows[0].max_dirty else "")
     )

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,6 +16,8 @@ from checkpoint.chain import Lock
 from checkpoint.cli.common import say
 from checkpoint.cli.session import LOOK, Interrupt, Progress, poll_fds, raise_limit
 from checkpoint.cycle import Plan, run_session
+from checkpoint.epoch import TreeRow
+from checkpoint.files import malformed
 from checkpoint.targets.process import check_living_target
 from checkpoint.tree import Tree, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
@@ -81,14 +82,15 @@ def run_tree_on(
             the tree become children of ours, and so stay in sight.
     """
     traits = choose_for_process(engine, probe(), max_dirty)
-    rows: list[dict[str, Any]] = []
+    rows: list[TreeRow] = []
     untold: OutputError | None = None
 
-    def emit(row: dict[str, Any]) -> None:
+    def emit(row: TreeRow) -> None:
         rows.append(row)
-        for process in row["processes"]:
-            for warning in process["warnings"]:
-                say(f"warning: process {process['pid']} ({process['comm']}): {warning}")
+        for process in row.processes or []:
+            for warning in process.warnings:
+                comm = process.member.comm if process.member else "?"
+                say(f"warning: process {process.pid} ({comm}): {warning}")
         if as_json:
             report.emit_json(row)
         progress.show(row)
@@ -135,23 +137,21 @@ def run_tree_on(
 
 def list_tree(directory: Path, as_json: bool) -> None:
     """`ls` of a tree."""
+    entries = Tree(directory).entries()
+    if as_json:
+        for entry in entries:
+            about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.processes}
+            report.emit_json({**entry.meta["row"], **about})
+        return
     rows = []
-    for entry in Tree(directory).entries():
-        row = {
-            **entry.meta["row"],
-            "digest": entry.digest,
-            "file": entry.path.name,
-            "processes": entry.processes,
-        }
-        rows.append(row)
-        if as_json:
-            report.emit_json(row)
-    if not as_json:
-        columns = (*report.EPOCH_COLUMNS, "processes", "left out")
-        shown = zip(report.epoch_rows(rows), rows, strict=True)
-        report.emit_table(
-            columns, ([*a, str(len(r["processes"])), str(len(r["left_out"]))] for a, r in shown)
-        )
+    for entry in entries:
+        with malformed(entry.path):
+            rows.append(TreeRow.of_json(entry.meta["row"]))
+    shown = zip(report.epoch_rows(rows), entries, strict=True)
+    report.emit_table(
+        (*report.EPOCH_COLUMNS, "processes", "left out"),
+        ([*row, str(len(entry.processes)), str(len(entry.left_out))] for row, entry in shown),
+    )
 
 
 def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
@@ -217,12 +217,12 @@ def rollback_tree_to(
         )
 
 
-def _summary(pid: int, directory: Path, rows: list[dict[str, Any]]) -> str:
-    total = report.size(sum(row["bytes"] for row in rows))
-    most = max(len(row["processes"]) for row in rows)
-    partial = sum(bool(row["left_out"]) for row in rows)
+def _summary(pid: int, directory: Path, rows: list[TreeRow]) -> str:
+    total = report.size(sum(row.bytes for row in rows))
+    most = max(len(row.processes or []) for row in rows)
+    partial = sum(bool(row.left_out) for row in rows)
     return (
-        f"tree of process {pid}: {report.span(0, rows[-1]['epoch'])} in {directory}, "
+        f"tree of process {pid}: {report.span(0, rows[-1].epoch)} in {directory}, "
         f"at most {most} processes, {total}; {report.pause_summary(rows)}"
         + (f"; {partial} epochs lack a process (left_out)" if partial else "")
     )

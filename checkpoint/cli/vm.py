@@ -17,6 +17,7 @@ from checkpoint.cli.common import DIRECTORY, Place, Time, json_option, key_optio
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.session import Interrupt
 from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.epoch import EpochRow
 from checkpoint.targets.vm import VmTarget, load_vm, vm_facts
 from kvmglue import (
     PROGRAMS,
@@ -130,9 +131,9 @@ def hold(
     """Run a VM that is paused, to its end, and take its epochs where a directory is given."""
     if directory is None and (count or max_dirty or force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
-    rows: list[dict[str, Any]] = []
+    rows: list[EpochRow] = []
 
-    def emit(row: dict[str, Any]) -> None:
+    def emit(row: EpochRow) -> None:
         rows.append(row)
         if as_json:
             report.emit_json(row)
@@ -160,7 +161,7 @@ def hold(
     if not rows:
         say("interrupted before the base was whole: no epoch was taken")
     elif not as_json:
-        say(f"epochs 0 to {rows[-1]['epoch']} in {directory}; {report.pause_summary(rows)}")
+        say(f"epochs 0 to {rows[-1].epoch} in {directory}; {report.pause_summary(rows)}")
 
 
 def watch(

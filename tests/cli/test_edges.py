@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from checkpoint.chain import Chain
 from checkpoint.cli.main import cli
 from checkpoint.cycle import Plan, run_session
+from checkpoint.epoch import EpochRow, Times
 from checkpoint.report import missed
 from checkpoint.targets.children import children
 from tests.kernel.test_notices_nothing import Run, Spawn
@@ -173,9 +174,10 @@ class Slow:
     def __init__(self, clock: list[float], takes: float) -> None:
         self.clock, self.takes, self.late = clock, takes, 0
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> EpochRow:
         self.clock[0] += self.takes
-        return {"late": self.late, "write_us": self.takes * 1e6, "pause_us": 1000.0}
+        times = Times(1000.0, 0.0, 0.0, 0.0, 0.0)
+        return EpochRow(0, False, 1, "scan", 0, 0, False, times, 1, late=self.late, write_us=self.takes * 1e6)
 
 
 @pytest.mark.parametrize(("takes", "late"), [(0.05, 0), (0.35, 2), (2.6, 25)])
@@ -187,11 +189,11 @@ def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, 
         clock[0] += seconds
         return False
 
-    rows: list[dict[str, Any]] = []
+    rows: list[EpochRow] = []
     session: Any = Slow(clock, takes)
     run_session(session, Plan(0.1, 4, None), wait, rows.append, print)
     # Each is due 0.1 s after the one before was begun.
-    assert [row["late"] for row in rows] == [0, late, late, late]
+    assert [row.late for row in rows] == [0, late, late, late]
     said = missed(rows)
     assert said == ("" if not late else f"; {3 * late} of {3 * late + 3} intervals missed: writing takes "
                     + ("350.0 ms" if late == 2 else "2.60 s"))  # fmt: skip

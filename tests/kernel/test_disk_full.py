@@ -55,7 +55,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
     def rounds() -> None:
         with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid) as target:
             session = Session(target, chain)
-            memory.apply(EpochFile(directory / f"epoch-{session.take()['epoch']:08d}.core"))
+            memory.apply(EpochFile(directory / f"epoch-{session.take().epoch:08d}.core"))
             for _ in range(6):
                 filler = fill(small_disk)
                 for _ in range(3):
@@ -64,7 +64,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
                     if forgetful:
                         session.pending.clear()
                 filler.unlink()
-                file = EpochFile(directory / f"epoch-{session.take()['epoch']:08d}.core")
+                file = EpochFile(directory / f"epoch-{session.take().epoch:08d}.core")
                 memory.apply(file)
                 memory.check(file)
 
@@ -86,13 +86,13 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
     with ChainWriter(small_disk / "c", b"", force=False) as chain, ProcessTarget(process.pid) as target:
         monkeypatch.setattr(target, "new_warnings", lambda *_: new.pop(0))
         session = Session(target, chain)
-        assert session.take()["warnings"] == []
+        assert session.take().warnings == []
         filler = fill(small_disk)
         with pytest.raises(StorageError):
             session.take()
         filler.unlink()
-        assert session.take()["warnings"] == ["first", "second"]
-        assert session.take()["warnings"] == []
+        assert session.take().warnings == ["first", "second"]
+        assert session.take().warnings == []
         assert new == [[]]
 
 

@@ -148,7 +148,7 @@ def test_exec_right_after_the_stop(
 
         target.window = exec_after  # type: ignore[method-assign]
         row = session.take()
-    assert row["base"] and row["epoch"] == 1
+    assert row.base and row.epoch == 1
     meta = Chain(tmp_path / "c").open(1).meta
     exe = meta["process"]["exe"]
     assert os.path.basename(exe) == "sleep" and any(region[6] == exe for region in meta["regions"])

@@ -51,7 +51,7 @@ def session(following: str, mapper: Mapper) -> Iterator[Session]:
 def quiet(session: Session) -> None:
     """Take epochs until none of the interpreter's own doings makes the engine look everywhere."""
     for _ in range(20):
-        if not session.take()["scanned"]:
+        if not session.take().scanned:
             return
     raise AssertionError("it always looks everywhere")
 
@@ -62,7 +62,7 @@ def test_looks_only_where_there_were_faults(mapper: Mapper, session: Session) ->
     quiet(session)
     mapper(f"put({at + 7 * PAGE}, b'new'), get({at + 9 * PAGE}, 3)")
     row = session.take()
-    assert not row["scanned"] and row["engine"] == session.target.engine and row["pages"] < 300
+    assert not row.scanned and row.engine == session.target.engine and row.pages < 300
     assert read(mapper, at + 7 * PAGE) == b"new" and read(mapper, at + 9 * PAGE) == b"old"
 
 
@@ -71,7 +71,7 @@ def test_new_pages_of_a_mapping_that_is_known(mapper: Mapper, session: Session) 
     quiet(session)
     for i in (0, 5000, 5001, 16000):
         mapper(f"put({at + i * PAGE}, b'new')")
-        assert not session.take()["scanned"]
+        assert not session.take().scanned
         assert read(mapper, at + i * PAGE) == b"new"
 
 
@@ -84,7 +84,7 @@ def test_huge_page_comes_with_one_fault(mapper: Mapper, session: Session) -> Non
     session.take()
     assert all(read(mapper, at + i * PAGE) == b"aaa" for i in (0, 1, 511, 512, 1023))
     mapper(f"put({at + 700 * PAGE}, b'new')")
-    assert session.take()["pages"] < 600
+    assert session.take().pages < 600
     assert read(mapper, at + 700 * PAGE) == b"new" and read(mapper, at + 701 * PAGE) == b"aaa"
 
 
@@ -103,7 +103,7 @@ def test_memory_that_is_given_back(
     assert mapper(f"libc.madvise({at + PAGE}, {4 << 20}, {advice})") == "0"
     if again:
         mapper(f"put({at + 5 * PAGE}, b'new')")
-    assert not session.take()["scanned"]
+    assert not session.take().scanned
     for i in range(0, 1026, 5):
         expected = b"new" if again and i == 5 else b"aaa" if i == 0 or i > 1024 else bytes(3)
         found = read(mapper, at + i * PAGE) or bytes(3)
@@ -149,14 +149,14 @@ def test_write_without_a_sample_is_noticed(mapper: Mapper, session: Session) -> 
     mapper(f"[put({at} + i * {PAGE}, b'old') for i in range(64)]")
     quiet(session)
     assert mapper(f"pvm({at + 7 * PAGE}, b'new')") == "3"
-    assert session.take()["scanned"] == (session.target.engine == "ring")
+    assert session.take().scanned == (session.target.engine == "ring")
     assert read(mapper, at + 7 * PAGE) == b"new"
     if session.target.engine != "ring":
         return
     quiet(session)
     session.target.space.sabotage("audit")
     assert mapper(f"pvm({at + 8 * PAGE}, b'new')") == "3"
-    assert not session.take()["scanned"]
+    assert not session.take().scanned
     assert read(mapper, at + 8 * PAGE) == b"old"  # the negative control
 
 
@@ -171,14 +171,14 @@ def test_threads_and_children(mapper: Mapper, session: Session) -> None:
     quiet(session)
     mapper("threading.Thread(target=serve, daemon=True).start()")
     assert mapper(f"work.put(({at + 7 * PAGE}, b'new')), done.get()") == "(None, 1)"
-    assert session.take()["scanned"] == (session.target.engine == "ring")
+    assert session.take().scanned == (session.target.engine == "ring")
     assert read(mapper, at + 7 * PAGE) == b"new"
     quiet(session)
     assert mapper(f"work.put(({at + 8 * PAGE}, b'new')), done.get()") == "(None, 1)"
-    assert not session.take()["scanned"]
+    assert not session.take().scanned
     assert read(mapper, at + 8 * PAGE) == b"new"
     assert mapper("subprocess.run(['true'], close_fds=False).returncode") == "0"
-    assert session.take()["scanned"] == (session.target.engine == "ring")
+    assert session.take().scanned == (session.target.engine == "ring")
 
 
 def test_writers_outside_of_the_process(root: None, mapper: Mapper, process_engine: str) -> None:
@@ -193,7 +193,7 @@ def test_writers_outside_of_the_process(root: None, mapper: Mapper, process_engi
         session.take()
         quiet(session) if process_engine != "scan" else session.take()
         assert libc.process_vm_writev(mapper.pid, local, 1, remote, 1, 0) == 3
-        seen = session.take()["scanned"] or process_engine == "sync"
+        seen = session.take().scanned or process_engine == "sync"
         assert read(mapper, at) == (b"new" if seen else b"old")
         assert seen or process_engine == "ring"
 
@@ -295,7 +295,7 @@ def test_guard_pages(mapper: Mapper, session: Session) -> None:
     if mapper(f"libc.madvise({at + 4 * PAGE}, {4 * PAGE}, 102)") != "0":
         pytest.skip("no MADV_GUARD_INSTALL (Linux 6.13)")
     assert mapper(f"libc.madvise({at + 4 * PAGE}, {4 * PAGE}, 103)") == "0"
-    assert not session.take()["scanned"]
+    assert not session.take().scanned
     assert read(mapper, at + 5 * PAGE) == b"aaa"
     assert mapper(f"get({at + 5 * PAGE}, 3)") == repr(bytes(3))
     session.take()

@@ -120,7 +120,7 @@ def test_each_kind(mapped: tuple[Mapper, dict[str, int]], session: Session) -> N
         expected = (b"", b"") if found[what] == "secret" else (b"one", b"two")
         assert (read(mapper, place, epoch=0), read(mapper, place, epoch=1)) == expected, what
     left_out = [place for what, place in places.items() if found[what] == "secret"]
-    assert (taken["left_out"], taken["left_out_bytes"]) == (len(left_out), len(left_out) * 65536)
+    assert (taken.left_out, taken.left_out_bytes) == (len(left_out), len(left_out) * 65536)
 
 
 def test_what_is_left_out_is_said(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
@@ -136,8 +136,8 @@ def test_left_out_later_is_said(mapped: tuple[Mapper, dict[str, int]], session: 
     mapper, _ = mapped
     session.take()
     mapper("libc.syscall(206, 8, ctypes.byref(globals().setdefault('c', ctypes.c_ulong())))")
-    assert any("object of the kernel" in warning for warning in session.take()["warnings"])
-    assert not session.take()["warnings"]
+    assert any("object of the kernel" in warning for warning in session.take().warnings)
+    assert not session.take().warnings
 
 
 NAMES = [

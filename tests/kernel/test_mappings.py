@@ -98,7 +98,7 @@ def test_reservation_of_a_tebibyte(mapper: Mapper, session: Session) -> None:
         row = session.take()
     assert read(mapper, at + (5 << 30)) == b"one" and read(mapper, at + (700 << 30)) == b"two"
     assert int(status_field(mapper.pid, "VmPTE").split()[0]) < before + 64
-    assert row["pages"] < 2000
+    assert row.pages < 2000
 
 
 @pytest.mark.parametrize("how", ["pwrite", "mapping", "untouched"])
@@ -119,7 +119,7 @@ def test_shared_memory_that_another_process_writes(
             else:
                 ours[7 * PAGE : 7 * PAGE + 3] = b"new"
             session.take()
-            assert session.take()["pages"] < 200
+            assert session.take().pages < 200
     assert read(mapper, at + 7 * PAGE, epoch=1) == b"new"
     assert read(mapper, at + 7 * PAGE, epoch=0) == (b"" if how == "untouched" else b"own")
     # Looking has allocated nothing of what nobody wrote.
@@ -146,7 +146,7 @@ def test_large_shared_memory(mapper: Mapper, session: Session) -> None:
                     where = page * PAGE + int(rng.integers(PAGE))
                     shared[where] = ours[where] = (ours[where] + 1) % 256
                 row = session.take()
-                held = EpochFile(mapper.directory / f"epoch-{row['epoch']:08d}.core").pages
+                held = EpochFile(mapper.directory / f"epoch-{row.epoch:08d}.core").pages
                 found = held[(held >= at // PAGE) & (held < at // PAGE + pages)] - np.uint64(at // PAGE)
                 assert sorted(map(int, chosen)) == found.tolist()
             view = Chain(mapper.directory).view(None)
@@ -281,7 +281,7 @@ def test_private_mapping_of_a_memfd_that_is_written(mapper: Mapper, session: Ses
     mapper(f"put({at + 5 * PAGE}, b'two'), libc.madvise({at + 6 * PAGE}, 4096, 4)")
     row = session.take()
     assert read(mapper, at + 5 * PAGE, 4) == b"twoa" and read(mapper, at + 6 * PAGE) == b"bbb"
-    assert row["pages"] < 300
+    assert row.pages < 300
 
 
 def test_file_that_was_cut_short(mapper: Mapper, session: Session, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_huge_pages(mapper: Mapper, session: Session) -> None:
     mapper(f"put({at + 100 * PAGE}, b'new')")
     row = session.take()
     assert read(mapper, at + 100 * PAGE, 4) == b"newa"
-    assert row["pages"] < 1024
+    assert row.pages < 1024
     mapper(f"libc.madvise({at}, {2 << 20}, 4)")
     session.take()
     assert read(mapper, at + 100 * PAGE) in (b"", bytes(3))

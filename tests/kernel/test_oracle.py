@@ -41,7 +41,7 @@ def take_epochs(
         session = Session(target, chain)
         for n in range(epochs):
             row = session.take()
-            assert row["epoch"] == n
+            assert row.epoch == n
             if n == 1 and sabotage:
                 target.space.sabotage(sabotage)
             file = EpochFile(directory / f"epoch-{n:08d}.core")

@@ -185,7 +185,7 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
                     tree.take()
         told: list[str] = []
         for _ in range(3):
-            told += tree.take()["processes"][0]["warnings"]
+            told += tree.take().processes[0].warnings
             assert told == given != []
 
 

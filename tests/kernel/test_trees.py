@@ -135,7 +135,7 @@ def test_an_epoch_is_one_instant(
     assert [entry.epoch for entry in entries] == list(range(8))
     assert [e for entry in entries for e in cut_errors(entry)] == []
     assert files >= 24
-    most = max(len(row["processes"]) for row in rows)
+    most = max(len(row.processes) for row in rows)
     assert most == 3 if not children else most > 3
     # One of them stores the shared page, and only where it has changed.
     chains = [(Chain(tmp_path / "t" / p["directory"]), p["epoch"]) for p in entries[-1].processes]
@@ -335,15 +335,15 @@ def test_a_base_is_never_passed_over_as_unchanged(
         return draft(self, window, places)
 
     monkeypatch.setattr(Member, "draft", keeps)
-    while not (row := taker.take())["processes"][0]["unchanged"]:
-        assert row["epoch"] < 50
+    while not (row := taker.take()).processes[0].member.unchanged:
+        assert row.epoch < 50
     (member,) = taker.members
     unchanged = draft(member, windows[-1], {})
-    assert unchanged and unchanged.row["unchanged"]
+    assert unchanged and unchanged.row.member.unchanged
     member.session.rebase()
     member.session.prepare()
     part = draft(member, windows[-1], {})
-    assert part and part.row["base"] and not part.row["unchanged"]
+    assert part and part.row.base and not part.row.member.unchanged
     part.drop()
 
 
@@ -461,7 +461,7 @@ def test_who_cannot_be_followed_has_not_ended(
         with pytest.raises(EpochSkippedError, match=f"process {process.pid} .cat.: 32-bit"):
             taker.take()
         assert not taker.ended()
-    assert len(taker.take()["processes"]) == 1
+    assert len(taker.take().processes) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Member, "prepare", refused)
         with pytest.raises(EpochSkippedError):
@@ -485,7 +485,7 @@ def test_who_ends_at_the_stop_is_no_end_of_the_session(
     wait_for(lambda: len(children(process.pid)) == 1, "it has a child")
     (child,) = children(process.pid)
     taker = session(process.pid)
-    assert len(taker.take()["processes"]) == 2
+    assert len(taker.take().processes) == 2
     window = taker.tree.window
 
     def killed(members: list[TreeMember], *rest: Any) -> TreeWindow:
@@ -498,4 +498,4 @@ def test_who_ends_at_the_stop_is_no_end_of_the_session(
         raise PermissionDeniedError("cannot stop")
 
     monkeypatch.setattr(taker.tree, "window", killed)
-    assert [p["pid"] for p in taker.take()["processes"]] == [process.pid]
+    assert [p.pid for p in taker.take().processes] == [process.pid]

@@ -117,12 +117,12 @@ def test_visit(process_engine: str, visited: Visited, tmp_path: Path, how: str) 
         visited.tell()
         assert visited.answer() == (3 if how in ("run", "watch", "one") else 2)
         last = session.take()
-    assert visited.image(tmp_path / "c", last["epoch"], 1) == (3 if how in ("run", "watch", "one") else 2)
+    assert visited.image(tmp_path / "c", last.epoch, 1) == (3 if how in ("run", "watch", "one") else 2)
     if process_engine == "sync":
         assert poked <= 2  # a write by ptrace does not wait for an answer to its fault: docs/limits.md
     elif how != "watch":
         assert poked == 2
-        assert [visited.image(tmp_path / "c", row["epoch"], page) for page in (3, 4)] == [VALUE, VALUE]
+        assert [visited.image(tmp_path / "c", row.epoch, page) for page in (3, 4)] == [VALUE, VALUE]
     assert len(Chain(tmp_path / "c").verify(b"")) == 4
     assert status_field(visited.pid, "TracerPid") == "0" and visited.process.poll() is None
 
@@ -142,9 +142,9 @@ def test_ring_looks_through_everything_after_a_visit(
         skipped(session)
         visited.leave(visitor, "attach")
         row = session.take()
-        if row["scanned"]:
+        if row.scanned:
             pytest.skip("it has looked through everything for another reason")
-    assert visited.image(tmp_path / "c", row["epoch"], 3) == 1
+    assert visited.image(tmp_path / "c", row.epoch, 3) == 1
 
 
 def test_leak_checker(process_engine: str, visited: Visited, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_leak_checker(process_engine: str, visited: Visited, tmp_path: Path) -> 
         visited.tell()
         assert visited.answer() == 2
         row = session.take()
-    assert visited.image(tmp_path / "c", row["epoch"], 5) == 2
+    assert visited.image(tmp_path / "c", row.epoch, 5) == 2
 
 
 def cores_whole(path: Path) -> bool:
@@ -210,8 +210,8 @@ def test_visit_across_exec(process_engine: str, spawn: Spawn, build: Build, tmp_
             assert "traces the process" in skipped(session).reason
         visited.leave(visitor, "watch-one")
         row = session.take()
-        assert row["base"] and row["skipped"] == 0  # counted by run_session
-    assert visited.image(tmp_path / "c", row["epoch"], 1) == 1
+        assert row.base and row.skipped == 0  # counted by run_session
+    assert visited.image(tmp_path / "c", row.epoch, 1) == 1
 
 
 def test_visit_while_the_base_is_copied(
@@ -231,7 +231,7 @@ def test_visit_while_the_base_is_copied(
         assert "visitor" in skipped(session).reason
         assert not list((tmp_path / "c").glob("*.core*"))
         visited.leave(visits[0][0], "run")
-        assert session.take()["base"]
+        assert session.take().base
     assert len(Chain(tmp_path / "c").verify(b"")) == 1
 
 

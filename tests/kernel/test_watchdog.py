@@ -232,7 +232,7 @@ def test_too_much_for_a_stop_is_copied_while_the_target_runs(
 
         target.window = too_long_once  # type: ignore[method-assign]
         run_session(session, Plan(0.01, 5, None), lambda s: False, rows.append, said.append)
-    assert [row["base"] for row in rows] == [True, False, True, False, False]
+    assert [row.base for row in rows] == [True, False, True, False, False]
     assert len(said) == 1 and "too much" in said[0]
     assert len(Chain(tmp_path / "d").verify(b"")) == 5
 

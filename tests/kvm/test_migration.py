@@ -78,7 +78,7 @@ def test_the_forced_pause_makes_it_converge(machine: Make, engine: str) -> None:
     with standby() as (link, pipe):
         rows = migrate(made.vm, made.tracker, link, downtime=limit * 4096 / RATE)
         for row in rows[:-1]:
-            assert row["left"] <= limit * 4096, "more is left than the bound that was set"
+            assert row.left <= limit * 4096, "more is left than the bound that was set"
         here = written(made.vm, 0)
         assert pipe.poll(DEADLINE)
         began, text = pipe.recv()
