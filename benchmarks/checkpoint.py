@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import ChainWriter
-from checkpoint.cycle import Session
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 
 HERE = Path(__file__).parent

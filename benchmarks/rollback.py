@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.rollback import rollback
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 
 HERE = Path(__file__).parent

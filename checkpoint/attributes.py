@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from checkpoint.budget import Budget
 from uffdtrack import Region, task_directory
 from uffdtrack.errors import TargetGoneError
 
@@ -27,8 +27,6 @@ _READING = {"rr": 1, "sr": 2}
 _HUGE = {"hg": 14, "nh": 15}
 _FIXED = frozenset({"gd", "ht", "ss", "dp", "mt", "sl"})
 """Given to a mapping when it is made, or never taken back."""
-_SHARE = 20
-"""Reading takes at most one in that many seconds: the kernel walks all page tables for it."""
 _PAGES = re.compile(rb"\nKernelPageSize: +(\d+) kB")
 _KEY = re.compile(rb"\nProtectionKey: +([1-9]\d*)")
 
@@ -103,25 +101,21 @@ def _parse(text: bytes) -> list[tuple[int, int, Flags]]:
 class Recorder:
     """Reads the attributes for the images of one session, not more often than its time allows.
 
-    Attributes:
-        sharers: how many processes have that time together.
+    The kernel walks all page tables for it.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.sharers = 1
+        self.budget = Budget()
         self._read: Attributes = Attributes([])
         self._regions: set[tuple[int, int, str]] = set()
-        self._due = 0.0
 
     def facts(self, regions: list[Region]) -> dict[str, Any]:
         """What an image says: attributes, and the mappings that were not there when they were read."""
         present = {(r.start, r.end, r.permissions) for r in regions}
-        started = time.monotonic()
-        if started >= self._due:
-            self._read, self._regions = Attributes.read(self.pid), present
-            now = time.monotonic()
-            self._due = now + _SHARE * self.sharers * (now - started)
+        if self.budget.is_due():
+            with self.budget.spending():
+                self._read, self._regions = Attributes.read(self.pid), present
         unknown = sorted((start, end) for start, end, _ in present - self._regions)
         return {"attributes": self._read.to_meta(), "attributes_unknown": unknown}
 

@@ -1,10 +1,19 @@
-"""Rows: what `--json` prints of epochs, and of which an image holds what was known when it was written."""
+"""An epoch on its way, and its row: what `--json` prints of it.
+
+An image holds what of the row was known when it was written.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
+
+from uffdtrack import Window
+
+Elsewhere = tuple[int, int, int, str, int, str]
+"""A mapping, its address in the process that stores it, and directory, epoch and digest there."""
 
 
 class Timed(Protocol):
@@ -55,6 +64,11 @@ class Row:
         if "times" in names:
             values["times"] = Times.of_json(stored)
         return cls(**values)
+
+
+def since(started: float) -> float:
+    """Microseconds since a time of time.perf_counter()."""
+    return round((time.perf_counter() - started) * 1e6, 1)
 
 
 def _names(kind: type) -> list[str]:
@@ -132,6 +146,52 @@ class EpochRow(Row):
     digest: str | None = None
     member: Membership | None = None
     write_us: float | None = None
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Of a process of a tree: directory, epoch and digest, by which others name it."""
+        assert self.member and self.digest
+        return self.member.directory, self.epoch, self.digest
+
+    def sealed(self, digest: str) -> EpochRow:
+        """It is whole."""
+        return replace(self, digest=digest)
+
+    def written(self, started: float) -> EpochRow:
+        """It is safe; `started` in time.perf_counter()."""
+        return replace(self, write_us=since(started))
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch on its way from a source to a sink.
+
+    Attributes:
+        row: but for what the sink counts.
+        window: its contents are valid until the source's next window.
+        notes: ELF notes: registers, mapped files.
+        facts: for the image's JSON (docs/image.md).
+        elsewhere: of a process of a tree: shared memory that others store for it.
+    """
+
+    row: EpochRow
+    window: Window
+    notes: bytes
+    facts: dict[str, Any]
+    elsewhere: list[Elsewhere] | None = None
+
+    def counted(self, number: int, pages: int, content: int) -> EpochRow:
+        """Its row, when the sink knows its number, its pages and their bytes of contents."""
+        limit = self.row.max_dirty
+        beyond = max(0, (self.window.touched or pages) - limit) if limit and not self.row.base else 0
+        return replace(
+            self.row,
+            epoch=number,
+            pages=pages,
+            bytes=content,
+            time_ns=time.time_ns(),
+            overshoot=beyond if limit else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

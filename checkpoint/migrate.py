@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from checkpoint.epoch import Row
-from checkpoint.targets.vm import check_same_lists, exchange_running, leave_own_gate, resume_full
-from kvmglue import KvmTracker, VcpuState, Vm
-from uffdtrack import PAGE, GuestRam, Memslot, UffdTracker
+from checkpoint.image import expand
+from checkpoint.precopy import Round, precopy
+from checkpoint.targets.vm import VmTarget, resume_full
+from checkpoint.targets.vm_state import decode_vcpus, encode_vcpu, put_pages, put_vcpus
+from kvmglue import KvmTracker, Vm
+from uffdtrack import PAGE, GuestRam, Memslot, Runs, UffdTracker
 from uffdtrack.errors import TargetError
 
 _HEAD = struct.Struct("<cQ")
 _HELLO, _PAGES, _STATE, _ABORT = b"h", b"p", b"s", b"a"
 _CHUNK = 256
 """Pages of a message."""
+_ZEROS = np.zeros((_CHUNK, PAGE), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,24 @@ class Link:
         return out
 
 
+class _Far:
+    """The other end of a link, as what takes a guest's memory."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def void(self, ranges: Runs) -> None:
+        """A VM keeps its memory: there is none."""
+
+    def add(self, data: Runs, zero: Runs, contents: memoryview) -> None:
+        full = np.frombuffer(contents, np.uint8).reshape(-1, PAGE)
+        for pages, rows in ((expand(data), full), (expand(zero), None)):
+            for i in range(0, len(pages), _CHUNK):
+                part = pages[i : i + _CHUNK]
+                held = _ZEROS[: len(part)] if rows is None else rows[i : i + _CHUNK]
+                self._link.send(_PAGES, part.data, held.data)
+
+
 def migrate(
     vm: Vm,
     tracker: KvmTracker | UffdTracker,
@@ -107,25 +128,26 @@ def migrate(
     Raises:
         MigrationError: it did not converge, or the other end has gone; the guest runs on here.
     """
-    rate = link.rate or 1e9
-    rows: list[MigrationRow] = []
+    source, rows = VmTarget(vm, tracker, ""), list[MigrationRow]()
+
+    def note(row: MigrationRow) -> None:
+        rows.append(row)
+        emit(row)
+
+    def enough(done: Round) -> bool:
+        if not done.number:
+            return False
+        note(MigrationRow(done.number - 1, done.sent, done.left, round(done.seconds * 1e6)))
+        if done.left > downtime * (link.rate or 1e9) and done.number == max_rounds:
+            raise _not_converged(max_rounds, done.left, downtime)
+        return done.left <= downtime * (link.rate or 1e9)
+
     try:
         slots = [[slot.gfn, slot.pages] for slot in vm.ram.slots]
         link.send(_HELLO, json.dumps({"slots": slots, "vcpus": len(vm.vcpus)}).encode())
-        tracker.exchange()
-        pages = np.concatenate([np.arange(gfn, gfn + n, dtype=np.uint64) for gfn, n in slots])
-        for number in range(max_rounds):
-            started = time.perf_counter()
-            sent = _send_pages(vm, link, pages)
-            pages = exchange_running(tracker)
-            left = len(pages) * PAGE
-            rows.append(MigrationRow(number, sent, left, round((time.perf_counter() - started) * 1e6)))
-            emit(rows[-1])
-            if left <= downtime * rate:
-                rows.append(_finish(vm, tracker, link, pages, number + 1))
-                emit(rows[-1])
-                return rows
-        link.send(_ABORT)
+        precopy(source, _Far(link), enough)
+        note(_finish(source, link, len(rows)))
+        return rows
     except BaseException as error:
         with suppress(OSError):
             link.send(_ABORT)
@@ -135,39 +157,26 @@ def migrate(
             text = f"the link has failed ({error.strerror}); the guest runs on here"
             raise MigrationError(text) from error
         raise
-    raise MigrationError(
-        f"not converged in {max_rounds} rounds: {rows[-1].left >> 20} MiB are left, more than the link "
-        f"carries in {downtime * 1e3:.0f} ms; the guest runs on here. Use a tracker with a threshold "
-        "(max_dirty_pages)"
+
+
+def _not_converged(rounds: int, left: int, downtime: float) -> MigrationError:
+    return MigrationError(
+        f"not converged in {rounds} rounds: {left >> 20} MiB are left, more than the link carries in "
+        f"{downtime * 1e3:.0f} ms; the guest runs on here. Use a tracker with a threshold (max_dirty_pages)"
     )
 
 
-def _send_pages(vm: Vm, link: Link, pages: npt.NDArray[np.uint64]) -> int:
-    """Contents are read after the rearm; what changes since is in a later round."""
-    sent = 0
-    for i in range(0, len(pages), _CHUNK):
-        part = np.ascontiguousarray(pages[i : i + _CHUNK])
-        contents = vm.ram.pages()[vm.ram.index(part)]
-        link.send(_PAGES, part.data, contents.data)
-        sent += contents.nbytes
-    return sent
-
-
-def _finish(
-    vm: Vm, tracker: KvmTracker | UffdTracker, link: Link, pages: npt.NDArray[np.uint64], number: int
-) -> MigrationRow:
+def _finish(source: VmTarget, link: Link, number: int) -> MigrationRow:
+    """The guest stands: the rest goes, and its vCPUs."""
     started = time.perf_counter()
-    vm.gate.close()
-    pages = np.union1d(pages, leave_own_gate(vm, tracker))
-    vm.pause()
-    pages = np.union1d(pages, tracker.exchange().gfn)
-    sent = _send_pages(vm, link, pages)
-    states = [vcpu.state() for vcpu in vm.vcpus]
-    text = json.dumps([{"parts": [p.hex() for p in s.parts], "msrs": s.msrs} for s in states]).encode()
-    link.send(_STATE, struct.pack("<Q", len(text)), text, vm.system_state.tobytes())
+    window = source.last_window()
+    _Far(link).add(window.data, window.zero, window.contents)
+    states = [encode_vcpu(i, state) for i, state in enumerate(source.states)]
+    link.send(_STATE, json.dumps(states).encode())
     kind, _ = link.receive()
     if kind != _STATE:
         raise MigrationError("the other end could not take the guest; it runs on here")
+    sent = sum(int((runs[:, 1] - runs[:, 0]).sum()) for runs in (window.data, window.zero))
     us = round((time.perf_counter() - started) * 1e6)
     return MigrationRow(number, sent, 0, us, us)
 
@@ -198,14 +207,9 @@ def receive(link: Link, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
             if kind == _STATE:
                 break
             n = len(data) // (8 + PAGE)
-            pages = np.frombuffer(data, np.uint64, n)
-            ram.pages()[ram.index(pages)] = np.frombuffer(data, np.uint8, n * PAGE, 8 * n).reshape(n, PAGE)
-        (size,) = struct.unpack_from("<Q", data)
-        vm.system_state[:] = np.frombuffer(data, np.uint8, offset=8 + size)
-        for vcpu, state in zip(vm.vcpus, json.loads(data[8 : 8 + size]), strict=True):
-            check_same_lists(vm, vcpu, "the guest")
-            parts = tuple(bytes.fromhex(part) for part in state["parts"])
-            vcpu.set_state(VcpuState(parts, tuple((i, v) for i, v in state["msrs"])))
+            contents = np.frombuffer(data, np.uint8, n * PAGE, 8 * n).reshape(n, PAGE)
+            put_pages(vm, ram.pages(), vm.system_state, np.frombuffer(data, np.uint64, n), contents)
+        put_vcpus(vm, decode_vcpus(json.loads(data)), "the guest")
         link.send(_STATE)
     except BaseException:
         vm.close()

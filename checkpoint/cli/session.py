@@ -20,10 +20,13 @@ from rich.live import Live
 from checkpoint import report
 from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
-from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.schedule import Plan, run_session
+from checkpoint.session import Session
 from checkpoint.targets.children import Delegation, describe_child
-from checkpoint.targets.process import ProcessTarget, check_living_target, descriptors
+from checkpoint.targets.identity import descriptors
+from checkpoint.targets.process import ProcessTarget
+from checkpoint.targets.refusals import check_living_target
 from checkpoint.tree import is_tree
 from uffdtrack import (
     choose_for_process,

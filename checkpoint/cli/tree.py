@@ -15,10 +15,10 @@ from checkpoint import report
 from checkpoint.chain import Lock
 from checkpoint.cli.common import say
 from checkpoint.cli.session import LOOK, Interrupt, Progress, poll_fds, raise_limit
-from checkpoint.cycle import Plan, run_session
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed
-from checkpoint.targets.process import check_living_target
+from checkpoint.schedule import Plan, run_session
+from checkpoint.targets.refusals import check_living_target
 from checkpoint.tree import Tree, TreeWriter
 from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import TreeSession

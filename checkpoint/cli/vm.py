@@ -16,9 +16,11 @@ from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import DIRECTORY, Place, Time, json_option, key_option, say
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.session import Interrupt
-from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.epoch import EpochRow
-from checkpoint.targets.vm import VmTarget, load_vm, vm_facts
+from checkpoint.schedule import Plan, run_session
+from checkpoint.session import Session
+from checkpoint.targets.vm import VmTarget
+from checkpoint.targets.vm_state import load_vm, vm_facts
 from kvmglue import (
     PROGRAMS,
     VM_ENGINES,

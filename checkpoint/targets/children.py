@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from checkpoint.targets.process import stat_fields
+from checkpoint.targets.identity import stat_fields
 from uffdtrack import children
 from uffdtrack.errors import TargetGoneError, UnsupportedError
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from checkpoint.budget import Budget
 from checkpoint.objects import (
     Descriptor,
     Snapshot,
@@ -34,8 +35,6 @@ from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
 FREE = 0.002
 """Seconds that reading takes without a thought, of all processes of a tree together."""
-SHARE = 20
-"""What takes longer is done so often that it takes this part of the time."""
 
 
 def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Descriptor]:
@@ -208,21 +207,15 @@ class Reader:
 
     /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look
     of some 10 us. Where that is much, an epoch has what the last reading has found, and says when that was.
-
-    Attributes:
-        sharers: how many processes have that time together.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.sharers = 1
+        self.budget = Budget(FREE)
         self._last: Snapshot | None = None
-        self._due = 0.0
 
     def read(self, mappings: Iterable[Region]) -> Snapshot:
-        started = time.monotonic()
-        if self._last is None or started >= self._due:
-            self._last = snapshot(self._pid, mappings, self._last)
-            ended = time.monotonic()
-            self._due = ended + SHARE * max(0.0, self.sharers * (ended - started) - FREE)
+        if self._last is None or self.budget.is_due():
+            with self.budget.spending():
+                self._last = snapshot(self._pid, mappings, self._last)
         return self._last

@@ -1,50 +1,39 @@
-"""A virtual machine of this process as a target: its images, its way back, its start in a fresh process."""
+"""A virtual machine of this process as a source of epochs, and its way back to one."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
 from checkpoint.contents import to_runs
-from checkpoint.files import malformed
-from checkpoint.image import EpochFile, expand, note, thread_notes
-from kvmglue import KvmTracker, Vcpu, VcpuState, Vm
+from checkpoint.image import expand, thread_notes
+from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
+from kvmglue import KvmTracker, VcpuState, Vm
 from uffdtrack import (
     PAGE,
-    GuestRam,
-    Memslot,
     Pending,
     Region,
     Runs,
-    ThreadState,
     UffdTracker,
     Window,
 )
 from uffdtrack.errors import (
     CycleError,
-    ImageError,
-    InvalidInputError,
     PauseTimeoutError,
     RollbackRefusedError,
     StopTimeoutError,
 )
 
-NOTE_VCPU = 0x75660003
-"""All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
+T = TypeVar("T")
 _NONE: Runs = np.empty((0, 2), np.uint64)
-_USER_REGISTERS = (
-    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
-    "rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-)  # fmt: skip
-"""struct user_regs_struct (sys/user.h); orig_rax is rax."""
 
 
 class VmTarget:
@@ -54,6 +43,10 @@ class VmTarget:
         vm: it may run.
         tracker: active, on its RAM.
         guest: what it runs, for people.
+
+    Attributes:
+        pending: what was harvested and is not acknowledged.
+        states: of the vCPUs, at the last window.
     """
 
     def __init__(self, vm: Vm, tracker: KvmTracker | UffdTracker, guest: str) -> None:
@@ -69,66 +62,48 @@ class VmTarget:
         self._system_at = vm.system_address // PAGE
         self._system = np.zeros((len(state) // PAGE, PAGE), np.uint8)
         self._whole_system = True
-        self._left = _Left()
-        self._states: list[VcpuState] = []
+        self.pending = Pending()
+        self.states: list[VcpuState] = []
         slots = [(slot.gfn, slot.pages) for slot in vm.ram.slots]
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
             _region(self._system_at, len(self._system), "[system]")
         ]
 
-    # -- Target -----------------------------------------------------------------------------------
+    # -- Source -----------------------------------------------------------------------------------
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         """A guest that stands at a threshold goes on."""
-        pages = self._left.gfns()
         with stopping():
-            pages = np.union1d(pages, exchange_running(self.tracker))
+            pages = exchange_running(self.tracker)
         if not everything:
             return to_runs(pages), _NONE
+        self.pending.clear()
         self._whole_system = True
         return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
+
+    def postpone(self, runs: Runs, reset: Runs) -> None:
+        self.pending.add(runs, reset)
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         pages = expand(runs)
         return self._parted(pages, self._copy(pages))
 
-    def window(self, pending: Pending) -> Window:
-        started = time.perf_counter()
+    def window(self) -> Window:
         with stopping():
             try:
-                self._stop()
-                stopped = time.perf_counter()
-                self._left.add(self.tracker.exchange().gfn)
-                self._states = [vcpu.state() for vcpu in self.vm.vcpus]
-                self._left.add(self._system_changed())
-                touched = self._left.gfns()
-                harvested = time.perf_counter()
-                pages = np.union1d(touched, expand(pending.pages))
-                copied = self._copy(pages)
-                done = time.perf_counter()
+                taken = self._take()
             finally:
-                # What was harvested is not lost if a part of this has failed.
-                pending.add(to_runs(self._left.gfns()), _NONE)
-                self._left.clear()
                 self.vm.resume()
-        data, zero, contents = self._parted(pages, copied)
-        return Window(
-            regions=self.regions,
-            threads=[_thread(i, state) for i, state in enumerate(self._states)],
-            data=data,
-            zero=zero,
-            reset=_NONE,
-            contents=contents,
-            unreadable=0,
-            compared=1,
-            scanned=self.tracker.traits.cost == "O(size)",
-            touched=int(np.searchsorted(touched, self._system_at)),  # of the RAM
-            stop_us=(stopped - started) * 1e6,
-            harvest_us=(harvested - stopped) * 1e6,
-            copy_us=(done - harvested) * 1e6,
-            rearm_us=0.0,  # in the harvest: exchange()
-            pause_us=(done - started) * 1e6,
-        )
+        return self._window(taken)
+
+    def last_window(self) -> Window:
+        """As `window`, and it stands after, until `vm.resume()`; also where this fails."""
+        with stopping():
+            taken = self._take()
+        return self._window(taken)
+
+    def acknowledge(self) -> None:
+        self.pending.clear()
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
         facts = {
@@ -136,11 +111,7 @@ class VmTarget:
             "uid": os.getuid(), "gid": os.getgid(), "comm": "vm", "cmdline": f"vm {self.guest}", "exe": "",
             "start_time": self._started, "boot_id": "",
         }  # fmt: skip
-        notes = thread_notes(window.threads, facts)
-        for i, state in enumerate(self._states):
-            content = {"vcpu": i, "parts": [part.hex() for part in state.parts], "msrs": state.msrs}
-            notes += note(b"uffdtrack", NOTE_VCPU, json.dumps(content).encode())
-        return notes, {
+        return thread_notes(window.threads, facts) + vcpu_notes(self.states), {
             "process": facts,
             "descriptors": [],
             "files": {},
@@ -153,11 +124,9 @@ class VmTarget:
             },
         }
 
-    def reattach(self) -> None:
-        raise AssertionError("a VM keeps its memory")
-
-    def ended(self, seconds: float = 0) -> bool:
-        return any(vcpu.exit for vcpu in self.vm.vcpus)
+    def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
+        """A VM keeps its memory."""
+        return attempt()
 
     def settle(self, timeout: float) -> bool:
         """Nothing of it is held when a window fails."""
@@ -165,15 +134,56 @@ class VmTarget:
 
     # -- parts of a window ------------------------------------------------------------------------
 
-    def _stop(self) -> None:
+    def _take(self) -> _Taken:
+        """Stop it, harvest and copy."""
+        started = time.perf_counter()
+        full = self._stop()
+        stopped = time.perf_counter()
+        found = self._harvested(self.tracker.exchange().gfn)
+        self.states = [vcpu.state() for vcpu in self.vm.vcpus]
+        self._harvested(self._system_changed())
+        harvested = time.perf_counter()
+        pages = expand(self.pending.pages)
+        copied = self._copy(pages)
+        return _Taken(pages, copied, (full, found), (started, stopped, harvested, time.perf_counter()))
+
+    def _window(self, taken: _Taken) -> Window:
+        data, zero, contents = self._parted(taken.pages, taken.copied)
+        started, stopped, harvested, done = taken.times
+        return Window(
+            regions=self.regions,
+            threads=[vcpu_thread(i, state) for i, state in enumerate(self.states)],
+            data=data,
+            zero=zero,
+            reset=_NONE,
+            contents=contents,
+            unreadable=0,
+            compared=1,
+            scanned=self.tracker.traits.cost == "O(size)",
+            touched=len(np.union1d(*taken.touched)),
+            stop_us=(stopped - started) * 1e6,
+            harvest_us=(harvested - stopped) * 1e6,
+            copy_us=(done - harvested) * 1e6,
+            rearm_us=0.0,  # in the harvest: exchange()
+            pause_us=(done - started) * 1e6,
+        )
+
+    def _stop(self) -> npt.NDArray[np.uint64]:
         """Have every vCPU at the VM's gate, where its state is whole.
 
         At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code: what is full is
-        harvested first then, and left for the next window.
+        harvested first then, and returned.
         """
         self.vm.gate.close()
-        self._left.add(leave_own_gate(self.vm, self.tracker))
+        full = self._harvested(leave_own_gate(self.vm, self.tracker))
         self.vm.pause()
+        return full
+
+    def _harvested(self, gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Pending from here on, whatever fails next."""
+        pages = np.unique(gfn)
+        self.pending.add(to_runs(pages), _NONE)
+        return pages
 
     def _system_changed(self) -> npt.NDArray[np.uint64]:
         now = self.vm.system_state.reshape(-1, PAGE)
@@ -233,21 +243,20 @@ class VmTarget:
         return len(rows)
 
 
-class _Left:
-    """Pages that were harvested and are in no window yet."""
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a stop gave, before it is sorted.
 
-    def __init__(self) -> None:
-        self._parts: list[npt.NDArray[np.uint64]] = []
+    Attributes:
+        copied: contents of `pages`, in the buffer.
+        touched: pages of the RAM that were harvested, at a threshold and after.
+        times: when it was begun, had stopped, was harvested, and was copied.
+    """
 
-    def add(self, gfn: npt.NDArray[np.uint64]) -> None:
-        self._parts.append(gfn.copy())
-
-    def gfns(self) -> npt.NDArray[np.uint64]:
-        """Sorted, each once."""
-        return np.unique(np.concatenate([np.empty(0, np.uint64), *self._parts]))
-
-    def clear(self) -> None:
-        self._parts = []
+    pages: npt.NDArray[np.uint64]
+    copied: npt.NDArray[np.uint8]
+    touched: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
+    times: tuple[float, float, float, float]
 
 
 @contextmanager
@@ -276,116 +285,10 @@ def leave_own_gate(vm: Vm, tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.
 
 
 def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """Harvest and rearm while the guest runs; where it stands at its threshold, it goes on."""
-    pages = tracker.exchange().gfn.copy()
+    """Harvest and rearm while the guest runs; where it stands at its threshold, it goes on. Sorted."""
+    pages = np.unique(tracker.exchange().gfn)
     return np.union1d(pages, resume_full(tracker)) if tracker.max_dirty_pages else pages
 
 
 def _region(gfn: int, pages: int, name: str) -> Region:
     return Region(gfn * PAGE, (gfn + pages) * PAGE, "rwxp", 0, "0:0", 0, name)
-
-
-def _thread(number: int, state: VcpuState) -> ThreadState:
-    """A vCPU as a thread of a core: debuggers show its registers."""
-    values = {**dict.fromkeys(_USER_REGISTERS, 0), **state.registers, **state.segments}
-    regs = b"".join(values[name].to_bytes(8, "little") for name in _USER_REGISTERS)
-    return ThreadState(number + 1, regs, state.xsave, 0, False)
-
-
-# -- from an image --------------------------------------------------------------------------------
-
-
-def vm_facts(epoch: EpochFile) -> dict[str, Any]:
-    """What the image says of its VM.
-
-    Raises:
-        InvalidInputError: it is no VM's.
-        ImageError: it is not what was written.
-    """
-    facts = epoch.meta.get("vm")
-    if facts is None:
-        raise InvalidInputError(f"{epoch.path} is a checkpoint of a process, not of a VM")
-    if not isinstance(facts, dict):
-        raise ImageError(f"{epoch.path} is damaged: what it says of its VM")
-    return facts
-
-
-def slots_of(epoch: EpochFile) -> list[Memslot]:
-    with malformed(epoch.path):
-        return [Memslot(int(gfn), int(pages)) for gfn, pages in vm_facts(epoch)["slots"]]
-
-
-def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
-    """In the order of the vCPUs.
-
-    Raises:
-        ImageError: it does not hold all of them.
-    """
-    found: dict[int, VcpuState] = {}
-    with malformed(epoch.path):
-        for name, kind, data in epoch.notes:
-            if (name, kind) == (b"uffdtrack", NOTE_VCPU):
-                content = json.loads(data)
-                parts = tuple(bytes.fromhex(part) for part in content["parts"])
-                msrs = tuple((int(index), int(value)) for index, value in content["msrs"])
-                found[int(content["vcpu"])] = VcpuState(parts, msrs)
-        count = int(vm_facts(epoch)["vcpus"])
-    if sorted(found) != list(range(count)):
-        raise ImageError(f"{epoch.path} holds vCPUs {sorted(found)} of {count}")
-    return [found[i] for i in range(count)]
-
-
-def read_memory(view: View, vm: Vm, ram: npt.NDArray[np.uint8], system: npt.NDArray[np.uint8]) -> None:
-    """Fill RAM, shape (rows, 4096), zeroed, and system memory, shape (bytes,), with those of an epoch.
-
-    Raises:
-        ImageError: of a VM that is laid out in another way.
-    """
-    if vm_facts(view.epoch)["system_bytes"] != system.size:
-        raise ImageError(f"{view.epoch.path} was made by another version: its system memory is another")
-    at = vm.system_address // PAGE
-    split = int(np.searchsorted(view.pages, at))
-    for part in _parts(view.pages[:split]):
-        ram[vm.ram.index(part)] = view.read(part)
-    system[:] = 0
-    for part in _parts(view.pages[split:]):
-        system.reshape(-1, PAGE)[(part - np.uint64(at)).astype(np.int64)] = view.read(part)
-
-
-def _parts(pages: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
-    for i in range(0, len(pages), 8192):
-        yield pages[i : i + 8192]
-
-
-def check_same_lists(vm: Vm, vcpu: Vcpu, what: str) -> None:
-    """Raises: ImageError: its system memory points to a log that this VM does not have."""
-    if vcpu.mailbox.log != vm.system.log_at(vcpu.number):
-        raise ImageError(f"{what} is of a VM with other lists of orders (list_rows)")
-
-
-def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, Vm]:
-    """A fresh VM in the state of an epoch, paused.
-
-    Args:
-        make: makes the VM, of a RAM and a number of vCPUs; with the same `list_rows` as the one before.
-
-    Raises:
-        ImageError: not an epoch of a VM, or not whole.
-        UnsupportedError: this host's KVM does not take the state.
-    """
-    states = vcpu_states(view.epoch)
-    ram = GuestRam(slots=slots_of(view.epoch), shared=False)
-    try:
-        vm = make(ram, len(states))
-        try:
-            read_memory(view, vm, ram.pages(), vm.system_state)
-            for vcpu, state in zip(vm.vcpus, states, strict=True):
-                check_same_lists(vm, vcpu, str(view.epoch.path))
-                vcpu.set_state(state)
-        except BaseException:
-            vm.close()
-            raise
-    except BaseException:
-        ram.close()
-        raise
-    return ram, vm

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 from checkpoint.chain import Chain
 from checkpoint.cli.main import cli
-from checkpoint.cycle import Plan, run_session
 from checkpoint.epoch import EpochRow, Times
 from checkpoint.report import missed
+from checkpoint.schedule import Plan, run_session
 from checkpoint.targets.children import children
 from tests.kernel.test_notices_nothing import Run, Spawn
 from uffdtrack import how_to_be_allowed, status_field
@@ -183,7 +183,7 @@ class Slow:
 @pytest.mark.parametrize(("takes", "late"), [(0.05, 0), (0.35, 2), (2.6, 25)])
 def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, late: int) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("checkpoint.cycle.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("checkpoint.schedule.time.monotonic", lambda: clock[0])
 
     def wait(seconds: float) -> bool:
         clock[0] += seconds

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
-from checkpoint.image import EpochFile
+from checkpoint.image import EpochFile, EpochWriter
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
@@ -62,7 +62,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
                     with pytest.raises(StorageError):
                         session.take()
                     if forgetful:
-                        session.pending.clear()
+                        target.pending.clear()
                 filler.unlink()
                 file = EpochFile(directory / f"epoch-{session.take().epoch:08d}.core")
                 memory.apply(file)
@@ -94,6 +94,30 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
         assert session.take().warnings == ["first", "second"]
         assert session.take().warnings == []
         assert new == [[]]
+
+
+@pytest.mark.parametrize("at", ["finish", "sync", "rename", "sync_name"])
+def test_an_epoch_that_is_not_safe_is_not_there(
+    kernel: None, spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Not even where its file has its name already: nobody is to read an epoch that no row was given out of."""
+    process = spawn("sleep", "60")
+    directory = tmp_path / "c"
+
+    def fails(_: EpochWriter, *rest: object) -> None:
+        raise StorageError("no space left")
+
+    with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(process.pid) as target:
+        session = Session(target, chain)
+        for number in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(EpochWriter, at, fails)
+                with pytest.raises(StorageError):
+                    session.take()
+            assert len(list(directory.glob("*.core*"))) == number
+            assert not list(directory.glob(".epoch*"))
+            assert session.take().epoch == number
+    assert len(Chain(directory).verify(b"")) == 2
 
 
 def test_command_line_on_a_full_disk(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint.chain import Chain
-from checkpoint.cycle import Session
+from checkpoint.session import Session
 from tests.kernel.test_mappings import Mapper, Spawn, mapper, open_session, read
 from tests.kernel.test_notices_nothing import ask, start_notices, state_of, traps, wait_for
 from uffdtrack import PAGE

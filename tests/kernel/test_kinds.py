@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from checkpoint.chain import Chain
-from checkpoint.cycle import Session
 from checkpoint.export import export
 from checkpoint.image import PHDR
+from checkpoint.session import Session
 from tests.kernel.test_mappings import Mapper, open_session, read
 from uffdtrack import PAGE, Region, read_maps
 

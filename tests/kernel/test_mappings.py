@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from uffdtrack import PAGE, status_field
 
@@ -178,7 +178,7 @@ def test_shared_memory_in_a_second_base(mapper: Mapper, session: Session) -> Non
     at = mapper.new(16 * PAGE, 3, 0x21)
     mapper(f"put({at}, b'a' * {16 * PAGE})")
     session.take()
-    session.pending.everything = True
+    session.target.pending.everything = True
     mapper(f"libc.madvise({at}, {16 * PAGE}, 9)")
     session.take()
     mapper(f"put({at}, b'a' * {16 * PAGE})")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from checkpoint.chain import Chain
-from checkpoint.targets.process import stat_fields
+from checkpoint.targets.identity import stat_fields
 from uffdtrack import parse_maps, status_field
 
 Spawn = Callable[..., subprocess.Popen[bytes]]

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.export import compact
 from checkpoint.objects import Snapshot, resolve
 from checkpoint.rollback import Outcome, rollback
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
 from uffdtrack.errors import RollbackRefusedError
@@ -241,11 +241,11 @@ def test_increments_and_compaction(start: Callable[..., Objects], tmp_path: Path
         session = Session(process, chain)
         for _ in range(3):
             session.take()
-            seen.append(session._objects or Snapshot())
+            seen.append(session.stream.sink.objects or Snapshot())
             target.change() if len(seen) < 2 else None
-            process._objects._due = 0.0
+            process._objects.budget._due = 0.0
         session.take()
-        seen.append(session._objects or Snapshot())
+        seen.append(session.stream.sink.objects or Snapshot())
 
     def stored(number: int) -> Snapshot:
         return resolve(file.meta for file in Chain(tmp_path / "c").view(number).sources)

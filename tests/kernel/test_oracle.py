@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.oracle import PAGE, Memory, OracleError
 from uffdtrack.errors import TargetError

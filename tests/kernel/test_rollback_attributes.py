@@ -10,8 +10,8 @@ import pytest
 
 from checkpoint.attributes import Attributes
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.rollback import Outcome, rollback
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
 from uffdtrack.errors import RollbackRefusedError

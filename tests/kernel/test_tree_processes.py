@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.sink import WRITERS, side_by_side
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import TreeWriter
-from checkpoint.tree_member import WRITERS, side_by_side
 from checkpoint.tree_session import TreeSession
 from tests.conftest import missing, usable
 from tests.kernel.test_calls import Program

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from checkpoint import tree_session
+from checkpoint import tree_roster
 from checkpoint.chain import Chain
 from checkpoint.image import EpochWriter
 from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter, numbers
+from checkpoint.tree_member import Member
 from checkpoint.tree_rollback import rollback_tree
-from checkpoint.tree_session import Member, TreeSession
+from checkpoint.tree_session import TreeSession
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children
 from uffdtrack.errors import (
@@ -340,8 +341,8 @@ def test_a_base_is_never_passed_over_as_unchanged(
     (member,) = taker.members
     unchanged = draft(member, windows[-1], {})
     assert unchanged and unchanged.row.member.unchanged
-    member.session.rebase()
-    member.session.prepare()
+    member.stream.rebase()
+    member.stream.prepare()
     part = draft(member, windows[-1], {})
     assert part and part.row.base and not part.row.member.unchanged
     part.drop()
@@ -455,7 +456,7 @@ def test_who_cannot_be_followed_has_not_ended(
     def refused(*_: object) -> None:
         raise TargetError("32-bit")
 
-    monkeypatch.setattr(tree_session, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(tree_roster, "REFUSED_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Member, "prepare", refused)
         with pytest.raises(EpochSkippedError, match=f"process {process.pid} .cat.: 32-bit"):

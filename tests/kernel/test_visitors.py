@@ -17,8 +17,10 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Plan, Session, run_session
-from checkpoint.targets.process import ProcessTarget, check_living_target
+from checkpoint.schedule import Plan, run_session
+from checkpoint.session import Session
+from checkpoint.targets.process import ProcessTarget
+from checkpoint.targets.refusals import check_living_target
 from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
 from uffdtrack import PAGE, Runs, status_field
 from uffdtrack.errors import EpochSkippedError

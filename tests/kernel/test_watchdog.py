@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Plan, Session, run_session
+from checkpoint.schedule import Plan, run_session
+from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.kernel.test_notices_nothing import Run, Spawn, ask, start_notices, state_of, wait_for
-from uffdtrack import Pending, Window, status_field, verdict_on
+from uffdtrack import Window, status_field, verdict_on
 from uffdtrack.errors import MaxStopError
 
 Build = Callable[[str], Path]
@@ -223,12 +224,12 @@ def test_too_much_for_a_stop_is_copied_while_the_target_runs(
         session = Session(target, chain)
         window = target.window
 
-        def too_long_once(pending: Pending) -> Window:
+        def too_long_once() -> Window:
             if len(rows) == 2 and not said:
-                pending.everything = True
+                target.pending.everything = True
                 tell(process, "change")
                 raise MaxStopError("too much")
-            return window(pending)
+            return window()
 
         target.window = too_long_once  # type: ignore[method-assign]
         run_session(session, Plan(0.01, 5, None), lambda s: False, rows.append, said.append)

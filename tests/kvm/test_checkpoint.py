@@ -15,9 +15,10 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
-from checkpoint.targets.vm import VmTarget, load_vm, read_memory, vcpu_states
+from checkpoint.session import Session
+from checkpoint.targets.vm import VmTarget
+from checkpoint.targets.vm_state import load_vm, read_memory, vcpu_states
 from kvmglue import Order, Vm, post, rings_for, stop, wait, written
 from kvmglue._sys import lib
 from tests.kvm.conftest import DEADLINE, Machine

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.cycle import Session
 from checkpoint.migrate import Link, MigrationError, migrate
-from checkpoint.targets.vm import VmTarget, load_vm
+from checkpoint.session import Session
+from checkpoint.targets.vm import VmTarget
+from checkpoint.targets.vm_state import load_vm
 from kvmglue import Order, Vm, open_tracker, post, wait, written
 from tests.kvm.conftest import DEADLINE, Machine
 from uffdtrack.errors import CycleError, StopTimeoutError, TrackerError, UnsupportedError

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoint.targets.process import stat_fields
+from checkpoint.targets.identity import stat_fields
 from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack.errors import TargetGoneError
 

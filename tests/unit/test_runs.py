@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint.contents import to_runs
-from checkpoint.cycle import chunks
 from checkpoint.image import expand, inside, latest
+from checkpoint.precopy import chunks
 from uffdtrack import PAGE, Runs, merge_runs
 from uffdtrack._sys import ffi, lib, runs_array, runs_of
 

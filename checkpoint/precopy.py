@@ -1,0 +1,88 @@
+"""Pre-copy: memory goes to a sink while the source runs, in rounds, until little is left."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from checkpoint.sink import PageSink
+from checkpoint.source import Source
+from uffdtrack import PAGE, Runs
+
+CHUNK = 32 << 20
+"""Bytes that are copied at a time."""
+
+
+class SessionInterrupted(Exception):  # noqa: N818 - it is no error
+    """The user has asked for the end while memory was copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round, when it is over.
+
+    Attributes:
+        number: 0: nothing was sent yet. 1: all was.
+        sent: bytes that have gone to the sink in it.
+        left: bytes that were written meanwhile, or, before the first, all.
+        seconds: that it took.
+    """
+
+    number: int
+    sent: int
+    left: int
+    seconds: float
+
+
+def precopy(
+    source: Source,
+    sink: PageSink,
+    enough: Callable[[Round], bool],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Copy all memory of a source, then what was written meanwhile, until little is left.
+
+    What is left then comes with the next window of the source.
+
+    Args:
+        enough: whether the rest is little, or will not become less.
+
+    Raises:
+        SessionInterrupted: `interrupted` has said so.
+    """
+    sent, runs = 0, np.empty((0, 2), np.uint64)
+    for number in itertools.count():
+        started = time.perf_counter()
+        for part in chunks(runs, CHUNK):
+            if interrupted():
+                raise SessionInterrupted
+            sink.add(*source.copy(part))
+        runs, reset = source.harvest(everything=not number)
+        sink.void(reset)
+        left = int((runs[:, 1] - runs[:, 0]).sum())
+        if enough(Round(number, sent, left, time.perf_counter() - started)):
+            source.postpone(runs, reset)
+            return
+        sent = left
+
+
+def chunks(runs: Runs, size: int) -> Iterator[Runs]:
+    """Cut ranges into lists of at most `size` bytes each."""
+    parts: list[tuple[int, int]] = []
+    room = size
+    for first, end in runs.tolist():
+        start = first
+        while start < end:
+            n = min(room, end - start)
+            parts.append((start, start + n))
+            start += n
+            room -= n
+            if room < PAGE:
+                yield np.array(parts, np.uint64)
+                parts, room = [], size
+    if parts:
+        yield np.array(parts, np.uint64)

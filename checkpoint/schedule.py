@@ -1,0 +1,126 @@
+"""When epochs are taken, and what a session does where one cannot be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoint.precopy import SessionInterrupted
+from checkpoint.session import REST, R, Taker
+from uffdtrack.errors import (
+    EpochSkippedError,
+    MaxStopError,
+    StopTimeoutError,
+    StorageError,
+    TargetGoneError,
+)
+
+ATTEMPTS = 3
+"""Epochs in a row that may fail before a session gives up."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a session takes epochs, in seconds; `count` includes the base. None: no limit."""
+
+    every: float
+    count: int | None
+    duration: float | None
+
+
+def _skip(session: Taker[Any], error: EpochSkippedError, warn: Callable[[str], None]) -> None:
+    """Count an epoch that could not be taken, and say why, once."""
+    session.skipped += 1
+    if error.reason != session.skip_reason:
+        session.skip_reason = error.reason
+        warn(f"epochs are skipped while {error.reason}")
+
+
+def _rest(session: Taker[Any], wait: Callable[[float], bool], seconds: float) -> bool:
+    """Wait for the next attempt. A thread that was asked to stop, and does so now, is let go at once.
+
+    `wait` may come back early all the time: the limit of dirty pages stays reached.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        settled = session.settle(min(left, REST))
+        if wait(max(0.0, end - time.monotonic()) if settled else 0):
+            return True
+        if settled:
+            time.sleep(max(0.0, min(REST, end - time.monotonic())))
+    return wait(0)
+
+
+def run_session(
+    session: Taker[R],
+    plan: Plan,
+    wait: Callable[[float], bool],
+    emit: Callable[[R], None],
+    warn: Callable[[str], None],
+) -> bool:
+    """Take epochs as planned.
+
+    Args:
+        wait: sleeps for some seconds, or until the target's limit of dirty pages is reached; True: the
+            session is to end, or the target has.
+        emit: gets the row of each epoch.
+        warn: gets what went wrong and did not end the session.
+
+    Returns:
+        Whether the target has ended.
+
+    Raises:
+        StorageError: `ATTEMPTS` epochs in a row could not be written, or the last one.
+    """
+    started = due = time.monotonic()
+    taken = 0
+    failed = 0
+    failure: StorageError | None = None
+
+    def pause(seconds: float) -> bool:
+        return _rest(session, wait, seconds) if session.skipped else wait(seconds)
+
+    while plan.count is None or taken < plan.count:
+        session.late = int((time.monotonic() - due) / plan.every) if taken else 0
+        if session.late:
+            due = time.monotonic()
+        try:
+            row = session.take()
+            if row.skipped:
+                warn(f"epochs go on: {row.skipped} {'was' if row.skipped == 1 else 'were'} skipped")
+            emit(row)
+            taken += 1
+            failed, failure = 0, None
+        except TargetGoneError:
+            if not taken:
+                raise
+            return True
+        except SessionInterrupted:
+            break
+        except EpochSkippedError as error:
+            _skip(session, error, warn)
+        except (StorageError, StopTimeoutError, MaxStopError) as error:
+            session.settle(0)
+            failed += 1
+            failure = error if isinstance(error, StorageError) else None
+            if not taken or failed == ATTEMPTS:
+                raise
+            warn(f"{error}; what it would have held comes with the next epoch")
+        if plan.count is not None and taken >= plan.count:
+            break
+        due += plan.every
+        if plan.duration is not None and max(due, time.monotonic()) >= started + plan.duration:
+            left = started + plan.duration - time.monotonic()
+            # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
+            if left <= 0 or pause(left) or time.monotonic() >= started + plan.duration:
+                break
+            due = time.monotonic()
+            continue
+        if pause(max(0.0, due - time.monotonic())):
+            break
+        due = min(due, time.monotonic())
+    if failure:
+        raise failure
+    return False

@@ -1,0 +1,179 @@
+"""A VM's state, in an image, on a link, and back into a fresh VM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoint.chain import View
+from checkpoint.files import malformed
+from checkpoint.image import EpochFile, note
+from kvmglue import Vcpu, VcpuState, Vm
+from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
+from uffdtrack.errors import ImageError, InvalidInputError
+
+NOTE_VCPU = 0x75660003
+"""All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
+
+_USER_REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
+    "rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+)  # fmt: skip
+"""struct user_regs_struct (sys/user.h); orig_rax is rax."""
+
+
+def encode_vcpu(number: int, state: VcpuState) -> dict[str, Any]:
+    return {"vcpu": number, "parts": [part.hex() for part in state.parts], "msrs": state.msrs}
+
+
+def decode_vcpus(stored: list[dict[str, Any]]) -> list[VcpuState]:
+    """What `encode_vcpu` gave, in any order; returned in the order of the vCPUs.
+
+    Raises:
+        KeyError, TypeError, ValueError: that it is not.
+    """
+    found: dict[int, VcpuState] = {}
+    for one in stored:
+        parts = tuple(bytes.fromhex(part) for part in one["parts"])
+        found[int(one["vcpu"])] = VcpuState(parts, tuple((int(i), int(v)) for i, v in one["msrs"]))
+    if sorted(found) != list(range(len(stored))):
+        raise ValueError(f"it holds vCPUs {sorted(found)}")
+    return [found[i] for i in range(len(found))]
+
+
+def vcpu_notes(states: list[VcpuState]) -> bytes:
+    """A note for each vCPU."""
+    return b"".join(
+        note(b"uffdtrack", NOTE_VCPU, json.dumps(encode_vcpu(i, state)).encode())
+        for i, state in enumerate(states)
+    )
+
+
+def vcpu_thread(number: int, state: VcpuState) -> ThreadState:
+    """A vCPU as a thread of a core: debuggers show its registers."""
+    values = {**dict.fromkeys(_USER_REGISTERS, 0), **state.registers, **state.segments}
+    regs = b"".join(values[name].to_bytes(8, "little") for name in _USER_REGISTERS)
+    return ThreadState(number + 1, regs, state.xsave, 0, False)
+
+
+def put_vcpus(vm: Vm, states: list[VcpuState], what: str) -> None:
+    """Have the vCPUs of a fresh VM in a state; its memory has been filled.
+
+    Args:
+        what: where it is from, for people.
+
+    Raises:
+        ImageError, UnsupportedError: this VM cannot have it.
+    """
+    for vcpu, state in zip(vm.vcpus, states, strict=True):
+        check_same_lists(vm, vcpu, what)
+        vcpu.set_state(state)
+
+
+def put_pages(
+    vm: Vm,
+    ram: npt.NDArray[np.uint8],
+    system: npt.NDArray[np.uint8],
+    pages: npt.NDArray[np.uint64],
+    contents: npt.NDArray[np.uint8],
+) -> None:
+    """Put pages of an epoch of a VM, sorted, to where they belong.
+
+    Args:
+        ram: shape (rows, 4096).
+        system: the memory beside it, shape (bytes,).
+        contents: shape (n, 4096).
+    """
+    at = vm.system_address // PAGE
+    split = int(np.searchsorted(pages, at))
+    ram[vm.ram.index(pages[:split])] = contents[:split]
+    system.reshape(-1, PAGE)[(pages[split:] - np.uint64(at)).astype(np.int64)] = contents[split:]
+
+
+def vm_facts(epoch: EpochFile) -> dict[str, Any]:
+    """What the image says of its VM.
+
+    Raises:
+        InvalidInputError: it is no VM's.
+        ImageError: it is not what was written.
+    """
+    facts = epoch.meta.get("vm")
+    if facts is None:
+        raise InvalidInputError(f"{epoch.path} is a checkpoint of a process, not of a VM")
+    if not isinstance(facts, dict):
+        raise ImageError(f"{epoch.path} is damaged: what it says of its VM")
+    return facts
+
+
+def slots_of(epoch: EpochFile) -> list[Memslot]:
+    with malformed(epoch.path):
+        return [Memslot(int(gfn), int(pages)) for gfn, pages in vm_facts(epoch)["slots"]]
+
+
+def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
+    """In the order of the vCPUs.
+
+    Raises:
+        ImageError: it does not hold all of them.
+    """
+    own = (b"uffdtrack", NOTE_VCPU)
+    with malformed(epoch.path):
+        states = decode_vcpus([json.loads(data) for *kind, data in epoch.notes if tuple(kind) == own])
+        count = int(vm_facts(epoch)["vcpus"])
+    if len(states) != count:
+        raise ImageError(f"{epoch.path} holds {len(states)} vCPUs of {count}")
+    return states
+
+
+def read_memory(view: View, vm: Vm, ram: npt.NDArray[np.uint8], system: npt.NDArray[np.uint8]) -> None:
+    """Fill RAM, shape (rows, 4096), zeroed, and system memory, shape (bytes,), with those of an epoch.
+
+    Raises:
+        ImageError: of a VM that is laid out in another way.
+    """
+    if vm_facts(view.epoch)["system_bytes"] != system.size:
+        raise ImageError(f"{view.epoch.path} was made by another version: its system memory is another")
+    system[:] = 0
+    for part in _parts(view.pages):
+        put_pages(vm, ram, system, part, view.read(part))
+
+
+def _parts(pages: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
+    for i in range(0, len(pages), 8192):
+        yield pages[i : i + 8192]
+
+
+def check_same_lists(vm: Vm, vcpu: Vcpu, what: str) -> None:
+    """Raises: ImageError: its system memory points to a log that this VM does not have."""
+    if vcpu.mailbox.log != vm.system.log_at(vcpu.number):
+        raise ImageError(f"{what} is of a VM with other lists of orders (list_rows)")
+
+
+def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, Vm]:
+    """A fresh VM in the state of an epoch, paused.
+
+    Args:
+        make: makes the VM, of a RAM and a number of vCPUs; with the same `list_rows` as the one before.
+
+    Raises:
+        ImageError: not an epoch of a VM, or not whole.
+        UnsupportedError: this host's KVM does not take the state.
+    """
+    states = vcpu_states(view.epoch)
+    ram = GuestRam(slots=slots_of(view.epoch), shared=False)
+    try:
+        vm = make(ram, len(states))
+        try:
+            read_memory(view, vm, ram.pages(), vm.system_state)
+            put_vcpus(vm, states, str(view.epoch.path))
+        except BaseException:
+            vm.close()
+            raise
+    except BaseException:
+        ram.close()
+        raise
+    return ram, vm

@@ -1,0 +1,158 @@
+"""Who belongs to a tree of processes: a process, its descendants, and those that are born meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoint.chain import ChainWriter
+from checkpoint.targets.process import ProcessTarget
+from checkpoint.tree import TreeWriter
+from checkpoint.tree_member import Member, command_name, lives
+from uffdtrack import children, shares_memory
+from uffdtrack.errors import PermissionDeniedError, TargetError, TargetGoneError
+
+VFORK_SECONDS = 0.05
+"""How long a child that has its parent's memory (vfork) is waited for, to call exec."""
+REFUSED_SECONDS = 1.0
+"""After that a process that could not be attached to is tried again: it may have called exec."""
+UNKNOWN = -1
+"""A parent of which nothing is known."""
+
+
+class Roster:
+    """The processes of a tree: members, and those that are left out. A process whose parent has ended stays.
+
+    Attributes:
+        members: in the order in which they joined: who maps an object in memory first stores it for all.
+        left: processes that live and are not followed, with the reason.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        writer: TreeWriter,
+        engine: str,
+        max_dirty: int | None,
+        interrupted: Callable[[], bool],
+        adopter: int,
+    ) -> None:
+        """Args: see `TreeSession`."""
+        self.root = root
+        self.writer = writer
+        self.engine = engine
+        self.max_dirty = max_dirty
+        self.interrupted = interrupted
+        self.adopter = adopter
+        self.members: list[Member] = []
+        self.left: dict[int, str] = {}
+        self.ours = {os.getpid(), os.getppid()}
+        self._tried: dict[int, float] = {}
+        self._attach(root, 0)
+
+    def find(self) -> None:
+        """Follow all descendants that show. Who is born after that is found at the stop."""
+        for member in list(self.members):
+            if member.target.ended():
+                self.bury(member)
+        known = {member.target.pid for member in self.members}
+        self.left = {pid: why for pid, why in self.left.items() if lives(pid)}
+        look = [*known, *self.left, *([self.adopter] if self.adopter else [])]
+        while look:
+            parent = look.pop()
+            for pid in children(parent):
+                if pid in known or pid in self.ours:
+                    continue
+                if parent == self.adopter and (self._is_ours(pid) or self._reap(pid)):
+                    continue
+                if self._is_due(pid):
+                    self._attach(pid, parent)
+                look.append(pid)
+                known.add(pid)
+        # Whose parents are none of the tree: the first process, and orphans.
+        for pid in [pid for pid in self.left if pid not in known and self._is_due(pid)]:
+            self._attach(pid, UNKNOWN)
+
+    def _is_due(self, pid: int) -> bool:
+        return pid not in self.left or time.monotonic() > self._tried[pid] + REFUSED_SECONDS
+
+    def _attach(self, pid: int, parent: int) -> None:
+        self.left.pop(pid, None)
+        self._tried[pid] = time.monotonic()
+        try:
+            if parent > 0 and parent != self.adopter and not _has_memory_of_its_own(pid, parent):
+                self.left[pid] = "it has the memory of its parent (vfork)"
+                self._tried[pid] = 0.0
+                return
+            target = ProcessTarget(pid, self.engine, self.max_dirty)
+        except (TargetGoneError, FileNotFoundError, ProcessLookupError):
+            if not parent:
+                raise
+            return
+        except (TargetError, PermissionDeniedError) as error:
+            if not parent:
+                raise
+            self.left[pid] = str(error)
+            return
+        try:
+            chain = ChainWriter(self.writer.place(pid), self.writer.key, force=False)
+        except BaseException:
+            target.close()
+            raise
+        self.members.append(Member(target, chain, self.interrupted))
+
+    def bury(self, member: Member) -> None:
+        self.members.remove(member)
+        member.close()
+        if self.adopter and member.target.pid != self.root:
+            self._reap(member.target.pid)
+
+    def _is_ours(self, pid: int) -> bool:
+        """A child of ours that helps us: it has our command line, since it has not called exec."""
+        try:
+            ours = Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+        except OSError:
+            return False
+        if ours:
+            self.ours.add(pid)
+        return ours
+
+    def _reap(self, pid: int) -> bool:
+        """Whether it was a child of ours that has ended."""
+        if pid == self.root:
+            return False
+        try:
+            return os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            return False
+
+    def leave(self, member: Member, why: TargetError | PermissionDeniedError) -> None:
+        """What it has become by exec is nothing that can be followed."""
+        self.left[member.target.pid] = str(why)
+        self._tried[member.target.pid] = time.monotonic()
+        self.bury(member)
+
+    def why_left(self) -> str:
+        return "; ".join(f"process {pid} ({command_name(pid)}): {why}" for pid, why in self.left.items())
+
+    def ended(self) -> bool:
+        """Whether no process of the tree is left."""
+        lost = any(lives(pid) for pid in self.left)
+        return not lost and all(member.target.ended() for member in self.members)
+
+    def close(self) -> None:
+        """All run on, untracked. Idempotent."""
+        for member in list(self.members):
+            self.members.remove(member)
+            member.close()
+
+
+def _has_memory_of_its_own(pid: int, parent: int) -> bool:
+    deadline = time.monotonic() + VFORK_SECONDS
+    while shares_memory(pid, parent):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
