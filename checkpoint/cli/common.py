@@ -6,20 +6,18 @@ import contextlib
 import os
 import re
 import select
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from checkpoint.chain import parse_place
 from checkpoint.files import translate_read
-from uffdtrack import MAX_STOP, PROCESS_ENGINES
+from uffdtrack import MAX_STOP
 from uffdtrack.errors import InvalidInputError
 
 KEY_MOST = 64
 KEY_SECONDS = 5
-F = TypeVar("F", bound=Callable[..., Any])
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 SHORTEST_STOP = 0.1
@@ -128,40 +126,6 @@ max_stop_option = click.option(
     "--max-stop", type=Bound(), default=f"{MAX_STOP:g}s", show_default=True,
     help="Never stop the process for longer, whatever happens.",
 )  # fmt: skip
-
-
-def session_options(function: F) -> F:
-    """The options that `checkpoint` and `run` have in common."""
-    for option in reversed(
-        [
-            click.option(
-                "-o", "--output", "directory", type=DIRECTORY, required=True,
-                help="Directory of the chain; it is made where it is missing.",
-            ),
-            click.option(
-                "--every", type=Time(), default="1s", show_default=True,
-                help="Time from one epoch to the next.",
-            ),
-            click.option(
-                "--count", type=click.IntRange(min=1), help="Stop after N epochs, the base included."
-            ),
-            click.option("--duration", type=Time(), help="Stop after this time."),
-            click.option(
-                "--engine", type=click.Choice(["auto", *PROCESS_ENGINES]), default="auto",
-                show_default=True, help="How writes are tracked (docs/engines.md).",
-            ),
-            click.option(
-                "--max-dirty", type=click.IntRange(min=1), metavar="PAGES",
-                help="Take an epoch as soon as so many pages are dirty, too.",
-            ),
-            max_stop_option,
-            click.option("--force", is_flag=True, help="Delete a chain that is there already."),
-            key_option,
-            json_option,
-        ]
-    ):  # fmt: skip
-        function = option(function)
-    return function
 
 
 def say(text: str) -> None:

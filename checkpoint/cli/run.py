@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from typing import Any
 
 import click
 
-from checkpoint.cli.common import say, session_options
-from checkpoint.cli.session import become_worker, run_on
-from checkpoint.cli.tree import children_option, run_tree_on
+from checkpoint.cli.common import max_stop_option, say
+from checkpoint.cli.options import Options
+from checkpoint.cli.session import process_options, run_on
+from checkpoint.cli.session_tree import children_option, run_tree_on
+from checkpoint.cli.worker import become_worker
 from uffdtrack import Kept
 from uffdtrack.errors import InvalidInputError, TargetGoneError
 
@@ -20,9 +21,10 @@ from uffdtrack.errors import InvalidInputError, TargetGoneError
     "run", short_help="Start a command and checkpoint it.", context_settings={"ignore_unknown_options": True}
 )
 @children_option
-@session_options
+@process_options
+@max_stop_option
 @click.argument("argv", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(argv: tuple[str, ...], children: bool, **options: Any) -> int:
+def command(argv: tuple[str, ...], children: bool, options: Options, max_stop: float) -> int:
     """Start COMMAND and checkpoint it, as `checkpoint` does.
 
     Needs no privilege. Where the command ends within the session, its exit status is ours (128 + the signal's
@@ -30,7 +32,7 @@ def command(argv: tuple[str, ...], children: bool, **options: Any) -> int:
     started in a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the
     terminal.
     """
-    lifeline = become_worker(options["engine"], options["max_dirty"], options.pop("max_stop"))
+    lifeline = become_worker(options.engine, options.max_dirty, max_stop)
     started: list[Kept] = []
 
     def begin() -> int:
@@ -38,7 +40,7 @@ def command(argv: tuple[str, ...], children: bool, **options: Any) -> int:
         return started[0].pid
 
     try:
-        ended: bool = (run_tree_on if children else run_on)(begin, lifeline, **options)
+        ended = (run_tree_on if children else run_on)(begin, lifeline, options)
     except TargetGoneError:
         if not started:
             raise

@@ -1,138 +1,17 @@
-"""How `checkpoint --children` and `run --children` hold a session of a whole tree of processes."""
+"""`ls`, `show`, `verify` and `rollback` of a tree of processes."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-
-import click
 
 from checkpoint import report
 from checkpoint.chain import Lock
 from checkpoint.cli.common import say
-from checkpoint.cli.session import LOOK, Interrupt, Progress, poll_fds, raise_limit
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed
-from checkpoint.schedule import Plan, run_session
-from checkpoint.targets.refusals import check_living_target
-from checkpoint.tree import Tree, TreeWriter
+from checkpoint.tree import Tree
 from checkpoint.tree_rollback import rollback_tree
-from checkpoint.tree_session import TreeSession
-from uffdtrack import adopt_orphans, choose_for_process, probe
-from uffdtrack.errors import OutputError, TargetRefusedError
-
-children_option = click.option(
-    "--children", is_flag=True,
-    help="Take all descendants too, each as a chain of its own below the directory, all at one instant.",
-)  # fmt: skip
-
-
-class TreeWatch(Interrupt):
-    """Interrupted, or the end of all processes: `lifeline` is readable when the waiting process has died."""
-
-    def __init__(self, lifeline: int) -> None:
-        super().__init__()
-        self._lifeline = lifeline
-        self.session: TreeSession | None = None
-
-    def wait(self, seconds: float) -> bool:
-        """Also ends at a limit of dirty pages. True: interrupted, or all processes have ended."""
-        assert self.session
-        end = time.monotonic() + seconds
-        full = {fd for fd in self.session.fds if fd >= 0}
-        while not self.session.ended():
-            # One that has ended is news only when it was the last.
-            living = {m.target.pidfd for m in self.session.members if not m.target.ended()}
-            left = max(0.0, end - time.monotonic())
-            # Who is not followed may be the last.
-            ready = poll_fds(
-                left if living else min(left, LOOK), self._reader, self._lifeline, *full, *living
-            )
-            if ready - full - living:
-                return True
-            if ready & full or (not ready and time.monotonic() >= end):
-                return False
-        return True
-
-    def seen(self) -> bool:
-        return bool(poll_fds(0, self._reader, self._lifeline))
-
-
-def run_tree_on(
-    process: int | Callable[[], int],
-    lifeline: int,
-    directory: Path,
-    every: float,
-    count: int | None,
-    duration: float | None,
-    engine: str,
-    max_dirty: int | None,
-    force: bool,
-    key: bytes,
-    as_json: bool,
-) -> bool:
-    """A whole session on a tree, with its output; returns whether all its processes have ended.
-
-    Args:
-        process: the pid of the first, or what starts it, called when the directory is ours. Then orphans of
-            the tree become children of ours, and so stay in sight.
-    """
-    traits = choose_for_process(engine, probe(), max_dirty)
-    rows: list[TreeRow] = []
-    untold: OutputError | None = None
-
-    def emit(row: TreeRow) -> None:
-        rows.append(row)
-        for process in row.processes or []:
-            for warning in process.warnings:
-                comm = process.member.comm if process.member else "?"
-                say(f"warning: process {process.pid} ({comm}): {warning}")
-        if as_json:
-            report.emit_json(row)
-        progress.show(row)
-
-    if process == os.getppid():
-        raise TargetRefusedError("a process cannot checkpoint itself")
-    if isinstance(process, int):
-        check_living_target(process)
-    with ExitStack() as stack:
-        writer = stack.enter_context(TreeWriter(directory, key, force))
-        adopter = 0
-        if isinstance(process, int):
-            pid = process
-        else:
-            adopt_orphans()
-            pid, adopter = process(), os.getpid()
-        check_living_target(pid)
-        raise_limit()  # each process takes about nine descriptors of ours
-        watch = TreeWatch(lifeline)
-        session = TreeSession(pid, writer, traits.name, max_dirty, watch.seen, adopter)
-        watch.session = stack.enter_context(session)
-        with watch, Progress() as progress:
-            try:
-                ended = run_session(session, Plan(every, count, duration), watch.wait, emit, say)
-            except OutputError as error:
-                ended, untold = False, error  # the epoch is safe; nobody reads of it
-        ended = ended or session.ended()
-    if not rows:
-        say("interrupted before the base was whole: no epoch was taken")
-    elif not as_json and not untold:
-        try:
-            report.emit(_summary(pid, directory, rows))
-        except OutputError as error:
-            untold = error
-    say(
-        f"the processes of the tree of {pid} have ended"
-        if ended
-        else f"the processes of the tree of {pid} run on, untracked"
-    )
-    if untold:
-        raise untold
-    return ended
 
 
 def list_tree(directory: Path, as_json: bool) -> None:
@@ -215,14 +94,3 @@ def rollback_tree_to(
             f"{sum(o.pages for o in done)} pages written, {sum(o.mappings for o in done)} mappings changed, "
             f"{len(outcome.ended)} processes ended, paused {report.duration(outcome.pause_us)}"
         )
-
-
-def _summary(pid: int, directory: Path, rows: list[TreeRow]) -> str:
-    total = report.size(sum(row.bytes for row in rows))
-    most = max(len(row.processes or []) for row in rows)
-    partial = sum(bool(row.left_out) for row in rows)
-    return (
-        f"tree of process {pid}: {report.span(0, rows[-1].epoch)} in {directory}, "
-        f"at most {most} processes, {total}; {report.pause_summary(rows)}"
-        + (f"; {partial} epochs lack a process (left_out)" if partial else "")
-    )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from checkpoint import report
 from checkpoint.chain import ChainWriter
-from checkpoint.cli.common import DIRECTORY, Place, Time, json_option, key_option, say
+from checkpoint.cli.common import Place, say
 from checkpoint.cli.diff import open_view
-from checkpoint.cli.session import Interrupt
+from checkpoint.cli.hold import hold
+from checkpoint.cli.options import Options, session_options
+from checkpoint.cli.watch import Interrupt
 from checkpoint.epoch import EpochRow
-from checkpoint.schedule import Plan, run_session
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import load_vm, vm_facts
@@ -36,7 +35,6 @@ from kvmglue import (
 from uffdtrack import PAGE, GuestRam, UffdTracker, parse_size
 from uffdtrack.errors import InvalidInputError
 
-F = TypeVar("F", bound=Callable[..., Any])
 PERIOD = 0.05
 """Seconds between two looks at the serial port, where nothing else happens."""
 
@@ -46,34 +44,14 @@ def command() -> None:
     """Run a guest on /dev/kvm, checkpoint it, continue it from an epoch."""
 
 
-def vm_options(function: F) -> F:
-    for option in reversed(
-        [
-            click.option(
-                "--engine", type=click.Choice(list(VM_ENGINES)), default="kvm-ring", show_default=True,
-                help="How writes are tracked (docs/kvm.md).",
-            ),
-            click.option(
-                "-o", "--output", "directory", type=DIRECTORY,
-                help="Take epochs into this directory. Without it the guest is not checkpointed.",
-            ),
-            click.option(
-                "--every", type=Time(), default="1s", show_default=True,
-                help="Time from one epoch to the next.",
-            ),
-            click.option("--count", type=click.IntRange(min=1), help="End after N epochs."),
-            click.option("--duration", type=Time(), help="End after this time."),
-            click.option(
-                "--max-dirty", type=click.IntRange(min=1), metavar="PAGES",
-                help="Pause the guest and take an epoch as soon as so many pages are dirty, too.",
-            ),
-            click.option("--force", is_flag=True, help="Delete a chain that is there already."),
-            key_option,
-            json_option,
-        ]
-    ):  # fmt: skip
-        function = option(function)
-    return function
+vm_options = session_options(
+    "Take epochs into this directory. Without it the guest is not checkpointed.",
+    False,
+    list(VM_ENGINES),
+    "kvm-ring",
+    "docs/kvm.md",
+    "Pause the guest and take an epoch as soon as so many pages are dirty, too.",
+)
 
 
 @command.command("run", epilog="Guests: " + "; ".join(f"{k}: {v.text}" for k, v in PROGRAMS.items()) + ".")
@@ -84,7 +62,7 @@ def vm_options(function: F) -> F:
     "--until", type=click.IntRange(0, 1 << 62), default=0, help="End after so many numbers or operations."
 )
 @vm_options
-def run(guest: str, vcpus: int, ram: str, until: int, **options: Any) -> None:
+def run(guest: str, vcpus: int, ram: str, until: int, options: Options) -> None:
     """Run a guest; what it prints on its serial port goes to stdout.
 
     It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
@@ -92,62 +70,43 @@ def run(guest: str, vcpus: int, ram: str, until: int, **options: Any) -> None:
     with ExitStack() as stack:
         memory = stack.enter_context(GuestRam(parse_size(ram), shared=False))
         orders = programs(guest, vcpus, memory.size // PAGE, until)
-        rings = rings_for(options["engine"], vcpus, options["max_dirty"])
+        rings = rings_for(options.engine, vcpus, options.max_dirty)
         vm = stack.enter_context(Vm(memory, vcpus, ring_entries=rings))
         for vcpu, order in enumerate(orders):
             post(vm, vcpu, order)
-        hold(vm, guest, **options)
+        run_vm(vm, guest, options)
 
 
 @command.command("resume")
 @click.argument("place", metavar="DIR@N", type=Place())
 @vm_options
-def resume(place: tuple[Path, int | None], key: bytes, **options: Any) -> None:
+def resume(place: tuple[Path, int | None], options: Options) -> None:
     """Continue the guest of an epoch in this process, as if nothing had happened."""
-    view = open_view(place, key)
+    view = open_view(place, options.key)
 
     def make(ram: GuestRam, vcpus: int) -> Vm:
-        return Vm(ram, vcpus, ring_entries=rings_for(options["engine"], vcpus, options["max_dirty"]))
+        return Vm(ram, vcpus, ring_entries=rings_for(options.engine, vcpus, options.max_dirty))
 
     with ExitStack() as stack:
         ram, vm = load_vm(view, make)
         stack.enter_context(ram)
         stack.enter_context(vm)
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
-        hold(vm, str(vm_facts(view.epoch)["guest"]), key=key, **options)
+        run_vm(vm, str(vm_facts(view.epoch)["guest"]), options)
 
 
-def hold(
-    vm: Vm,
-    guest: str,
-    engine: str,
-    directory: Path | None,
-    every: float,
-    count: int | None,
-    duration: float | None,
-    max_dirty: int | None,
-    force: bool,
-    key: bytes,
-    as_json: bool,
-) -> None:
+def run_vm(vm: Vm, guest: str, options: Options) -> None:
     """Run a VM that is paused, to its end, and take its epochs where a directory is given."""
-    if directory is None and (count or max_dirty or force):
+    if options.directory is None and (options.count or options.max_dirty or options.force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
-    rows: list[EpochRow] = []
-
-    def emit(row: EpochRow) -> None:
-        rows.append(row)
-        if as_json:
-            report.emit_json(row)
-
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
-        if directory is None:
+        if options.directory is None:
             vm.resume()
-            watch(vm, None, interrupt, duration, as_json)
+            watch(vm, None, interrupt, options.duration, options.as_json)
             return
-        chain = stack.enter_context(ChainWriter(directory, key, force))
-        tracker = open_tracker(vm, engine, max_dirty_pages=max_dirty)
+        chain = stack.enter_context(ChainWriter(options.directory, options.key, options.force))
+        tracker = open_tracker(vm, options.engine, max_dirty_pages=options.max_dirty)
         stack.callback(tracker.close)
         tracker.activate()
         bind_vcpus(tracker, vm)
@@ -155,15 +114,18 @@ def hold(
         session = Session(VmTarget(vm, tracker, guest), chain, interrupt.seen)
 
         def wait(seconds: float) -> bool:
-            return watch(vm, tracker if max_dirty else None, interrupt, seconds, as_json)
+            return watch(vm, tracker if options.max_dirty else None, interrupt, seconds, options.as_json)
 
-        run_session(session, Plan(every, count, duration), wait, emit, say)
+        held = hold(session, options, wait, lambda row: row.warnings)
         tracker.close()
-        show_serial(vm, as_json)
-    if not rows:
-        say("interrupted before the base was whole: no epoch was taken")
-    elif not as_json:
-        say(f"epochs 0 to {rows[-1].epoch} in {directory}; {report.pause_summary(rows)}")
+        show_serial(vm, options.as_json)
+
+    def summarise(rows: list[EpochRow]) -> None:
+        if not options.as_json:
+            text = f"{report.span(0, rows[-1].epoch)} in {options.directory}; {report.pause_summary(rows)}"
+            say(text)  # stdout is the guest's
+
+    held.conclude(summarise)
 
 
 def watch(

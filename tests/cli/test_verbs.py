@@ -253,13 +253,13 @@ def test_unsupported_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     """On a kernel without WP_ASYNC everything that needs it says so, with exit code 3."""
     import dataclasses
 
-    import checkpoint.cli.session
+    import checkpoint.cli.worker
     import checkpoint.health
     from checkpoint.cli.main import main
     from uffdtrack import probe
 
     old = dataclasses.replace(probe(), wp_async="EINVAL", pagemap_scan="ENOTTY", uffd_features=frozenset())
-    monkeypatch.setattr(checkpoint.cli.session, "probe", lambda: old)
+    monkeypatch.setattr(checkpoint.cli.worker, "probe", lambda: old)
     monkeypatch.setattr(checkpoint.health, "probe", lambda: old)
     for argv in (["checkpoint", "1", "-o", str(tmp_path / "c")], ["doctor"]):
         monkeypatch.setattr(sys, "argv", ["uffdtrack", *argv])

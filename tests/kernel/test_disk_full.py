@@ -100,7 +100,7 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
 def test_an_epoch_that_is_not_safe_is_not_there(
     kernel: None, spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """Not even where its file has its name already: nobody is to read an epoch that no row was given out of."""
+    """Not even where its file has its name already: nobody is to read an epoch without a row."""
     process = spawn("sleep", "60")
     directory = tmp_path / "c"
 

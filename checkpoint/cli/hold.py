@@ -1,0 +1,114 @@
+"""How every session is held: epochs as planned, and what is said of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic
+
+from rich.console import Console
+from rich.live import Live
+
+from checkpoint import report
+from checkpoint.cli.common import say
+from checkpoint.cli.options import Options
+from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.schedule import run_session
+from checkpoint.session import R, Taker
+from uffdtrack.errors import OutputError
+
+
+class Progress:
+    """One line on stderr, on a terminal only."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False, markup=False)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._on = console.is_terminal
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._on:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            self._live.stop()
+
+    def show(self, row: EpochRow | TreeRow) -> None:
+        if self._on:
+            rate = (row.epoch + 1) / max(time.monotonic() - self._started, 1e-3)
+            self._live.update(
+                f"epoch {row.epoch}   {row.pages} pages   {report.size(row.bytes)}   "
+                f"pause {report.duration(row.times.pause_us)}   {rate:.1f} epochs/s",
+                refresh=True,
+            )
+
+
+@dataclass(slots=True)
+class Held(Generic[R]):
+    """A session that is over.
+
+    Attributes:
+        rows: of its epochs.
+        ended: the target has ended.
+        untold: stdout could not be written; the epochs are safe.
+    """
+
+    rows: list[R]
+    ended: bool
+    untold: OutputError | None
+
+    def conclude(self, summarise: Callable[[list[R]], None], farewell: str = "") -> None:
+        """Say how it went.
+
+        Args:
+            summarise: of the rows, where nobody has read them.
+            farewell: what becomes of the target, where there is something to say.
+
+        Raises:
+            OutputError: stdout cannot be written.
+        """
+        if not self.rows:
+            say("interrupted before the base was whole: no epoch was taken")
+        elif not self.untold:
+            try:
+                summarise(self.rows)
+            except OutputError as error:
+                self.untold = error
+        if farewell:
+            say(farewell)
+        if self.untold:
+            raise self.untold
+
+
+def hold(
+    session: Taker[R],
+    options: Options,
+    wait: Callable[[float], bool],
+    warnings: Callable[[R], Iterable[str]],
+    show: Callable[[R], None] = lambda row: None,
+) -> Held[R]:
+    """Take epochs as the options say, and tell of each.
+
+    Args:
+        wait: see `run_session`.
+        warnings: of a row, in words.
+        show: the progress of it.
+    """
+    rows: list[R] = []
+
+    def emit(row: R) -> None:
+        rows.append(row)
+        for warning in warnings(row):
+            say(f"warning: {warning}")
+        if options.as_json:
+            report.emit_json(row)
+        show(row)
+
+    try:
+        return Held(rows, run_session(session, options.plan, wait, emit, say), None)
+    except OutputError as error:
+        return Held(rows, False, error)  # the epoch is safe; nobody reads of it

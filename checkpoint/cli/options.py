@@ -1,0 +1,77 @@
+"""The options that every session has, of a process, a tree or a VM."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from checkpoint.cli.common import DIRECTORY, Time, json_option, key_option
+from checkpoint.schedule import Plan
+
+Verb = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user has said of a session (`session_options`); times in seconds, None: no limit."""
+
+    directory: Path | None
+    every: float
+    count: int | None
+    duration: float | None
+    engine: str
+    max_dirty: int | None
+    force: bool
+    key: bytes
+    as_json: bool
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.every, self.count, self.duration)
+
+
+def session_options(output: str, required: bool, engines: Sequence[str], engine: str,
+                    document: str, max_dirty: str) -> Callable[[Verb], Verb]:  # fmt: skip
+    """The options of a session, which a verb gets as one argument, `options`.
+
+    Args:
+        output: the help of --output, which may be `required`.
+        engines: to choose from; `engine` is the default, `document` describes them.
+        max_dirty: the help of --max-dirty.
+    """
+    every_option = [
+        click.option("-o", "--output", "directory", type=DIRECTORY, required=required, help=output),
+        click.option(
+            "--every", type=Time(), default="1s", show_default=True, help="Time from one epoch to the next."
+        ),
+        click.option(
+            "--count", type=click.IntRange(min=1), help="End after N epochs, the base included."
+        ),
+        click.option("--duration", type=Time(), help="End after this time."),
+        click.option(
+            "--engine", type=click.Choice(engines), default=engine, show_default=True,
+            help=f"How writes are tracked ({document}).",
+        ),
+        click.option("--max-dirty", type=click.IntRange(min=1), metavar="PAGES", help=max_dirty),
+        click.option("--force", is_flag=True, help="Delete a chain that is there already."),
+        key_option,
+        json_option,
+    ]  # fmt: skip
+
+    def decorate(verb: Verb) -> Verb:
+        @functools.wraps(verb)
+        def with_options(**given: Any) -> Any:
+            options = Options(**{part.name: given.pop(part.name) for part in fields(Options)})
+            return verb(options=options, **given)
+
+        decorated: Verb = with_options
+        for option in reversed(every_option):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate

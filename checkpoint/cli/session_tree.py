@@ -1,0 +1,78 @@
+"""How `checkpoint --children` and `run --children` hold a session of a whole tree of processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from checkpoint import report
+from checkpoint.cli.hold import Progress, hold
+from checkpoint.cli.options import Options
+from checkpoint.cli.session import Process, begin, check_first, raise_limit
+from checkpoint.cli.watch import TreeWatch
+from checkpoint.epoch import TreeRow
+from checkpoint.tree import TreeWriter
+from checkpoint.tree_session import TreeSession
+from uffdtrack import adopt_orphans, choose_for_process, probe
+
+children_option = click.option(
+    "--children", is_flag=True,
+    help="Take all descendants too, each as a chain of its own below the directory, all at one instant.",
+)  # fmt: skip
+
+
+def run_tree_on(process: Process, lifeline: int, options: Options) -> bool:
+    """A whole session on a tree, with its output; returns whether all its processes have ended.
+
+    Args:
+        process: the first. Where it is started here, orphans of the tree become children of ours, and so stay
+            in sight.
+    """
+    traits = choose_for_process(options.engine, probe(), options.max_dirty)
+    directory = options.directory
+    assert directory
+    check_first(process)
+    with ExitStack() as stack:
+        writer = stack.enter_context(TreeWriter(directory, options.key, options.force))
+        adopter = 0
+        if not isinstance(process, int):
+            adopt_orphans()
+            adopter = os.getpid()
+        pid = begin(process)
+        raise_limit()  # each process takes about nine descriptors of ours
+        watch = TreeWatch(lifeline)
+        session = TreeSession(pid, writer, traits.name, options.max_dirty, watch.seen, adopter)
+        watch.session = stack.enter_context(session)
+        with watch, Progress() as progress:
+            held = hold(session, options, watch.wait, _warnings, progress.show)
+        held.ended = held.ended or session.ended()
+
+    def summarise(rows: list[TreeRow]) -> None:
+        if not options.as_json:
+            report.emit(summary(pid, directory, rows))
+
+    how = "have ended" if held.ended else "run on, untracked"
+    held.conclude(summarise, f"the processes of the tree of {pid} {how}")
+    return held.ended
+
+
+def _warnings(row: TreeRow) -> Iterator[str]:
+    for process in row.processes or []:
+        for warning in process.warnings:
+            comm = process.member.comm if process.member else "?"
+            yield f"process {process.pid} ({comm}): {warning}"
+
+
+def summary(pid: int, directory: Path, rows: list[TreeRow]) -> str:
+    total = report.size(sum(row.bytes for row in rows))
+    most = max(len(row.processes or []) for row in rows)
+    partial = sum(bool(row.left_out) for row in rows)
+    return (
+        f"tree of process {pid}: {report.span(0, rows[-1].epoch)} in {directory}, "
+        f"at most {most} processes, {total}; {report.pause_summary(rows)}"
+        + (f"; {partial} epochs lack a process (left_out)" if partial else "")
+    )

@@ -1,0 +1,140 @@
+"""What a session waits for between two epochs: time, signals, ends, limits."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+from checkpoint.cli.common import say
+from checkpoint.targets.children import Delegation, describe_child
+from checkpoint.targets.process import ProcessTarget
+from checkpoint.tree_session import TreeSession
+
+LOOK = 0.25
+LOOK_FOR = 5.0
+"""Seconds between two looks for a child that does the work, and how long no epoch is needed to look."""
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def poll_fds(seconds: float, *fds: int) -> set[int]:
+    """Those that are readable, once one is or the time is over; negative numbers are passed over."""
+    poll = select.poll()
+    for fd in fds:
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(seconds * 1000)}
+
+
+def has_ended(pidfd: int) -> bool:
+    return bool(poll_fds(0, pidfd))
+
+
+class Interrupt:
+    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first.
+
+    After it they are ignored: a terminal sends one to us and one to the process that waits for us, which
+    passes it on, and the second must not cut off what the first has ended in order.
+    """
+
+    def __init__(self, lifeline: int = -1) -> None:
+        """Args:
+        lifeline: readable when the process that waits for us has died, which is an end, too; -1: none does.
+        """
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._ends = self._reader, lifeline
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        os.write(self._writer, b"x")
+
+    def __enter__(self) -> Self:
+        for number in ENDINGS:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def seen(self) -> bool:
+        """Interrupted."""
+        return bool(poll_fds(0, *self._ends))
+
+
+class Watch(Interrupt):
+    """The same, and the end of the process."""
+
+    def __init__(self, target: ProcessTarget, lifeline: int) -> None:
+        super().__init__(lifeline)
+        self._target = target
+
+    def wait(self, seconds: float) -> bool:
+        """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
+        full = self._target.space.full_fd
+        return bool(poll_fds(seconds, *self._ends, self._target.pidfd, full) - {full})
+
+
+class TreeWatch(Interrupt):
+    """The same of a tree, and the end of all its processes."""
+
+    def __init__(self, lifeline: int) -> None:
+        super().__init__(lifeline)
+        self.session: TreeSession | None = None
+
+    def wait(self, seconds: float) -> bool:
+        """Also ends at a limit of dirty pages. True: interrupted, or all processes have ended."""
+        assert self.session
+        end = time.monotonic() + seconds
+        full = {fd for fd in self.session.fds if fd >= 0}
+        while not self.session.ended():
+            # One that has ended is news only when it was the last.
+            living = {m.target.pidfd for m in self.session.members if not m.target.ended()}
+            left = max(0.0, end - time.monotonic())
+            # Who is not followed may be the last.
+            ready = poll_fds(left if living else min(left, LOOK), *self._ends, *full, *living)
+            if ready - full - living:
+                return True
+            if ready & full or (not ready and time.monotonic() >= end):
+                return False
+        return True
+
+
+class ChildWatch:
+    """Waits as another one does, and says once that a child, which is in no epoch, does the work."""
+
+    def __init__(self, pid: int, name: str, wait: Callable[[float], bool]) -> None:
+        self._delegation = Delegation(pid)
+        self._name = name
+        self._wait = wait
+        self._until = time.monotonic() + LOOK_FOR
+        self._next = 0.0
+
+    def wait(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not self._delegation.told:
+            self._look()
+            asked = time.monotonic()
+            if asked > self._until or end - asked <= LOOK:
+                break
+            if self._wait(LOOK):
+                return True
+            if time.monotonic() - asked < LOOK:
+                return False  # a limit of dirty pages
+        return self._wait(max(0.0, end - time.monotonic()))
+
+    def _look(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LOOK
+        child = self._delegation.look()
+        if child:
+            say(
+                f"{self._name} has a child process {describe_child(child)}, which is not in these "
+                "checkpoints; --children takes the whole tree"
+            )
