@@ -195,6 +195,22 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberEpoch(Row):
+    """Which epoch of which chain is a process's in an epoch of a tree; see `EpochRow`, `Membership`."""
+
+    pid: int
+    start_time: int
+    comm: str
+    directory: str
+    epoch: int
+    digest: str
+
+    @classmethod
+    def of(cls, row: EpochRow) -> MemberEpoch:
+        return cls.of_json(row.to_json())
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut(Row):
     """A process of a tree that lived and is not in its epoch."""
 

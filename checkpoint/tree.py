@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import MEMBER_NAME, Chain, View, lock_directory
+from checkpoint.epoch import EpochRow, LeftOut, MemberEpoch, TreeRow
 from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
 from checkpoint.image import EpochFile
 from uffdtrack.errors import ImageError, InvalidInputError
@@ -54,8 +55,8 @@ class TreeEpoch:
 
     Attributes:
         meta: the stored facts.
-        processes: a dict for each process: pid, start_time, comm, directory, epoch and digest of its chain.
-        left_out: processes that lived and are not in it: pid, comm, reason.
+        processes: those that are in it.
+        left_out: those that lived and are not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,9 +70,9 @@ class TreeEpoch:
                 raise ValueError(f"its schema is not {SCHEMA}")
             self.epoch = int(self.meta["epoch"])
             self.parent = str(self.meta["parent"])
-            self.processes: list[dict[str, Any]] = list(self.meta["processes"])
-            self.left_out: list[dict[str, Any]] = list(self.meta["left_out"])
-            if not all(MEMBER_NAME.fullmatch(p["directory"]) for p in self.processes):
+            self.processes = [MemberEpoch.of_json(stored) for stored in self.meta["processes"]]
+            self.left_out = [LeftOut.of_json(stored) for stored in self.meta["left_out"]]
+            if not all(MEMBER_NAME.fullmatch(p.directory) for p in self.processes):
                 raise ValueError("a process's directory is none of a tree's")
 
     def verify(self, key: bytes) -> None:
@@ -83,15 +84,15 @@ class TreeEpoch:
             raise ImageError(f"{self.path} {hint}")
         raise ImageError(f"{self.path} is damaged: its contents do not match its digest")
 
-    def view(self, process: dict[str, Any], alone: bool = False) -> View:
+    def view(self, process: MemberEpoch, alone: bool = False) -> View:
         """The memory of one of its processes."""
-        siblings = {p["directory"]: (p["epoch"], p["digest"]) for p in self.processes}
-        chain = Chain(self.path.parent / process["directory"])
-        return chain.view(process["epoch"], alone=alone, siblings=siblings)
+        siblings = {p.directory: (p.epoch, p.digest) for p in self.processes}
+        chain = Chain(self.path.parent / process.directory)
+        return chain.view(process.epoch, alone=alone, siblings=siblings)
 
     def views(self) -> dict[int, View]:
         """The memory of each of its processes, by pid, without what others store for it."""
-        return {process["pid"]: self.view(process, alone=True) for process in self.processes}
+        return {process.pid: self.view(process, alone=True) for process in self.processes}
 
 
 class Tree:
@@ -141,20 +142,20 @@ class Tree:
         entries = self.entries()
         for entry in entries:
             entry.verify(key)
-        directories = sorted({p["directory"] for entry in entries for p in entry.processes})
+        directories = sorted({p.directory for entry in entries for p in entry.processes})
         files = {name: Chain(self.directory / name).verify(key) for name in directories}
         for entry in entries:
             for process in entry.processes:
-                _check_member(entry, process, files[process["directory"]])
+                _check_member(entry, process, files[process.directory])
         return entries, sum(map(len, files.values()))
 
 
-def _check_member(entry: TreeEpoch, process: dict[str, Any], files: Iterable[EpochFile]) -> None:
+def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochFile]) -> None:
     for file in files:
-        if file.epoch == process["epoch"] and process["digest"] in (file.digest, file.meta.get("replaces")):
+        if file.epoch == process.epoch and process.digest in (file.digest, file.meta.get("replaces")):
             return
     raise ImageError(
-        f"{entry.path} names epoch {process['epoch']} of {process['directory']}, which is another, or missing"
+        f"{entry.path} names epoch {process.epoch} of {process.directory}, which is another, or missing"
     )
 
 
@@ -194,16 +195,19 @@ class TreeWriter:
             path = self.directory / f"{pid}.{used}"
         return path
 
-    def commit(self, processes: list[dict[str, Any]], left_out: list[dict[str, Any]],
-               row: dict[str, Any]) -> str:  # fmt: skip
+    def commit(self, rows: list[EpochRow], row: TreeRow) -> str:
         """The epochs of all processes are safe: make them one of the tree. Returns its digest.
+
+        Args:
+            rows: of those epochs.
 
         Raises:
             StorageError, PermissionDeniedError: it could not be written.
         """
         meta = {
             "schema": SCHEMA, "epoch": self.next_epoch, "parent": self.parent, "keyed": bool(self.key),
-            "processes": processes, "left_out": left_out, "row": row,
+            "processes": [MemberEpoch.of(one).to_json() for one in rows],
+            "left_out": [one.to_json() for one in row.left_out], "row": row.to_json(),
         }  # fmt: skip
         body = json.dumps(meta).encode()
         digest = _digest(body, self.key)

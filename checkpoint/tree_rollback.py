@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from checkpoint.chain import View
+from checkpoint.epoch import LeftOut
 from checkpoint.rollback import (
     Outcome,
     ProcessRollback,
@@ -63,17 +64,17 @@ def rollback_tree(
         )
     for process in entry.processes:
         try:
-            check_same_process(process["pid"], views[process["pid"]])
+            check_same_process(process.pid, views[process.pid])
         except (TargetGoneError, RollbackRefusedError) as error:
             raise RollbackRefusedError(
-                f"process {process['pid']} ({process['comm']}) of epoch {entry.epoch} has ended"
+                f"process {process.pid} ({process.comm}) of epoch {entry.epoch} has ended"
             ) from error
     with watchdog(max_stop):
         return in_own_process(lambda: _rollback(entry, views, anyway))
 
 
-def _named(processes: list[dict[str, object]]) -> str:
-    return ", ".join(f"process {p['pid']} ({p['comm']}: {p['reason']})" for p in processes)
+def _named(processes: list[LeftOut]) -> str:
+    return ", ".join(f"process {p.pid} ({p.comm}: {p.reason})" for p in processes)
 
 
 def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOutcome:
@@ -167,7 +168,7 @@ def _shared_elsewhere(view: View) -> list[tuple[int, int]]:
 
 def _born(pids: list[int], entry: TreeEpoch) -> list[int]:
     """Living descendants that are not of the epoch. All that are look for stand."""
-    known = {*pids, *(p["pid"] for p in entry.left_out), os.getpid(), os.getppid()}
+    known = {*pids, *(p.pid for p in entry.left_out), os.getpid(), os.getppid()}
     found: list[int] = []
     look = list(pids)
     while look:

@@ -230,9 +230,7 @@ class TreeSession(Taker[TreeRow]):
             max_dirty=self.roster.max_dirty or None,
             overshoot=max(r.overshoot or 0 for r in rows) if self.roster.max_dirty else None,
         )
-        keys = ("pid", "start_time", "comm", "directory", "epoch", "digest")
-        processes = [{k: stored[k] for k in keys} for stored in (r.to_json() for r in rows)]
-        digest = self.writer.commit(processes, [one.to_json() for one in left_out], row.to_json())
+        digest = self.writer.commit(rows, row)
         return replace(row, write_us=since(started), digest=digest, processes=rows)
 
     # -- for who waits ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def open_view(place: tuple[Path, int | None], key: bytes) -> View:
     """The memory of one epoch, of a chain that was checked first."""
     if is_tree(place[0]):
         entry = Tree(place[0]).open(place[1])
-        example = f"{place[0] / entry.processes[0]['directory']}@{entry.processes[0]['epoch']}"
+        example = f"{place[0] / entry.processes[0].directory}@{entry.processes[0].epoch}"
         raise InvalidInputError(
             f"{place[0]} is of a tree of processes: name one of them, such as {example} "
             f"(uffdtrack show {place[0]}@{entry.epoch})"

@@ -19,7 +19,7 @@ def list_tree(directory: Path, as_json: bool) -> None:
     entries = Tree(directory).entries()
     if as_json:
         for entry in entries:
-            about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.processes}
+            about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.meta["processes"]}
             report.emit_json({**entry.meta["row"], **about})
         return
     rows = []
@@ -38,18 +38,18 @@ def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
     entry = Tree(directory).open(epoch)
     if as_json:
         report.emit_json({**entry.meta["row"], "schema": "uffdtrack/show-tree/1", "digest": entry.digest,
-                          "parent": entry.parent, "processes": entry.processes})  # fmt: skip
+                          "parent": entry.parent, "processes": entry.meta["processes"]})  # fmt: skip
         return
     row = entry.meta["row"]
     report.emit(f"epoch     {entry.epoch} of {directory}, a tree of {len(entry.processes)} processes")
     report.emit(f"pause     {report.duration(row['pause_us'])}")
     report.emit(f"digest    {entry.digest}{' (keyed)' if entry.meta['keyed'] else ''}")
     for process in entry.left_out:
-        report.emit(f"left out  process {process['pid']} ({process['comm']}): {process['reason']}")
+        report.emit(f"left out  process {process.pid} ({process.comm}): {process.reason}")
     report.emit()
     report.emit_table(
         ("process", "epoch"),
-        ([f"{p['pid']} {p['comm']}", f"{directory / p['directory']}@{p['epoch']}"] for p in entry.processes),
+        ([f"{p.pid} {p.comm}", f"{directory / p.directory}@{p.epoch}"] for p in entry.processes),
         left=2,
     )
 
@@ -58,7 +58,7 @@ def verify_tree(directory: Path, key: bytes, as_json: bool) -> None:
     """`verify` of a tree."""
     entries, files = Tree(directory).verify(key)
     first, last = entries[0].epoch, entries[-1].epoch
-    processes = len({p["directory"] for entry in entries for p in entry.processes})
+    processes = len({p.directory for entry in entries for p in entry.processes})
     if as_json:
         report.emit_json(
             {

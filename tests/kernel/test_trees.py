@@ -18,6 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from checkpoint import tree_roster
 from checkpoint.chain import Chain
+from checkpoint.epoch import Times, TreeRow
 from checkpoint.image import EpochWriter
 from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter, numbers
@@ -108,11 +109,11 @@ def cut_errors(entry: TreeEpoch) -> list[str]:
         pid, slot, count, token = struct.unpack_from("<4Q", mine)
         shared = view.read(np.array([SHARED // 4096], np.uint64))[0].tobytes()
         pages.add(shared)
-        if pid != process["pid"]:
+        if pid != process.pid:
             continue  # it has not begun yet, or is about to end
         ahead = struct.unpack_from("<Q", shared, 8 + 8 * slot)[0] - count
         if ahead not in (0, 1):
-            wrong.append(f"slot {slot} of {process['pid']} is {ahead} ahead")
+            wrong.append(f"slot {slot} of {process.pid} is {ahead} ahead")
         if slot < 3:
             tokens[slot] = token
     if len(pages) != 1:
@@ -139,7 +140,7 @@ def test_an_epoch_is_one_instant(
     most = max(len(row.processes) for row in rows)
     assert most == 3 if not children else most > 3
     # One of them stores the shared page, and only where it has changed.
-    chains = [(Chain(tmp_path / "t" / p["directory"]), p["epoch"]) for p in entries[-1].processes]
+    chains = [(Chain(tmp_path / "t" / p.directory), p.epoch) for p in entries[-1].processes]
     storing = [SHARED // 4096 in chain.view(epoch, alone=True).pages for chain, epoch in chains]
     assert storing.count(True) == 1
 
@@ -200,7 +201,7 @@ def test_failure_in_one_takes_back_the_others(
     now = target.token()
     entry = Tree(directory).open(0)
     views = entry.views()
-    last = entry.processes[-1]["pid"]
+    last = entry.processes[-1].pid
     apply = ProcessRollback.apply
 
     def fails(self: ProcessRollback) -> None:
@@ -222,7 +223,7 @@ def test_failure_at_the_end_does_not_leave_the_others_between(
     target, then, directory = held
     entry = Tree(directory).open(0)
     views = entry.views()
-    commit, first = ProcessRollback.commit, entry.processes[0]["pid"]
+    commit, first = ProcessRollback.commit, entry.processes[0].pid
 
     def fails(self: ProcessRollback) -> Outcome:
         outcome = commit(self)
@@ -252,7 +253,7 @@ def test_who_has_ended_or_was_born_is_named(
     target.go_on(then + 200)
     assert target.errors() == 0
 
-    member = Tree(directory).open(0).processes[-1]["pid"]
+    member = Tree(directory).open(0).processes[-1].pid
     os.kill(member, signal.SIGKILL)
     wait_for(lambda: is_dead(member), "it has ended")
     done = uffdtrack("rollback", target.pid, f"{directory}@0", code=5)
@@ -309,7 +310,7 @@ def test_files_of_others_are_not_deleted(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="--force"):
         TreeWriter(directory, b"", force=False)
     with TreeWriter(directory, b"", force=True) as writer:
-        writer.commit([], [], {})
+        writer.commit([], TreeRow(0, 1, "scan", True, 0, 0, 0, 0, 0, Times(0, 0, 0, 0, 0), []))
     assert [name for name in theirs if not (directory / name).exists()] == []
     assert [path for path in old if path.exists()] == []
 
@@ -363,7 +364,7 @@ def test_damage_is_found(
     process = Tree(tmp_path / "t").open(2).processes[-1]
     path = tmp_path / "t" / name
     if name == "member":
-        path = tmp_path / "t" / process["directory"] / f"epoch-{process['epoch']:08d}.core"
+        path = tmp_path / "t" / process.directory / f"epoch-{process.epoch:08d}.core"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
