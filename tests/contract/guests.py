@@ -12,8 +12,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import kvmglue
 from kvmglue import Vm
 from uffdtrack import GuestRam, ProcessTracker, UffdTracker, join
@@ -181,7 +179,7 @@ class KvmVcpu:
     def post(self, kind: int, pages: Iterable[int], value: int = 1, fd: int = -1) -> None:
         names = {WRITE: "write", READ_FILE: "fill", LOAD: "read", STORM: "storm"}
         if kind not in names:
-            pytest.skip("a guest makes no system calls")
+            raise AssertionError("a guest makes no system calls")
         kvmglue.post(self._vm, self._number, kvmglue.Order(names[kind], rows=list(pages), value=value))
 
     def wait(self, timeout: float = DEADLINE) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import usable
-from tests.contract.conftest import CONFIGS, PAGES, Guest
+from tests.contract.combinations import CONFIGS, PAGES
+from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, ENDS, PVM, STORM, WRITE, AttachedVcpu, Target
 from tests.kernel.test_notices_nothing import traps, wait_for
 from uffdtrack import PROCESS_ENGINES, ProcessRam, open_tracker, parse_maps
@@ -42,9 +43,8 @@ def target(library_path: Path) -> Iterator[Target]:
     made.end()
 
 
+@pytest.mark.parametrize("attaching", ["ring", "sync"], indirect=True)
 def test_threshold_of_writers_that_never_rest(make: Callable[..., Guest], attaching: str) -> None:
-    if attaching == "scan":
-        pytest.skip("no forced pause: test_pause.py")
     guest = make(attaching, ATTACHED, LIMIT)
     guest.copy(guest.tracker.exchange())
     for i, vcpu in enumerate(guest.vcpus):
@@ -69,10 +69,9 @@ def test_threshold_of_writers_that_never_rest(make: Callable[..., Guest], attach
     assert not guest.stale()
 
 
+@pytest.mark.parametrize("attaching", ["ring", "sync"], indirect=True)
 def test_system_calls_at_the_threshold(make: Callable[..., Guest], attaching: str) -> None:
     """GUP sleeps until it is answered, so it is finished first."""
-    if attaching == "scan":
-        pytest.skip("no forced pause: test_pause.py")
     guest = make(attaching, ATTACHED, LIMIT)
     guest.copy(guest.tracker.exchange())
     for vcpu in guest.vcpus:

@@ -14,8 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from kvmglue import KVM_ENGINES
-from tests.contract.conftest import CONFIGS, PAGES, TRAITS, Config, Guest
+from tests.contract.combinations import (
+    CONFIGS,
+    OWN,
+    OWN_PAUSING,
+    PAGES,
+    PAUSING,
+    Config,
+    on,
+    on_guests,
+    with_limits,
+)
+from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, STORM, ProcessVcpu
 from uffdtrack import GuestRam, open_tracker
 from uffdtrack._sys import lib
@@ -31,28 +41,14 @@ pytestmark = pytest.mark.usefixtures("kernel")
 LIMIT = 100
 
 
-@pytest.fixture
-def joinable(engine: str) -> str:
-    if engine in KVM_ENGINES:
-        pytest.skip("the vCPUs of a VM are threads of its own; tests/kvm has what can happen to them")
-    return engine
-
-
-@pytest.fixture
-def pausing(engine: str) -> str:
-    if TRAITS[engine].forced_pause == "none":
-        pytest.skip("no forced pause: test_scan_has_no_threshold")
-    return engine
-
-
 def test_scan_has_no_threshold() -> None:
     with GuestRam("1MiB") as ram, pytest.raises(InvalidInputError, match="forced pause"):
         open_tracker(ram, "scan", max_dirty_pages=5)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_no_cycle_exceeds_the_threshold(make: Callable[..., Guest], pausing: str, config: Config) -> None:
-    guest, rng = make(pausing, config, LIMIT), random.Random(3)
+@on_guests(CONFIGS, PAUSING)
+def test_no_cycle_exceeds_the_threshold(make: Callable[..., Guest], engine: str, config: Config) -> None:
+    guest, rng = make(engine, config, LIMIT), random.Random(3)
     guest.copy(guest.tracker.exchange())
     for vcpu in guest.vcpus:
         vcpu.post(0, [rng.randrange(PAGES) for _ in range(1500)], rng.randrange(256))
@@ -74,7 +70,7 @@ def test_no_cycle_exceeds_the_threshold(make: Callable[..., Guest], pausing: str
     assert cycles > 5 or guest.tracker.traits.forced_pause == "bounded"  # then it may be too fast for us
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@on_guests(CONFIGS)
 def test_pause_stops_everybody(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest, rng = make(engine, config), random.Random(4)
     if config.kind != "threads":
@@ -95,8 +91,9 @@ def test_pause_stops_everybody(make: Callable[..., Guest], engine: str, config: 
         assert vcpu.wait()
 
 
-def test_resume_wants_the_lists_emptied(make: Callable[..., Guest], pausing: str) -> None:
-    guest = make(pausing, CONFIGS[0], LIMIT)
+@on(PAUSING)
+def test_resume_wants_the_lists_emptied(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, CONFIGS[0], LIMIT)
     limit = guest.tracker.max_dirty_pages
     guest.tracker.exchange()
     guest.vcpus[0].post(0, range(5 * limit // 4), 3)
@@ -109,10 +106,10 @@ def test_resume_wants_the_lists_emptied(make: Callable[..., Guest], pausing: str
     assert guest.vcpus[0].wait()
 
 
-def test_threshold_can_change(make: Callable[..., Guest], pausing: str) -> None:
-    if pausing == "kvm-ring":
-        pytest.skip("it is the size of the rings")
-    guest = make(pausing, CONFIGS[0], LIMIT)
+@on(OWN_PAUSING)
+def test_threshold_can_change(make: Callable[..., Guest], engine: str) -> None:
+    """That of kvm-ring is the size of its rings."""
+    guest = make(engine, CONFIGS[0], LIMIT)
     guest.tracker.exchange()
     guest.vcpus[0].post(0, range(PAGES), 3)
     seen = []
@@ -124,13 +121,10 @@ def test_threshold_can_change(make: Callable[..., Guest], pausing: str) -> None:
     assert seen == [100, 50, 10, 90]
 
 
-def test_kernel_writes_count_too(make: Callable[..., Guest], pausing: str, tmp_path: Path) -> None:
-    """They may go beyond it, by what is left of the system call."""
-    if pausing == "inline":
-        pytest.skip("the kernel's writes fail: test_writers.py")
-    if pausing in KVM_ENGINES:
-        pytest.skip("a guest makes no system calls")
-    guest = make(pausing, CONFIGS[0], LIMIT)
+@on(name for name in OWN_PAUSING if name != "inline")
+def test_kernel_writes_count_too(make: Callable[..., Guest], engine: str, tmp_path: Path) -> None:
+    """They may go beyond it, by what is left of the system call; under inline they fail (test_writers.py)."""
+    guest = make(engine, CONFIGS[0], LIMIT)
     guest.copy(guest.tracker.exchange())
     (tmp_path / "data").write_bytes(b"x" * 4096)
     fd = os.open(tmp_path / "data", os.O_RDONLY)
@@ -145,10 +139,8 @@ def test_kernel_writes_count_too(make: Callable[..., Guest], pausing: str, tmp_p
     os.close(fd)
 
 
-@pytest.mark.parametrize("limit", [None, LIMIT])
+@with_limits([None, LIMIT])
 def test_close_while_vcpus_write(make: Callable[..., Guest], engine: str, limit: int | None) -> None:
-    if TRAITS[engine].forced_pause == "none" and limit:
-        pytest.skip("no forced pause")
     for _ in range(10):
         guest = make(engine, CONFIGS[1], limit)
         for vcpu in guest.vcpus:
@@ -165,8 +157,9 @@ def test_close_while_vcpus_write(make: Callable[..., Guest], engine: str, limit:
             vcpu.end()
 
 
-def test_python_thread_cannot_be_forced(make: Callable[..., Guest], joinable: str) -> None:
-    guest = make(joinable, Config(2, "threads", shared=True))
+@on(OWN)
+def test_python_thread_cannot_be_forced(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, Config(2, "threads", shared=True))
     guest.tracker.unbind(0)
     with pytest.raises(InvalidInputError, match="Python thread"):
         guest.tracker.bind(0, threading.get_native_id())
@@ -180,8 +173,9 @@ def test_python_thread_cannot_be_forced(make: Callable[..., Guest], joinable: st
         pass
 
 
-def test_one_that_does_not_stop_is_named(make: Callable[..., Guest], joinable: str) -> None:
-    guest = make(joinable, Config(2, "processes", shared=True))
+@on(OWN)
+def test_one_that_does_not_stop_is_named(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, Config(2, "processes", shared=True))
     victim = guest.vcpus[1].process.pid
     os.kill(victim, signal.SIGSTOP)
     try:
@@ -195,8 +189,9 @@ def test_one_that_does_not_stop_is_named(make: Callable[..., Guest], joinable: s
         assert 5 in guest.index(guest.tracker.exchange())
 
 
-def test_death_of_a_vcpu_process(make: Callable[..., Guest], joinable: str, library_path: Path) -> None:
-    guest = make(joinable, Config(2, "processes", shared=True))
+@on(OWN)
+def test_death_of_a_vcpu_process(make: Callable[..., Guest], engine: str, library_path: Path) -> None:
+    guest = make(engine, Config(2, "processes", shared=True))
     guest.copy(guest.tracker.exchange())
     guest.write(1, [40, 41, 42], 9)
     os.kill(guest.vcpus[1].process.pid, signal.SIGKILL)
@@ -221,8 +216,9 @@ def test_death_of_a_vcpu_process(make: Callable[..., Guest], joinable: str, libr
     another.end()
 
 
-def test_death_of_a_vcpu_in_the_pause(make: Callable[..., Guest], pausing: str, joinable: str) -> None:
-    guest = make(pausing, Config(2, "processes", shared=True), LIMIT)
+@on(OWN_PAUSING)
+def test_death_of_a_vcpu_in_the_pause(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, Config(2, "processes", shared=True), LIMIT)
     guest.tracker.exchange()
     guest.vcpus[0].post(0, range(PAGES), 1)
     assert guest.tracker.wait_full(DEADLINE)
@@ -238,8 +234,9 @@ def test_death_of_a_vcpu_in_the_pause(make: Callable[..., Guest], pausing: str, 
     guest.write(1, [7], 3)
 
 
-def test_death_of_a_native_thread(make: Callable[..., Guest], joinable: str) -> None:
-    guest = make(joinable, Config(2, "threads", shared=True))
+@on(OWN)
+def test_death_of_a_native_thread(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, Config(2, "threads", shared=True))
     guest.copy(guest.tracker.exchange())
     guest.write(1, [8, 9], 3)
     guest.vcpus[1].end()
@@ -253,9 +250,8 @@ def test_death_of_a_native_thread(make: Callable[..., Guest], joinable: str) -> 
     assert not guest.stale()
 
 
+@on(["sync"])
 def test_death_of_the_handler(make: Callable[..., Guest], engine: str) -> None:
-    if engine != "sync":
-        pytest.skip("no handler")
     guest = make(engine, Config(2, "processes", shared=True))
     guest.tracker.exchange()
     guest.tracker.sabotage(lib.UT_BREAK_HANDLER)
@@ -289,14 +285,12 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("limit", [0, 50])
-def test_death_of_the_tracker(joinable: str, limit: int, library_path: Path) -> None:
+@with_limits([0, 50], OWN)
+def test_death_of_the_tracker(engine: str, limit: int, library_path: Path) -> None:
     """Its vCPUs run on, whatever they were doing, and can write everywhere."""
-    if TRAITS[joinable].forced_pause == "none" and limit:
-        pytest.skip("no forced pause")
     until, end = os.pipe()
     tracker = subprocess.Popen(
-        [sys.executable, "-c", TRACKER, joinable, str(limit), str(until)],
+        [sys.executable, "-c", TRACKER, engine, str(limit), str(until)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[until],
     )  # fmt: skip
     os.close(until)

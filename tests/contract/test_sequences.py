@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.conftest import CONFIGS, PAGES, TRAITS, Guest
+from tests.contract.combinations import CONFIGS, PAGES, PAUSING, TRAITS, Config, exists, on_guests
+from tests.contract.conftest import Guest
 from tests.contract.guests import PVM, READ_FILE, STORM, WRITE
 from uffdtrack.errors import CycleError
 
@@ -31,8 +32,8 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[5], CONFIGS[7], CONFIGS[8]], ids=str)
-def test_random_sequences(make: Callable[..., Guest], engine: str, config: object) -> None:
+@on_guests([CONFIGS[1], CONFIGS[5], CONFIGS[7], CONFIGS[8]])
+def test_random_sequences(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest = make(engine, config)
     serial = 0
 
@@ -52,7 +53,7 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
                 case ("host", int(page), int(length)):
                     guest.ram.host_write(page * 4096 + 1, bytes([serial % 256]) * min(length, 8000))
                     written |= set(range(page, (page * 4096 + min(length, 8000)) // 4096 + 1))
-                case ("storm", list(pages)) if not paused and config.kind == "threads":  # type: ignore[attr-defined]
+                case ("storm", list(pages)) if not paused and config.kind == "threads":
                     guest.vcpus[0].post(STORM, pages, serial % 256)
                     guest.vcpus[0].stop()
                     written |= set(pages)
@@ -103,14 +104,21 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     run()
 
 
-@pytest.mark.parametrize("config", [CONFIGS[3], CONFIGS[6], CONFIGS[7], CONFIGS[9]], ids=str)
-@pytest.mark.parametrize("limit", [None, 150])
+@pytest.mark.parametrize(
+    ("config", "limit", "engine"),
+    [
+        pytest.param(config, limit, engine, id=f"{limit}-{config}-{engine}")
+        for config in (CONFIGS[3], CONFIGS[6], CONFIGS[7], CONFIGS[9])
+        for limit in (None, 150)
+        for engine in (PAUSING if limit else TRAITS)
+        if exists(engine, config)
+    ],
+    indirect=["engine"],
+)
 def test_all_at_once(
-    make: Callable[..., Guest], engine: str, limit: int | None, config: object, tmp_path: Path
+    make: Callable[..., Guest], engine: str, limit: int | None, config: Config, tmp_path: Path
 ) -> None:
     """Threads and processes, system calls and GUP, a host that writes, cycles in a pause and without."""
-    if TRAITS[engine].forced_pause == "none" and limit:
-        pytest.skip("no forced pause")
     guest, rng = make(engine, config, limit), random.Random(5)
     tracker, host, done = guest.tracker, threading.Lock(), threading.Event()
     (tmp_path / "data").write_bytes(b"x" * 4096)
@@ -158,8 +166,8 @@ def test_all_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7], CONFIGS[8]], ids=str)
-def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: object) -> None:
+@on_guests([CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7], CONFIGS[8]])
+def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest, rng = make(engine, config), random.Random(11)
     guest.copy(guest.tracker.exchange())
     for cycle in range(10_000):

@@ -172,12 +172,14 @@ def test_freeze_inside_of_an_injected_call(
     assert "anon_inode:[userfaultfd]" not in names
 
 
+@pytest.mark.parametrize("cgroup", ["v2"], indirect=True)
 def test_freeze_between_an_instruction_and_its_signal(
     cgroup: Cgroup, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
 ) -> None:
-    """No epoch has the one without the other: the thread comes to its signal's stop when it is thawed."""
-    if cgroup.version == "v1":
-        pytest.skip("nobody stops there: test_freeze_in_a_session")
+    """No epoch has the one without the other: the thread comes to its signal's stop when it is thawed.
+
+    With v1 nobody stops while the cgroup is frozen: test_freeze_in_a_session.
+    """
     program = Target(spawn, build, "trap")
     cgroup.add(program.pid)
     said = tmp_path / "said"
