@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from tests.contract.combinations import CONFIGS, PAGES
 from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, ENDS, PVM, STORM, WRITE, AttachedVcpu, Target
 from tests.kernel.test_notices_nothing import traps, wait_for
+from tests.processes import CONTEXT
 from uffdtrack import PROCESS_ENGINES, ProcessRam, open_tracker, parse_maps
 from uffdtrack.errors import (
     InvalidInputError,
@@ -150,12 +150,11 @@ def _attach_and_die(pid: int, address: int, tid: int, engine: str, pipe: Connect
 
 def test_death_of_the_tracker_in_a_pause(target: Target, attaching: str) -> None:
     """kill -9: the process runs on, untracked."""
-    context = multiprocessing.get_context("spawn")
-    ours, other = context.Pipe()
+    ours, other = CONTEXT.Pipe()
     pid = target.process.pid
     assert pid
     arguments = (pid, target.address, target.tids[0], attaching, other)
-    process = context.Process(target=_attach_and_die, args=arguments)
+    process = CONTEXT.Process(target=_attach_and_die, args=arguments)
     process.start()
     if attaching != "scan":
         assert ours.poll(DEADLINE) and ours.recv() == "armed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import socket
@@ -19,12 +18,12 @@ import pytest
 from tests.contract.combinations import CONFIGS, OWN, PAGES, PAUSING, TRAITS, Config, on, with_limits
 from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, STORM, ProcessVcpu
+from tests.processes import CONTEXT
 from uffdtrack import GuestRam, Vcpu, join, open_tracker
 from uffdtrack.errors import CycleError, VcpuGoneError
 from uffdtrack.joining import address_of
 
 pytestmark = pytest.mark.usefixtures("kernel")
-CONTEXT = multiprocessing.get_context("spawn")
 
 
 CALLS = {"wait_full": PAUSING, "exchange": TRAITS, "pending": TRAITS, "pause": OWN, "host": TRAITS}
