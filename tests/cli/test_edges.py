@@ -20,7 +20,7 @@ from checkpoint.cli.main import cli
 from checkpoint.cycle import Plan, run_session
 from checkpoint.report import missed
 from checkpoint.targets.children import children
-from tests.kernel.test_notices_nothing import Run, Spawn
+from tests.helpers import Run, Spawn
 from uffdtrack import how_to_be_allowed, status_field
 from uffdtrack.errors import ImageError, InvalidInputError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import wait_for
 from uffdtrack import Kept, status_field
 from uffdtrack.errors import TargetGoneError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,9 +14,10 @@ import pytest
 
 from kvmglue import KVM_ENGINES, SMALLEST_RING, Kvm, Vm, bind_vcpus, rings_for
 from kvmglue import open_tracker as open_vm_tracker
-from tests.conftest import PROGRAMS, missing
+from tests.conftest import missing
 from tests.contract.combinations import PAGES, TRAITS, Config, exists
 from tests.contract.guests import (
+    DEADLINE,
     WRITE,
     AttachedVcpu,
     KvmVcpu,
@@ -26,7 +27,7 @@ from tests.contract.guests import (
     load,
 )
 from uffdtrack import DirtyPages, GuestRam, ProcessRam, choose_engine, open_tracker, probe
-from uffdtrack.errors import UffdtrackError, UnsupportedError
+from uffdtrack.errors import UffdtrackError, UnsupportedError, VcpuGoneError
 
 LONGEST = 200_000
 """Rows in the longest order that a test gives."""
@@ -67,6 +68,18 @@ class Guest:
         return np.flatnonzero((self.shadow.reshape(-1, 4096) != self.ram.pages()).any(axis=1)).tolist()
 
 
+def until_gone(tracker: Any) -> tuple[int, ...]:
+    """The vCPUs that a pause says have ended. A thread that was joined may be there for a moment."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        try:
+            tracker.pause()
+        except VcpuGoneError as error:
+            return error.vcpus
+        tracker.resume()
+    raise AssertionError("nobody has ended")
+
+
 def need_kvm() -> None:
     try:
         Kvm().close()
@@ -75,11 +88,8 @@ def need_kvm() -> None:
 
 
 @pytest.fixture(scope="session")
-def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("guest") / "guest.so"
-    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", out, PROGRAMS / "guest.c"], check=True)
-    return out
+def library_path(build: Callable[..., Path]) -> Path:
+    return build("guest", "-shared", "-fPIC")
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,9 @@ from tests.contract.combinations import (
     on_guests,
     with_limits,
 )
-from tests.contract.conftest import Guest
+from tests.contract.conftest import Guest, until_gone
 from tests.contract.guests import DEADLINE, STORM, ProcessVcpu
+from tests.helpers import wait_for
 from uffdtrack import GuestRam, open_tracker
 from uffdtrack._sys import lib
 from uffdtrack.errors import (
@@ -75,7 +76,7 @@ def test_pause_stops_everybody(make: Callable[..., Guest], engine: str, config: 
     guest, rng = make(engine, config), random.Random(4)
     if config.kind != "threads":
         for vcpu in guest.vcpus:
-            vcpu.post(0, [rng.randrange(PAGES) for _ in range(200_000)], rng.randrange(256))
+            vcpu.post(0, [rng.randrange(PAGES) for _ in range(2000)] * 100, rng.randrange(256))
     else:
         for vcpu in guest.vcpus:
             vcpu.post(STORM, [rng.randrange(PAGES) for _ in range(500)], rng.randrange(256))
@@ -152,8 +153,7 @@ def test_close_while_vcpus_write(make: Callable[..., Guest], engine: str, limit:
         guest.tracker.close()
         for vcpu in guest.vcpus:
             before = vcpu.done
-            while vcpu.done < before + 2 * PAGES:
-                pass  # it runs, and writes everywhere
+            wait_for(lambda v=vcpu, n=before: v.done >= n + 2 * PAGES, "it runs, and writes everywhere")
             vcpu.end()
 
 
@@ -179,9 +179,12 @@ def test_one_that_does_not_stop_is_named(make: Callable[..., Guest], engine: str
     victim = guest.vcpus[1].process.pid
     os.kill(victim, signal.SIGSTOP)
     try:
-        with pytest.raises(PauseTimeoutError, match="1") as caught:
-            guest.tracker.pause(0.2)
-        assert caught.value.vcpus == (1,)
+        deadline, late = time.monotonic() + DEADLINE, (0, 1)
+        while late != (1,) and time.monotonic() < deadline:  # the other one, too, may not get the processor
+            with pytest.raises(PauseTimeoutError, match="1") as caught:
+                guest.tracker.pause(0.2)
+            late = caught.value.vcpus
+        assert late == (1,)
         guest.write(0, [5])  # the others run
     finally:
         os.kill(victim, signal.SIGCONT)
@@ -196,12 +199,7 @@ def test_death_of_a_vcpu_process(make: Callable[..., Guest], engine: str, librar
     guest.write(1, [40, 41, 42], 9)
     os.kill(guest.vcpus[1].process.pid, signal.SIGKILL)
     guest.vcpus[1].process.join(DEADLINE)
-    with pytest.raises(VcpuGoneError, match="1") as caught:
-        deadline = time.monotonic() + DEADLINE
-        while time.monotonic() < deadline:
-            guest.tracker.pause()
-            guest.tracker.resume()
-    assert caught.value.vcpus == (1,)
+    assert until_gone(guest.tracker) == (1,)
     guest.write(0, [50])
     pages = guest.tracker.exchange()
     assert set(guest.index(pages)) >= {40, 41, 42, 50}
@@ -226,8 +224,9 @@ def test_death_of_a_vcpu_in_the_pause(make: Callable[..., Guest], engine: str) -
     guest.vcpus[0].process.join(DEADLINE)
     guest.copy(guest.tracker.exchange())
     guest.tracker.resume()
+    deadline = time.monotonic() + DEADLINE
     with pytest.raises(VcpuGoneError):
-        for _ in range(100):
+        while time.monotonic() < deadline:
             guest.tracker.wait_full(0.1)
     guest.copy(guest.tracker.exchange())
     assert not guest.stale()
@@ -240,10 +239,7 @@ def test_death_of_a_native_thread(make: Callable[..., Guest], engine: str) -> No
     guest.copy(guest.tracker.exchange())
     guest.write(1, [8, 9], 3)
     guest.vcpus[1].end()
-    with pytest.raises(VcpuGoneError, match="1"):
-        for _ in range(1000):
-            guest.tracker.pause()
-            guest.tracker.resume()
+    assert until_gone(guest.tracker) == (1,)
     pages = guest.tracker.exchange()
     assert set(guest.index(pages)) >= {8, 9}
     guest.copy(pages)
@@ -263,6 +259,7 @@ def test_death_of_the_handler(make: Callable[..., Guest], engine: str) -> None:
 
 TRACKER = """
 import os, sys
+from tests.helpers import wait_for
 from uffdtrack import GuestRam, open_tracker
 ram = GuestRam("8MiB")
 tracker = open_tracker(ram, sys.argv[1], vcpus=2, max_dirty_pages=int(sys.argv[2]) or None)

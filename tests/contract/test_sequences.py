@@ -19,6 +19,7 @@ from tests.contract.guests import PVM, READ_FILE, STORM, WRITE
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
+ROUNDS = 60
 rows = st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=40)
 steps = st.lists(
     st.one_of(
@@ -37,7 +38,7 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: Confi
     guest = make(engine, config)
     serial = 0
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(steps)
     def run(sequence: list[tuple[object, ...]]) -> None:
         nonlocal serial
@@ -137,9 +138,9 @@ def test_all_at_once(
     gup = [] if engine == "inline" or guest.vm else [PVM]
     try:
         guest.copy(tracker.exchange())
-        for round_ in range(160):
+        for round_ in range(ROUNDS):
             # What was pinned before a rearm may be written after it: GUP only where cycles end in a pause.
-            calm = round_ >= 80
+            calm = round_ >= ROUNDS // 2
             for vcpu in guest.vcpus:
                 if vcpu.wait(0):
                     kind = rng.choice([*kinds, *gup] if calm else kinds)

@@ -53,14 +53,15 @@ def test_cycles_that_end_while_vcpus_run(make: Callable[..., Guest], engine: str
     storm(make(engine, config, LIMIT), config, 200)
 
 
+@pytest.mark.parametrize("cycles", [400, pytest.param(1500, marks=pytest.mark.slow)])
 @on_guests(CONFIGS[:2], ["ring"])
 def test_vcpus_that_come_too_late_to_be_given_a_share(
-    make: Callable[..., Guest], engine: str, config: Config
+    make: Callable[..., Guest], engine: str, config: Config, cycles: int
 ) -> None:
     """As on a machine that is busy: ring cannot hold them for a moment."""
     guest = make(engine, config, LIMIT)
     guest.tracker.sabotage(lib.UT_BREAK_HOLD)
-    storm(guest, config, 1500)
+    storm(guest, config, cycles)
 
 
 @on(EXACT)

@@ -114,9 +114,10 @@ def test_supervised_calls_are_made_once(
     session(program, tmp_path / "c", "20ms", 15)
     last = program.counters()
     assert last["calls"] - first["calls"] >= 4
-    # A stop looks first, and asks then: a call may begin between the two.
-    assert last["unheard"] <= 1
-    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + 2
+    # A stop looks first, and asks then: a call may begin between the two. Else each stop would break one off.
+    unheard = last["unheard"] - first["unheard"]
+    assert unheard <= 3
+    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + unheard + 1
 
 
 def test_file_system_in_user_space(root: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:

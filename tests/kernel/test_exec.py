@@ -17,7 +17,7 @@ from checkpoint import cycle
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.targets.process import ProcessTarget
-from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
+from tests.helpers import DEADLINE, Run, Spawn, wait_for
 from uffdtrack import PAGE, EpochSkippedError, Pending, TargetGoneError, Window, status_field
 
 AT = 0x200000000000  # of execs.c
@@ -105,7 +105,7 @@ def test_exec_before_a_base_is_whole(
             for _ in range(3):
                 with pytest.raises(EpochSkippedError, match=why):
                     session.take()
-                assert target.settle(1)
+                assert target.settle(DEADLINE)
         process.stdout.close()  # its next line ends it
         with pytest.raises(TargetGoneError):
             while True:

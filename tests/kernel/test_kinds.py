@@ -38,7 +38,7 @@ TOOLS = """[
 
 @dataclass(frozen=True)
 class Kind:
-    """`file` is an expression that opens it; {tmp} is a directory of the test's."""
+    """`file` is an expression that opens it; {tmp} is a directory of the test's, {pid} its own number."""
 
     what: str
     file: str
@@ -68,9 +68,9 @@ TABLE = [
     Kind("file named like a deleted one", FILE.format("{tmp}/x (deleted)"), PRIVATE, "file"),
     Kind("file named like a memfd", FILE.format("{tmp}/memfd:x (deleted)"), PRIVATE, "file"),
     Kind("file named like an object", FILE.format("{tmp}/anon_inode:[x]"), PRIVATE, "file"),
-    Kind("file of a file system below /dev", GONE.format("/dev/uffdtrack-test") , PRIVATE, "private-memory",
+    Kind("file of a file system below /dev", GONE.format("/dev/uffdtrack-{pid}"), PRIVATE, "private-memory",
          root=True),
-    Kind("the same, shared", GONE.format("/dev/uffdtrack-test"), SHARED, "shared-memory", root=True),
+    Kind("the same, shared", GONE.format("/dev/uffdtrack-{pid}"), SHARED, "shared-memory", root=True),
     Kind("block device", "os.open('/dev/loop0', os.O_RDONLY)", PRIVATE, "file", protection=1, root=True),
 ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def mapped(kernel: None, spawn: Spawn, tmp_path: Path) -> tuple[Mapper, dict[str
             continue
         if "loop0" in row.file and not Path("/dev/loop0").exists():
             continue
-        file = row.file.replace("{tmp}", str(tmp_path))
+        file = row.file.replace("{tmp}", str(tmp_path)).replace("{pid}", str(mapper.pid))
         if "secret()" in file and int(mapper("secret()")) < 0:
             continue  # no CONFIG_SECRETMEM
         places[row.what] = int(mapper(f"new(65536, {row.protection}, {row.flags}, {file})"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import usable
-from tests.kernel.test_notices_nothing import Run, Spawn
+from tests.helpers import Run, Spawn
 from uffdtrack._sys import lib
 
 Build = Callable[[str], Path]

@@ -17,6 +17,8 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
+from tests.conftest import missing
+from tests.helpers import HUGE_PAGES, alone_on
 from uffdtrack import PAGE, status_field
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -326,14 +328,14 @@ def test_huge_pages(mapper: Mapper, session: Session) -> None:
 @pytest.fixture
 def huge_pool(root: None) -> Iterator[None]:
     """Eight pages of 2 MiB in the host's pool."""
-    pool = Path("/proc/sys/vm/nr_hugepages")
-    before = pool.read_text()
-    pool.write_text(str(int(before) + 8))
-    if int(pool.read_text()) < int(before) + 8:
-        pool.write_text(before)
-        pytest.skip("no room for huge pages")
-    yield
-    pool.write_text(before)
+    if not Path(HUGE_PAGES).exists():
+        missing("pages of 2 MiB (hugetlb)")
+    with alone_on(HUGE_PAGES) as pool:
+        wanted = int(pool.read_text()) + 8
+        pool.write_text(str(wanted))
+        if int(pool.read_text()) < wanted:
+            pytest.skip("no room for huge pages")
+        yield
 
 
 @pytest.mark.parametrize("then", ["nothing", "read", "write"])

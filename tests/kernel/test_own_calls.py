@@ -17,7 +17,7 @@ import pytest
 import checkpoint.rollback
 from checkpoint.chain import Chain
 from tests.conftest import missing
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import wait_for
 from tests.kernel.test_rollback import take
 from uffdtrack import AddressSpace, Pending, Tracee, status_field
 from uffdtrack.errors import PermissionDeniedError, RollbackRefusedError, StopTimeoutError, TargetError

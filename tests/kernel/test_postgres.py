@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import missing
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import wait_for
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Spawn = Callable[..., subprocess.Popen[bytes]]

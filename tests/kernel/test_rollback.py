@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from checkpoint.chain import Chain, Lock, View
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import session_of, wait_for
 from uffdtrack import PAGE, Region, parse_maps
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -57,15 +59,15 @@ def rollee(kernel: None, spawn: Spawn, build: Callable[[str], Path]) -> Rollee:
     return Rollee(spawn, build)
 
 
-def test_back_to_each_epoch(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
+def test_back_to_each_epoch(rollee: Rollee, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
     """Forth and back between epochs, in any order."""
     assert rollee.ask("s 1") == "1"
-    session = subprocess.Popen(
-        [sys.executable, "-m", "checkpoint", "checkpoint", str(rollee.pid), "-o", str(tmp_path / "c"),
-         "--every", "1ms", "--count", "60", "--json"],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
+    # A pipe with room for a few rows, which are read one by one: the session is never far ahead of us.
+    session = session_of(
+        spawn, rollee.pid, tmp_path / "c", "--every", "1ms", "--count", "60", "--json", bufsize=0
+    )
     assert session.stdout
+    fcntl.fcntl(session.stdout, fcntl.F_SETPIPE_SZ, PAGE)
     session.stdout.readline()
     bound: dict[int, int] = {}
     n = 1
@@ -73,7 +75,6 @@ def test_back_to_each_epoch(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> N
         bound[json.loads(line)["epoch"]] = n + 1
         n += 1
         assert rollee.ask(f"s {n}") == str(n)
-    session.stdout.close()
     assert session.wait() == 0
     found: dict[int, int] = {}
     for epoch in (40, 3, 59, 20, 40):
@@ -310,7 +311,7 @@ def work():
     global n
     while True:
         n += 1
-        if n % 1000 == 0: print(n, flush=True)
+        if n % 1000 == 0: print(n, time.monotonic(), flush=True)
         time.sleep(0.0001)
 threading.Thread(target=work).start()
 print(flush=True)
@@ -324,9 +325,12 @@ def test_first_thread_has_ended(kernel: None, spawn: Spawn, tmp_path: Path, uffd
     assert process.stdout and process.stdout.readline()
     wait_for(lambda: "Z" in Path(f"/proc/{process.pid}/status").read_text().split("State:")[1][:5], "zombie")
     uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--count", "10", "--every", "5ms")
-    lines = map(int, process.stdout)
-    late = [next(lines) for _ in range(3)][-1]
+    now = time.monotonic()
+    lines = ((int(n), float(when)) for n, when in map(bytes.split, process.stdout))
+    # More than one line was written since the epochs.
+    late = [next(n for n, when in lines if when > now) for _ in range(2)][-1]
     uffdtrack("rollback", process.pid, f"{tmp_path}/c@4")
     # What it wrote before that may still be in the pipe.
-    back = next(b for a, b in itertools.pairwise(itertools.chain([late], lines)) if b < a)
-    assert next(lines) > back
+    counts = (n for n, _ in lines)
+    back = next(b for a, b in itertools.pairwise(itertools.chain([late], counts)) if b < a)
+    assert next(counts) > back

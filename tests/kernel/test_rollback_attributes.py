@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from checkpoint.cycle import Session
 from checkpoint.rollback import Outcome, rollback
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
+from tests.helpers import HUGE_PAGES, alone_on
 from uffdtrack.errors import RollbackRefusedError
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -39,7 +40,6 @@ TABLE: dict[str, tuple[str, str, str, str]] = {
     "hugetlb": ("ht page:2048", "back", "back", "back"),
     "sealed": ("sl", "never", "EPERM", "never"),
 }
-HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 CASES = [
     (name, mode, row[1 + i])
     for name, row in TABLE.items()
@@ -101,13 +101,12 @@ class Target:
 
 
 @pytest.fixture
-def huge_page(root: None) -> object:
-    if not HUGE.exists():
+def huge_page(root: None) -> Iterator[None]:
+    if not Path(HUGE_PAGES).exists():
         missing("pages of 2 MiB (hugetlb)")
-    before = HUGE.read_text()
-    HUGE.write_text("4")
-    yield
-    HUGE.write_text(before)
+    with alone_on(HUGE_PAGES) as pool:
+        pool.write_text("4")
+        yield
 
 
 @pytest.mark.parametrize(("name", "mode", "outcome"), CASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import checkpoint.rollback
 from checkpoint.chain import Chain
 from checkpoint.contents import Memory
 from checkpoint.mappings import Mappings
-from tests.conftest import PROGRAMS, missing
-from tests.kernel.test_notices_nothing import wait_for
+from tests.conftest import missing
+from tests.helpers import wait_for
 from tests.kernel.test_rollback import Rollee, covers, differing, take
 from uffdtrack import Injector, Region, Tracee, parse_maps
 from uffdtrack.errors import RollbackRefusedError, TargetError
@@ -101,7 +102,7 @@ IN_A_MOUNT = 'mount -t tmpfs none "$2" && exec "$0" "$1" "$3"'
 def test_file_that_is_there_for_the_target_alone(
     root: None,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Callable[..., Path],
     tool: Callable[[str], str],
     tmp_path: Path,
     uffdtrack: Run,
@@ -115,8 +116,7 @@ def test_file_that_is_there_for_the_target_alone(
         if where == "mount":
             argv = (tool("unshare"), "-m", "sh", "-c", IN_A_MOUNT, program, file, file.parent, what)
             return spawn(*argv, **options)
-        source = PROGRAMS / "changes.c"
-        subprocess.run(["cc", "-static", "-o", root_directory / "changes", source], check=True)
+        shutil.copy(build("changes", "-static"), root_directory / "changes")
         return spawn(tool("chroot"), root_directory, "/changes", "/file", what, **options)
 
     target = Changes(start, build, uffdtrack, tmp_path, "r")

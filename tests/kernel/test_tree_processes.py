@@ -19,8 +19,8 @@ from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import WRITERS, side_by_side
 from checkpoint.tree_session import TreeSession
 from tests.conftest import missing, usable
+from tests.helpers import wait_for
 from tests.kernel.test_calls import Program
-from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import Tracee, stop_together
 from uffdtrack.errors import StorageError
 
@@ -84,9 +84,10 @@ def test_who_answers_calls_of_another_does_not_stand_for_them(
     for line in done.stdout.splitlines():
         assert {p["pid"] for p in json.loads(line)["processes"]} == set(pids)
     last = program.counters()
-    # A stop looks first, and asks then: a call may begin between the two.
-    assert last["unheard"] <= 1
-    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + 2
+    # A stop looks first, and asks then: a call may begin between the two. Else each stop would break one off.
+    unheard = last["unheard"] - first["unheard"]
+    assert unheard <= 3
+    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + unheard + 1
 
 
 def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:

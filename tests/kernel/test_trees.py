@@ -23,7 +23,7 @@ from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree, TreeEpoch, TreeWriter, numbers
 from checkpoint.tree_rollback import rollback_tree
 from checkpoint.tree_session import Member, TreeSession
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import wait_for
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window, children
 from uffdtrack.errors import (
     EpochSkippedError,
@@ -151,14 +151,19 @@ def test_one_after_another_is_noticed(
 ) -> None:
     """Negative control: the members stopped singly, as by so many sessions."""
 
+    target = forks(0)
+
     def singly(self: ProcessTree, members: list[TreeMember], *_: Any, **__: Any) -> TreeWindow:
-        windows: list[Window | TargetError] = [m.space.window(m.tracee, m.pending) for m in members]
+        windows: list[Window | TargetError] = []
+        for member in members:
+            windows.append(member.space.window(member.tracee, member.pending))
+            token = target.token()
+            wait_for(lambda token=token: target.token() > token + 1, "the token goes round")
         return TreeWindow(windows, [], 0, 0, 0, 0, 0)
 
-    target = forks(0)
     taker = session(target.pid)
     monkeypatch.setattr(ProcessTree, "window", singly)
-    for _ in range(8):
+    for _ in range(2):
         taker.take()
     entries, _ = Tree(tmp_path / "t").verify(b"")
     assert [e for entry in entries for e in cut_errors(entry)]

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ import pytest
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Plan, Session, run_session
 from checkpoint.targets.process import ProcessTarget
-from tests.kernel.test_notices_nothing import Run, Spawn, ask, start_notices, state_of, wait_for
+from tests.helpers import Build, Run, Spawn, ask, goes_on, session_of, start_notices, state_of, wait_for
 from uffdtrack import Pending, Window, status_field, verdict_on
 from uffdtrack.errors import MaxStopError
-
-Build = Callable[[str], Path]
 
 KINDS = {
     "spin": "a loop that does not end",
@@ -59,13 +56,6 @@ def hangs() -> list[Any]:
     ]
 
 
-def goes_on(process: subprocess.Popen[bytes], before: dict[str, int]) -> None:
-    """Every kind of call of the target's goes on; it ends itself at the first thing that it notices."""
-    deadline = time.monotonic() + 30
-    while not all(ask(process)[kind] > count for kind, count in before.items()):
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize(("point", "kind"), hangs())
 def test_we_hang(
     kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run, point: str, kind: str
@@ -86,13 +76,9 @@ def test_we_hang(
 def test_without_sabotage_nobody_is_ended(kernel: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:
     """The negative control: the same session, and its watchdog has ended when it has."""
     process = start_notices(spawn, build)
-    session = subprocess.Popen(
-        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
-         "--every", "100ms", "--max-stop", "2s", "--json"],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
+    session = session_of(spawn, process.pid, tmp_path / "c", "--every", "50ms", "--max-stop", "1s", "--json")
     assert session.stdout
-    end = time.monotonic() + 4.5  # more than two bounds
+    end = time.monotonic() + 2.2  # more than two bounds
     while time.monotonic() < end:
         assert session.stdout.readline()
     (guard,) = watchdogs(session.pid)
@@ -190,7 +176,7 @@ def test_rollback_that_hangs(
     """It is ended, and says that memory may be of two times; the registers are the target's own."""
     process, chain = rolled
     done = uffdtrack(
-        "rollback", process.pid, f"{chain}@1", "--max-stop", "4s", code=5,
+        "rollback", process.pid, f"{chain}@1", "--max-stop", "2s", code=5,
         env={**os.environ, "UFFDTRACK_SABOTAGE": order},
     )  # fmt: skip
     assert "the watchdog has ended this" in done.stderr and "may be partly that of the epoch" in done.stderr

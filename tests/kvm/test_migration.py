@@ -12,7 +12,8 @@ import pytest
 
 from checkpoint.migrate import Link, MigrationError, migrate, receive
 from kvmglue import Order, Vm, post, written
-from tests.kvm.conftest import DEADLINE, PAGES, Machine
+from tests.helpers import DEADLINE
+from tests.kvm.conftest import PAGES, Machine
 from tests.processes import CONTEXT
 from uffdtrack.errors import UffdtrackError
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint.targets.process import stat_fields
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import wait_for
 from uffdtrack.errors import TargetGoneError
 
 Tool = Callable[[str], str]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.chain import Chain, ChainWriter, epoch_name
@@ -65,7 +65,7 @@ RESET = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4)
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(st.tuples(CONTENT, RESET), min_size=1, max_size=6), st.data())
 def test_chain_gives_each_epoch_back(
     tmp_path_factory: pytest.TempPathFactory, epochs: list[tuple[Content, Any]], data: st.DataObject
@@ -108,7 +108,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(st.integers(0, 1 << 30), st.integers(1, 255))
 def test_every_damaged_byte_is_found(chain: Path, where: int, flip: int) -> None:
     path = chain / "epoch-00000001.core"
@@ -124,7 +124,7 @@ def test_every_damaged_byte_is_found(chain: Path, where: int, flip: int) -> None
     Chain(chain).verify(b"")
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(st.integers(0, 1 << 30), st.binary(max_size=40))
 def test_cut_and_lengthened_files(chain: Path, where: int, more: bytes) -> None:
     path = chain / "epoch-00000002.core"
@@ -140,7 +140,7 @@ def test_cut_and_lengthened_files(chain: Path, where: int, more: bytes) -> None:
         path.write_bytes(good)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_files_that_are_not_ours(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "epoch-00000000.core"
