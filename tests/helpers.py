@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from checkpoint.targets.process import stat_fields
@@ -81,9 +81,11 @@ def state_changes(pid: int) -> None:
 def listens(pid: int, port: int) -> bool:
     """Whether a process has a socket that listens at a port of 127.0.0.1."""
     place = f"0100007F:{port:04X} 00000000:0000 0A"
-    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()]
-    inodes = {f"socket:[{f[9]}]" for f in lines if " ".join(f[1:4]) == place}
-    return not inodes.isdisjoint(os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    with suppress(OSError):  # it ends, or closes a file
+        lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()]
+        inodes = {f"socket:[{f[9]}]" for f in lines if " ".join(f[1:4]) == place}
+        return not inodes.isdisjoint(os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def on_a_free_port(

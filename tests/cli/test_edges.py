@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from checkpoint.cli.main import cli
 from checkpoint.cycle import Plan, run_session
 from checkpoint.report import missed
 from checkpoint.targets.children import children
-from tests.helpers import Run, Spawn
+from tests.helpers import Build, Run, Spawn
 from uffdtrack import how_to_be_allowed, status_field
 from uffdtrack.errors import ImageError, InvalidInputError
 
-Build = Callable[[str], Path]
 SHELL = f"{sys.executable} -m checkpoint"
 
 OUTPUTS = {

@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from kvmglue import KVM_ENGINES
+from tests.helpers import Build
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -73,7 +72,7 @@ SPLIT = PROGRAM.index("limit = None")
 END = PROGRAM.index("        gc.disable()")
 
 
-def test_nothing_is_allocated_in_a_cycle(engine: str, build: Callable[..., Path]) -> None:
+def test_nothing_is_allocated_in_a_cycle(engine: str, build: Build) -> None:
     library = build("count", "-shared", "-fPIC", "-fno-builtin")
     program = PROGRAM
     if engine in KVM_ENGINES:

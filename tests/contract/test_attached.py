@@ -16,7 +16,7 @@ from tests.conftest import usable
 from tests.contract.combinations import CONFIGS, PAGES
 from tests.contract.conftest import Guest, until_gone
 from tests.contract.guests import DEADLINE, ENDS, PVM, STORM, WRITE, AttachedVcpu, Target
-from tests.helpers import traps, wait_for
+from tests.helpers import Build, traps, wait_for
 from tests.processes import CONTEXT
 from uffdtrack import PROCESS_ENGINES, ProcessRam, open_tracker, parse_maps
 from uffdtrack.errors import (
@@ -116,7 +116,7 @@ def test_process_that_ends(target: Target, attaching: str) -> None:
 
 
 def test_thread_that_does_not_stop(
-    spawn: Callable[..., subprocess.Popen[bytes]], build: Callable[[str], Path], attaching: str
+    spawn: Callable[..., subprocess.Popen[bytes]], build: Build, attaching: str
 ) -> None:
     process = spawn(build("unstoppable"))
     assert process.stdout and process.stdout.readline() == b"ready\n"

@@ -8,17 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.calls_table import rules
 from tests.conftest import missing
+from tests.helpers import Build, Spawn
 from uffdtrack._sys import lib
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Build = Callable[[str], Path]
 HEADERS = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h")
 NEWER = {"fchmodat2": 452, "futex_wait": 455}
 """Numbers that the headers of an older distribution lack."""

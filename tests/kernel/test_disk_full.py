@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,10 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
+from tests.helpers import Build, Run, Spawn
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
 from uffdtrack.errors import StorageError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.parametrize("forgetful", [False, True])
 def test_pages_of_a_failed_epoch_come_with_the_next(
-    small_disk: Path, spawn: Spawn, build: Callable[[str], Path], forgetful: bool
+    small_disk: Path, spawn: Spawn, build: Build, forgetful: bool
 ) -> None:
     """Checked against the writer's log; and with what is pending thrown away, the log must object."""
     pid, control = start_writer(spawn, build, 2, 3)
@@ -96,9 +94,7 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
         assert new == [[]]
 
 
-def test_command_line_on_a_full_disk(
-    small_disk: Path, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run
-) -> None:
+def test_command_line_on_a_full_disk(small_disk: Path, spawn: Spawn, build: Build, uffdtrack: Run) -> None:
     process = spawn(build("writer"), 1, 1)
     assert process.stdout and process.stdout.readline()
     session = subprocess.Popen(

@@ -19,7 +19,7 @@ import pytest
 from checkpoint.chain import Chain
 from tests.conftest import missing, usable
 from tests.helpers import Build, Run, Spawn, ask, goes_on, wait_for
-from tests.kernel.test_own_calls import Target
+from tests.kernel.own_calls import Target
 from uffdtrack import frozen_cgroup, status_field
 from uffdtrack.errors import TargetGoneError
 

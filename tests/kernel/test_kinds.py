@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from checkpoint.chain import Chain
 from checkpoint.cycle import Session
 from checkpoint.export import export
 from checkpoint.image import PHDR
-from tests.kernel.test_mappings import Mapper, open_session, read
+from tests.helpers import Build, Run, Spawn
+from tests.kernel.mapper import Mapper, open_session, read
 from uffdtrack import PAGE, Region, read_maps
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 PRIVATE, SHARED = 2, 1
 FILE = "sized(os.open({!r}, os.O_RDWR | os.O_CREAT))"
@@ -185,7 +182,7 @@ def read_pinned(pid: int, address: int, size: int) -> None:
 
 
 def test_memory_shared_by_fork_stays_shared(
-    build: Callable[[str], Path], spawn: Spawn, tmp_path: Path, process_engine: str, uffdtrack: Run
+    build: Build, spawn: Spawn, tmp_path: Path, process_engine: str, uffdtrack: Run
 ) -> None:
     parent = spawn(build("forked"))
     assert parent.stdin and parent.stdout
@@ -216,7 +213,7 @@ def head_in(core: Path, address: int) -> bytes:
 
 
 def test_the_head_is_that_of_the_mapped_file(
-    build: Callable[[str], Path], kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
+    build: Build, kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
 ) -> None:
     program = tmp_path / "program"
     program.write_bytes(build("forked").read_bytes())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +12,14 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.cycle import Session
 from checkpoint.image import EpochFile
 from checkpoint.targets.process import ProcessTarget
+from tests.helpers import Build, Spawn
 from tests.oracle import PAGE, Memory, OracleError
 from uffdtrack.errors import TargetError
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
 EPOCHS = 30
 
 
-def start_writer(
-    spawn: Spawn, build: Callable[[str], Path], threads: int, seed: int, *more: str
-) -> tuple[int, int]:
+def start_writer(spawn: Spawn, build: Build, threads: int, seed: int, *more: str) -> tuple[int, int]:
     """A running writer: its pid, and where its log is."""
     process = spawn(build("writer"), threads, seed, "counter", *more)
     assert process.stdout
@@ -62,7 +58,7 @@ def remove_old(directory: Path, last: int) -> None:
 
 
 def test_every_epoch_is_a_state_of_the_writer(
-    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], in_memory: Path
+    kernel: None, process_engine: str, spawn: Spawn, build: Build, in_memory: Path
 ) -> None:
     pid, control = start_writer(spawn, build, 2, 2)
     memory = take_epochs(pid, control, in_memory / "chain", EPOCHS, 2, process_engine)
@@ -70,7 +66,7 @@ def test_every_epoch_is_a_state_of_the_writer(
 
 
 def test_small_mappings(
-    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], in_memory: Path
+    kernel: None, process_engine: str, spawn: Spawn, build: Build, in_memory: Path
 ) -> None:
     """Those that are compared, as they grow large, are cut, moved and replaced."""
     pid, control = start_writer(spawn, build, 1, 11, "small")
@@ -85,7 +81,7 @@ def test_thousands_of_epochs(
     kernel: None,
     process_engine: str,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     in_memory: Path,
     threads: int,
     kind: list[str],
@@ -108,7 +104,7 @@ def test_thousands_of_epochs(
     ],
 )
 def test_negative_control(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], in_memory: Path, engine: str, sabotage: str
+    kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, sabotage: str
 ) -> None:
     """With one page forgotten, or one armed again too late, the oracle must see it."""
     pid, control = start_writer(spawn, build, 2, 9)
@@ -121,7 +117,7 @@ def test_negative_control_of_small_mappings(
     kernel: None,
     process_engine: str,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     in_memory: Path,
     sabotage: str,
 ) -> None:
@@ -130,9 +126,7 @@ def test_negative_control_of_small_mappings(
         take_epochs(pid, control, in_memory / "chain", 500, 9, process_engine, sabotage)
 
 
-def test_view_is_the_replay(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], in_memory: Path
-) -> None:
+def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Build, in_memory: Path) -> None:
     """What export and rollback read is what the epochs give one after the other."""
     pid, control = start_writer(spawn, build, 2, 4)
     memory = Memory(control)

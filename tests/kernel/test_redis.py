@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.helpers import on_a_free_port, wait_for
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.helpers import Run, Spawn, on_a_free_port, wait_for
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ from checkpoint.cycle import Session
 from checkpoint.rollback import Outcome, rollback
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
-from tests.helpers import HUGE_PAGES, alone_on
+from tests.helpers import HUGE_PAGES, Build, Spawn, alone_on
 from uffdtrack.errors import RollbackRefusedError
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
 # Each with the codes of VmFlags that it has (proc_pid_smaps(5)), and what the rollback does if it was
 # cleared, set, or unmapped with its mapping since: "back", or why it is refused.
 TABLE: dict[str, tuple[str, str, str, str]] = {
@@ -114,7 +112,7 @@ def test_attribute_is_that_of_the_epoch(
     kernel: None,
     request: pytest.FixtureRequest,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     tmp_path: Path,
     name: str,
     mode: str,
@@ -145,9 +143,7 @@ def test_attribute_is_that_of_the_epoch(
         assert target.ask("p") == "new"
 
 
-def test_advice_that_stays_is_not_touched(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_advice_that_stays_is_not_touched(kernel: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:
     target = Target(spawn, build("attributes"), "dontfork", "keep")
     take(target.pid, tmp_path / "c")
     assert target.ask("x") == "done"

@@ -15,21 +15,16 @@ from checkpoint.chain import Chain
 from checkpoint.contents import Memory
 from checkpoint.mappings import Mappings
 from tests.conftest import missing
-from tests.helpers import wait_for
-from tests.kernel.test_rollback import Rollee, covers, differing, take
+from tests.helpers import Build, Run, Spawn, wait_for
+from tests.kernel.rollee import Rollee, covers, differing, take
 from uffdtrack import Injector, Region, Tracee, parse_maps
 from uffdtrack.errors import RollbackRefusedError, TargetError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Changes(Rollee):
     """tests/programs/changes.c, with a base of when it said ready."""
 
-    def __init__(
-        self, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run, directory: Path, what: str
-    ) -> None:
+    def __init__(self, spawn: Spawn, build: Build, uffdtrack: Run, directory: Path, what: str) -> None:
         # The kernel writes the number of the processor to the area of rseq(2), whenever it likes.
         env = {**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
         self.process = spawn(build("changes"), directory / "file", what, env=env)
@@ -63,7 +58,7 @@ class Changes(Rollee):
 
 @pytest.fixture
 def changes(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run, tmp_path: Path
+    kernel: None, spawn: Spawn, build: Build, uffdtrack: Run, tmp_path: Path
 ) -> Callable[[str], Changes]:
     return lambda what: Changes(spawn, build, uffdtrack, tmp_path, what)
 
@@ -102,7 +97,7 @@ IN_A_MOUNT = 'mount -t tmpfs none "$2" && exec "$0" "$1" "$3"'
 def test_file_that_is_there_for_the_target_alone(
     root: None,
     spawn: Spawn,
-    build: Callable[..., Path],
+    build: Build,
     tool: Callable[[str], str],
     tmp_path: Path,
     uffdtrack: Run,
@@ -224,7 +219,7 @@ def test_failure_that_cannot_be_taken_back_says_so(
 def test_failure_after_threads_were_ended(
     kernel: None,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     uffdtrack: Run,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,10 @@ import pytest
 from kvmglue import AB_ENGINES, AbPlan, crossover, run_ab
 from kvmglue.ab import check_equal
 from tests.contract.conftest import missing
+from tests.helpers import Run
 from uffdtrack import probe
 from uffdtrack.errors import InvalidInputError, TrackerError
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["--ram", "16MiB,32MiB", "--dirty", "20,200", "--rounds", 1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from checkpoint.image import EpochFile
 from checkpoint.targets.vm import VmTarget, load_vm, read_memory, vcpu_states
 from kvmglue import Order, Vm, post, rings_for, stop, wait
 from kvmglue._sys import lib
-from tests.helpers import DEADLINE
+from tests.helpers import DEADLINE, Run
 from tests.kvm.conftest import Machine, printed, run_on
 from uffdtrack._sys import lib as uffd
 from uffdtrack.errors import ImageError, RollbackRefusedError
 
 Make = Callable[..., Machine]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 PACE = 2000
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from checkpoint.cycle import Session
 from checkpoint.migrate import Link, MigrationError, migrate
 from checkpoint.targets.vm import VmTarget, load_vm
 from kvmglue import Order, Vm, open_tracker, post, wait, written
-from tests.helpers import DEADLINE
+from tests.helpers import DEADLINE, Run
 from tests.kvm.conftest import Machine
 from uffdtrack.errors import CycleError, StopTimeoutError, TrackerError, UnsupportedError
 
 Make = Callable[..., Machine]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def write(made: Machine, rows: range, value: int) -> None:
