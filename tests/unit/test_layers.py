@@ -103,11 +103,6 @@ def test_no_circle_of_includes(package: str) -> None:
     check_no_circle({path.name: included(path) & names for path in files})
 
 
-def test_files_are_small() -> None:
-    for path in FILES:
-        assert len(path.read_text().splitlines()) < 500, path
-
-
 def test_what_the_checks_see(tmp_path: Path) -> None:
     """The negative control: a circle, an import in a function, one for types, an include."""
     with pytest.raises(pytest.fail.Exception, match=r"a <- b <- a|b <- a <- b"):
