@@ -21,7 +21,7 @@ PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readel
 	nginx:nginx-light node:nodejs java:default-jdk-headless nats-server:nats-server chromium:chromium \
 	/usr/lib/postgresql:postgresql strace:strace qemu-system-x86_64:qemu-system-x86 sqlite3:sqlite3 vim:vim tmux:tmux ffmpeg:ffmpeg stress-ng:stress-ng
 
-# About an hour: thousands of epochs, and programs that others wrote.
+# About half an hour: thousands of epochs, and programs that others wrote.
 test-slow: .venv/ready
 	@tools/need $(PROGRAMS)
 	$(BIN)/pytest -n 2 --dist worksteal -m slow --ignore tests/real/test_cases.py

@@ -6,13 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from uffdtrack import PROCESS_ENGINES, choose_for_process, probe
 from uffdtrack.errors import UnsupportedError
+
+# How long an example takes, or is being made, says how busy the host is.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 
 PROGRAMS = Path(__file__).parent / "programs"
 REQUIRE = os.environ.get("UFFDTRACK_REQUIRE")
@@ -78,20 +86,30 @@ def tool() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Compile tests/programs/NAME.c, once a session."""
-    directory = tmp_path_factory.mktemp("programs")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compile tests/programs/NAME.c with NAME_*.c, once for all workers of a session."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs"
+    directory.mkdir(exist_ok=True)
 
-    def compiled(name: str) -> Path:
-        out = directory / name
+    def compiled(name: str, *flags: str) -> Path:
+        out = directory / "".join((name, *flags))
         if not out.exists():
-            source = PROGRAMS / f"{name}.c"
-            subprocess.run(
-                ["cc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", out, source], check=True
-            )
+            sources = [PROGRAMS / f"{name}.c", *sorted(PROGRAMS.glob(f"{name}_*.c"))]
+            own = out.with_name(f"{out.name}.{os.getpid()}")
+            command = ["cc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *flags, "-o", own]
+            subprocess.run([*command, *sources], check=True)
+            own.rename(out)  # another worker may have been at it as well
         return out
 
     return compiled
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory on tmpfs, for chains of many epochs that are not about the disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="uffdtrack-test-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from checkpoint.epoch import EpochRow, Times
 from checkpoint.report import missed
 from checkpoint.schedule import Plan, run_session
 from checkpoint.targets.children import children
-from tests.kernel.test_notices_nothing import Run, Spawn
+from tests.helpers import Build, Run, Spawn
 from uffdtrack import how_to_be_allowed, status_field
 from uffdtrack.errors import ImageError, InvalidInputError
 
-Build = Callable[[str], Path]
 SHELL = f"{sys.executable} -m checkpoint"
 
 OUTPUTS = {

@@ -7,17 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import Run, Spawn, wait_for
 from uffdtrack import Kept, status_field
 from uffdtrack.errors import TargetGoneError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 STATUSES = {
     "exit 0": (0, "exit status 0"),

@@ -11,11 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.helpers import Run, Spawn
 
 
 class Terminal:

@@ -17,9 +17,7 @@ from elftools.elf.elffile import ELFFile
 
 from checkpoint.cli.common import Time
 from checkpoint.cli.main import cli
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.helpers import Build, Run, Spawn
 
 EPOCH_KEYS = {
     "schema", "epoch", "pid", "engine", "pages", "bytes", "pause_us", "stop_us", "harvest_us", "copy_us",
@@ -28,9 +26,7 @@ EPOCH_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def chain(
-    kernel: None, build: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, Path, Path]:
+def chain(kernel: None, build: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Path]:
     """Pid, program and chain of a process that has ended since."""
     directory = tmp_path_factory.mktemp("cli") / "c"
     program = build("rollee")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmglue import KVM_ENGINES, SMALLEST_RING, VM_ENGINES, Kvm, Vm, bind_vcpus, rings_for
+from kvmglue import KVM_ENGINES, SMALLEST_RING, Kvm, Vm, bind_vcpus, rings_for
 from kvmglue import open_tracker as open_vm_tracker
-from tests.conftest import PROGRAMS, missing
+from tests.conftest import missing
+from tests.contract.combinations import PAGES, TRAITS, Config, exists
 from tests.contract.guests import (
+    DEADLINE,
     WRITE,
     AttachedVcpu,
     KvmVcpu,
@@ -24,53 +26,11 @@ from tests.contract.guests import (
     ThreadVcpu,
     load,
 )
-from uffdtrack import (
-    ENGINES,
-    DirtyPages,
-    GuestRam,
-    Memslot,
-    ProcessRam,
-    choose_engine,
-    open_tracker,
-    probe,
-)
-from uffdtrack.errors import UffdtrackError, UnsupportedError
+from uffdtrack import DirtyPages, GuestRam, ProcessRam, choose_engine, open_tracker, probe
+from uffdtrack.errors import UffdtrackError, UnsupportedError, VcpuGoneError
 
-PAGES = 2048
 LONGEST = 200_000
 """Rows in the longest order that a test gives."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What kind of guest."""
-
-    vcpus: int
-    kind: str  # threads, processes, mixed, attached: threads of another process, or kvm: a guest of KVM's
-    shared: bool
-    huge: bool = False
-    slots: tuple[Memslot, ...] = (Memslot(0, PAGES),)
-
-    def __str__(self) -> str:
-        memory = "shared" if self.shared else "huge" if self.huge else "private"
-        return f"{self.vcpus}-{self.kind}-{memory}-{len(self.slots)}slots"
-
-
-HOLES = (Memslot(16, 256), Memslot(1024, 1024), Memslot(1 << 20, PAGES - 1280))
-CONFIGS = [
-    Config(1, "threads", shared=True),
-    Config(2, "threads", shared=False),
-    Config(4, "threads", shared=False, huge=True),
-    Config(3, "threads", shared=True, slots=HOLES),
-    Config(1, "processes", shared=True),
-    Config(2, "processes", shared=True, slots=HOLES),
-    Config(4, "mixed", shared=True),
-    Config(3, "attached", shared=False, slots=HOLES),
-    Config(2, "kvm", shared=False),
-    Config(3, "kvm", shared=True, slots=HOLES),
-]
-TRAITS = {**ENGINES, **KVM_ENGINES}
-"""Of every tracker."""
 
 
 @dataclass
@@ -108,6 +68,18 @@ class Guest:
         return np.flatnonzero((self.shadow.reshape(-1, 4096) != self.ram.pages()).any(axis=1)).tolist()
 
 
+def until_gone(tracker: Any) -> tuple[int, ...]:
+    """The vCPUs that a pause says have ended. A thread that was joined may be there for a moment."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        try:
+            tracker.pause()
+        except VcpuGoneError as error:
+            return error.vcpus
+        tracker.resume()
+    raise AssertionError("nobody has ended")
+
+
 def need_kvm() -> None:
     try:
         Kvm().close()
@@ -116,11 +88,8 @@ def need_kvm() -> None:
 
 
 @pytest.fixture(scope="session")
-def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("guest") / "guest.so"
-    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", out, PROGRAMS / "guest.c"], check=True)
-    return out
+def library_path(build: Callable[..., Path]) -> Path:
+    return build("guest", "-shared", "-fPIC")
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +115,7 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
     with ExitStack() as stack:
 
         def build(engine: str, config: Config, max_dirty_pages: int | None = None) -> Guest:
+            assert exists(engine, config), "a combination that should not have been generated"
             if config.kind == "kvm" or engine in KVM_ENGINES:
                 return kvm(engine, config, max_dirty_pages)
             if config.kind == "attached":
@@ -169,12 +139,6 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
             return Guest(ram, tracker, vcpus)
 
         def kvm(engine: str, config: Config, max_dirty_pages: int | None) -> Guest:
-            if engine not in VM_ENGINES:
-                pytest.skip("not on a VM: test_engines_that_are_not_for_vms")
-            if config.kind not in ("threads", "kvm"):
-                pytest.skip("the vCPUs of a VM are threads")
-            if engine in KVM_ENGINES and (config.kind == "kvm" or config.huge):
-                pytest.skip("the same VM as with other configurations")
             need_kvm()
             if max_dirty_pages and engine == "kvm-ring":  # see docs: it cannot do less
                 max_dirty_pages = max(max_dirty_pages, SMALLEST_RING * config.vcpus)
@@ -193,8 +157,6 @@ def make(library: Any, library_path: Path) -> Iterator[Callable[..., Guest]]:
             return Guest(ram, tracker, vcpus, vm)
 
         def attached(engine: str, config: Config, max_dirty_pages: int | None) -> Guest:
-            if engine == "inline":
-                pytest.skip("not in a process that was attached to")
             target = Target(library_path, PAGES * 4096, config.vcpus)
             stack.callback(target.end)
             ram = stack.enter_context(ProcessRam(target.process.pid, target.address, slots=config.slots))

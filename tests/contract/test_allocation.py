@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from kvmglue import KVM_ENGINES
-from tests.conftest import PROGRAMS
+from tests.helpers import Build
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -73,10 +72,8 @@ SPLIT = PROGRAM.index("limit = None")
 END = PROGRAM.index("        gc.disable()")
 
 
-def test_nothing_is_allocated_in_a_cycle(engine: str, tmp_path: Path) -> None:
-    library = tmp_path / "count.so"
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fno-builtin"]
-    subprocess.run(["cc", *flags, "-o", library, PROGRAMS / "count.c"], check=True)
+def test_nothing_is_allocated_in_a_cycle(engine: str, build: Build) -> None:
+    library = build("count", "-shared", "-fPIC", "-fno-builtin")
     program = PROGRAM
     if engine in KVM_ENGINES:
         program = PROGRAM[:SPLIT] + KVM_PROGRAM + textwrap.indent(textwrap.dedent(PROGRAM[END:]), "    ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,15 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import usable
-from tests.contract.conftest import CONFIGS, PAGES, Guest
+from tests.contract.combinations import CONFIGS, PAGES
+from tests.contract.conftest import Guest, until_gone
 from tests.contract.guests import DEADLINE, ENDS, PVM, STORM, WRITE, AttachedVcpu, Target
-from tests.kernel.test_notices_nothing import traps, wait_for
+from tests.helpers import Build, traps, wait_for
+from tests.processes import CONTEXT
 from uffdtrack import PROCESS_ENGINES, ProcessRam, open_tracker, parse_maps
 from uffdtrack.errors import (
     InvalidInputError,
     PauseTimeoutError,
     TargetGoneError,
-    VcpuGoneError,
 )
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -42,9 +42,8 @@ def target(library_path: Path) -> Iterator[Target]:
     made.end()
 
 
+@pytest.mark.parametrize("attaching", ["ring", "sync"], indirect=True)
 def test_threshold_of_writers_that_never_rest(make: Callable[..., Guest], attaching: str) -> None:
-    if attaching == "scan":
-        pytest.skip("no forced pause: test_pause.py")
     guest = make(attaching, ATTACHED, LIMIT)
     guest.copy(guest.tracker.exchange())
     for i, vcpu in enumerate(guest.vcpus):
@@ -69,10 +68,9 @@ def test_threshold_of_writers_that_never_rest(make: Callable[..., Guest], attach
     assert not guest.stale()
 
 
+@pytest.mark.parametrize("attaching", ["ring", "sync"], indirect=True)
 def test_system_calls_at_the_threshold(make: Callable[..., Guest], attaching: str) -> None:
     """GUP sleeps until it is answered, so it is finished first."""
-    if attaching == "scan":
-        pytest.skip("no forced pause: test_pause.py")
     guest = make(attaching, ATTACHED, LIMIT)
     guest.copy(guest.tracker.exchange())
     for vcpu in guest.vcpus:
@@ -93,9 +91,7 @@ def test_thread_that_ends(make: Callable[..., Guest], attaching: str) -> None:
     guest.write(1, [7, 8], 9)
     guest.vcpus[1].post(ENDS, [])
     assert guest.vcpus[1].wait()
-    with pytest.raises(VcpuGoneError) as caught:
-        guest.tracker.pause()
-    assert caught.value.vcpus == (1,)
+    assert until_gone(guest.tracker) == (1,)
     guest.write(0, [9], 9)
     pages = guest.tracker.exchange()
     assert set(guest.index(pages)) >= {7, 8, 9}
@@ -120,7 +116,7 @@ def test_process_that_ends(target: Target, attaching: str) -> None:
 
 
 def test_thread_that_does_not_stop(
-    spawn: Callable[..., subprocess.Popen[bytes]], build: Callable[[str], Path], attaching: str
+    spawn: Callable[..., subprocess.Popen[bytes]], build: Build, attaching: str
 ) -> None:
     process = spawn(build("unstoppable"))
     assert process.stdout and process.stdout.readline() == b"ready\n"
@@ -151,12 +147,11 @@ def _attach_and_die(pid: int, address: int, tid: int, engine: str, pipe: Connect
 
 def test_death_of_the_tracker_in_a_pause(target: Target, attaching: str) -> None:
     """kill -9: the process runs on, untracked."""
-    context = multiprocessing.get_context("spawn")
-    ours, other = context.Pipe()
+    ours, other = CONTEXT.Pipe()
     pid = target.process.pid
     assert pid
     arguments = (pid, target.address, target.tids[0], attaching, other)
-    process = context.Process(target=_attach_and_die, args=arguments)
+    process = CONTEXT.Process(target=_attach_and_die, args=arguments)
     process.start()
     if attaching != "scan":
         assert ours.poll(DEADLINE) and ours.recv() == "armed"

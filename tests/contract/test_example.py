@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kvmglue import KVM_ENGINES
+from tests.contract.combinations import OWN_PAUSING, on
 
 pytestmark = pytest.mark.usefixtures("kernel")
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "guest_checkpoints.py"
 
 
+@on(OWN_PAUSING)
 def test_guest_checkpoints(engine: str) -> None:
-    if engine in KVM_ENGINES:
-        pytest.skip("not of KVM")
-    if engine == "scan":
-        pytest.skip("no forced pause")
     done = subprocess.run([sys.executable, EXAMPLE, engine], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "byte for byte" in done.stdout

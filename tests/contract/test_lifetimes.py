@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import socket
@@ -16,29 +15,28 @@ from pathlib import Path
 
 import pytest
 
-from kvmglue import KVM_ENGINES
-from tests.contract.conftest import CONFIGS, PAGES, TRAITS, Config, Guest
+from tests.contract.combinations import CONFIGS, OWN, PAGES, PAUSING, TRAITS, Config, on, with_limits
+from tests.contract.conftest import Guest, until_gone
 from tests.contract.guests import DEADLINE, STORM, ProcessVcpu
-from uffdtrack import ENGINES, GuestRam, Vcpu, join, open_tracker
-from uffdtrack.errors import CycleError, VcpuGoneError
+from tests.processes import CONTEXT
+from uffdtrack import GuestRam, Vcpu, join, open_tracker
+from uffdtrack.errors import CycleError
 from uffdtrack.joining import address_of
 
 pytestmark = pytest.mark.usefixtures("kernel")
-CONTEXT = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture(params=list(ENGINES))
-def own(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+CALLS = {"wait_full": PAUSING, "exchange": TRAITS, "pending": TRAITS, "pause": OWN, "host": TRAITS}
+"""A call that may be under way when a tracker is closed, and its trackers. The gate of a VM is the VM's."""
 
 
-@pytest.mark.parametrize("call", ["wait_full", "exchange", "pending", "pause", "host"])
+@pytest.mark.parametrize(
+    ("call", "engine"),
+    [(call, engine) for call, engines in CALLS.items() for engine in engines],
+    indirect=["engine"],
+)
 def test_close_while_another_thread_is_in_a_call(make: Callable[..., Guest], engine: str, call: str) -> None:
     """The call ends, with a clear error or none; nobody touches what was freed."""
-    if call == "wait_full" and TRAITS[engine].forced_pause == "none":
-        pytest.skip("no forced pause")
-    if call == "pause" and engine in KVM_ENGINES:
-        pytest.skip("the gate is the VM's, and not closed with the tracker")
     for _ in range(3):
         guest = make(engine, CONFIGS[1], 2000 if call == "wait_full" else None)
         began, errors = threading.Event(), []
@@ -118,18 +116,16 @@ def _joins_in_a_thread_that_ends(name: str, pipe: Connection) -> None:
     os._exit(0)
 
 
-def test_a_place_that_was_taken_anew(own: str, library_path: Path) -> None:
+@on(OWN)
+def test_a_place_that_was_taken_anew(engine: str, library_path: Path) -> None:
     """The end of the process that had it before is nothing to the one that has it now."""
-    with GuestRam("8MiB") as ram, open_tracker(ram, own, vcpus=1) as tracker:
+    with GuestRam("8MiB") as ram, open_tracker(ram, engine, vcpus=1) as tracker:
         ram.pages()[:, 0] = 1
         ours, theirs = CONTEXT.Pipe()
         old = CONTEXT.Process(target=_joins_in_a_thread_that_ends, args=(ram.name, theirs))
         old.start()
         assert ours.poll(DEADLINE) and ours.recv() == "joined"
-        with pytest.raises(VcpuGoneError):
-            for _ in range(1000):
-                tracker.pause()
-                tracker.resume()
+        assert until_gone(tracker) == (0,)
         vcpu = ProcessVcpu(library_path, ram, 0)
         tracker.exchange()
         ours.send("end")
@@ -145,8 +141,9 @@ def test_a_place_that_was_taken_anew(own: str, library_path: Path) -> None:
         vcpu.end()
 
 
-def test_rubbish_on_the_socket(own: str, library_path: Path) -> None:
-    with GuestRam("1MiB") as ram, open_tracker(ram, own, vcpus=1) as tracker:
+@on(OWN)
+def test_rubbish_on_the_socket(engine: str, library_path: Path) -> None:
+    with GuestRam("1MiB") as ram, open_tracker(ram, engine, vcpus=1) as tracker:
         for message in (b"[]", b"7", b'{"vcpu": []}', b'{"vcpu": 1e999}', b'{"vcpu": 0}', b"\xff", b""):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
                 peer.connect(address_of(ram.name))
@@ -216,14 +213,12 @@ for i in range(1 << 60):
 """
 
 
-@pytest.mark.parametrize("limit", [0, 60])
-def test_death_of_the_tracker_after_many_pauses(own: str, limit: int, library_path: Path) -> None:
+@with_limits([0, 60], OWN)
+def test_death_of_the_tracker_after_many_pauses(engine: str, limit: int, library_path: Path) -> None:
     """kill -9 at any instant: no vCPU stands for longer than it takes to see that."""
-    if ENGINES[own].forced_pause == "none" and limit:
-        pytest.skip("no forced pause")
     rng = random.Random(1)
     tracker = subprocess.Popen(
-        [sys.executable, "-c", TRACKER, own, str(limit)],
+        [sys.executable, "-c", TRACKER, engine, str(limit)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert tracker.stdout and tracker.stdin
@@ -249,9 +244,10 @@ def test_death_of_the_tracker_after_many_pauses(own: str, limit: int, library_pa
     ram.close()
 
 
-def test_swapped_places_lose_nothing(make: Callable[..., Guest], own: str) -> None:
+@on(OWN)
+def test_swapped_places_lose_nothing(make: Callable[..., Guest], engine: str) -> None:
     """Threads that write while their numbers are taken away and given to each other."""
-    guest = make(own, Config(2, "threads", shared=False))
+    guest = make(engine, Config(2, "threads", shared=False))
     guest.copy(guest.tracker.exchange())
     tids = [vcpu._tid for vcpu in guest.vcpus]
     for vcpu in guest.vcpus:
@@ -266,6 +262,6 @@ def test_swapped_places_lose_nothing(make: Callable[..., Guest], own: str) -> No
         vcpu.stop()
         assert vcpu.wait()
     guest.copy(guest.tracker.exchange())
-    if own == "ring":  # threads that are no vCPU for a moment are not seen then: traits.sees_outside
+    if engine == "ring":  # threads that are no vCPU for a moment are not seen then: traits.sees_outside
         return
     assert not guest.stale()

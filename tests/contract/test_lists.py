@@ -9,13 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvmglue import KVM_ENGINES
-from tests.contract.conftest import CONFIGS, PAGES, Config, Guest
+from tests.contract.combinations import CONFIGS, OWN, PAGES, TRAITS, Config, on, on_guests
+from tests.contract.conftest import Guest
 from uffdtrack import DirtyPages
 from uffdtrack._sys import lib
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
+REARMING = [name for name in TRAITS if name not in ("scan", "kvm-bitmap", "kvm-clear")]
+"""Where a rearm can be left out. Others do it in the harvest; kvm-clear's log keeps what is not cleared."""
 
 
 def patterns(rng: random.Random) -> dict[str, list[int]]:
@@ -31,7 +33,7 @@ def patterns(rng: random.Random) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@on_guests(CONFIGS)
 def test_a_cycle_lists_what_was_written(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest = make(engine, config)
     traits, rng = guest.tracker.traits, random.Random(1)
@@ -58,7 +60,7 @@ def test_a_cycle_lists_what_was_written(make: Callable[..., Guest], engine: str,
             assert not guest.stale(), name
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@on_guests(CONFIGS)
 def test_everybody_on_one_page(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest = make(engine, config)
     for value in range(30):
@@ -72,7 +74,7 @@ def test_everybody_on_one_page(make: Callable[..., Guest], engine: str, config: 
         assert not guest.stale()
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.kind == "threads"], ids=str)
+@on_guests(c for c in CONFIGS if c.kind == "threads")
 def test_no_write_is_lost_while_vcpus_run(make: Callable[..., Guest], engine: str, config: Config) -> None:
     """Copies are made after the rearm, of memory that changes: what changes after is in a later cycle."""
     guest, rng = make(engine, config), random.Random(2)
@@ -87,13 +89,13 @@ def test_no_write_is_lost_while_vcpus_run(make: Callable[..., Guest], engine: st
     assert not guest.stale()
 
 
-@pytest.mark.parametrize("flag", ["FORGET", "REARM"])
+@pytest.mark.parametrize(
+    ("engine", "flag"),
+    [*((engine, "FORGET") for engine in TRAITS), *((engine, "REARM") for engine in REARMING)],
+    indirect=["engine"],
+)
 def test_a_broken_tracker_is_found_out(make: Callable[..., Guest], engine: str, flag: str) -> None:
     """The negative control: a page that is dropped, or not rearmed, must show in the shadow."""
-    if engine in ("scan", "kvm-bitmap") and flag == "REARM":
-        pytest.skip("it harvests and rearms in one step")
-    if engine == "kvm-clear" and flag == "REARM":
-        pytest.skip("what is not cleared stays in KVM's log")
     guest = make(engine, CONFIGS[1])
     guest.tracker.exchange()
     guest.copy(guest.tracker.exchange())
@@ -146,6 +148,7 @@ def test_host_writes_go_to_the_global_list(make: Callable[..., Guest], engine: s
         assert not guest.stale()
 
 
+@on(OWN)
 def test_host_writes_beside_vcpu_processes(make: Callable[..., Guest], engine: str) -> None:
     guest = make(engine, CONFIGS[5])
     guest.copy(guest.tracker.exchange())
@@ -158,12 +161,12 @@ def test_host_writes_beside_vcpu_processes(make: Callable[..., Guest], engine: s
         assert not guest.stale()
 
 
+@on(name for name in OWN if name != "scan")
 def test_lists_that_overflow(make: Callable[..., Guest], engine: str) -> None:
-    """A threshold of 64 makes lists of 64; a thread that cannot be stopped goes beyond."""
-    if engine == "scan":
-        pytest.skip("no lists in the shared memory, and no threshold")
-    if engine in KVM_ENGINES:
-        pytest.skip("no thread of this process is a vCPU; tests/kvm/test_rings.py has rings that are full")
+    """A threshold of 64 makes lists of 64; a thread that cannot be stopped goes beyond.
+
+    scan has neither lists in shared memory nor a threshold. For KVM's rings: tests/kvm/test_rings.py.
+    """
     guest = make(engine, Config(2, "threads", shared=False), max_dirty_pages=64)
     guest.tracker.unbind(0)
     with guest.tracker.vcpu(0):

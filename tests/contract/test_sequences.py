@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.conftest import CONFIGS, PAGES, TRAITS, Guest
+from tests.contract.combinations import CONFIGS, PAGES, PAUSING, TRAITS, Config, exists, on_guests
+from tests.contract.conftest import Guest
 from tests.contract.guests import PVM, READ_FILE, STORM, WRITE
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
+ROUNDS = 60
 rows = st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=40)
 steps = st.lists(
     st.one_of(
@@ -31,12 +33,12 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[5], CONFIGS[7], CONFIGS[8]], ids=str)
-def test_random_sequences(make: Callable[..., Guest], engine: str, config: object) -> None:
+@on_guests([CONFIGS[1], CONFIGS[5], CONFIGS[7], CONFIGS[8]])
+def test_random_sequences(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest = make(engine, config)
     serial = 0
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(steps)
     def run(sequence: list[tuple[object, ...]]) -> None:
         nonlocal serial
@@ -52,7 +54,7 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
                 case ("host", int(page), int(length)):
                     guest.ram.host_write(page * 4096 + 1, bytes([serial % 256]) * min(length, 8000))
                     written |= set(range(page, (page * 4096 + min(length, 8000)) // 4096 + 1))
-                case ("storm", list(pages)) if not paused and config.kind == "threads":  # type: ignore[attr-defined]
+                case ("storm", list(pages)) if not paused and config.kind == "threads":
                     guest.vcpus[0].post(STORM, pages, serial % 256)
                     guest.vcpus[0].stop()
                     written |= set(pages)
@@ -103,14 +105,21 @@ def test_random_sequences(make: Callable[..., Guest], engine: str, config: objec
     run()
 
 
-@pytest.mark.parametrize("config", [CONFIGS[3], CONFIGS[6], CONFIGS[7], CONFIGS[9]], ids=str)
-@pytest.mark.parametrize("limit", [None, 150])
+@pytest.mark.parametrize(
+    ("config", "limit", "engine"),
+    [
+        pytest.param(config, limit, engine, id=f"{limit}-{config}-{engine}")
+        for config in (CONFIGS[3], CONFIGS[6], CONFIGS[7], CONFIGS[9])
+        for limit in (None, 150)
+        for engine in (PAUSING if limit else TRAITS)
+        if exists(engine, config)
+    ],
+    indirect=["engine"],
+)
 def test_all_at_once(
-    make: Callable[..., Guest], engine: str, limit: int | None, config: object, tmp_path: Path
+    make: Callable[..., Guest], engine: str, limit: int | None, config: Config, tmp_path: Path
 ) -> None:
     """Threads and processes, system calls and GUP, a host that writes, cycles in a pause and without."""
-    if TRAITS[engine].forced_pause == "none" and limit:
-        pytest.skip("no forced pause")
     guest, rng = make(engine, config, limit), random.Random(5)
     tracker, host, done = guest.tracker, threading.Lock(), threading.Event()
     (tmp_path / "data").write_bytes(b"x" * 4096)
@@ -129,9 +138,9 @@ def test_all_at_once(
     gup = [] if engine == "inline" or guest.vm else [PVM]
     try:
         guest.copy(tracker.exchange())
-        for round_ in range(160):
+        for round_ in range(ROUNDS):
             # What was pinned before a rearm may be written after it: GUP only where cycles end in a pause.
-            calm = round_ >= 80
+            calm = round_ >= ROUNDS // 2
             for vcpu in guest.vcpus:
                 if vcpu.wait(0):
                     kind = rng.choice([*kinds, *gup] if calm else kinds)
@@ -158,8 +167,8 @@ def test_all_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7], CONFIGS[8]], ids=str)
-def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: object) -> None:
+@on_guests([CONFIGS[1], CONFIGS[2], CONFIGS[5], CONFIGS[7], CONFIGS[8]])
+def test_ten_thousand_cycles(make: Callable[..., Guest], engine: str, config: Config) -> None:
     guest, rng = make(engine, config), random.Random(11)
     guest.copy(guest.tracker.exchange())
     for cycle in range(10_000):

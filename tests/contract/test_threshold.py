@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import CONFIGS, PAGES, Config, Guest
+from tests.contract.combinations import CONFIGS, OWN, PAGES, Config, on, on_guests
+from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, STORM, WRITE, ThreadVcpu
 from uffdtrack import ENGINES
 from uffdtrack._sys import lib
@@ -17,12 +18,8 @@ from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
 LIMIT = 100
+EXACT = [name for name, traits in ENGINES.items() if traits.forced_pause == "exact"]
 TWO = Config(2, "threads", shared=False)
-
-
-@pytest.fixture(params=[name for name, traits in ENGINES.items() if traits.forced_pause == "exact"])
-def exact(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def storm(guest: Guest, config: Config, cycles: int) -> None:
@@ -51,23 +48,27 @@ def storm(guest: Guest, config: Config, cycles: int) -> None:
         assert vcpu.wait()
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[1], CONFIGS[4]], ids=str)
-def test_cycles_that_end_while_vcpus_run(make: Callable[..., Guest], exact: str, config: Config) -> None:
-    storm(make(exact, config, LIMIT), config, 200)
+@on_guests([CONFIGS[0], CONFIGS[1], CONFIGS[4]], EXACT)
+def test_cycles_that_end_while_vcpus_run(make: Callable[..., Guest], engine: str, config: Config) -> None:
+    storm(make(engine, config, LIMIT), config, 200)
 
 
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
-def test_vcpus_that_come_too_late_to_be_given_a_share(make: Callable[..., Guest], config: Config) -> None:
+@pytest.mark.parametrize("cycles", [400, pytest.param(1500, marks=pytest.mark.slow)])
+@on_guests(CONFIGS[:2], ["ring"])
+def test_vcpus_that_come_too_late_to_be_given_a_share(
+    make: Callable[..., Guest], engine: str, config: Config, cycles: int
+) -> None:
     """As on a machine that is busy: ring cannot hold them for a moment."""
-    guest = make("ring", config, LIMIT)
+    guest = make(engine, config, LIMIT)
     guest.tracker.sabotage(lib.UT_BREAK_HOLD)
-    storm(guest, config, 1500)
+    storm(guest, config, cycles)
 
 
-def test_in_the_middle_of_a_cycle(make: Callable[..., Guest], exact: str, library: Any) -> None:
+@on(EXACT)
+def test_in_the_middle_of_a_cycle(make: Callable[..., Guest], engine: str, library: Any) -> None:
     """The threshold set again, another vCPU bound, the host's writes: what is there already counts."""
     for what in ("set", "bind", "host"):
-        guest = make(exact, TWO, LIMIT)
+        guest = make(engine, TWO, LIMIT)
         guest.tracker.unbind(1)
         guest.copy(guest.tracker.exchange())
         guest.write(0, list(range(90)), 5)
@@ -90,10 +91,9 @@ def test_in_the_middle_of_a_cycle(make: Callable[..., Guest], exact: str, librar
         guest.tracker.close()
 
 
+@on(OWN)
 def test_one_that_is_bound_in_a_pause_stands(make: Callable[..., Guest], engine: str, library: Any) -> None:
     guest = make(engine, TWO)
-    if guest.vm:
-        pytest.skip("the vCPUs of a VM are threads of its own")
     guest.tracker.unbind(1)
     with guest.tracker.paused():
         late = ThreadVcpu(library, guest.tracker, guest.ram, 1)

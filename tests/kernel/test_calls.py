@@ -8,17 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.calls_table import rules
 from tests.conftest import missing
+from tests.helpers import Build, Spawn
 from uffdtrack._sys import lib
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Build = Callable[[str], Path]
 HEADERS = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h")
 NEWER = {"fchmodat2": 452, "futex_wait": 455}
 """Numbers that the headers of an older distribution lack."""
@@ -114,9 +112,10 @@ def test_supervised_calls_are_made_once(
     session(program, tmp_path / "c", "20ms", 15)
     last = program.counters()
     assert last["calls"] - first["calls"] >= 4
-    # A stop looks first, and asks then: a call may begin between the two.
-    assert last["unheard"] <= 1
-    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + 2
+    # A stop looks first, and asks then: a call may begin between the two. Else each stop would break one off.
+    unheard = last["unheard"] - first["unheard"]
+    assert unheard <= 3
+    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + unheard + 1
 
 
 def test_file_system_in_user_space(root: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,10 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.image import EpochFile, EpochWriter
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
+from tests.helpers import Build, Run, Spawn
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
 from uffdtrack.errors import StorageError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.parametrize("forgetful", [False, True])
 def test_pages_of_a_failed_epoch_come_with_the_next(
-    small_disk: Path, spawn: Spawn, build: Callable[[str], Path], forgetful: bool
+    small_disk: Path, spawn: Spawn, build: Build, forgetful: bool
 ) -> None:
     """Checked against the writer's log; and with what is pending thrown away, the log must object."""
     pid, control = start_writer(spawn, build, 2, 3)
@@ -62,7 +60,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
                     with pytest.raises(StorageError):
                         session.take()
                     if forgetful:
-                        target.pending.clear()
+                        session.target.pending.clear()
                 filler.unlink()
                 file = EpochFile(directory / f"epoch-{session.take().epoch:08d}.core")
                 memory.apply(file)
@@ -120,9 +118,7 @@ def test_an_epoch_that_is_not_safe_is_not_there(
     assert len(Chain(directory).verify(b"")) == 2
 
 
-def test_command_line_on_a_full_disk(
-    small_disk: Path, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run
-) -> None:
+def test_command_line_on_a_full_disk(small_disk: Path, spawn: Spawn, build: Build, uffdtrack: Run) -> None:
     process = spawn(build("writer"), 1, 1)
     assert process.stdout and process.stdout.readline()
     session = subprocess.Popen(

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.session import Session
 from checkpoint.targets import exec as target_exec
 from checkpoint.targets.process import ProcessTarget
-from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
+from tests.helpers import DEADLINE, Build, Run, Spawn, wait_for
 from uffdtrack import PAGE, EpochSkippedError, TargetGoneError, Window, status_field
 
 AT = 0x200000000000  # of execs.c
@@ -43,7 +42,7 @@ def test_exec_while_a_base_is_copied(
 
 
 def test_threads_that_call_exec(
-    process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+    process_engine: str, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
 ) -> None:
     """Exec from a thread, while others are being stopped: no image has pages of two programs."""
     process = spawn(build("execs"))
@@ -74,20 +73,22 @@ def test_threads_that_call_exec(
 def test_exec_before_a_base_is_whole(
     process_engine: str,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However fast it calls exec, that is no reason to end a session: epochs are skipped meanwhile."""
-    process = spawn(build("execs"))
-    assert process.stdout
+    # No child of ours: of one that is untraced since its exec, waitpid(2) would say that it runs.
+    process = spawn("sh", "-c", '"$0" & echo $! >&2; wait', build("execs"), stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    pid = int(process.stderr.readline())
     generations = map(int, process.stdout)
     # A base of this engine begins in a stop: the program may be so deep in exec that none is possible.
     sync = process_engine == "sync"
     why = r"calls exec|does not stop" if sync else "calls exec"
     skipped = contextlib.suppress(EpochSkippedError) if sync else contextlib.nullcontext()
     with (
-        ProcessTarget(process.pid, process_engine) as target,
+        ProcessTarget(pid, process_engine) as target,
         ChainWriter(tmp_path / "c", b"", False) as chain,
     ):
         session = Session(target, chain)
@@ -104,7 +105,7 @@ def test_exec_before_a_base_is_whole(
             for _ in range(3):
                 with pytest.raises(EpochSkippedError, match=why):
                     session.take()
-                assert target.settle(10)
+                assert target.settle(DEADLINE)
         process.stdout.close()  # its next line ends it
         with pytest.raises(TargetGoneError):
             while True:

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,10 @@ import pytest
 
 from checkpoint.chain import Chain
 from tests.conftest import missing, usable
-from tests.kernel.test_notices_nothing import Run, Spawn, ask, wait_for
-from tests.kernel.test_own_calls import Target
+from tests.helpers import Build, Run, Spawn, ask, goes_on, wait_for
+from tests.kernel.own_calls import Target
 from uffdtrack import frozen_cgroup, status_field
-
-Build = Callable[[str], Path]
+from uffdtrack.errors import TargetGoneError
 
 HIERARCHIES = {
     "v1": (("/sys/fs/cgroup/freezer",), "freezer.state", "FROZEN", "THAWED"),
@@ -39,7 +40,10 @@ class Cgroup:
             roots = tuple(r for r in roots if (Path(r) / "cgroup.controllers").exists())
         if not roots or not Path(roots[0]).exists():
             pytest.skip(f"no cgroup {version} here")
-        self.path = Path(roots[0]) / f"uffdtrack-test-{os.getpid()}"
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="uffdtrack-test-", dir=roots[0]))
+        except OSError as error:
+            missing(f"a cgroup of one's own: {error}")
 
     def add(self, pid: int) -> None:
         (self.path / "cgroup.procs").write_text(str(pid))
@@ -58,10 +62,6 @@ class Cgroup:
 @pytest.fixture(params=list(HIERARCHIES))
 def cgroup(request: pytest.FixtureRequest, root: None) -> Iterator[Cgroup]:
     group = Cgroup(request.param)
-    try:
-        group.path.mkdir()
-    except OSError as error:
-        missing(f"a cgroup of one's own: {error}")
     yield group
     group.thaw()
     wait_for(lambda: not (group.path / "cgroup.procs").read_text(), "all its processes have ended")
@@ -86,11 +86,23 @@ def start(argv: list[Any], **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):  # who has ended meanwhile
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def is_stopped(pid: int) -> bool:
+    with suppress(TargetGoneError):
+        return status_field(pid, "State").startswith("T")
+    return False
+
+
 def lives(process: subprocess.Popen[bytes], before: dict[str, int]) -> None:
     """All its threads go on, and nobody traces it."""
-    deadline = time.monotonic() + 30
-    while not all(ask(process)[kind] > count for kind, count in before.items()):
-        assert time.monotonic() < deadline
+    goes_on(process, before)
     assert status_field(process.pid, "TracerPid") == "0"
 
 
@@ -162,7 +174,8 @@ def test_freeze_inside_of_an_injected_call(
     before = ask(target)
     argv = ["checkpoint", target.pid, "-o", tmp_path / "c", "--max-stop", "500ms"]
     session = start(argv, UFFDTRACK_SABOTAGE="stop:inject")
-    wait_for(lambda: status_field(target.pid, "TracerPid") != "0", "it is being attached to")
+    # Who attaches has stopped itself: the thread is on its way into the call.
+    wait_for(lambda: any(is_stopped(p) for p in descendants(session.pid)), "the sabotage")
     cgroup.freeze(target.pid)
     _, err = session.communicate(timeout=60)
     assert session.returncode == 5 and "the watchdog has ended this" in err, err
@@ -172,12 +185,14 @@ def test_freeze_inside_of_an_injected_call(
     assert "anon_inode:[userfaultfd]" not in names
 
 
+@pytest.mark.parametrize("cgroup", ["v2"], indirect=True)
 def test_freeze_between_an_instruction_and_its_signal(
     cgroup: Cgroup, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
 ) -> None:
-    """No epoch has the one without the other: the thread comes to its signal's stop when it is thawed."""
-    if cgroup.version == "v1":
-        pytest.skip("nobody stops there: test_freeze_in_a_session")
+    """No epoch has the one without the other: the thread comes to its signal's stop when it is thawed.
+
+    With v1 nobody stops while the cgroup is frozen: test_freeze_in_a_session.
+    """
     program = Target(spawn, build, "trap")
     cgroup.add(program.pid)
     said = tmp_path / "said"

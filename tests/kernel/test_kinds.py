@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from checkpoint.chain import Chain
 from checkpoint.export import export
 from checkpoint.image import PHDR
 from checkpoint.session import Session
-from tests.kernel.test_mappings import Mapper, open_session, read
+from tests.helpers import Build, Run, Spawn
+from tests.kernel.mapper import Mapper, open_session, read
 from uffdtrack import PAGE, Region, read_maps
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 PRIVATE, SHARED = 2, 1
 FILE = "sized(os.open({!r}, os.O_RDWR | os.O_CREAT))"
@@ -38,7 +35,7 @@ TOOLS = """[
 
 @dataclass(frozen=True)
 class Kind:
-    """`file` is an expression that opens it; {tmp} is a directory of the test's."""
+    """`file` is an expression that opens it; {tmp} is a directory of the test's, {pid} its own number."""
 
     what: str
     file: str
@@ -68,9 +65,9 @@ TABLE = [
     Kind("file named like a deleted one", FILE.format("{tmp}/x (deleted)"), PRIVATE, "file"),
     Kind("file named like a memfd", FILE.format("{tmp}/memfd:x (deleted)"), PRIVATE, "file"),
     Kind("file named like an object", FILE.format("{tmp}/anon_inode:[x]"), PRIVATE, "file"),
-    Kind("file of a file system below /dev", GONE.format("/dev/uffdtrack-test") , PRIVATE, "private-memory",
+    Kind("file of a file system below /dev", GONE.format("/dev/uffdtrack-{pid}"), PRIVATE, "private-memory",
          root=True),
-    Kind("the same, shared", GONE.format("/dev/uffdtrack-test"), SHARED, "shared-memory", root=True),
+    Kind("the same, shared", GONE.format("/dev/uffdtrack-{pid}"), SHARED, "shared-memory", root=True),
     Kind("block device", "os.open('/dev/loop0', os.O_RDONLY)", PRIVATE, "file", protection=1, root=True),
 ]  # fmt: skip
 
@@ -86,7 +83,7 @@ def mapped(kernel: None, spawn: Spawn, tmp_path: Path) -> tuple[Mapper, dict[str
             continue
         if "loop0" in row.file and not Path("/dev/loop0").exists():
             continue
-        file = row.file.replace("{tmp}", str(tmp_path))
+        file = row.file.replace("{tmp}", str(tmp_path)).replace("{pid}", str(mapper.pid))
         if "secret()" in file and int(mapper("secret()")) < 0:
             continue  # no CONFIG_SECRETMEM
         places[row.what] = int(mapper(f"new(65536, {row.protection}, {row.flags}, {file})"))
@@ -185,7 +182,7 @@ def read_pinned(pid: int, address: int, size: int) -> None:
 
 
 def test_memory_shared_by_fork_stays_shared(
-    build: Callable[[str], Path], spawn: Spawn, tmp_path: Path, process_engine: str, uffdtrack: Run
+    build: Build, spawn: Spawn, tmp_path: Path, process_engine: str, uffdtrack: Run
 ) -> None:
     parent = spawn(build("forked"))
     assert parent.stdin and parent.stdout
@@ -216,7 +213,7 @@ def head_in(core: Path, address: int) -> bytes:
 
 
 def test_the_head_is_that_of_the_mapped_file(
-    build: Callable[[str], Path], kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
+    build: Build, kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run
 ) -> None:
     program = tmp_path / "program"
     program.write_bytes(build("forked").read_bytes())

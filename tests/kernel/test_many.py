@@ -7,16 +7,14 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import usable
-from tests.kernel.test_notices_nothing import Run, Spawn
+from tests.helpers import Build, Run, Spawn
 from uffdtrack._sys import lib
 
-Build = Callable[[str], Path]
 THREADS = 200
 
 

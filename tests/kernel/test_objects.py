@@ -21,11 +21,8 @@ from checkpoint.rollback import Outcome, rollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
+from tests.helpers import Build, Run, Spawn
 from uffdtrack.errors import RollbackRefusedError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Build = Callable[[str], Path]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 TORN = {
     "io_uring": r"an io_uring, file descriptor \d+ \(anon_inode:\[io_uring\]\), mapping",

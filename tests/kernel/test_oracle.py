@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +12,14 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.image import EpochFile
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
+from tests.helpers import Build, Spawn
 from tests.oracle import PAGE, Memory, OracleError
 from uffdtrack.errors import TargetError
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
-EPOCHS = 60
+EPOCHS = 30
 
 
-def start_writer(
-    spawn: Spawn, build: Callable[[str], Path], threads: int, seed: int, *more: str
-) -> tuple[int, int]:
+def start_writer(spawn: Spawn, build: Build, threads: int, seed: int, *more: str) -> tuple[int, int]:
     """A running writer: its pid, and where its log is."""
     process = spawn(build("writer"), threads, seed, "counter", *more)
     assert process.stdout
@@ -49,7 +45,7 @@ def take_epochs(
             memory.check(file)
             for _ in range(rng.choice([0, 0, 1, 10, 100])):
                 memory.read(control, 4096)
-            if n % 100 == 99:
+            if n % 20 == 19:
                 remove_old(directory, n)
     return memory
 
@@ -62,19 +58,19 @@ def remove_old(directory: Path, last: int) -> None:
 
 
 def test_every_epoch_is_a_state_of_the_writer(
-    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+    kernel: None, process_engine: str, spawn: Spawn, build: Build, in_memory: Path
 ) -> None:
     pid, control = start_writer(spawn, build, 2, 2)
-    memory = take_epochs(pid, control, tmp_path / "chain", EPOCHS, 2, process_engine)
+    memory = take_epochs(pid, control, in_memory / "chain", EPOCHS, 2, process_engine)
     assert memory.checked > EPOCHS * 2 * 8 * 60
 
 
 def test_small_mappings(
-    kernel: None, process_engine: str, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+    kernel: None, process_engine: str, spawn: Spawn, build: Build, in_memory: Path
 ) -> None:
     """Those that are compared, as they grow large, are cut, moved and replaced."""
     pid, control = start_writer(spawn, build, 1, 11, "small")
-    memory = take_epochs(pid, control, tmp_path / "chain", EPOCHS, 11, process_engine)
+    memory = take_epochs(pid, control, in_memory / "chain", EPOCHS, 11, process_engine)
     assert memory.checked > EPOCHS * 8 * 16
 
 
@@ -85,14 +81,14 @@ def test_thousands_of_epochs(
     kernel: None,
     process_engine: str,
     spawn: Spawn,
-    build: Callable[[str], Path],
-    tmp_path: Path,
+    build: Build,
+    in_memory: Path,
     threads: int,
     kind: list[str],
 ) -> None:
     """A thousand of each, up to five minutes."""
     pid, control = start_writer(spawn, build, threads, 100 + threads, *kind)
-    take_epochs(pid, control, tmp_path / "chain", 1000, threads, process_engine)
+    take_epochs(pid, control, in_memory / "chain", 1000, threads, process_engine)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +104,12 @@ def test_thousands_of_epochs(
     ],
 )
 def test_negative_control(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, engine: str, sabotage: str
+    kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, sabotage: str
 ) -> None:
     """With one page forgotten, or one armed again too late, the oracle must see it."""
     pid, control = start_writer(spawn, build, 2, 9)
     with pytest.raises((OracleError, TargetError)):  # sync may come upon a mapping that it was not told of
-        take_epochs(pid, control, tmp_path / "chain", 500, 9, engine, sabotage)
+        take_epochs(pid, control, in_memory / "chain", 500, 9, engine, sabotage)
 
 
 @pytest.mark.parametrize("sabotage", ["forget", "compare"])
@@ -121,24 +117,24 @@ def test_negative_control_of_small_mappings(
     kernel: None,
     process_engine: str,
     spawn: Spawn,
-    build: Callable[[str], Path],
-    tmp_path: Path,
+    build: Build,
+    in_memory: Path,
     sabotage: str,
 ) -> None:
     pid, control = start_writer(spawn, build, 1, 9, "small")
     with pytest.raises(OracleError):
-        take_epochs(pid, control, tmp_path / "chain", 500, 9, process_engine, sabotage)
+        take_epochs(pid, control, in_memory / "chain", 500, 9, process_engine, sabotage)
 
 
-def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path) -> None:
+def test_view_is_the_replay(kernel: None, spawn: Spawn, build: Build, in_memory: Path) -> None:
     """What export and rollback read is what the epochs give one after the other."""
     pid, control = start_writer(spawn, build, 2, 4)
     memory = Memory(control)
-    with ChainWriter(tmp_path, b"", force=False) as chain, ProcessTarget(pid) as target:
+    with ChainWriter(in_memory, b"", force=False) as chain, ProcessTarget(pid) as target:
         session = Session(target, chain)
-        for _ in range(40):
+        for _ in range(12):
             session.take()
-    whole = Chain(tmp_path)
+    whole = Chain(in_memory)
     files = whole.verify(b"")
     for file in files:
         memory.apply(file)

@@ -6,8 +6,6 @@ import ctypes
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,40 +15,12 @@ import pytest
 import checkpoint.rollback
 from checkpoint.chain import Chain
 from tests.conftest import missing
-from tests.kernel.test_notices_nothing import wait_for
-from tests.kernel.test_rollback import take
+from tests.helpers import Build, Run, Spawn, wait_for
+from tests.kernel.own_calls import MEMBERS, Target
+from tests.kernel.rollee import take
 from uffdtrack import AddressSpace, Pending, Tracee, status_field
-from uffdtrack.errors import PermissionDeniedError, RollbackRefusedError, StopTimeoutError, TargetError
+from uffdtrack.errors import RollbackRefusedError, StopTimeoutError, TargetError
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-MEMBERS = {
-    "rseq": "inside of a critical section of rseq(2): it is aborted, and never goes on",
-    "registration": "registers with rseq(2) itself, and takes that back: twice in a row is an error",
-    "dispatch": "syscall user dispatch: our calls do not become SIGSYS, the target's do",
-    "filter": "a seccomp filter of one thread that kills for userfaultfd and restart_syscall",
-    "filters": "the same filter for all threads",
-    "strict": "seccomp's strict mode, which kills for all but read, write and exit",
-    "limit": "no file descriptor is free, and the limit is a hard one",
-    "soft-limit": "no file descriptor is free, and the limit may be raised",
-    "no-vdso": "the vdso is unmapped: the system call instruction is another one",
-    "signals": "handlers of SIGTRAP and SIGSEGV, ignored SIGSYS, blocked SIGSEGV",
-    "alternate": "an alternate stack of the least size, used all the time",
-    "handler": "inside of a signal handler",
-    "suspend": "sigsuspend: another mask for the time of the call",
-    "step": "the trap flag: the thread steps itself",
-    "faults": "signals of its own instructions: a stop is in front of the instruction, or behind its signal",
-    "trap": "the same of a seccomp filter that answers with SIGSYS",
-    "breakpoint": "a breakpoint of the processor's on the thread",
-    "compat": "calls by int 0x80, which restart in another way",
-    "code32": "32-bit code in a 64-bit process",
-    "registers": "all kinds of registers, the red zone, the direction flag",
-    "hidden": "PR_SET_DUMPABLE 0, PR_SET_NO_NEW_PRIVS",
-    "tsc": "PR_SET_TSC: the clock of the vdso is a fault",
-    "mdwe": "PR_SET_MDWE: no memory becomes executable",
-    "vfork": "in vfork(2), where no stop is possible until the child is done",
-}
 AS_ROOT = {"filters", "strict", "hidden", "trap"}
 """Suspending a filter needs CAP_SYS_ADMIN, tracing what is not dumpable CAP_SYS_PTRACE."""
 
@@ -60,35 +30,6 @@ KERNEL_STATE = {
 }
 """What a rollback does not bring back, so that the program must notice it."""
 QUICK = ("rseq", "registration", "faults")
-
-
-class Target:
-    """tests/programs/own_calls.c."""
-
-    def __init__(self, spawn: Spawn, build: Callable[[str], Path], member: str, *more: str) -> None:
-        self.process = spawn(build("own_calls"), member, *more)
-        self.pid = self.process.pid
-        assert self.process.stdin and self.process.stdout
-        self.input, self.output = self.process.stdin, self.process.stdout
-        line = self.output.readline()
-        if line == b"unsupported\n":
-            missing(MEMBERS[member])
-        assert line == b"ready\n"
-
-    def rounds(self) -> int:
-        self.input.write(b"\n")
-        self.input.flush()
-        line = self.output.readline().decode()
-        assert line.strip().isdigit(), f"{line!r}, status {self.process.poll()}"
-        return int(line)
-
-    def works_on(self) -> None:
-        """It goes through more rounds; none has noticed anything."""
-        first = self.rounds()
-        deadline = time.monotonic() + 30
-        while self.rounds() < first + 3:
-            assert time.monotonic() < deadline, "it stands still"
-            time.sleep(0.001)
 
 
 def patiently(work: Callable[[], object]) -> None:
@@ -118,9 +59,7 @@ def look(pid: int) -> None:
 @pytest.mark.parametrize(
     "member", [pytest.param(m, marks=pytest.mark.slow) if m == "vfork" else m for m in MEMBERS]
 )
-def test_sessions_are_not_noticed(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], member: str
-) -> None:
+def test_sessions_are_not_noticed(kernel: None, spawn: Spawn, build: Build, member: str) -> None:
     if member in AS_ROOT and os.geteuid():
         missing("root")
     target = Target(spawn, build, member)
@@ -136,7 +75,7 @@ def test_sessions_are_not_noticed(
 @pytest.mark.slow
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m not in KERNEL_STATE and m not in QUICK])
 def test_rollbacks_are_not_noticed(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run, member: str
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run, member: str
 ) -> None:
     if member in AS_ROOT and os.geteuid():
         missing("root")
@@ -145,7 +84,7 @@ def test_rollbacks_are_not_noticed(
 
 @pytest.mark.parametrize("member", QUICK)
 def test_quick_rollbacks_are_not_noticed(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run, member: str
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run, member: str
 ) -> None:
     """Those of the above that are for every day."""
     back_and_on(Target(spawn, build, member), tmp_path / "c", uffdtrack)
@@ -160,7 +99,7 @@ def back_and_on(target: Target, chain: Path, uffdtrack: Run) -> None:
 
 
 def test_rollback_of_who_is_stopped(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
 ) -> None:
     """By job control, and it still is, at whichever of its signals."""
     target = Target(spawn, build, "faults")
@@ -179,9 +118,7 @@ def test_rollback_of_who_is_stopped(
     target.works_on()
 
 
-def test_call_that_does_not_end_is_interrupted(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path]
-) -> None:
+def test_call_that_does_not_end_is_interrupted(kernel: None, spawn: Spawn, build: Build) -> None:
     target = Target(spawn, build, "registers")
     with Tracee(target.pid) as tracee:
         tracee.stop()
@@ -190,9 +127,7 @@ def test_call_that_does_not_end_is_interrupted(
     target.works_on()
 
 
-def test_processor_numbers_stay_those_of_now(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path]
-) -> None:
+def test_processor_numbers_stay_those_of_now(kernel: None, spawn: Spawn, build: Build) -> None:
     """Memory of an epoch has those of then, and newer kernels write them only when they change."""
     target = Target(spawn, build, "rseq")
     offset = ctypes.c_ssize_t.in_dll(ctypes.CDLL(None), "__rseq_offset").value
@@ -215,7 +150,7 @@ def test_processor_numbers_stay_those_of_now(
 
 
 def test_shadow_stack_is_refused(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run,
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Few processors have one, so the kernel's word for it is put into its mouth."""
@@ -228,7 +163,7 @@ def test_shadow_stack_is_refused(
 
 
 def test_registration_of_a_rollback_that_is_taken_back(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run,
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     target = Target(spawn, build, "registration")
@@ -249,63 +184,3 @@ def test_registration_of_a_rollback_that_is_taken_back(
         with pytest.raises(RollbackRefusedError, match="no memory to write; the process is as it was"):
             checkpoint.rollback.rollback(target.pid, view)
     target.works_on()
-
-
-UNPRIVILEGED = ("setpriv", "--bounding-set=-all,+sys_ptrace,+dac_override", "--inh-caps=-all")
-ATTACH = """
-import sys
-from uffdtrack import AddressSpace
-AddressSpace.attach(int(sys.argv[1])).close()
-"""
-# A filter that allows all; then a program under it, and who attaches to that.
-UNDER_ONE_FILTER = """
-import ctypes, struct, subprocess, sys
-from uffdtrack import AddressSpace
-libc = ctypes.CDLL(None)
-rule = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0x7fff0000))
-program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(rule)))
-assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, program)
-target = subprocess.Popen([sys.argv[1], "registers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-try:
-    assert target.stdout.readline() == b"ready\\n"
-    AddressSpace.attach(target.pid).close()
-    assert target.poll() is None
-finally:
-    target.kill()
-"""
-
-
-def unprivileged(tool: Callable[[str], str], script: str, *argv: object) -> subprocess.CompletedProcess[str]:
-    """Run Python as a user who may trace others, and may not suspend their filters."""
-    tool("setpriv")
-    command = [*UNPRIVILEGED, sys.executable, "-c", script, *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-@pytest.mark.parametrize("files", [(), ("files",)])
-def test_thread_without_a_filter_is_taken(
-    root: None, spawn: Spawn, build: Callable[[str], Path], tool: Callable[[str], str], files: tuple[str, ...]
-) -> None:
-    """Even where its descriptors are not the first thread's."""
-    target = Target(spawn, build, "filter", *files)
-    done = unprivileged(tool, ATTACH, target.pid)
-    assert not done.returncode, done.stderr
-    target.works_on()
-
-
-def test_filter_that_is_not_known_is_refused(
-    root: None, spawn: Spawn, build: Callable[[str], Path], tool: Callable[[str], str]
-) -> None:
-    """It kills for userfaultfd(2), which we cannot know, nor prevent."""
-    target = Target(spawn, build, "filters")
-    done = unprivileged(tool, ATTACH, target.pid)
-    assert PermissionDeniedError.__name__ in done.stderr and "seccomp" in done.stderr
-    target.works_on()
-
-
-def test_filter_that_is_our_own_is_known(
-    root: None, build: Callable[[str], Path], tool: Callable[[str], str]
-) -> None:
-    """As in a container: who attaches is under the same filters, and tries them first."""
-    done = unprivileged(tool, UNDER_ONE_FILTER, build("own_calls"))
-    assert not done.returncode, done.stderr

@@ -10,17 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import missing
-from tests.kernel.test_notices_nothing import wait_for
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-Spawn = Callable[..., subprocess.Popen[bytes]]
+from tests.helpers import Run, Spawn, wait_for
 
 # What would write to files, or close them, by itself: those do not go back.
 SETTINGS = {

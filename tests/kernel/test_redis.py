@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -13,33 +12,27 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.kernel.test_notices_nothing import wait_for
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.helpers import Run, Spawn, on_a_free_port, wait_for
 
 
 @pytest.fixture
 def server(
     kernel: None, spawn: Spawn, tool: Callable[[str], str], tmp_path: Path
 ) -> tuple[subprocess.Popen[bytes], int]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    process = spawn(
-        tool("redis-server"), "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    def started(port: int) -> subprocess.Popen[bytes]:
+        return spawn(
+            tool("redis-server"), "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
 
-    def answers() -> bool:
+    def answers(port: int) -> bool:
         try:
             with redis.Redis(port=port) as client:
                 return bool(client.ping())
         except redis.ConnectionError:
             return False
 
-    wait_for(answers, "redis answers")
-    return process, port
+    return on_a_free_port(started, answers)
 
 
 def test_load_checkpoints_and_rollback(

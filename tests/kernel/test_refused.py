@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint.chain import Chain
+from tests.helpers import Build, Run, Spawn
 from uffdtrack import status_field
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.parametrize(
@@ -122,9 +120,7 @@ def test_two_sessions_on_one_process(kernel: None, spawn: Spawn, tmp_path: Path,
     assert "in use" in uffdtrack("compact", tmp_path / "a", "--before", 0, code=2).stderr
 
 
-def test_32_bit(
-    kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run, build: Callable[[str], Path]
-) -> None:
+def test_32_bit(kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run, build: Build) -> None:
     """A minimal i386 program, byte by byte, since the host may have no compiler for one."""
     code = bytes.fromhex("b81d000000cd80ebf7")  # pause(), again
     base = 0x08048000

@@ -2,70 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pytest
-
-from checkpoint.chain import Chain, Lock, View
-from tests.kernel.test_notices_nothing import wait_for
-from uffdtrack import PAGE, Region, parse_maps
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from checkpoint.chain import Chain
+from tests.helpers import Build, Run, Spawn, session_of, wait_for
+from tests.kernel.rollee import Rollee, covers, differing, take
+from uffdtrack import PAGE
 
 
-class Rollee:
-    """tests/programs/rollee.c, asked line by line."""
-
-    def __init__(self, spawn: Spawn, build: Callable[[str], Path], **options: Any) -> None:
-        self.process = spawn(build("rollee"), **options)
-        self.pid = self.process.pid
-        assert self.process.stdout and self.process.stdout.readline() == b"ready\n"
-
-    def ask(self, line: str) -> str:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def read(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().decode().strip()
-
-    def threads(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/task"))
-
-    def maps(self) -> list[Region]:
-        return parse_maps(Path(f"/proc/{self.pid}/maps").read_text())
-
-
-def take(uffdtrack: Run, pid: int, directory: Path) -> None:
-    """One chain of a single epoch."""
-    uffdtrack("checkpoint", pid, "-o", directory, "--count", "1")
-
-
-@pytest.fixture
-def rollee(kernel: None, spawn: Spawn, build: Callable[[str], Path]) -> Rollee:
-    return Rollee(spawn, build)
-
-
-def test_back_to_each_epoch(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
+def test_back_to_each_epoch(rollee: Rollee, spawn: Spawn, tmp_path: Path, uffdtrack: Run) -> None:
     """Forth and back between epochs, in any order."""
     assert rollee.ask("s 1") == "1"
-    session = subprocess.Popen(
-        [sys.executable, "-m", "checkpoint", "checkpoint", str(rollee.pid), "-o", str(tmp_path / "c"),
-         "--every", "1ms", "--count", "60", "--json"],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
+    # A pipe with room for a few rows, which are read one by one: the session is never far ahead of us.
+    session = session_of(
+        spawn, rollee.pid, tmp_path / "c", "--every", "1ms", "--count", "60", "--json", bufsize=0
+    )
     assert session.stdout
+    fcntl.fcntl(session.stdout, fcntl.F_SETPIPE_SZ, PAGE)
     session.stdout.readline()
     bound: dict[int, int] = {}
     n = 1
@@ -73,7 +32,6 @@ def test_back_to_each_epoch(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> N
         bound[json.loads(line)["epoch"]] = n + 1
         n += 1
         assert rollee.ask(f"s {n}") == str(n)
-    session.stdout.close()
     assert session.wait() == 0
     found: dict[int, int] = {}
     for epoch in (40, 3, 59, 20, 40):
@@ -126,20 +84,8 @@ def test_heap_that_was_larger_and_a_thread_born_since(rollee: Rollee, tmp_path: 
         assert memory.read(5 * PAGE) == bytes([3]) * 5 * PAGE
 
 
-def covers(regions: list[Region]) -> list[tuple[int, int, str, str]]:
-    """Mappings without the cuts between neighbours that are alike."""
-    out: list[tuple[int, int, str, str]] = []
-    for r in regions:
-        name = "" if r.name == "[heap]" else r.name
-        if out and out[-1][1:] == (r.start, r.permissions, name) and not name:
-            out[-1] = (out[-1][0], r.end, r.permissions, name)
-        else:
-            out.append((r.start, r.end, r.permissions, name))
-    return out
-
-
 def test_memory_is_that_of_the_epoch_byte_by_byte(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
 ) -> None:
     # What the kernel writes to the area of rseq(2), the number of the processor, stays that of now.
     rollee = Rollee(spawn, build, env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"})
@@ -151,98 +97,6 @@ def test_memory_is_that_of_the_epoch_byte_by_byte(
     assert differing(rollee.pid, Chain(tmp_path / "c").view(0)) == []
     os.kill(rollee.pid, 18)
     assert rollee.ask("c") == "1"
-
-
-def differing(pid: int, view: View) -> list[str]:
-    """Pages of a stopped process that are not those of the view, by /proc/PID/mem alone."""
-    wrong = []
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as mem, open(f"/proc/{pid}/pagemap", "rb") as pm:
-        for region in parse_maps(Path(f"/proc/{pid}/maps").read_text()):
-            if not region.stored or region.name == "[vdso]":
-                continue
-            lo, hi = view.of_region(region)
-            stored = dict(zip(view.pages[lo:hi].tolist(), view.read(view.pages[lo:hi]), strict=True))
-            own = region.file_backed
-            pm.seek(region.start // PAGE * 8)
-            entries = np.frombuffer(pm.read(region.size // PAGE * 8), np.uint64)
-            # Present (63) or swapped (62), where reading tells; a present one with bit 61 is the file's.
-            used = (entries >> np.uint64(62) != 0) & ~(own & (entries >> np.uint64(61) == 5))
-            for page in set((np.flatnonzero(used) + region.start // PAGE).tolist()) | stored.keys():
-                mem.seek(page * PAGE)
-                expected = stored[page].tobytes() if page in stored else bytes(PAGE)
-                if page not in stored and own:
-                    wrong.append(f"{page * PAGE:#x} of {region.name} is not the file's")
-                elif mem.read(PAGE) != expected:
-                    wrong.append(f"{page * PAGE:#x} of {region}")
-    return wrong
-
-
-def test_thread_that_has_ended_is_refused(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
-    assert rollee.ask("s 5") == "5"
-    threads = rollee.threads()
-    take(uffdtrack, rollee.pid, tmp_path / "c")
-    assert rollee.ask("e") == "5"
-    wait_for(lambda: rollee.threads() == threads - 1, "the thread has ended")
-    assert rollee.ask("s 6") == "6"
-    done = uffdtrack("rollback", rollee.pid, tmp_path / "c", code=5)
-    assert "have ended since" in done.stderr
-    assert rollee.ask("c") == "6"
-
-
-def test_another_process_is_refused(
-    rollee: Rollee, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path, uffdtrack: Run
-) -> None:
-    take(uffdtrack, rollee.pid, tmp_path / "c")
-    other = Rollee(spawn, build)
-    done = uffdtrack("rollback", other.pid, tmp_path / "c", code=5)
-    assert "is not the one" in done.stderr
-    assert other.ask("c") == "1"
-
-
-@pytest.mark.parametrize("damage", ["byte", "cut", "missing", "swapped"])
-def test_damaged_chain_is_refused_before_anything_is_touched(
-    rollee: Rollee, tmp_path: Path, uffdtrack: Run, damage: str
-) -> None:
-    chain = tmp_path / "c"
-    uffdtrack("checkpoint", rollee.pid, "-o", chain, "--count", "4", "--every", "1ms")
-    bad = chain / "epoch-00000002.core"
-    if damage == "byte":
-        data = bytearray(bad.read_bytes())
-        data[len(data) // 2] ^= 1
-        bad.write_bytes(data)
-    elif damage == "cut":
-        bad.write_bytes(bad.read_bytes()[:-100])
-    elif damage == "missing":
-        bad.unlink()
-    else:
-        other = chain / "epoch-00000003.core"
-        a, b = bad.read_bytes(), other.read_bytes()
-        bad.write_bytes(b)
-        other.write_bytes(a)
-    assert rollee.ask("s 8") == "8"
-    for argv in (
-        ("rollback", rollee.pid, f"{chain}@3"),
-        ("export", f"{chain}@3", "-o", tmp_path / "out.core"),
-        ("verify", chain),
-    ):
-        done = uffdtrack(*argv, code=6)
-        assert "epoch-0000000" in done.stderr
-    assert not (tmp_path / "out.core").exists()
-    assert rollee.ask("c") == "8"
-
-
-def test_chain_is_locked_before_it_is_verified(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
-    """Else what was verified might be another chain when it is read."""
-    chain = tmp_path / "c"
-    uffdtrack("checkpoint", rollee.pid, "-o", chain, "--count", "2", "--every", "1ms")
-    (chain / "epoch-00000000.core").write_bytes(b"")
-    with Lock(chain):
-        assert "in use" in uffdtrack("rollback", rollee.pid, chain, code=2).stderr
-    assert "is damaged" in uffdtrack("rollback", rollee.pid, chain, code=6).stderr
-    uffdtrack("rollback", rollee.pid, tmp_path / "nowhere", code=2)
-    (tmp_path / "d").mkdir()
-    uffdtrack("rollback", rollee.pid, tmp_path / "d", code=2)
-    assert not list((tmp_path / "d").iterdir())
 
 
 def test_differences_outside_memory_are_named(
@@ -310,7 +164,7 @@ def work():
     global n
     while True:
         n += 1
-        if n % 1000 == 0: print(n, flush=True)
+        if n % 1000 == 0: print(n, time.monotonic(), flush=True)
         time.sleep(0.0001)
 threading.Thread(target=work).start()
 print(flush=True)
@@ -324,9 +178,12 @@ def test_first_thread_has_ended(kernel: None, spawn: Spawn, tmp_path: Path, uffd
     assert process.stdout and process.stdout.readline()
     wait_for(lambda: "Z" in Path(f"/proc/{process.pid}/status").read_text().split("State:")[1][:5], "zombie")
     uffdtrack("checkpoint", process.pid, "-o", tmp_path / "c", "--count", "10", "--every", "5ms")
-    lines = map(int, process.stdout)
-    late = [next(lines) for _ in range(3)][-1]
+    now = time.monotonic()
+    lines = ((int(n), float(when)) for n, when in map(bytes.split, process.stdout))
+    # More than one line was written since the epochs.
+    late = [next(n for n, when in lines if when > now) for _ in range(2)][-1]
     uffdtrack("rollback", process.pid, f"{tmp_path}/c@4")
     # What it wrote before that may still be in the pipe.
-    back = next(b for a, b in itertools.pairwise(itertools.chain([late], lines)) if b < a)
-    assert next(lines) > back
+    counts = (n for n, _ in lines)
+    back = next(b for a, b in itertools.pairwise(itertools.chain([late], counts)) if b < a)
+    assert next(counts) > back

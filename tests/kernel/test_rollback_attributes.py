@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from checkpoint.rollback import Outcome, rollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
+from tests.helpers import HUGE_PAGES, Build, Spawn, alone_on
 from uffdtrack.errors import RollbackRefusedError
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
 # Each with the codes of VmFlags that it has (proc_pid_smaps(5)), and what the rollback does if it was
 # cleared, set, or unmapped with its mapping since: "back", or why it is refused.
 TABLE: dict[str, tuple[str, str, str, str]] = {
@@ -39,7 +38,6 @@ TABLE: dict[str, tuple[str, str, str, str]] = {
     "hugetlb": ("ht page:2048", "back", "back", "back"),
     "sealed": ("sl", "never", "EPERM", "never"),
 }
-HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 CASES = [
     (name, mode, row[1 + i])
     for name, row in TABLE.items()
@@ -101,13 +99,12 @@ class Target:
 
 
 @pytest.fixture
-def huge_page(root: None) -> object:
-    if not HUGE.exists():
+def huge_page(root: None) -> Iterator[None]:
+    if not Path(HUGE_PAGES).exists():
         missing("pages of 2 MiB (hugetlb)")
-    before = HUGE.read_text()
-    HUGE.write_text("4")
-    yield
-    HUGE.write_text(before)
+    with alone_on(HUGE_PAGES) as pool:
+        pool.write_text("4")
+        yield
 
 
 @pytest.mark.parametrize(("name", "mode", "outcome"), CASES)
@@ -115,7 +112,7 @@ def test_attribute_is_that_of_the_epoch(
     kernel: None,
     request: pytest.FixtureRequest,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     tmp_path: Path,
     name: str,
     mode: str,
@@ -146,9 +143,7 @@ def test_attribute_is_that_of_the_epoch(
         assert target.ask("p") == "new"
 
 
-def test_advice_that_stays_is_not_touched(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_advice_that_stays_is_not_touched(kernel: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:
     target = Target(spawn, build("attributes"), "dontfork", "keep")
     take(target.pid, tmp_path / "c")
     assert target.ask("x") == "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +14,17 @@ import checkpoint.rollback
 from checkpoint.chain import Chain
 from checkpoint.contents import Memory
 from checkpoint.mappings import Mappings
-from tests.conftest import PROGRAMS, missing
-from tests.kernel.test_notices_nothing import wait_for
-from tests.kernel.test_rollback import Rollee, covers, differing, take
+from tests.conftest import missing
+from tests.helpers import Build, Run, Spawn, wait_for
+from tests.kernel.rollee import Rollee, covers, differing, take
 from uffdtrack import Injector, Region, Tracee, parse_maps
 from uffdtrack.errors import RollbackRefusedError, TargetError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Changes(Rollee):
     """tests/programs/changes.c, with a base of when it said ready."""
 
-    def __init__(
-        self, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run, directory: Path, what: str
-    ) -> None:
+    def __init__(self, spawn: Spawn, build: Build, uffdtrack: Run, directory: Path, what: str) -> None:
         # The kernel writes the number of the processor to the area of rseq(2), whenever it likes.
         env = {**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
         self.process = spawn(build("changes"), directory / "file", what, env=env)
@@ -62,7 +58,7 @@ class Changes(Rollee):
 
 @pytest.fixture
 def changes(
-    kernel: None, spawn: Spawn, build: Callable[[str], Path], uffdtrack: Run, tmp_path: Path
+    kernel: None, spawn: Spawn, build: Build, uffdtrack: Run, tmp_path: Path
 ) -> Callable[[str], Changes]:
     return lambda what: Changes(spawn, build, uffdtrack, tmp_path, what)
 
@@ -101,7 +97,7 @@ IN_A_MOUNT = 'mount -t tmpfs none "$2" && exec "$0" "$1" "$3"'
 def test_file_that_is_there_for_the_target_alone(
     root: None,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     tool: Callable[[str], str],
     tmp_path: Path,
     uffdtrack: Run,
@@ -115,8 +111,7 @@ def test_file_that_is_there_for_the_target_alone(
         if where == "mount":
             argv = (tool("unshare"), "-m", "sh", "-c", IN_A_MOUNT, program, file, file.parent, what)
             return spawn(*argv, **options)
-        source = PROGRAMS / "changes.c"
-        subprocess.run(["cc", "-static", "-o", root_directory / "changes", source], check=True)
+        shutil.copy(build("changes", "-static"), root_directory / "changes")
         return spawn(tool("chroot"), root_directory, "/changes", "/file", what, **options)
 
     target = Changes(start, build, uffdtrack, tmp_path, "r")
@@ -224,7 +219,7 @@ def test_failure_that_cannot_be_taken_back_says_so(
 def test_failure_after_threads_were_ended(
     kernel: None,
     spawn: Spawn,
-    build: Callable[[str], Path],
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     uffdtrack: Run,

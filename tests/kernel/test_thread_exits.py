@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
+from tests.helpers import Build, Spawn
 from uffdtrack import AddressSpace, Pending, Tracee
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
 
 WRITTEN = {
     "join": ("the word of set_tid_address(2)", 0),
@@ -23,7 +18,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_the_kernel_writes_for_a_thread_that_ends(
-    process_engine: str, spawn: Spawn, build: Callable[[str], Path], name: str
+    process_engine: str, spawn: Spawn, build: Build, name: str
 ) -> None:
     """A thread that has slept since the last stop, so that all its pages are under traps."""
     process = spawn(build("exits"), name)

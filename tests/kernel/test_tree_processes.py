@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,13 +19,10 @@ from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
 from tests.conftest import missing, usable
+from tests.helpers import Build, Run, Spawn, wait_for
 from tests.kernel.test_calls import Program
-from tests.kernel.test_notices_nothing import wait_for
 from uffdtrack import Tracee, stop_together
 from uffdtrack.errors import StorageError
-
-Spawn = Callable[..., subprocess.Popen[bytes]]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 WRITES = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.01)"
 
@@ -63,7 +60,7 @@ def test_a_session_ends_when_the_last_process_does(kernel: None, uffdtrack: Run,
 
 
 def test_who_answers_calls_of_another_does_not_stand_for_them(
-    root: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+    root: None, spawn: Spawn, build: Build, tmp_path: Path
 ) -> None:
     """A seccomp supervisor and the process that it answers, call for call, in one tree."""
     program = Program(spawn(build("calls"), "supervised"))
@@ -84,9 +81,10 @@ def test_who_answers_calls_of_another_does_not_stand_for_them(
     for line in done.stdout.splitlines():
         assert {p["pid"] for p in json.loads(line)["processes"]} == set(pids)
     last = program.counters()
-    # A stop looks first, and asks then: a call may begin between the two.
-    assert last["unheard"] <= 1
-    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + 2
+    # A stop looks first, and asks then: a call may begin between the two. Else each stop would break one off.
+    unheard = last["unheard"] - first["unheard"]
+    assert unheard <= 3
+    assert last["executed"] - first["executed"] <= last["calls"] - first["calls"] + unheard + 1
 
 
 def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn, tmp_path: Path) -> None:

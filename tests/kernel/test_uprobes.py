@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import missing
+from tests.helpers import Build, Spawn
 from tests.kernel.test_rollback_attributes import back, take
 from uffdtrack import parse_maps
 from uffdtrack.errors import RollbackRefusedError
 
-Spawn = Callable[..., subprocess.Popen[bytes]]
 FORMS = {"lea": ("l", 0), "nop": ("n", 1), "waits": ("w", 2)}
 
 
@@ -37,7 +36,7 @@ class Asked:
 class Probed(Asked):
     """tests/programs/probed.c, with uprobes that come and go."""
 
-    def __init__(self, spawn: Spawn, build: Callable[[str], Path], form: str) -> None:
+    def __init__(self, spawn: Spawn, build: Build, form: str) -> None:
         super().__init__(spawn(build("probed")))
         self.pid = self.process.pid
         self.line, which = FORMS[form]
@@ -72,7 +71,7 @@ def end(probe: Asked) -> None:
 
 
 @pytest.fixture(params=["lea", "nop"])
-def probed(request: pytest.FixtureRequest, root: None, spawn: Spawn, build: Callable[[str], Path]) -> Probed:
+def probed(request: pytest.FixtureRequest, root: None, spawn: Spawn, build: Build) -> Probed:
     return Probed(spawn, build, request.param)
 
 
@@ -128,7 +127,7 @@ def test_probe_that_has_come_and_gone(probed: Probed, tmp_path: Path) -> None:
 
 
 def test_epoch_inside_of_a_function_whose_return_is_probed(
-    root: None, spawn: Spawn, build: Callable[[str], Path], tmp_path: Path
+    root: None, spawn: Spawn, build: Build, tmp_path: Path
 ) -> None:
     probed = Probed(spawn, build, "waits")
     probe = probed.probe(returns=True)

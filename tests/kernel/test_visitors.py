@@ -8,27 +8,26 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from checkpoint.chain import Chain, ChainWriter
+from checkpoint.epoch import EpochRow
 from checkpoint.schedule import Plan, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
-from tests.kernel.test_notices_nothing import Run, Spawn, wait_for
+from tests.helpers import Build, Run, Spawn, alone_on, wait_for
 from uffdtrack import PAGE, Runs, status_field
 from uffdtrack.errors import EpochSkippedError
 
-Build = Callable[[str], Path]
-
 AT = 0x200000000000  # of visited.c
 VALUE = 0x5EED
+PATTERN = "/proc/sys/kernel/core_pattern"
 
 VISITS = {
     "attach": "gdb -p, PTRACE_ATTACH: every thread stands",
@@ -136,17 +135,20 @@ def test_ring_looks_through_everything_after_a_visit(
     from tests.conftest import usable
 
     with attached(visited, usable("ring"), tmp_path / "c") as session:
-        for _ in range(3):
-            session.take()
         monkeypatch.setattr(session.target.space, "passed_over", lambda: None)  # type: ignore[attr-defined]
-        visitor, poked = visited.arrive("attach")
-        assert poked == 2
-        skipped(session)
-        visited.leave(visitor, "attach")
-        row = session.take()
-        if row.scanned:
-            pytest.skip("it has looked through everything for another reason")
-    assert visited.image(tmp_path / "c", row.epoch, 3) == 1
+        for _ in range(20):
+            session.take()
+            base = session.take()
+            visitor, poked = visited.arrive("attach")
+            assert poked == 2
+            skipped(session)
+            visited.leave(visitor, "attach")
+            row = session.take()
+            if not row.scanned:
+                break
+            # It was, for another reason: it is attached just now, a thread is new, ...
+        assert not row.scanned
+    assert visited.image(tmp_path / "c", row.epoch, 3) == visited.image(tmp_path / "c", base.epoch, 3)
 
 
 def test_leak_checker(process_engine: str, visited: Visited, tmp_path: Path) -> None:
@@ -172,21 +174,18 @@ def cores_whole(path: Path) -> bool:
 @pytest.mark.slow  # core_pattern is the host's: another program's crash would come here
 def test_core_dump(process_engine: str, visited: Visited, tmp_path: Path) -> None:
     """The kernel writes a core into a pipe that nobody reads yet; a stop would cut it short."""
-    pattern = Path("/proc/sys/kernel/core_pattern")
-    if os.geteuid() or not os.access(pattern, os.W_OK):
+    if os.geteuid() or not os.access(PATTERN, os.W_OK):
         pytest.skip("core_pattern cannot be set")
-    fifo, script, kept = tmp_path / "go", tmp_path / "take", pattern.read_text()
+    fifo, script = tmp_path / "go", tmp_path / "take"
     os.mkfifo(fifo)
     script.write_text(f"#!/bin/sh\n: > {tmp_path}/began\nread line < {fifo}\ncat > {tmp_path}/core\n")
     script.chmod(0o755)
     with attached(visited, process_engine, tmp_path / "c") as session:
         session.take()
-        pattern.write_text(f"|{script}")
-        try:
+        with alone_on(PATTERN) as pattern:
+            pattern.write_text(f"|{script}")
             visited.tell("abort")
             wait_for((tmp_path / "began").exists, "it dumps core")
-        finally:
-            pattern.write_text(kept)
         for _ in range(4):
             assert "core" in skipped(session).reason
         fifo.write_text("\n")
@@ -230,6 +229,7 @@ def test_visit_while_the_base_is_copied(
             return found
 
         monkeypatch.setattr(session.target, "harvest", harvest_and_visit)
+        monkeypatch.setattr("checkpoint.session.PATIENCE", 0.2)
         assert "visitor" in skipped(session).reason
         assert not list((tmp_path / "c").glob("*.core*"))
         visited.leave(visits[0][0], "run")
@@ -240,7 +240,7 @@ def test_visit_while_the_base_is_copied(
 @pytest.mark.parametrize("end", ["wait", "duration"])
 def test_end_of_a_session_in_the_midst(visited: Visited, tmp_path: Path, end: str) -> None:
     said: list[str] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[EpochRow] = []
     with attached(visited, "scan", tmp_path / "c") as session:
         session.take()
         visitor, _ = visited.arrive("run")

@@ -10,21 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
+from checkpoint.epoch import EpochRow
 from checkpoint.schedule import Plan, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
-from tests.kernel.test_notices_nothing import Run, Spawn, ask, start_notices, state_of, wait_for
+from tests.helpers import Build, Run, Spawn, ask, goes_on, session_of, start_notices, state_of, wait_for
 from uffdtrack import Window, status_field, verdict_on
 from uffdtrack.errors import MaxStopError
-
-Build = Callable[[str], Path]
 
 KINDS = {
     "spin": "a loop that does not end",
@@ -60,13 +58,6 @@ def hangs() -> list[Any]:
     ]
 
 
-def goes_on(process: subprocess.Popen[bytes], before: dict[str, int]) -> None:
-    """Every kind of call of the target's goes on; it ends itself at the first thing that it notices."""
-    deadline = time.monotonic() + 30
-    while not all(ask(process)[kind] > count for kind, count in before.items()):
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize(("point", "kind"), hangs())
 def test_we_hang(
     kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run, point: str, kind: str
@@ -87,13 +78,9 @@ def test_we_hang(
 def test_without_sabotage_nobody_is_ended(kernel: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:
     """The negative control: the same session, and its watchdog has ended when it has."""
     process = start_notices(spawn, build)
-    session = subprocess.Popen(
-        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
-         "--every", "100ms", "--max-stop", "2s", "--json"],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
+    session = session_of(spawn, process.pid, tmp_path / "c", "--every", "50ms", "--max-stop", "1s", "--json")
     assert session.stdout
-    end = time.monotonic() + 4.5  # more than two bounds
+    end = time.monotonic() + 2.2  # more than two bounds
     while time.monotonic() < end:
         assert session.stdout.readline()
     (guard,) = watchdogs(session.pid)
@@ -191,7 +178,7 @@ def test_rollback_that_hangs(
     """It is ended, and says that memory may be of two times; the registers are the target's own."""
     process, chain = rolled
     done = uffdtrack(
-        "rollback", process.pid, f"{chain}@1", "--max-stop", "4s", code=5,
+        "rollback", process.pid, f"{chain}@1", "--max-stop", "2s", code=5,
         env={**os.environ, "UFFDTRACK_SABOTAGE": order},
     )  # fmt: skip
     assert "the watchdog has ended this" in done.stderr and "may be partly that of the epoch" in done.stderr
@@ -218,7 +205,7 @@ def test_too_much_for_a_stop_is_copied_while_the_target_runs(
 ) -> None:
     """Nothing of it is lost: the next epoch is a base."""
     process, _ = rolled
-    rows: list[dict[str, Any]] = []
+    rows: list[EpochRow] = []
     said: list[str] = []
     with ProcessTarget(process.pid) as target, ChainWriter(tmp_path / "d", b"", False) as chain:
         session = Session(target, chain)
@@ -238,6 +225,8 @@ def test_too_much_for_a_stop_is_copied_while_the_target_runs(
     assert len(Chain(tmp_path / "d").verify(b"")) == 5
 
 
+NO_RAISING = ("setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource")
+"""Whoever may raise a hard limit makes no thread."""
 CROWDED = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, {hard}))
@@ -250,24 +239,22 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize(
-    ("point", "hard"),
+    ("point", "hard", "prefix"),
     [
-        pytest.param("limited", 1000, id="a raised limit"),
-        pytest.param("born", 40, id="a thread", marks=pytest.mark.slow),
+        pytest.param("limited", 1000, (), id="a raised limit"),
+        pytest.param("born", 40, NO_RAISING, id="a thread", marks=pytest.mark.slow),
     ],
 )
 def test_what_we_have_made_in_the_target_goes(
-    kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run, point: str, hard: int
+    kernel: None, spawn: Spawn, tmp_path: Path, uffdtrack: Run, point: str, hard: int, prefix: tuple[str, ...]
 ) -> None:
     """A process without a free descriptor is attached to with a higher limit, or by a thread of our own."""
     process = spawn(sys.executable, "-c", CROWDED.format(hard=hard))
     assert process.stdout and process.stdout.readline() == b"ready\n"
     argv = ("checkpoint", process.pid, "-o", tmp_path / "c", "--count", "1", "--max-stop", "500ms")
     environment = {**os.environ, "UFFDTRACK_SABOTAGE": f"stop:{point}"}
-    command = [sys.executable, "-m", "checkpoint", *map(str, argv)]
+    command = [*prefix, sys.executable, "-m", "checkpoint", *map(str, argv)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    if point == "born" and done.returncode == 0:
-        pytest.skip("whoever may raise a hard limit makes no thread")
     assert done.returncode == 5 and "the watchdog has ended this" in done.stderr
     threads = Path(f"/proc/{process.pid}/task")
     wait_for(lambda: len(os.listdir(threads)) == 1, "it has its own thread alone")

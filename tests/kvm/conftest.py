@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,12 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmglue import VM_ENGINES, Vm, bind_vcpus, open_tracker, rings_for
+from kvmglue import VM_ENGINES, Vm, bind_vcpus, open_tracker, rings_for, written
 from tests.contract.conftest import need_kvm
+from tests.helpers import DEADLINE
 from uffdtrack import GuestRam
 
-DEADLINE = 30.0
 PAGES = 2048
+
+
+def run_on(vm: Vm, vcpu: int, operations: int) -> None:
+    """Wait until a guest has written that often again."""
+    deadline, was = time.monotonic() + DEADLINE, written(vm, vcpu)
+    while written(vm, vcpu) < was + operations and not vm.vcpus[vcpu].exit:
+        assert time.monotonic() < deadline, "the guest does not go on"
+
+
+def printed(vm: Vm) -> bytes:
+    """What comes to the serial port, up to the next whole line."""
+    deadline, text = time.monotonic() + DEADLINE, b""
+    while not text.endswith(b"\n"):
+        assert time.monotonic() < deadline, "nothing is printed"
+        vm.wait_event(0.1)
+        text += vm.serial()
+    return text
 
 
 @dataclass

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks.ab import AB_ENGINES, Plan, check_equal, crossover, run
 from tests.contract.conftest import missing
+from tests.helpers import Run
 from uffdtrack import probe
 from uffdtrack.errors import InvalidInputError, TrackerError
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["--ram", "16MiB,32MiB", "--dirty", "20,200", "--rounds", 1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,12 @@ import pytest
 
 from checkpoint.migrate import Link, MigrationError, migrate, receive
 from kvmglue import Order, Vm, post, written
-from tests.kvm.conftest import DEADLINE, PAGES, Machine
+from tests.helpers import DEADLINE
+from tests.kvm.conftest import PAGES, Machine
+from tests.processes import CONTEXT
 from uffdtrack.errors import UffdtrackError
 
 Make = Callable[..., Machine]
-CONTEXT = multiprocessing.get_context("spawn")
 RATE = 200e6
 PACE = 2000
 

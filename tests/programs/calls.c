@@ -10,18 +10,10 @@
  *   calls own           the same, and a thread of the process itself answers */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/aio_abi.h>
-#include <linux/bpf.h>
-#include <linux/filter.h>
 #include <linux/futex.h>
 #include <linux/io_uring.h>
-#include <linux/seccomp.h>
-#include <poll.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,46 +21,54 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <sys/xattr.h>
 #include <termios.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "calls.h"
 
 #define MADV_POPULATE_WRITE_ 23
 #define LIMIT_NS 20000000
 
-static char dir[512];
+char dir[512];
 
-struct counter {
-	const char *name;
-	void (*once)(void);
-	volatile uint64_t n;
-};
-
-static void die(const char *what)
+void die(const char *what)
 {
 	fprintf(stderr, "noticed: %s: %s\n", what, strerror(errno));
 	abort();
 }
 
-static void must(int right, const char *what)
+void must(int right, const char *what)
 {
 	if (!right)
 		die(what);
+}
+
+void nap(int ms)
+{
+	struct timespec ts = {0, ms * 1000000l};
+
+	must(!nanosleep(&ts, NULL), "nanosleep");
+}
+
+const char *in_dir(const char *name)
+{
+	static __thread char path[4][640];
+	static __thread int at;
+
+	at = (at + 1) % 4;
+	snprintf(path[at], sizeof(path[at]), "%s/%s", dir, name);
+	return path[at];
 }
 
 static double now(void)
@@ -77,23 +77,6 @@ static double now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec + ts.tv_nsec / 1e9;
-}
-
-static void nap(int ms)
-{
-	struct timespec ts = {0, ms * 1000000l};
-
-	must(!nanosleep(&ts, NULL), "nanosleep");
-}
-
-static const char *in_dir(const char *name)
-{
-	static __thread char path[4][640];
-	static __thread int at;
-
-	at = (at + 1) % 4;
-	snprintf(path[at], sizeof(path[at]), "%s/%s", dir, name);
-	return path[at];
 }
 
 /* Memory: 2 MiB, so that there is something to interrupt. */
@@ -393,185 +376,6 @@ static struct counter waits[] = {
 
 /* Apart: a child inherits descriptors of all threads, and a FIFO has a writer as long as one has it open. */
 static struct counter children[] = {{"forks", forks, 0}, {"copies", copies, 0}, {NULL, NULL, 0}};
-
-/* Each of these is a request that takes a while. What makes or removes a name must be done once. */
-static void files(void)
-{
-	struct stat st;
-	struct statfs fs;
-	char room[64];
-	int fd;
-
-	fd = open(in_dir("file"), O_RDWR);
-	must(fd >= 0, "open");
-	must(!fstat(fd, &st) && !stat(in_dir("file"), &st), "stat");
-	must(pread(fd, room, 4, 0) == 4 && !memcmp(room, "text", 4), "pread");
-	must(pwrite(fd, "text", 4, 0) == 4, "pwrite");
-	must(!posix_fadvise(fd, 0, 4096, POSIX_FADV_DONTNEED), "fadvise"); /* or the page would be there already */
-	char *page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
-
-	must(page != MAP_FAILED && !memcmp(page, "text", 4), "a page fault"); /* SIGBUS, if it is interrupted */
-	must(!munmap(page, 4096), "munmap");
-	must(!fsync(fd), "fsync");
-	must(!ftruncate(fd, 4), "ftruncate");
-	must(!fchmod(fd, 0644), "fchmod");
-	must(fgetxattr(fd, "user.x", room, sizeof(room)) == 4, "fgetxattr");
-	must(!fsetxattr(fd, "user.x", "text", 4, 0), "fsetxattr");
-	must(!close(fd) || errno == EINTR, "close"); /* which cannot be made again: docs/limits.md */
-	must(!mkdir(in_dir("new"), 0755), "mkdir");
-	must(!rename(in_dir("new"), in_dir("other")), "rename");
-	must(!rmdir(in_dir("other")), "rmdir");
-	must(!symlink("file", in_dir("new")), "symlink");
-	must(readlink(in_dir("new"), room, sizeof(room)) == 4, "readlink");
-	must(!unlink(in_dir("new")), "unlink");
-	must(!statfs(dir, &fs), "statfs");
-}
-
-static struct counter on_files[] = {{"files", files, 0}, {NULL, NULL, 0}};
-
-/* A loop that the verifier walks through step by step. */
-static void load(void)
-{
-	struct bpf_insn code[] = {
-		{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = 0},
-		{.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = 0, .imm = 1},
-		{.code = BPF_JMP | BPF_JLT | BPF_K, .dst_reg = 0, .off = -2, .imm = 60000},
-		{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = 0},
-		{.code = BPF_JMP | BPF_EXIT},
-	};
-	union bpf_attr attr = {.prog_type = BPF_PROG_TYPE_SOCKET_FILTER, .insn_cnt = sizeof(code) / sizeof(*code)};
-	int fd;
-
-	attr.insns = (uintptr_t)code;
-	attr.license = (uintptr_t)"GPL";
-	fd = syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
-	if (fd < 0 && errno == EPERM)
-		exit(77);
-	must(fd >= 0, "bpf(BPF_PROG_LOAD)");
-	must(!close(fd), "close of a program");
-}
-
-static struct counter on_load[] = {{"load", load, 0}, {NULL, NULL, 0}};
-
-static void allocate(void)
-{
-	int fd = memfd_create("allocate", 0);
-
-	must(fd >= 0, "memfd_create");
-	must(!fallocate(fd, 0, 0, 64 << 20), "fallocate");
-	must(!close(fd), "close of a memfd");
-}
-
-static struct counter on_allocate[] = {{"allocate", allocate, 0}, {NULL, NULL, 0}};
-
-/* What a supervisor has done, in memory that it and the supervised have in common. */
-static struct { volatile uint64_t calls, executed, unheard; } *shared;
-
-static void supervise(int fd)
-{
-	for (;;) {
-		struct seccomp_notif n = {0};
-		struct seccomp_notif_resp r = {0};
-
-		if (ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, &n)) {
-			must(errno == ENOENT, "ioctl(SECCOMP_IOCTL_NOTIF_RECV)");
-			continue;
-		}
-		nap(60); /* the work is done */
-		shared->executed++;
-		r.id = n.id;
-		r.val = 42;
-		if (ioctl(fd, SECCOMP_IOCTL_NOTIF_SEND, &r))
-			shared->unheard++;
-	}
-}
-
-static int set_filter(void)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mknod, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog prog = {4, code};
-
-	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
-}
-
-static void ask(void)
-{
-	must(syscall(SYS_mknod, "x", 0, 0) == 42, "mknod");
-	shared->calls++;
-	if (shared->calls % 4 == 0)
-		nap(5); /* the supervisor waits meanwhile, which is no reason not to stop it */
-}
-
-static void *asks(void *arg)
-{
-	int *fd = arg;
-
-	*fd = set_filter();
-	if (*fd < 0)
-		exit(77);
-	for (;;)
-		ask();
-	return arg;
-}
-
-static void answer(int pid)
-{
-	char line[64];
-
-	printf("ready %d\n", pid);
-	while (fgets(line, sizeof(line), stdin))
-		printf("{\"calls\": %lu, \"executed\": %lu, \"unheard\": %lu}\n", shared->calls, shared->executed,
-		       shared->unheard);
-}
-
-static int supervised(int own)
-{
-	static volatile int fd = -1;
-	pthread_t t;
-	int pid;
-
-	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (own) {
-		pthread_create(&t, NULL, asks, (void *)&fd);
-		while (fd < 0)
-			usleep(100);
-		pthread_create(&t, NULL, (void *(*)(void *))(void *)supervise, (void *)(long)fd);
-		answer(getpid());
-		return 0;
-	}
-	int lines[2];
-
-	must(!pipe(lines), "pipe");
-	pid = fork();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		asks((void *)&fd);
-	}
-	while (!shared->calls && !waitpid(pid, NULL, WNOHANG) && fd < 0) {
-		char path[64];
-
-		/* The listener is the only anonymous inode there. */
-		for (int i = 3; i < 16 && fd < 0; i++) {
-			char to[64] = "";
-
-			snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, i);
-			if (readlink(path, to, sizeof(to) - 1) > 0 && strstr(to, "seccomp"))
-				fd = syscall(438, syscall(434, pid, 0), i, 0);
-		}
-		usleep(1000);
-	}
-	if (fd < 0)
-		return 77;
-	pthread_create(&t, NULL, (void *(*)(void *))(void *)supervise, (void *)(long)fd);
-	answer(pid);
-	return 0;
-}
 
 static void *run(void *arg)
 {

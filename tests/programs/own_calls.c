@@ -5,49 +5,38 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
 #include <linux/perf_event.h>
 #include <linux/hw_breakpoint.h>
-#include <linux/seccomp.h>
-#include <poll.h>
-#include <sched.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/auxv.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-enum { UNSUPPORTED = 77, SPIN = 300000 };
-static volatile unsigned long rounds;
-static volatile sig_atomic_t signals;
+#include "own_calls.h"
 
-static void noticed(const char *what)
+static volatile unsigned long rounds;
+volatile sig_atomic_t signals;
+
+void noticed(const char *what)
 {
 	dprintf(1, "noticed: %s (errno %d)\n", what, errno);
 	_exit(9);
 }
 
-static void check(int right, const char *what)
+void check(int right, const char *what)
 {
 	if (!right)
 		noticed(what);
 }
 
-static void spin(void)
+void spin(void)
 {
 	for (volatile int i = 0; i < SPIN; i++)
 		;
@@ -69,13 +58,13 @@ static void *answer(void *unused)
 	return unused;
 }
 
-static void count(int number)
+void count(int number)
 {
 	(void)number;
 	signals++;
 }
 
-static void nap(long us)
+void nap(long us)
 {
 	struct timespec ts = {0, us * 1000};
 
@@ -149,89 +138,6 @@ static void registration_round(void)
 	check((int)own_area.cpu_id == -1, "a number of the processor that nobody has asked for");
 }
 
-/* Syscall user dispatch: a call of this program's is to become SIGSYS. */
-static volatile char selector;
-
-static void on_sys(int number, siginfo_t *info, void *context)
-{
-	ucontext_t *u = context;
-
-	(void)number, (void)info;
-	selector = 0;
-	u->uc_mcontext.gregs[REG_RAX] = 42;
-}
-
-static long foreign_call(void)
-{
-	long r;
-
-	__asm__ volatile("syscall" : "=a"(r) : "0"(0xdeadl) : "rcx", "r11", "memory");
-	return r;
-}
-
-static int dispatch_setup(void)
-{
-	struct sigaction sa = {.sa_sigaction = on_sys, .sa_flags = SA_SIGINFO};
-
-	sigaction(SIGSYS, &sa, NULL);
-	return prctl(59, 1, 0, 0, &selector) ? UNSUPPORTED : 0; /* PR_SET_SYSCALL_USER_DISPATCH */
-}
-
-static void dispatch_round(void)
-{
-	selector = 1;
-	spin();
-	check(foreign_call() == 42, "a call was not dispatched");
-}
-
-/* A filter, of this thread only or of both. */
-static int filter_with(unsigned flags)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 2, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 1, 0),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-	};
-	struct sock_fprog prog = {5, code};
-
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &prog))
-		return UNSUPPORTED;
-	return 0;
-}
-
-static int filter_setup(void)
-{
-	return filter_with(0);
-}
-
-static int filters_setup(void)
-{
-	return filter_with(SECCOMP_FILTER_FLAG_TSYNC);
-}
-
-static void filter_round(void)
-{
-	nap(3000);
-	check(!poll(NULL, 0, 3), "poll");
-}
-
-static int null;
-
-static int strict_setup(void)
-{
-	null = open("/dev/null", O_WRONLY);
-	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) ? UNSUPPORTED : 0;
-}
-
-static void strict_round(void)
-{
-	spin();
-	if (write(null, "", 1) != 1)
-		noticed("write");
-}
-
 /* No descriptor is left; `limit`: the limit is a hard one. */
 static struct rlimit limit_is = {32, 32};
 
@@ -276,226 +182,6 @@ static int no_vdso_setup(void)
 static void nap_round(void)
 {
 	nap(500);
-}
-
-/* Handlers, blocked and ignored signals that ours could meet. */
-static struct sigaction actions[65];
-static sigset_t mask;
-
-static void take_signals(void)
-{
-	for (int i = 1; i < 65; i++)
-		sigaction(i, NULL, &actions[i]);
-	sigprocmask(SIG_SETMASK, NULL, &mask);
-}
-
-static void same_signals(void)
-{
-	struct sigaction now;
-	sigset_t blocked;
-
-	for (int i = 1; i < 65; i++)
-		if (!sigaction(i, NULL, &now))
-			check(now.sa_handler == actions[i].sa_handler && now.sa_flags == actions[i].sa_flags,
-			      "the action of a signal");
-	sigprocmask(SIG_SETMASK, NULL, &blocked);
-	for (int i = 1; i < 65; i++)
-		check(sigismember(&blocked, i) == sigismember(&mask, i), "the signal mask");
-}
-
-static int signals_setup(void)
-{
-	siginfo_t own = {.si_signo = SIGSEGV, .si_code = SEGV_MAPERR};
-	sigset_t some;
-
-	signal(SIGTRAP, count);
-	signal(SIGSYS, SIG_IGN);
-	signal(SIGCHLD, count);
-	signal(SIGSEGV, count);
-	sigemptyset(&some);
-	sigaddset(&some, SIGSEGV);
-	sigaddset(&some, SIGBUS);
-	sigprocmask(SIG_BLOCK, &some, NULL);
-	take_signals();
-	/* Blocked and pending all the time, although it looks like an instruction's. */
-	return syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGSEGV, &own) ? UNSUPPORTED : 0;
-}
-
-static void signals_round(void)
-{
-	same_signals();
-	check(!signals, "a signal came");
-	spin();
-}
-
-/* An alternate stack of the least size, used all the time. */
-static uint8_t *alternate;
-static size_t alternate_size;
-
-static int alternate_setup(void)
-{
-	struct sigaction sa = {.sa_handler = count, .sa_flags = SA_ONSTACK};
-	struct itimerval every = {{0, 500}, {0, 500}};
-	stack_t ss = {0};
-
-	/* What a signal's frame needs on this processor, or what sigaltstack(2) takes. */
-	alternate_size = sysconf(_SC_MINSIGSTKSZ);
-	if (alternate_size < 2048)
-		alternate_size = 2048;
-	alternate = calloc(3, alternate_size);
-	ss.ss_sp = alternate + alternate_size;
-	ss.ss_size = alternate_size;
-	sigaction(SIGALRM, &sa, NULL);
-	return sigaltstack(&ss, NULL) || setitimer(ITIMER_REAL, &every, NULL) ? UNSUPPORTED : 0;
-}
-
-static void alternate_round(void)
-{
-	spin();
-	for (size_t i = 0; i < alternate_size; i++)
-		check(!alternate[i] && !alternate[2 * alternate_size + i], "beside the alternate stack");
-}
-
-/* Inside of a handler, with the mask of it. */
-static void in_handler(int number)
-{
-	sigset_t now;
-
-	spin();
-	sigprocmask(SIG_SETMASK, NULL, &now);
-	check(sigismember(&now, number) && sigismember(&now, SIGUSR2), "the mask of a handler");
-}
-
-static int handler_setup(void)
-{
-	struct sigaction sa = {.sa_handler = in_handler};
-
-	sigaddset(&sa.sa_mask, SIGUSR2);
-	sigaction(SIGUSR1, &sa, NULL);
-	return 0;
-}
-
-static void handler_round(void)
-{
-	raise(SIGUSR1);
-}
-
-/* sigsuspend: the mask of the call and the one after it. */
-static int suspend_setup(void)
-{
-	struct itimerval every = {{0, 700}, {0, 700}};
-	sigset_t alarm;
-
-	sigemptyset(&alarm);
-	sigaddset(&alarm, SIGALRM);
-	sigprocmask(SIG_BLOCK, &alarm, NULL);
-	signal(SIGALRM, count);
-	take_signals();
-	return setitimer(ITIMER_REAL, &every, NULL) ? UNSUPPORTED : 0;
-}
-
-static void suspend_round(void)
-{
-	sigset_t none;
-	int before = signals;
-
-	sigemptyset(&none);
-	check(sigsuspend(&none) == -1 && errno == EINTR && signals > before, "sigsuspend without its signal");
-	same_signals();
-}
-
-/* A thread that steps itself. */
-static int steps(void)
-{
-	signals = 0;
-	__asm__ volatile("pushfq; orl $0x100, (%%rsp); popfq\n\t"
-			 "movl $200, %%ecx\n"
-			 "1: decl %%ecx; jnz 1b\n\t"
-			 "pushfq; andl $~0x100, (%%rsp); popfq" ::: "rcx", "memory", "cc");
-	return signals;
-}
-
-static int expected;
-
-static int step_setup(void)
-{
-	signal(SIGTRAP, count);
-	expected = steps();
-	return expected > 400 ? 0 : UNSUPPORTED;
-}
-
-static void step_round(void)
-{
-	check(steps() == expected, "the number of single steps");
-}
-
-/* Signals of this thread's own instructions: each comes once, for its instruction and for no other. */
-static volatile sig_atomic_t due;
-static void *volatile after;
-static char *cut_off;
-static int trapped;
-
-static void on_fault(int number, siginfo_t *info, void *context)
-{
-	ucontext_t *u = context;
-
-	check(number == due && info->si_code > 0, "a signal of an instruction that was not executed");
-	due = 0;
-	u->uc_mcontext.gregs[REG_RIP] = (uintptr_t)after;
-}
-
-static int faults_setup(void)
-{
-	static const int all[] = {SIGTRAP, SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGSYS};
-	struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
-	FILE *f = tmpfile();
-
-	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
-		sigaction(all[i], &sa, NULL);
-	cut_off = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(f), 0);
-	return cut_off == MAP_FAILED ? UNSUPPORTED : 0;
-}
-
-/* With one more: a filter of seccomp(2) that answers with SIGSYS. */
-static int trap_setup(void)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0xdead, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog prog = {4, code};
-
-	trapped = 1;
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog))
-		return UNSUPPORTED;
-	return faults_setup();
-}
-
-#define FAULT(signal, instruction)                                                                           \
-	do {                                                                                                 \
-		due = signal;                                                                                \
-		__asm__ volatile("leaq 1f(%%rip), %%rcx\n\tmovq %%rcx, %[after]\n\t" instruction "\n1:"       \
-				 : [after] "=m"(after)                                                       \
-				 : [cut_off] "r"(cut_off), "a"(0xdead)                                       \
-				 : "rcx", "rdx", "r11", "memory", "cc");                                     \
-		check(!due, "an instruction without its signal");                                            \
-	} while (0)
-
-static void faults_round(void)
-{
-	for (int i = 0; i < 50; i++) {
-		FAULT(SIGTRAP, "int3");
-		FAULT(SIGTRAP, ".byte 0xf1"); /* int1 */
-		FAULT(SIGILL, "ud2");
-		FAULT(SIGFPE, "xorl %%ecx, %%ecx; cltd; divl %%ecx");
-		FAULT(SIGSEGV, "xorl %%ecx, %%ecx; movl $1, (%%rcx)");
-		FAULT(SIGSEGV, "movq $-1, %%rcx; shrq $1, %%rcx; movl $1, (%%rcx)"); /* no such address */
-		FAULT(SIGBUS, "movb $1, (%[cut_off])");
-		if (trapped)
-			FAULT(SIGSYS, "syscall");
-	}
 }
 
 /* A breakpoint of the processor's, which counts. */

@@ -1,5 +1,5 @@
-/* One thread that is in vfork(2) for a second, again and again, where nothing but a kill ends its wait, and
- * another one that says every 100 ms that it runs. */
+/* One thread that is in vfork(2) for longer than a stop waits (0.5 s), again and again, where nothing but a kill
+ * ends its wait, and another one that says every 100 ms that it runs. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
@@ -8,10 +8,17 @@
 #include <time.h>
 #include <unistd.h>
 
+static void nap(long ms)
+{
+	struct timespec ts = {0, ms * 1000000};
+
+	nanosleep(&ts, NULL);
+}
+
 static void *forks(void *arg)
 {
 	for (;;) {
-		sleep(1);
+		nap(300);
 		pid_t child = vfork();
 
 		if (!child) {
@@ -21,9 +28,7 @@ static void *forks(void *arg)
 		waitpid(child, NULL, 0);
 		child = vfork();
 		if (!child) {
-			struct timespec ts = {1, 0};
-
-			nanosleep(&ts, NULL);
+			nap(800);
 			_exit(0);
 		}
 		waitpid(child, NULL, 0);

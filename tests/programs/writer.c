@@ -8,23 +8,16 @@
  * `small` most areas are anonymous mappings of 64 to 512 KiB, each far from all others, and some are mapped piece by
  * piece, beside memory that comes and goes and makes one large mapping of them. */
 #define _GNU_SOURCE
-#include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGES 128
-#define AREAS 10
-#define THREADS 4
-#define PAGE 4096ul
-
-enum { ANON, HUGE, MEMFD, FILE_PRIVATE, SHARED_ANON, TOGGLED, REMAPPED, MOVED, HEAP, GROWN, PIECES };
+#include "writer.h"
 
 struct area {
 	uint64_t addr, kind, busy, pages;
@@ -371,48 +364,6 @@ static void map_small(struct area *a, int thread, int k)
 		return;
 	a->pages = (PAGES / 8) << (k + thread) % 4;
 	a->addr = (uint64_t)map_at(next_slot(thread, k), a->pages, MAP_FIXED_NOREPLACE);
-}
-
-static void *map_area(int kind)
-{
-	size_t size = PAGES * PAGE;
-	int fd;
-
-	switch (kind) {
-	case HUGE: {
-		char *at = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-		at = (char *)(((uint64_t)at + (2 << 20) - 1) & ~((2ul << 20) - 1));
-		madvise(at, 2 << 20, MADV_HUGEPAGE);
-		return at;
-	}
-	case MEMFD:
-		fd = memfd_create("oracle", 0);
-		if (ftruncate(fd, size))
-			abort();
-		return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	case FILE_PRIVATE: {
-		char name[] = "/tmp/uffdtrack-oracle-XXXXXX";
-
-		fd = mkstemp(name);
-		if (ftruncate(fd, size))
-			abort();
-		void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-
-		unlink(name);
-		return at;
-	}
-	case SHARED_ANON:
-		return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	case HEAP: {
-		uint64_t at = (uint64_t)sbrk(0);
-
-		sbrk(PAGE - at % PAGE);
-		return sbrk(size);
-	}
-	default:
-		return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	}
 }
 
 static void *writer(void *arg)

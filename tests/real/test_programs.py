@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import Run
 from tests.real import programs
 from tests.real.programs import Program
 from uffdtrack import status_field
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 Tool = Callable[[str], str]
 EPOCHS = 15
 CAP_SYS_PTRACE = 19

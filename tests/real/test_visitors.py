@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_notices_nothing import wait_for
+from tests.helpers import wait_for
 from tests.real.programs import Redis
 from tests.real.test_programs import Run, Session, Tool
 

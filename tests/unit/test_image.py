@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.chain import Chain, ChainWriter, epoch_name
+from checkpoint.chain import Chain, ChainWriter
 from checkpoint.export import compact
-from checkpoint.image import SCHEMA, ZERO, EpochFile, thread_notes
-from uffdtrack import PAGE, Region, Rseq, ThreadState
+from checkpoint.image import SCHEMA, ZERO, EpochFile
+from tests.unit.images import BASE, THREADS, Content, write
+from uffdtrack import PAGE, Region
 from uffdtrack.errors import ImageError, InvalidInputError
-
-BASE = 0x10000000
-REGION = Region(BASE, BASE + 256 * PAGE, "rw-p", 0, "00:00", 0, "")
-PROCESS = {
-    "pid": 7, "ppid": 1, "pgrp": 7, "sid": 7, "uid": 0, "gid": 0, "comm": "x", "cmdline": "x y",
-    "start_time": 1, "boot_id": "b", "exe": "/x",
-}  # fmt: skip
-THREADS = [
-    ThreadState(7 + i, bytes([i]) * 216, bytes([i + 1]) * 832, 1 << i, False, Rseq(i, 32, 5) if i else None)
-    for i in range(3)
-]
-
-Content = dict[int, int]
-"""Page number relative to BASE -> the byte that fills it."""
-
-
-def write(
-    chain: ChainWriter, content: Content, reset: list[tuple[int, int]] | None = None, base: bool = False
-) -> None:
-    writer = chain.begin()
-    for page, byte in content.items():
-        run = np.array([[BASE + page * PAGE, BASE + (page + 1) * PAGE]], np.uint64)
-        if byte:
-            writer.add(run, memoryview(bytes([byte]) * PAGE))
-        else:
-            writer.add_zero(run)
-
-    def describe(pages: int, size: int) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA, "epoch": chain.next_epoch, "base": base, "parent": chain.parent,
-            "keyed": bool(chain.key), "process": PROCESS,
-            "regions": [[REGION.start, REGION.end, REGION.permissions, 0, "00:00", 0, ""]],
-            "reset": [[BASE + a * PAGE, BASE + b * PAGE] for a, b in reset or []],
-            "row": {"epoch": chain.next_epoch, "base": base, "pages": pages, "bytes": size},
-            "descriptors": [], "files": {}, "heap_end": 0, "threads": [7], "kernel_threads": [],
-        }  # fmt: skip
-
-    _, digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
-    writer.make_safe()
-    chain.committed(digest)
-
 
 CONTENT = st.dictionaries(st.integers(0, 255), st.integers(0, 255), max_size=40)
 RESET = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4).map(
@@ -65,7 +24,7 @@ RESET = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4)
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(st.tuples(CONTENT, RESET), min_size=1, max_size=6), st.data())
 def test_chain_gives_each_epoch_back(
     tmp_path_factory: pytest.TempPathFactory, epochs: list[tuple[Content, Any]], data: st.DataObject
@@ -108,7 +67,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(st.integers(0, 1 << 30), st.integers(1, 255))
 def test_every_damaged_byte_is_found(chain: Path, where: int, flip: int) -> None:
     path = chain / "epoch-00000001.core"
@@ -124,7 +83,7 @@ def test_every_damaged_byte_is_found(chain: Path, where: int, flip: int) -> None
     Chain(chain).verify(b"")
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(st.integers(0, 1 << 30), st.binary(max_size=40))
 def test_cut_and_lengthened_files(chain: Path, where: int, more: bytes) -> None:
     path = chain / "epoch-00000002.core"
@@ -140,7 +99,7 @@ def test_cut_and_lengthened_files(chain: Path, where: int, more: bytes) -> None:
         path.write_bytes(good)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_files_that_are_not_ours(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "epoch-00000000.core"
@@ -218,82 +177,6 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
         ChainWriter(tmp_path, b"", force=False)
     mode = (tmp_path / "epoch-00000000.core").stat().st_mode
     assert mode & 0o777 == 0o600
-
-
-def test_epoch_that_comes_while_a_chain_is_read(tmp_path: Path) -> None:
-    """A session goes on between the listing of the directory and the check: nothing is missing."""
-    with ChainWriter(tmp_path, b"", force=False) as writer:
-        write(writer, {0: 1}, base=True)
-        listed = Chain(tmp_path)
-        write(writer, {1: 2})
-        write(writer, {2: 3})
-        assert [f.epoch for f in listed.verify(b"")] == [0]
-    assert [f.epoch for f in Chain(tmp_path).verify(b"")] == [0, 1, 2]
-
-
-def test_chain_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
-    with ChainWriter(tmp_path, b"", force=False) as writer:
-        write(writer, {0: 1}, base=True)
-        write(writer, {1: 2})
-    with ChainWriter(tmp_path, b"", force=True) as writer:
-        # Read when the old head was there still, and listed when the new base was alone.
-        listed = Chain(tmp_path)
-        write(writer, {0: 4}, base=True)
-    listed.epochs = [0]
-    assert [f.epoch for f in listed.verify(b"")] == [0]
-
-
-@pytest.mark.parametrize("left", [[0, 1, 2], [0, 1], [0], []])
-def test_compaction_that_was_killed(tmp_path: Path, left: list[int]) -> None:
-    """The new base is there, and some of what it has replaced."""
-    with ChainWriter(tmp_path / "c", b"", force=False) as writer:
-        for number in range(6):
-            write(writer, {number: number + 1}, base=number == 0)
-    shutil.copytree(tmp_path / "c", tmp_path / "old")
-    compact(Chain(tmp_path / "c"), 3, b"")
-    for number in left:
-        shutil.copy(tmp_path / "old" / epoch_name(number), tmp_path / "c")
-    chain = Chain(tmp_path / "c")
-    assert [f.epoch for f in chain.verify(b"")] == [3, 4, 5]
-    contents = [{int(p): bytes(c[:1]) for p, c in zip(v.pages, v.read(v.pages), strict=True)}
-                for v in (chain.view(5), Chain(tmp_path / "old").view(5))]  # fmt: skip
-    assert contents[0] == contents[1] and len(contents[0]) == 6
-    for number in left:
-        with pytest.raises(InvalidInputError, match="left over"):
-            chain.view(number)
-    assert compact(chain, 3, b"") == left
-    assert Chain(tmp_path / "c").epochs == [3, 4, 5]
-    if left:
-        shutil.copy(tmp_path / "old" / epoch_name(left[-1]), tmp_path / "c")
-    assert compact(Chain(tmp_path / "c"), 5, b"") == [*left[-1:], 3, 4]
-    assert [f.epoch for f in Chain(tmp_path / "c").verify(b"")] == [5]
-
-
-def test_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
-    """Compaction or --force between the parsing of a file and the reading of its pages."""
-    with ChainWriter(tmp_path, b"", force=False) as writer:
-        write(writer, {number: number + 1 for number in range(9)}, base=True)
-        write(writer, {0: 20})
-        write(writer, {1: 30})
-    before = Chain(tmp_path).view(2)
-    listed = Chain(tmp_path)
-    compact(Chain(tmp_path), 1, b"")
-    with pytest.raises(InvalidInputError, match=r"epoch-00000000\.core was replaced or removed"):
-        listed.open(0)
-    assert [f.epoch for f in listed.verify(b"")] == [1, 2]
-    with pytest.raises(InvalidInputError, match=r"epoch-00000000\.core was replaced or removed"):
-        before.read(before.pages)
-    between = Chain(tmp_path).view(2)
-    files = Chain(tmp_path).files()
-    with ChainWriter(tmp_path, b"", force=True) as writer:
-        write(writer, {}, base=True)
-        write(writer, dict.fromkeys(range(9), 40))
-    with pytest.raises(InvalidInputError, match=r"epoch-00000001\.core was replaced or removed"):
-        between.read(between.pages)
-    with pytest.raises(InvalidInputError, match="was replaced or removed"):
-        files[0].verify(b"")
-    after = Chain(tmp_path).view(1)
-    assert set(after.read(after.pages).ravel().tolist()) == {40}
 
 
 def test_files_of_a_chain_are_its_owners_alone(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""A tree of processes is put back as a whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.rollback import Outcome, ProcessRollback
+from checkpoint.tree import Tree
+from checkpoint.tree_rollback import rollback_tree
+from tests.helpers import Run, wait_for
+from tests.kernel.forks import Forks, is_dead
+from uffdtrack.errors import (
+    RollbackRefusedError,
+    TargetError,
+)
+
+
+def test_a_tree_goes_back_whole(forks: Callable[[int], Forks], uffdtrack: Run, tmp_path: Path) -> None:
+    target = forks(0)
+    assert target.ask("h") == "held"
+    uffdtrack("checkpoint", "--children", target.pid, "-o", tmp_path / "t", "--count", 2, "--every", "100ms")
+    then = target.token()
+    target.go_on(then + 200)
+    assert target.ask("h") == "held"
+    done = uffdtrack("rollback", target.pid, f"{tmp_path}/t@1", "--json")
+    outcome = json.loads(done.stdout)
+    assert len(outcome["processes"]) == 3
+    # The first one has been asked for its number since; the others' own checks would miss what is not theirs.
+    assert target.token() == then
+    target.go_on(then + 200)
+    assert target.errors() == 0
+
+
+def test_failure_in_one_takes_back_the_others(
+    held: tuple[Forks, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, _, directory = held
+    now = target.token()
+    entry = Tree(directory).open(0)
+    views = entry.views()
+    last = entry.processes[-1].pid
+    apply = ProcessRollback.apply
+
+    def fails(self: ProcessRollback) -> None:
+        apply(self)
+        if self.pid == last:
+            raise self.taken_back(TargetError("sabotage"))
+
+    monkeypatch.setattr(ProcessRollback, "apply", fails)
+    with pytest.raises(RollbackRefusedError, match=r"sabotage.*as it was; so are the others"):
+        rollback_tree(target.pid, entry, views)
+    assert target.token() == now
+    target.go_on(now + 200)
+    assert target.errors() == 0
+
+
+def test_failure_at_the_end_does_not_leave_the_others_between(
+    held: tuple[Forks, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, then, directory = held
+    entry = Tree(directory).open(0)
+    views = entry.views()
+    commit, first = ProcessRollback.commit, entry.processes[0].pid
+
+    def fails(self: ProcessRollback) -> Outcome:
+        outcome = commit(self)
+        if self.pid == first:
+            raise TargetError("sabotage")
+        return outcome
+
+    monkeypatch.setattr(ProcessRollback, "commit", fails)
+    with pytest.raises(TargetError, match=f"process {first} .*sabotage"):
+        rollback_tree(target.pid, entry, views)
+    assert target.token() == then
+    target.go_on(then + 200)
+    assert target.errors() == 0
+
+
+def test_who_has_ended_or_was_born_is_named(
+    held: tuple[Forks, int, Path], uffdtrack: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, then, directory = held
+    target.tell("c")  # one child, which stays
+    born = int(target.read())
+    done = uffdtrack("rollback", target.pid, f"{directory}@0", code=5)
+    assert f"{born} (forks)" in done.stderr
+    uffdtrack("rollback", target.pid, f"{directory}@0", "--anyway")
+    assert target.token() == then
+    wait_for(lambda: is_dead(born), "the child has ended")
+    target.go_on(then + 200)
+    assert target.errors() == 0
+
+    member = Tree(directory).open(0).processes[-1].pid
+    os.kill(member, signal.SIGKILL)
+    wait_for(lambda: is_dead(member), "it has ended")
+    done = uffdtrack("rollback", target.pid, f"{directory}@0", code=5)
+    assert f"process {member} (forks) of epoch 0 has ended" in done.stderr
