@@ -1,6 +1,5 @@
 """Dirty-memory tracking on stock Linux kernels."""
 
-from uffdtrack._sys import Runs
 from uffdtrack.attached_ram import ProcessRam
 from uffdtrack.attached_tracker import ProcessTracker
 from uffdtrack.compare import (
@@ -54,8 +53,10 @@ from uffdtrack.member import Vcpu, join
 from uffdtrack.memslots import Memslot
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
 from uffdtrack.ram import GuestRam, parse_size
+from uffdtrack.regions import read_maps
 from uffdtrack.rights import how_to_be_allowed
-from uffdtrack.space import PAGE, AddressSpace, Heads, Pending, Window, merge_runs, read_maps
+from uffdtrack.runs import PAGE, Runs, merge_runs
+from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import (
     Injector,
     Rseq,
@@ -78,6 +79,7 @@ from uffdtrack.traits import Traits
 from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children, stop_together
 from uffdtrack.uffd_tracker import UffdTracker
 from uffdtrack.whereabouts import frozen_cgroup
+from uffdtrack.window import Heads, Pending, Window
 
 __all__ = [
     "DIFFERS",

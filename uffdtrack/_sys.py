@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from uffdtrack._native._core import ffi, lib
 from uffdtrack.errors import (
@@ -21,14 +20,12 @@ from uffdtrack.errors import (
     UnsupportedError,
 )
 from uffdtrack.rights import how_to_be_allowed
-
-Runs = npt.NDArray[np.uint64]
-"""Address ranges: shape (n, 2), bytes, start inclusive and end exclusive."""
+from uffdtrack.runs import Runs
 
 STOP_TIMEOUT_NS = 500_000_000
 """How long the threads that did stop stand at most for one that does not."""
 
-__all__ = ["Runs", "check", "check_own", "ffi", "lib", "runs_array", "runs_of"]
+__all__ = ["check", "check_own", "ffi", "lib", "runs_array", "runs_of"]
 
 
 def check(result: int, doing: str, pid: int) -> int:

@@ -13,7 +13,7 @@ from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StorageError, TargetGoneError
 from uffdtrack.memslots import Memslot, Ram, checked_slots
 from uffdtrack.rights import how_to_be_allowed
-from uffdtrack.space import PAGE
+from uffdtrack.runs import PAGE
 from uffdtrack.tracee import task_directory
 
 

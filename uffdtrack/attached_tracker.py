@@ -6,10 +6,11 @@ import errno
 import os
 from typing import Any
 
-from uffdtrack._sys import check, check_own, ffi, lib
+from uffdtrack._sys import check, check_own, lib
+from uffdtrack.attach import attach_uffd
 from uffdtrack.attached_ram import ProcessRam
 from uffdtrack.engines.table import TABLE
-from uffdtrack.errors import InvalidInputError, PermissionDeniedError
+from uffdtrack.errors import InvalidInputError
 from uffdtrack.ptrace_gate import PtraceGate
 from uffdtrack.tracee import task_directory
 from uffdtrack.traits import Traits
@@ -40,7 +41,8 @@ class ProcessTracker(UffdTracker):
     def _arm(self) -> None:
         """Set the traps, in the process's own mapping."""
         ram = self.ram
-        uffd = self._uffd()
+        features = int(lib.ut_engine_features(self._engine))
+        uffd = attach_uffd(ram.pid, features, TABLE[self.traits.name].waits)
         try:
             armed = lib.ut_arm(uffd, ram.address, ram.size)
             if armed in (-errno.EINVAL, -errno.ENOMEM, -errno.ENOENT):
@@ -56,25 +58,6 @@ class ProcessTracker(UffdTracker):
         added = lib.ut_tracker_add(self._vcpus.native, 0, uffd, pagemap, ram.address, lib.UT_HOST)
         check_own(added, "track the memory")
         self.gate.open()
-
-    def _uffd(self) -> int:
-        """One of the process's memory, with what the engine needs."""
-        pid, name = self.ram.pid, self.traits.name
-        waits = TABLE[name].waits
-        uffd = lib.ut_attach_uffd(pid, int(not waits))
-        if waits and uffd == -errno.EPERM:
-            raise PermissionDeniedError(
-                f"process {pid} may not have the kernel's own faults answered, which engine {name} needs: "
-                "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
-            )
-        check(uffd, "make a userfaultfd in the name", pid)
-        features = lib.ut_engine_features(self._engine)
-        try:
-            check(lib.ut_uffd_api(uffd, features, ffi.NULL), "set the userfaultfd up", pid)
-        except BaseException:
-            os.close(uffd)
-            raise
-        return int(uffd)
 
     def _end(self, native: Any) -> None:
         super()._end(native)

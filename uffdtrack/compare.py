@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from uffdtrack._sys import Runs, check_own, ffi, lib, runs_array
+from uffdtrack._sys import check_own, ffi, lib, runs_array
+from uffdtrack.runs import Runs
 
 Places = npt.NDArray[np.int64]
 """Where contents of pages are: shape (n, 2), an open file and an offset in it; file -1 are zeros."""

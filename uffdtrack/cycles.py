@@ -16,7 +16,7 @@ from uffdtrack.errors import CycleError, InvalidInputError
 from uffdtrack.gate import Gated
 from uffdtrack.pages import DirtyLog, DirtyPages, smaller_log
 from uffdtrack.ram import NORESERVE
-from uffdtrack.space import PAGE
+from uffdtrack.runs import PAGE
 from uffdtrack.traits import Traits
 
 Logs = list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]

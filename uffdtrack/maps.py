@@ -19,7 +19,7 @@ LEFT_OUT = {
     "secret": "memory that nobody but the process can read (memfd_secret)",
     "ring": "shared with an object of the kernel",
 }
-"""Kinds of mappings that have contents of their own which an image does not hold, and why."""
+"""Kinds of mappings that have contents of their own which no copy of a process holds, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Region:
 
     @property
     def special(self) -> bool:
-        """The kernel's own (vvar, vsyscall), or left out. An image has no contents of it, ever."""
+        """The kernel's own (vvar, vsyscall), or left out. No copy has contents of it, ever."""
         return self.kind == "kernel" or self.kind in LEFT_OUT
 
     @property
@@ -73,12 +73,12 @@ class Region:
 
     @property
     def stored(self) -> bool:
-        """Whether a checkpoint holds contents of this mapping."""
+        """Whether a copy of the process holds contents of this mapping."""
         return not self.special and self.kind != "view"
 
     @property
     def left_out(self) -> str:
-        """Why its contents are in no image, "" where they are or are in a file."""
+        """Why its contents are in no copy, "" where they are or are in a file."""
         return LEFT_OUT.get(self.kind, "")
 
 

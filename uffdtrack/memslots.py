@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from uffdtrack.arguments import whole
 from uffdtrack.errors import InvalidInputError
-from uffdtrack.space import PAGE
+from uffdtrack.runs import PAGE
 
 
 @dataclass(frozen=True, slots=True)

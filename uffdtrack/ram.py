@@ -14,7 +14,7 @@ import numpy.typing as npt
 from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import InvalidInputError, StorageError
 from uffdtrack.memslots import Memslot, Ram, checked_slots
-from uffdtrack.space import PAGE
+from uffdtrack.runs import PAGE
 
 # MAP_NORESERVE has a name in Python from 3.12 on.
 NORESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
@@ -42,7 +42,7 @@ class GuestRam(Ram):
         size: of all the RAM, as one memslot from frame 0; a multiple of 4096 bytes.
         slots: memslots instead, with ascending frame numbers, for a guest whose RAM has holes. In `array`
             they stand one behind the other.
-        shared: shared memory, which vCPU processes, a checkpointer and a standby map by `name`. Otherwise
+        shared: shared memory, which vCPU processes and others map by `name`. Otherwise
             private anonymous memory, for guests whose vCPUs are threads of this process.
         huge: back private memory by huge pages; the kernel splits one when a page of it is first written.
 

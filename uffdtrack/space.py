@@ -4,158 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from uffdtrack._sys import STOP_TIMEOUT_NS, Runs, check, ffi, lib, runs_array, runs_of
+from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
+from uffdtrack.attach import attach_uffd
 from uffdtrack.errors import (
     EpochSkippedError,
-    MaxStopError,
-    PermissionDeniedError,
     TargetGoneError,
     UffdtrackError,
     UnsupportedError,
 )
 from uffdtrack.features import probe
-from uffdtrack.guard import verdict_on
-from uffdtrack.maps import Region, parse_maps
-from uffdtrack.tracee import ThreadState, Tracee, late_error
+from uffdtrack.maps import Region
+from uffdtrack.regions import regions_of
+from uffdtrack.runs import PAGE, Runs, merge_runs, size_of
+from uffdtrack.tracee import Tracee
+from uffdtrack.window import Heads, Pending, Window
 
-PAGE = 4096
 _TASK_SIZE = 1 << 47
-
-
-Heads = dict[tuple[str, int], bytes]
-"""First pages of ELF files, by device as in `Region` and inode."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What one stop of the target gave.
-
-    Attributes:
-        regions: the mappings at that instant; the same list as in the window before where they are the same.
-        threads: the registers at that instant.
-        data: ranges with contents; these stand one behind the other in `contents`.
-        zero: ranges that were written and hold zeros.
-        reset: ranges whose earlier contents are void: new mappings, and pages given back.
-        contents: valid until the next window of this address space.
-        unreadable: pages without content (past a file's end, guard pages).
-        compared: mappings followed by comparing contents, since others can write them.
-        scanned: the page tables of the whole memory were looked through.
-        touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
-        heads: the first page of mapped ELF files that no image has yet.
-        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; what is left
-            of it is `resume_us`.
-        elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
-            the number of that member (`ProcessTree`).
-    """
-
-    regions: list[Region]
-    threads: list[ThreadState]
-    data: Runs
-    zero: Runs
-    reset: Runs
-    contents: memoryview
-    unreadable: int
-    compared: int
-    scanned: bool
-    touched: int
-    stop_us: float
-    harvest_us: float
-    copy_us: float
-    rearm_us: float
-    pause_us: float
-    heads: Heads = field(default_factory=dict)
-    elsewhere: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-    @property
-    def resume_us(self) -> float:
-        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
-
-
-@dataclass(slots=True)
-class Pending:
-    """What was harvested and is not safe in an image yet."""
-
-    pages: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
-    reset: Runs = field(default_factory=lambda: np.empty((0, 2), np.uint64))
-    everything: bool = False
-    heads: Heads = field(default_factory=dict)
-
-    def add(self, pages: Runs, reset: Runs) -> None:
-        self.pages = merge_runs(self.pages, pages)
-        self.reset = merge_runs(self.reset, reset)
-
-    def clear(self) -> None:
-        self.pages = self.reset = np.empty((0, 2), np.uint64)
-        self.everything = False
-        self.heads = {}
-
-
-def _pages(runs: Runs) -> int:
-    return int((runs[:, 1] - runs[:, 0]).sum()) // PAGE
-
-
-def merge_runs(*several: Runs) -> Runs:
-    """The union of lists of ranges, sorted, with touching ranges merged."""
-    runs = np.concatenate(several).astype(np.uint64, copy=False)
-    if len(runs) < 2:
-        return runs
-    runs = runs[np.argsort(runs[:, 0], kind="stable")]
-    ends = np.maximum.accumulate(runs[:, 1])
-    first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))
-    last = np.concatenate((first[1:], [True]))
-    return np.stack((runs[first, 0], ends[last]), axis=1)
-
-
-_KINDS = {
-    int(lib.UT_KIND_ANON): "anonymous",
-    int(lib.UT_KIND_HUGE): "huge",
-    int(lib.UT_KIND_FILE): "file",
-    int(lib.UT_KIND_DELETED): "deleted",
-    int(lib.UT_KIND_SHARED): "shared",
-    int(lib.UT_KIND_ELSEWHERE): "shared",
-    int(lib.UT_KIND_VDSO): "vdso",
-    int(lib.UT_KIND_KERNEL): "kernel",
-    int(lib.UT_KIND_VIEW): "view",
-    int(lib.UT_KIND_DEVICE): "device",
-    int(lib.UT_KIND_SECRET): "secret",
-    int(lib.UT_KIND_RING): "ring",
-}
 _REGION_SIZE = ffi.sizeof("ut_region")
-_OF_MEMORY = {"deleted": "private-memory", "shared": "shared-memory"}
-
-
-def region_kind(region: Any) -> str:
-    """The kind of a mapping of the core's, in words."""
-    kind = _KINDS[region.kind]
-    return _OF_MEMORY.get(kind, kind) if region.in_memory else kind
-
-
-def _regions(maps: Any) -> list[Region]:
-    """The mappings that the core has read, with what it found behind them."""
-    kinds = [region_kind(region) for region in maps.regions[0 : maps.n]]
-    text = bytes(ffi.buffer(maps.text, maps.len))
-    return parse_maps(text.decode(errors="surrogateescape"), kinds)
-
-
-def read_maps(pid: int) -> list[Region]:
-    """The mappings of a process, each with what is behind it.
-
-    Raises:
-        TargetGoneError, PermissionDeniedError: as they say.
-    """
-    maps = ffi.new("ut_maps *")
-    try:
-        tid = check(lib.ut_live_thread(pid), "find", pid)
-        check(lib.ut_maps_look(maps, pid, tid), "read the mappings of", pid)
-        return _regions(maps)
-    finally:
-        lib.ut_maps_free(maps)
 
 
 class AddressSpace:
@@ -197,18 +67,6 @@ class AddressSpace:
                 "this kernel lacks userfaultfd WP_ASYNC or PAGEMAP_SCAN (Linux 6.7); see uffdtrack doctor"
             )
         sync = engine == "sync"
-        uffd = lib.ut_attach_uffd(pid, int(not sync))
-        if sync and uffd == -errno.EPERM:
-            raise PermissionDeniedError(
-                f"process {pid} may not have the kernel's own faults answered, which engine sync needs: "
-                "sysctl vm.unprivileged_userfaultfd=1, or use another engine"
-            )
-        if uffd == -errno.ETIMEDOUT:
-            late = lib.ut_attach_late()
-            raise late_error(pid, [late] if late else [], "stop the threads")
-        if uffd == lib.UT_OVERDUE:
-            raise verdict_on(lib.ut_attach_late()) or MaxStopError(f"process {pid} stood still for too long")
-        check(uffd, "make a userfaultfd in the name", pid)
         wanted = lib.UFFD_FEATURE_WP_ASYNC
         if sync:
             wanted = lib.UFFD_FEATURE_PAGEFAULT_FLAG_WP | lib.UFFD_FEATURE_THREAD_ID
@@ -217,16 +75,20 @@ class AddressSpace:
             wanted |= (
                 lib.UFFD_FEATURE_EVENT_REMOVE | lib.UFFD_FEATURE_EVENT_UNMAP | lib.UFFD_FEATURE_EVENT_REMAP
             )
-        check(lib.ut_uffd_api(uffd, wanted, ffi.NULL), "set the userfaultfd up", pid)
-        space = cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
-        if engine != "scan":
-            try:
+        uffd = attach_uffd(pid, wanted, waits=sync)
+        try:
+            space = cls(pid, uffd, diff_all=not features.zapped_pmd_reported)
+        except BaseException:
+            os.close(uffd)
+            raise
+        try:
+            if engine != "scan":
                 check(lib.ut_space_watch(space._c, int(sync), max_dirty or 0), "follow the faults", pid)
-            except BaseException:
-                space.close()
-                raise
-            if max_dirty:
-                space.full_fd = space._c.watch.full
+        except BaseException:
+            space.close()
+            raise
+        if engine != "scan" and max_dirty:
+            space.full_fd = space._c.watch.full
         return space
 
     def harvest(self, tracee: Tracee, everything: bool) -> tuple[Runs, Runs]:
@@ -254,7 +116,7 @@ class AddressSpace:
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, one behind the other; valid until the next copy or window."""
-        size = int((runs[:, 1] - runs[:, 0]).sum())
+        size = size_of(runs)
         pointer, n = runs_of(runs)
         check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
         return self._copied(size)
@@ -269,7 +131,7 @@ class AddressSpace:
         finally:
             lib.runs_free(data)
             lib.runs_free(zero)
-        size = int((full[:, 1] - full[:, 0]).sum())
+        size = size_of(full)
         return full, empty, self._copied(size)
 
     def _copied(self, size: int) -> memoryview:
@@ -321,10 +183,10 @@ class AddressSpace:
             zero=zero,
             reset=reset,
             contents=contents,
-            unreadable=_pages(runs_array(self._c.unreadable)),
+            unreadable=size_of(runs_array(self._c.unreadable)) // PAGE,
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
-            touched=_pages(runs_array(harvest.news.touched)) if harvest.by_news else 0,
+            touched=size_of(runs_array(harvest.news.touched)) // PAGE if harvest.by_news else 0,
             stop_us=times.stop_ns / 1e3,
             harvest_us=times.harvest_ns / 1e3,
             copy_us=times.copy_ns / 1e3,
@@ -342,7 +204,7 @@ class AddressSpace:
         try:
             if result == -errno.ETIMEDOUT:
                 raise tracee.late_error("stop the threads")
-            check(result, "checkpoint the memory", self.pid)
+            check(result, "take the memory", self.pid)
         except UffdtrackError as error:
             # What the harvest got at before it failed is not known page by page.
             pending.everything = pending.everything or bool(times.pause_ns)
@@ -382,7 +244,7 @@ class AddressSpace:
         maps = self._c.maps
         key = bytes(ffi.buffer(maps.text, maps.len)), bytes(ffi.buffer(maps.regions, maps.n * _REGION_SIZE))
         if not self._mapped or self._mapped[0] != key:
-            self._mapped = key, _regions(maps)
+            self._mapped = key, regions_of(maps)
         return self._mapped[1]
 
     def _take_heads(self) -> Heads:

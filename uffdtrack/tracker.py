@@ -16,7 +16,7 @@ from uffdtrack.features import Features, probe
 from uffdtrack.gate import PAUSE_TIMEOUT, Gate
 from uffdtrack.pages import DirtyPages
 from uffdtrack.ram import GuestRam
-from uffdtrack.space import PAGE
+from uffdtrack.runs import PAGE
 from uffdtrack.traits import Traits
 from uffdtrack.uffd_tracker import UffdTracker
 

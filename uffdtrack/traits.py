@@ -9,7 +9,7 @@ from typing import Literal
 @dataclass(frozen=True, slots=True)
 class Traits:
     """Attributes:
-    name: the engine's name on the command line and in images.
+    name: the engine's name, as users and files have it.
     per_vcpu: dirty lists say which vCPU wrote.
     forced_pause: how well a threshold holds. "exact": no user write goes beyond it.
     sees_kernel_copies: writes by system calls of a vCPU, such as read(2).

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
 from uffdtrack.errors import EpochSkippedError, TargetError, UnsupportedError
-from uffdtrack.space import AddressSpace, Pending, Window
+from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import CALL_SECONDS, Tracee
+from uffdtrack.window import Pending, Window
 
 REST = 0.05
 """Seconds in which all run before a stop of several is tried again."""

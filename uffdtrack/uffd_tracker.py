@@ -16,8 +16,8 @@ from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.gate import Gate
 from uffdtrack.pages import Stats
+from uffdtrack.runs import PAGE
 from uffdtrack.signal_gate import SignalGate, check_core
-from uffdtrack.space import PAGE
 from uffdtrack.traits import Traits
 from uffdtrack.vcpus import Vcpus, open_perf
 

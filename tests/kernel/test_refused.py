@@ -15,6 +15,8 @@ import pytest
 from checkpoint.chain import Chain
 from tests.helpers import Build, Run, Spawn
 from uffdtrack import status_field
+from uffdtrack.attach import attach_uffd
+from uffdtrack.errors import UffdtrackError
 
 
 @pytest.mark.parametrize(
@@ -224,3 +226,12 @@ def unprivileged_by_setpriv() -> dict[str, object]:
     """Root's user id, for the files' sake, without any capability but reading."""
     prefix = ["setpriv", "--bounding-set=-all,+dac_read_search,+dac_override", "--inh-caps=-all"]
     return {"prefix": prefix}
+
+
+def test_a_userfaultfd_that_cannot_be_set_up_is_closed(kernel: None, spawn: Spawn) -> None:
+    """Its traps would stay for as long as we live, and nobody would know of it."""
+    process = spawn("sleep", "60")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UffdtrackError, match="set the userfaultfd up"):
+        attach_uffd(process.pid, 1 << 40, waits=False)
+    assert os.listdir("/proc/self/fd") == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from uffdtrack import Region, parse_maps
 from uffdtrack._sys import ffi, lib
-from uffdtrack.space import region_kind
+from uffdtrack.regions import region_kind
 
 KNOWN = st.sampled_from(
     ["", "[heap]", "[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]",

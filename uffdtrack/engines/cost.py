@@ -8,7 +8,7 @@ from functools import cache
 
 from uffdtrack.engines.table import TABLE
 from uffdtrack.ram import GuestRam
-from uffdtrack.space import PAGE
+from uffdtrack.runs import PAGE
 from uffdtrack.uffd_tracker import UffdTracker
 
 _PAGES = 4096

@@ -1,5 +1,5 @@
 /* Mappings of which all pages are compared with the digests of what was stored: those that others may write through page
- * tables of their own, or through a file that the image does not stand on (a memfd that is mapped private); those that
+ * tables of their own, or through a file that no copy stands on (a memfd that is mapped private); those that
  * cannot be registered; hugetlb pages, which keep their trap when they are given back; and small ones (small.c). */
 #include "methods.h"
 

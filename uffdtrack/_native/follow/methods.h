@@ -34,7 +34,7 @@ int ut_follow_compared(ut_space *s, ut_region *r);
 int ut_look_spans(ut_space *s, const ut_region *r, int fresh);
 int ut_look_pages(ut_space *s, const ut_region *r, int fresh);
 
-/* trapped.c: 0: the page's mapping is registered with WP_ASYNC; -EPERM: it is not. */
+/* traps.c: 0: the page's mapping is registered with WP_ASYNC; -EPERM: it is not. */
 int ut_is_registered(ut_space *s, uint64_t page);
 /* Set the traps of pages that exist (an empty entry would become a marker, and count as clean), or take them away. */
 int ut_set_traps(const ut_space *s, const ut_runs *runs, int trap);
@@ -43,15 +43,22 @@ int ut_set_traps(const ut_space *s, const ut_runs *runs, int trap);
 int ut_leave_alone(ut_space *s, const ut_region *r);
 int ut_follow_alone(ut_space *s, ut_region *r);
 
-/* space.c: as if nothing had been found. */
+/* finding.c: as if nothing had been found. */
 void ut_finding_clear(ut_finding *f);
+/* What was found of one mapping goes to what was found of all. */
+int ut_finding_add(ut_finding *to, const ut_finding *part);
+void ut_finding_free(ut_finding *f);
+/* What this harvest has to tell the next one; `now` has what was told before, to be cleared. */
+void ut_history_take(ut_history *h, ut_history *now);
+void ut_history_clear(ut_history *h);
+void ut_history_free(ut_history *h);
 
 /* history.c, of the mappings that stood at this place at the last harvest: */
 /* whether all of them are the same object; */
 int ut_stood_before(const ut_space *s, const ut_region *r);
 /* how many were compared (1), or not (0); */
 size_t ut_count_before(const ut_space *s, const ut_region *r, int compared);
-/* whether there is a digest of all that the image has of this place. */
+/* whether there is a digest of all that is stored of this place. */
 int ut_is_known(const ut_space *s, const ut_region *r);
 /* What was mapped then and is not now has no history, should it be mapped again: a mapping may grow there in place (brk,
  * mremap, a stack) and keep its registration. */

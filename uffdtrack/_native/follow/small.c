@@ -2,7 +2,7 @@
  *
  * The kernel merges no memory that is registered with memory that is not. What is mapped beside registered memory stays
  * a mapping of its own, for good if it is written before it is registered too, since it has an anon_vma of its own then:
- * mremap(2) over both says EFAULT, and a heap that grows would take one mapping more for each epoch, up to
+ * mremap(2) over both says EFAULT, and a heap that grows would take one mapping more for each harvest, up to
  * vm.max_map_count. Left alone, pieces merge with those that come later, and are registered as one when they are large. */
 #include "methods.h"
 

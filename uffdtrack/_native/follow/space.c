@@ -3,47 +3,6 @@
 
 #include <errno.h>
 
-static void history_clear(ut_history *h)
-{
-	h->spans.n = h->kept.n = h->known.n = h->armed.n = h->bare.n = 0;
-}
-
-static void history_free(ut_history *h)
-{
-	runs_free(&h->spans);
-	runs_free(&h->kept);
-	runs_free(&h->known);
-	runs_free(&h->armed);
-	runs_free(&h->bare);
-}
-
-void ut_finding_clear(ut_finding *f)
-{
-	f->want.n = f->gone.n = f->fresh.n = 0;
-	history_clear(&f->now);
-	f->compared = 0;
-}
-
-static void finding_free(ut_finding *f)
-{
-	runs_free(&f->want);
-	runs_free(&f->gone);
-	runs_free(&f->fresh);
-	history_free(&f->now);
-}
-
-static int finding_add(ut_finding *to, const ut_finding *part)
-{
-	to->compared += part->compared;
-	TRY(runs_append(&to->want, &part->want));
-	TRY(runs_append(&to->gone, &part->gone));
-	TRY(runs_append(&to->fresh, &part->fresh));
-	TRY(runs_append(&to->now.spans, &part->now.spans));
-	TRY(runs_append(&to->now.kept, &part->now.kept));
-	TRY(runs_append(&to->now.known, &part->now.known));
-	return runs_append(&to->now.armed, &part->now.armed);
-}
-
 /* -- which mapping is followed how --------------------------------------------------------------- */
 
 enum { NO = 1, YES = 2, EITHER = NO | YES };
@@ -97,7 +56,7 @@ static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
 	TRY(follow(s, r));
 	TRY(runs_clip(&part->want, pending, r->start, r->end));
 	runs_normalise(&part->want);
-	return finding_add(&s->harvest.all, part);
+	return ut_finding_add(&s->harvest.all, part);
 }
 
 /* -- one harvest --------------------------------------------------------------------------------- */
@@ -117,7 +76,7 @@ static void begin(ut_space *s, int flags)
 	if (s->claims)
 		ut_claims_drop(s->claims, s->member);
 	if (flags & UT_FULL) {
-		history_clear(&s->history);
+		ut_history_clear(&s->history);
 		ut_digests_clear(&s->digests);
 	}
 }
@@ -157,7 +116,7 @@ static int look_at_mappings(ut_space *s, const ut_tracee *t)
 	return s->sync ? ut_exit_pages(t, &s->reader, &h->all.now.bare) : 0;
 }
 
-/* Digests are of what the image has, so they go where this harvest says that its contents hold no longer. */
+/* Digests are of what is stored, so they go where this harvest says that it holds no longer. */
 static int void_what_is_new(ut_space *s)
 {
 	ut_harvest *h = &s->harvest;
@@ -184,19 +143,6 @@ static int harvest(ut_space *s, const ut_tracee *t, const ut_runs *pending)
 	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
 }
 
-static void keep_history(ut_space *s)
-{
-	ut_history *now = &s->harvest.all.now;
-
-	runs_take(&s->history.spans, &now->spans);
-	runs_take(&s->history.kept, &now->kept);
-	runs_take(&s->history.known, &now->known);
-	runs_take(&s->history.armed, &now->armed);
-	runs_take(&s->history.bare, &now->bare);
-	runs_normalise(&s->history.spans);
-	runs_normalise(&s->history.known);
-}
-
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs again = {(ut_run *)pending, npending, npending};
@@ -211,7 +157,7 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (ut_space_is_gone(s))
 		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;
-	keep_history(s);
+	ut_history_take(&s->history, &s->harvest.all.now);
 	return err;
 }
 
@@ -282,8 +228,8 @@ int ut_space_watch(ut_space *s, int sync, uint64_t limit)
 static void harvest_free(ut_harvest *h)
 {
 	ut_news_free(&h->news);
-	finding_free(&h->all);
-	finding_free(&h->part);
+	ut_finding_free(&h->all);
+	ut_finding_free(&h->part);
 	runs_free(&h->found);
 	free(h->elsewhere);
 }
@@ -299,7 +245,7 @@ void ut_space_close(ut_space *s)
 	ut_filesystems_free(&s->filesystems);
 	ut_heads_free(&s->heads);
 	ut_digests_close(&s->digests);
-	history_free(&s->history);
+	ut_history_free(&s->history);
 	harvest_free(&s->harvest);
 	ut_buffer_free(&s->buffer);
 	runs_free(&s->unreadable);

@@ -44,7 +44,7 @@ typedef struct {
 	uint8_t in_memory; /* of a file that lives in memory: memfd, /dev/shm, System V, hugetlbfs */
 	uint8_t backing, deleted, named_deleted;
 	uint8_t head;  /* how often its first page was asked for: heads.c */
-	uint8_t compared; /* by this harvest: there are digests of what the image has of it */
+	uint8_t compared; /* by this harvest: there are digests of what is stored of it */
 	uint8_t sure;  /* backing and deleted hold for as long as it is mapped */
 	uint32_t name; /* offset of the name in the text */
 } ut_region;

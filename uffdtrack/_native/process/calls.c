@@ -182,8 +182,11 @@ static int add_held(ut_tracee *t, const ut_held *found)
 
 static int hold(ut_tracee *t, const ut_held *found)
 {
-	int err = ut_seize(t, found->tid);
+	int err;
 
+	ut_seizing_begin(t);
+	err = ut_seize(t, found->tid);
+	ut_seizing_end(t);
 	if (err)
 		return err == -ESRCH ? 0 : err;
 	return add_held(t, found);
@@ -348,6 +351,33 @@ static int look_at_all(ut_tracee *const *v, size_t n, size_t *at)
 	return in;
 }
 
+static int settle_calls(ut_tracee *t)
+{
+	int in = poll_all(t);
+
+	release_out(t);
+	return in;
+}
+
+int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
+{
+	int64_t deadline = ut_now_ns() + timeout_ns;
+	struct timespec nap = {0, 1000000};
+
+	for (;;) {
+		int pending;
+
+		for (size_t i = 0; i < t->n; i++)
+			if (t->threads[i].state == UT_THREAD_PENDING)
+				ut_poll_thread(t, &t->threads[i]);
+		pending = settle_calls(t); /* first: whom that asks to stop is pending then */
+		pending += ut_tracee_resume(t);
+		if (!pending || ut_now_ns() >= deadline)
+			return pending;
+		nanosleep(&nap, NULL);
+	}
+}
+
 int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t *at)
 {
 	int64_t deadline = ut_now_ns() + timeout_ns;
@@ -385,14 +415,6 @@ int ut_await_calls(ut_tracee *t, int64_t timeout_ns)
 	size_t at;
 
 	return ut_await_calls_of(&t, 1, timeout_ns, &at);
-}
-
-int ut_settle_calls(ut_tracee *t)
-{
-	int in = poll_all(t);
-
-	release_out(t);
-	return in;
 }
 
 /* Who is in such a call after all this time is taken out of it: else his signals would wait for us for ever. */

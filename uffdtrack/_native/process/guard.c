@@ -128,6 +128,24 @@ void ut_guard_group_stop(ut_tracee *t)
 		t->guard.slot->group_stopped = 1;
 }
 
+int ut_guard_repair(ut_tracee *t, ut_thread *th)
+{
+	const struct ut_guard_slot *slot = t->guard.repair;
+	int err;
+
+	if (!slot || slot->injecting != th->tid)
+		return 0;
+	t->guard.repair = NULL;
+	memcpy(th->regs, slot->regs, sizeof(th->regs));
+	th->sigmask = slot->sigmask;
+	if (slot->section.word)
+		ut_rseq_abort(th->tid, &slot->section, regs_of(th));
+	if (slot->dispatch.mode)
+		ut_set_dispatch(th->tid, &slot->dispatch);
+	err = trace(PTRACE_SETREGS, th->tid, NULL, th->regs);
+	return err ? err : trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &th->sigmask);
+}
+
 int64_t ut_guard_max_ns(void)
 {
 	return page ? page->max_stop_ns : 0;
@@ -154,36 +172,32 @@ int ut_guard_verdict_of(int pid, ut_guard_verdict *out)
 	return 0;
 }
 
-int ut_guard_start(int64_t max_stop_ns)
+int ut_guard_open(int64_t max_stop_ns, int *theirs)
 {
-	int pair[2], child, err;
+	int pair[2];
 
 	if (page)
 		return 0;
 	page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (page == MAP_FAILED || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-		err = -errno;
-		goto out;
+	if (page == MAP_FAILED) {
+		page = NULL;
+		return -ENOMEM;
+	}
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
+		int err = -errno;
+
+		ut_guard_forget();
+		return err;
 	}
 	page->max_stop_ns = max_stop_ns;
-	child = fork();
-	if (!child) {
-		close(pair[0]);
-		ut_watchdog(page, pair[1]);
-	}
-	err = -errno;
-	close(pair[1]);
-	if (child < 0) {
-		close(pair[0]);
-		goto out;
-	}
 	line = pair[0];
-	return child;
-out:
-	if (page != MAP_FAILED)
-		munmap(page, sizeof(*page));
-	page = NULL;
-	return err;
+	*theirs = pair[1];
+	return 1;
+}
+
+struct ut_guard_page *ut_guard_page(void)
+{
+	return page;
 }
 
 void ut_guard_leave(void)

@@ -17,8 +17,9 @@ struct ut_guard_news {
 	int slot, stopper;
 };
 
-/* watchdog.c: this process becomes it, and ends with it. `from`: a socket, on which news come. */
-_Noreturn void ut_watchdog(struct ut_guard_page *page, int from);
+/* Make the page, and a socket to the watchdog, whose end is *theirs. 1; 0: they are there already; -errno. */
+int ut_guard_open(int64_t max_stop_ns, int *theirs);
+struct ut_guard_page *ut_guard_page(void);
 /* rescue.c: whether the target has to be stopped by a signal before its tracer dies, so that it can be put right;
  * `ended`: that one has died already, and what a stop had interrupted has gone on. */
 int ut_needs_rescue(const struct ut_guard_slot *slot, int ended);

@@ -93,11 +93,6 @@ static int find_syscall(ut_tracee *t)
 	return err;
 }
 
-void ut_set_dispatch(int tid, const ut_dispatch *d)
-{
-	trace(UT_PTRACE_SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
-}
-
 /* Take what the thread has set up about its own calls out of the way of ours. */
 static int clear_way(ut_tracee *t, ut_thread *th)
 {

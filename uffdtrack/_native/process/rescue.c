@@ -55,24 +55,6 @@ static void end_born(ut_tracee *t, const struct ut_guard_slot *slot)
 	}
 }
 
-int ut_guard_repair(ut_tracee *t, ut_thread *th)
-{
-	const struct ut_guard_slot *slot = t->guard.repair;
-	int err;
-
-	if (!slot || slot->injecting != th->tid)
-		return 0;
-	t->guard.repair = NULL;
-	memcpy(th->regs, slot->regs, sizeof(th->regs));
-	th->sigmask = slot->sigmask;
-	if (slot->section.word)
-		ut_rseq_abort(th->tid, &slot->section, regs_of(th));
-	if (slot->dispatch.mode)
-		ut_set_dispatch(th->tid, &slot->dispatch);
-	err = trace(PTRACE_SETREGS, th->tid, NULL, th->regs);
-	return err ? err : trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &th->sigmask);
-}
-
 /* The target has no tracer any more, and, but where that one was killed by somebody else, SIGSTOP pending. Once they
  * are seized its threads cannot reach user mode, so this waits for as long as they take to stop. */
 static void rescue(const struct ut_guard_slot *slot, int target_pidfd, int stopped)

@@ -26,13 +26,6 @@
 #define PATIENCE_NS 250000000ll
 #define MAX_PATIENCE_NS 60000000000ll
 
-int ut_read_remote(int tid, uint64_t addr, void *to, size_t len)
-{
-	struct iovec local = {to, len}, remote = {(void *)addr, len};
-
-	return process_vm_readv(tid, &local, 1, &remote, 1, 0) == (ssize_t)len ? 0 : -EFAULT;
-}
-
 static int64_t remote_timespec(int tid, uint64_t addr)
 {
 	struct timespec ts;
@@ -438,7 +431,7 @@ int ut_note_stop(ut_tracee *t, ut_thread *th)
 	}
 	if (rule == UT_CALL_ANEW)
 		note_anew(t, w, now);
-	/* The mark is for the live thread only; th->regs, which the image gets, has the true flags. */
+	/* The mark is for the live thread only; th->regs, which others read, has the true flags. */
 	live = *r;
 	live.eflags |= MARK;
 	return trace(PTRACE_SETREGS, th->tid, NULL, &live);

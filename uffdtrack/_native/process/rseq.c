@@ -43,7 +43,7 @@ void ut_rseq_find(int tid, uint64_t rip, ut_section *found)
 	*found = (ut_section){c.area + AREA_CS, at, s.abort};
 }
 
-/* The word is put back, so that memory is as it was: an image or the undoing of a rollback may go by it. Where that
+/* The word is put back, so that memory is as it was: a copy of it, or the undoing of a rollback, may go by it. Where that
  * fails the area is not there any more, and nobody will miss it. The pointer goes to the abort address here and now:
  * kernels since 6.19 look at the word only on the way back from an interrupt of user code, and after an injected call
  * the thread is on its way back from a system call. */
@@ -54,7 +54,7 @@ void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live)
 }
 
 /* Kernels since 6.19 write the numbers of processor, node and concurrency to the area when they change, not at each
- * return: memory of an epoch would leave those of then there, and per-CPU data would be another processor's. */
+ * return: memory of an earlier time would leave those of then there, and per-CPU data would be another processor's. */
 int ut_rseq_keep(ut_tracee *t)
 {
 	free(t->rseq.v);

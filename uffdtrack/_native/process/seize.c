@@ -75,16 +75,26 @@ void ut_seizing_close(const ut_tracee *t)
 	syscall(SYS_timer_delete, t->seizing.timer);
 }
 
-static void set_nudge(const ut_tracee *t, long ns)
+static void nudge_every(const ut_tracee *t, long ns)
 {
 	struct itimerspec every = {{0, ns}, {0, ns}};
 
 	syscall(SYS_timer_settime, t->seizing.timer, 0, &every, NULL); /* fails for a wrong timer or time only */
 }
 
+void ut_seizing_begin(const ut_tracee *t)
+{
+	nudge_every(t, NUDGE_NS);
+}
+
+void ut_seizing_end(const ut_tracee *t)
+{
+	nudge_every(t, 0);
+}
+
 /* An ending thread answers EPERM as a forbidden one does, and a thread in exec is waited for: then the one that was
  * asked for may have ended, and another one live under its id. */
-static int seize(ut_tracee *t, int tid)
+int ut_seize(ut_tracee *t, int tid)
 {
 	volatile int err = -EPERM;
 
@@ -101,56 +111,4 @@ static int seize(ut_tracee *t, int tid)
 			return -ESRCH;
 	}
 	return err;
-}
-
-int ut_seize(ut_tracee *t, int tid)
-{
-	int err;
-
-	set_nudge(t, NUDGE_NS);
-	err = seize(t, tid);
-	set_nudge(t, 0);
-	return err;
-}
-
-static int seize_new(ut_tracee *t)
-{
-	char path[32];
-	struct dirent *e;
-	int fresh = 0, err = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", t->pid);
-	AUTO_DIR dir = opendir(path);
-
-	if (!dir)
-		return errno == ENOENT ? -ESRCH : -errno;
-	while (!err && (e = readdir(dir))) {
-		int tid = atoi(e->d_name);
-
-		if (tid <= 0 || ut_tracee_index(t, tid) >= 0)
-			continue;
-		err = seize(t, tid);
-		if (err) {
-			err = err == -ESRCH ? 0 : err;
-			continue;
-		}
-		err = ut_hold_seized(t, tid);
-		if (!err)
-			err = ut_add_thread(t, tid);
-		if (err)
-			break;
-		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
-		fresh++;
-	}
-	return err ? err : fresh;
-}
-
-int ut_seize_new(ut_tracee *t)
-{
-	int r;
-
-	set_nudge(t, NUDGE_NS);
-	r = seize_new(t);
-	set_nudge(t, 0);
-	return r;
 }

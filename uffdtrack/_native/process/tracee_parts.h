@@ -1,8 +1,10 @@
-/* What the parts of a tracee have in common: tracee.c stops and releases, seize.c makes threads ours, restart.c mends
- * interrupted system calls, calls.c waits for those that must not be interrupted, inject.c runs system calls in a
- * thread's name, attach.c makes a userfaultfd by them. */
+/* What the parts of a tracee have in common, from below: threads.c has the table, seize.c makes threads ours, restart.c mends
+ * interrupted system calls, halt.c follows a thread to its stop and lets go, calls.c waits for calls that must not be
+ * interrupted, tracee.c stops all; inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by
+ * them. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
+#include "compat.h"
 #include "tracee.h"
 
 #include <errno.h>
@@ -34,7 +36,10 @@ static inline long trace(int request, int tid, void *addr, void *data)
 
 int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
 /* Syscall user dispatch of a thread. */
-void ut_set_dispatch(int tid, const ut_dispatch *d);
+static inline void ut_set_dispatch(int tid, const ut_dispatch *d)
+{
+	trace(UT_PTRACE_SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
+}
 /* rseq.c: what it has registered; area 0: nothing, or the kernel does not say. */
 ut_registration ut_rseq_of(int tid);
 /* The critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
@@ -70,20 +75,21 @@ void ut_forget_wait(ut_tracee *t, int tid);
 const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
 /* Calls of that number, on such a descriptor if they have one, begin anew in this process. */
 int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
-/* calls.c: those that are left alone. Let go who has come out, and return how many have not; end that. */
-int ut_settle_calls(ut_tracee *t);
 /* The last look, just before a thread is interrupted: UT_BUSY, it is in such a call by now, and held. */
 int ut_hold_seized(ut_tracee *t, int tid);
 void ut_close_calls(ut_tracee *t);
-/* seize.c: 0; -ESRCH: it has ended; -ETIMEDOUT: it is in an exec that does not come to its end. */
+/* seize.c: make a thread ours; between a begin and an end. 0; -ESRCH: it has ended; -ETIMEDOUT: it is in an exec that does
+ * not come to its end. */
 int ut_seize(ut_tracee *t, int tid);
-/* Seize and interrupt the threads that are not in the table yet; returns how many. */
-int ut_seize_new(ut_tracee *t);
+void ut_seizing_begin(const ut_tracee *t);
+void ut_seizing_end(const ut_tracee *t);
 /* Collect the threads that were killed while they were ours: an exec waits for that. */
 void ut_collect_killed(ut_tracee *t);
 int ut_seizing_open(ut_tracee *t);
 void ut_seizing_close(const ut_tracee *t);
-/* tracee.c */
+/* halt.c: 1: the thread has stopped or is dead; 0: not yet; or -errno. */
+int ut_poll_thread(ut_tracee *t, ut_thread *th);
+/* threads.c */
 /* A thread that is ours, and has been asked to stop. */
 int ut_add_thread(ut_tracee *t, int tid);
 /* What stays in the table between two stops. */

@@ -12,6 +12,7 @@
 #include "proc_stat.h"
 #include "sabotage.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
@@ -191,13 +192,14 @@ static void watch(int from)
 	}
 }
 
-void ut_watchdog(struct ut_guard_page *shared, int from)
+static _Noreturn void become_watchdog(int from)
 {
 	struct sched_param urgent = {.sched_priority = 2}; /* a worker has 1 while its target stands */
 	sigset_t all;
 	int null = open("/dev/null", O_RDWR);
 
-	page = shared;
+	page = ut_guard_page();
+	ut_guard_leave(); /* the other end is for who stops */
 	ut_sabotage_off();
 	setsid();
 	sigfillset(&all);
@@ -214,4 +216,20 @@ void ut_watchdog(struct ut_guard_page *shared, int from)
 	}
 	watch(from);
 	_exit(0);
+}
+
+int ut_guard_start(int64_t max_stop_ns)
+{
+	int from, child, r = ut_guard_open(max_stop_ns, &from);
+
+	if (r <= 0)
+		return r;
+	child = fork();
+	if (!child)
+		become_watchdog(from);
+	r = child < 0 ? -errno : child;
+	close(from);
+	if (child < 0)
+		ut_guard_forget();
+	return r;
 }

@@ -1,0 +1,178 @@
+"""The algebra of page numbers and address ranges.
+
+`Pages` are page numbers, `Runs` address ranges in bytes. Unless a function says otherwise, what it takes is
+sorted and without overlaps, and so is what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE = 4096
+"""Bytes."""
+BATCH = 8192
+"""Pages that are read at a time: 32 MiB."""
+
+Pages = npt.NDArray[np.uint64]
+"""Page numbers: shape (n,)."""
+Runs = npt.NDArray[np.uint64]
+"""Address ranges: shape (n, 2), bytes, start inclusive and end exclusive."""
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+"""Indices, -1 for none."""
+
+
+def no_runs() -> Runs:
+    """An empty list of ranges."""
+    return np.empty((0, 2), np.uint64)
+
+
+def size_of(runs: Runs) -> int:
+    """Bytes in ranges."""
+    return int((runs[:, 1] - runs[:, 0]).sum())
+
+
+# -- from the one to the other -------------------------------------------------------------------------
+
+
+def expand(runs: Runs) -> Pages:
+    """The page numbers of address ranges, in the order of the ranges, which may be any."""
+    if not len(runs):
+        return np.empty(0, np.uint64)
+    first = runs[:, 0] // PAGE
+    counts = (runs[:, 1] // PAGE - first).astype(np.int64)
+    before = np.cumsum(counts) - counts
+    starts = np.repeat(first.astype(np.int64) - before, counts)
+    return (starts + np.arange(int(counts.sum()))).astype(np.uint64)
+
+
+def run_starts(pages: Pages) -> Rows:
+    """Where in `pages` a run of consecutive numbers begins."""
+    new = np.ones(len(pages), bool)
+    new[1:] = pages[1:] != pages[:-1] + np.uint64(1)
+    return np.flatnonzero(new)
+
+
+def page_runs(pages: Pages) -> npt.NDArray[np.uint64]:
+    """Page numbers as ranges of page numbers: shape (n, 2), start inclusive and end exclusive."""
+    first = run_starts(pages)
+    last = np.append(first[1:], len(pages))[: len(first)] - 1
+    return np.stack((pages[first], pages[last] + np.uint64(1)), axis=1)
+
+
+def to_runs(pages: Pages) -> Runs:
+    """Page numbers as address ranges."""
+    return page_runs(pages) * np.uint64(PAGE)
+
+
+# -- sets of addresses ---------------------------------------------------------------------------------
+
+
+def merge_runs(*several: Runs) -> Runs:
+    """The union of lists of ranges, in any order and overlapping; touching ranges become one."""
+    runs = np.concatenate(several).astype(np.uint64, copy=False)
+    if len(runs) < 2:
+        return runs
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    ends = np.maximum.accumulate(runs[:, 1])
+    first = np.concatenate(([True], runs[1:, 0] > ends[:-1]))
+    last = np.concatenate((first[1:], [True]))
+    return np.stack((runs[first, 0], ends[last]), axis=1)
+
+
+def subtract(a: Runs, b: Runs) -> Runs:
+    """What of the ranges of `a` is in none of `b`. A range may come back in pieces that touch."""
+    cuts = np.unique(np.concatenate((a.ravel(), b.ravel())))
+    starts, ends = cuts[:-1], cuts[1:]
+    keep = (rows_of(starts, a) >= 0) & (rows_of(starts, b) < 0)
+    return np.stack((starts[keep], ends[keep]), axis=1)
+
+
+def intersect(a: Runs, b: Runs) -> Runs:
+    """What is in ranges of both. A range may come back in pieces that touch."""
+    return subtract(a, subtract(a, b))
+
+
+def rows_of(numbers: npt.NDArray[np.uint64], ranges: npt.NDArray[np.uint64]) -> Rows:
+    """The range that each number lies in, -1 for none.
+
+    Args:
+        numbers: in any order; addresses or page numbers.
+        ranges: shape (n, 2), of the same unit.
+    """
+    if not len(ranges):
+        return np.full(len(numbers), -1, np.int64)
+    at = np.searchsorted(ranges[:, 0], numbers, side="right") - 1
+    return np.where((at >= 0) & (numbers < ranges[np.maximum(at, 0), 1]), at, -1)
+
+
+def inside(pages: Pages, ranges: Runs) -> Mask:
+    """Which page numbers lie in address ranges; both in any order."""
+    return rows_of(pages * np.uint64(PAGE), merge_runs(ranges)) >= 0
+
+
+# -- tables by page ------------------------------------------------------------------------------------
+
+
+def latest(pages: Pages, *columns: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Sort a table by page; of several rows of one page the last one stays.
+
+    Args:
+        pages: in any order, with repetitions.
+        columns: what else the rows have, each of shape (n,).
+    """
+    order = np.argsort(pages, kind="stable")
+    ordered = pages[order]
+    keep = np.ones(len(ordered), bool)
+    keep[:-1] = ordered[1:] != ordered[:-1]
+    return (ordered[keep], *(column[order][keep] for column in columns))
+
+
+def index_of(pages: Pages, wanted: Pages) -> Rows:
+    """Where in `pages` each wanted page is, -1 for those that are not there; `wanted` in any order."""
+    if not len(pages):
+        return np.full(len(wanted), -1, np.int64)
+    at = np.searchsorted(pages, wanted)
+    return np.where(pages[np.minimum(at, len(pages) - 1)] == wanted, at, -1)
+
+
+def between(pages: Pages, start: int, end: int) -> slice:
+    """The part of `pages` that lies between two addresses."""
+    lo, hi = np.searchsorted(pages, [start // PAGE, end // PAGE])
+    return slice(int(lo), int(hi))
+
+
+# -- in parts ------------------------------------------------------------------------------------------
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """`count` rows in parts of at most `size`."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def batches(pages: Pages, size: int = BATCH) -> Iterator[Pages]:
+    """Page numbers in parts of at most `size`."""
+    return (pages[part] for part in slices(len(pages), size))
+
+
+def chunks(runs: Runs, size: int) -> Iterator[Runs]:
+    """Cut ranges into lists of at most `size` bytes each, which is a multiple of the page."""
+    parts: list[tuple[int, int]] = []
+    room = size
+    for first, end in runs.tolist():
+        start = first
+        while start < end:
+            n = min(room, end - start)
+            parts.append((start, start + n))
+            start += n
+            room -= n
+            if room < PAGE:
+                yield np.array(parts, np.uint64)
+                parts, room = [], size
+    if parts:
+        yield np.array(parts, np.uint64)

@@ -1,0 +1,76 @@
+"""What one stop of an attached process gave, and what of it is not safe yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from uffdtrack.maps import Region
+from uffdtrack.runs import Runs, merge_runs, no_runs
+from uffdtrack.tracee import ThreadState
+
+Heads = dict[tuple[str, int], bytes]
+"""First pages of ELF files, by device as in `Region` and inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one stop of the target gave.
+
+    Attributes:
+        regions: the mappings at that instant; the same list as in the window before where they are the same.
+        threads: the registers at that instant.
+        data: ranges with contents; these stand one behind the other in `contents`.
+        zero: ranges that were written and hold zeros.
+        reset: ranges whose earlier contents are void: new mappings, and pages given back.
+        contents: valid until the next window of this address space.
+        unreadable: pages without content (past a file's end, guard pages).
+        compared: mappings followed by comparing contents, since others can write them.
+        scanned: the page tables of the whole memory were looked through.
+        touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
+        heads: the first page of mapped ELF files that nobody has acknowledged yet.
+        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; what is left
+            of it is `resume_us`.
+        elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
+            the number of that member (`ProcessTree`).
+    """
+
+    regions: list[Region]
+    threads: list[ThreadState]
+    data: Runs
+    zero: Runs
+    reset: Runs
+    contents: memoryview
+    unreadable: int
+    compared: int
+    scanned: bool
+    touched: int
+    stop_us: float
+    harvest_us: float
+    copy_us: float
+    rearm_us: float
+    pause_us: float
+    heads: Heads = field(default_factory=dict)
+    elsewhere: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    @property
+    def resume_us(self) -> float:
+        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
+
+
+@dataclass(slots=True)
+class Pending:
+    """What was harvested and is not safe with its user yet."""
+
+    pages: Runs = field(default_factory=no_runs)
+    reset: Runs = field(default_factory=no_runs)
+    everything: bool = False
+    heads: Heads = field(default_factory=dict)
+
+    def add(self, pages: Runs, reset: Runs) -> None:
+        self.pages = merge_runs(self.pages, pages)
+        self.reset = merge_runs(self.reset, reset)
+
+    def clear(self) -> None:
+        self.pages = self.reset = no_runs()
+        self.everything = False
+        self.heads = {}
