@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from checkpoint.attributes import Attributes, Flags, Recorded, keeps_advice, must_be_made_anew
 from checkpoint.image import EpochFile, Pages
-from checkpoint.targets.identity import proc_read
-from uffdtrack import PAGE, Region, Runs, read_maps
+from uffdtrack import PAGE, Region, Runs, proc_read, read_maps
 
 _SMAPS_SECONDS = 0.02
 """Reading the attributes takes 25 ms for each GiB and 7 ms for each thousand mappings."""

@@ -21,9 +21,8 @@ from checkpoint.attributes import (
 from checkpoint.chain import View
 from checkpoint.image import NT_AUXV
 from checkpoint.layout import Change, Layout, heap_end, protection
-from checkpoint.targets.identity import proc_read
 from checkpoint.targets.mapped import mapped_files
-from uffdtrack import PAGE, Injector, Region, Tracee, task_directory
+from uffdtrack import PAGE, Injector, Region, Tracee, proc_read, task_directory
 from uffdtrack.errors import RollbackRefusedError, TargetError
 
 _MMAP, _MPROTECT, _MUNMAP, _BRK, _MREMAP, _CLOSE, _OPENAT = 9, 10, 11, 12, 25, 3, 257

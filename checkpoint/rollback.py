@@ -27,10 +27,9 @@ from checkpoint.layout import Layout, Stretches
 from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
 from checkpoint.registrations import Registrations
-from checkpoint.targets.identity import identify
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.refusals import check_target
-from uffdtrack import MAX_STOP, PAGE, Tracee, status_field, verdict_on, watchdog
+from uffdtrack import MAX_STOP, PAGE, Tracee, identify, status_field, verdict_on, watchdog
 from uffdtrack.errors import (
     RollbackRefusedError,
     TargetError,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import ChainWriter
@@ -13,18 +12,15 @@ from checkpoint.epoch import EpochRow, Membership
 from checkpoint.sink import ChainSink
 from checkpoint.stream import Part, Stream
 from checkpoint.targets.process import ProcessTarget
-from uffdtrack import ProcessTree, Window, task_directory
+from uffdtrack import ProcessTree, Window, command_name, task_directory
 from uffdtrack.errors import NewMemoryError, TargetGoneError
 
 SMALL = 64 << 10
 """Contents of an epoch up to this size are compared with those of the one before."""
 
 
-def command_name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
-    except OSError:
-        return "?"
+def name_of(pid: int) -> str:
+    return command_name(pid) or "?"
 
 
 def lives(pid: int) -> bool:
@@ -85,7 +81,7 @@ class Member:
             part = self.stream.draft(window, elsewhere=elsewhere)
         except (TargetGoneError, NewMemoryError):
             return None
-        start_time, comm = self.target.identity.start_time, command_name(self.target.pid)
+        start_time, comm = self.target.process.identity.start_time, name_of(self.target.pid)
         member = Membership(start_time, comm, self.chain.directory.name, unchanged=False)
         part.row = replace(part.row, member=member)
         return part

@@ -20,7 +20,7 @@ from checkpoint.rollback import (
     urgent,
 )
 from checkpoint.tree import TreeEpoch
-from checkpoint.tree_member import command_name, lives
+from checkpoint.tree_member import lives, name_of
 from uffdtrack import MAX_STOP, Tracee, children, stop_together, watchdog
 from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
 
@@ -93,7 +93,7 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
         with urgent():
             born = _born(list(views), entry)
             if born and not anyway:
-                names = ", ".join(f"{pid} ({command_name(pid)})" for pid in born)
+                names = ", ".join(f"{pid} ({name_of(pid)})" for pid in born)
                 raise RollbackRefusedError(
                     f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end "
                     "them first, or give --anyway; all are as they were"
@@ -113,7 +113,7 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
     for pid, one in outcomes.items():
         one.pause_us = pause
         for word in [*one.warnings, *works[pid].differences()]:
-            said.setdefault(word, []).append(f"{pid} ({command_name(pid)})")
+            said.setdefault(word, []).append(f"{pid} ({name_of(pid)})")
     for word, of in said.items():
         outcome.warnings.append(f"process{'es' * (len(of) > 1)} {', '.join(of)}: {word}")
     return outcome
@@ -158,7 +158,7 @@ def _about(pid: int) -> Iterator[None]:
     try:
         yield
     except UffdtrackError as error:
-        raise type(error)(f"process {pid} ({command_name(pid)}): {error}") from error
+        raise type(error)(f"process {pid} ({name_of(pid)}): {error}") from error
 
 
 def _shared_elsewhere(view: View) -> list[tuple[int, int]]:

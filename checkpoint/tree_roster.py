@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from checkpoint.chain import ChainWriter
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import TreeWriter
-from checkpoint.tree_member import Member, command_name, lives
-from uffdtrack import children, shares_memory
+from checkpoint.tree_member import Member, lives, name_of
+from uffdtrack import children, procfs, shares_memory
 from uffdtrack.errors import PermissionDeniedError, TargetError, TargetGoneError
 
 VFORK_SECONDS = 0.05
@@ -111,10 +110,8 @@ class Roster:
 
     def _is_ours(self, pid: int) -> bool:
         """A child of ours that helps us: it has our command line, since it has not called exec."""
-        try:
-            ours = Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
-        except OSError:
-            return False
+        line = procfs.glance(f"/proc/{pid}/cmdline")
+        ours = bool(line) and line == procfs.glance("/proc/self/cmdline")
         if ours:
             self.ours.add(pid)
         return ours
@@ -135,7 +132,7 @@ class Roster:
         self.bury(member)
 
     def why_left(self) -> str:
-        return "; ".join(f"process {pid} ({command_name(pid)}): {why}" for pid, why in self.left.items())
+        return "; ".join(f"process {pid} ({name_of(pid)}): {why}" for pid, why in self.left.items())
 
     def ended(self) -> bool:
         """Whether no process of the tree is left."""

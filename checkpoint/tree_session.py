@@ -11,7 +11,7 @@ from checkpoint.session import Taker
 from checkpoint.sink import side_by_side
 from checkpoint.stream import Part, complete
 from checkpoint.tree import TreeWriter
-from checkpoint.tree_member import Member, command_name
+from checkpoint.tree_member import Member, name_of
 from checkpoint.tree_roster import Roster
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
 from uffdtrack.errors import (
@@ -160,7 +160,7 @@ class TreeSession(Taker[TreeRow]):
         if not parts or not storing <= parts.keys():
             return None
         left_out += [
-            LeftOut(m.target.pid, command_name(m.target.pid), "it ended, or called exec, a moment after")
+            LeftOut(m.target.pid, name_of(m.target.pid), "it ended, or called exec, a moment after")
             for m, _ in taken
             if m not in inside
         ]
@@ -206,7 +206,7 @@ class TreeSession(Taker[TreeRow]):
         for member in members:
             if member.target.pid not in inside and member in self.members:
                 reasons[member.target.pid] = "its memory could not be taken at that moment (exec)"
-        return [LeftOut(pid, command_name(pid), why) for pid, why in reasons.items()]
+        return [LeftOut(pid, name_of(pid), why) for pid, why in reasons.items()]
 
     def _commit(
         self, rows: list[EpochRow], left_out: list[LeftOut], window: TreeWindow, started: float

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from checkpoint.targets.identity import stat_fields
-from uffdtrack import parse_maps, status_field
+from uffdtrack import parse_maps, stat_fields, status_field
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]

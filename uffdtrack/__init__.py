@@ -52,21 +52,25 @@ from uffdtrack.maps import Region, parse_maps
 from uffdtrack.member import Vcpu, join
 from uffdtrack.memslots import Memslot
 from uffdtrack.pages import DirtyLog, DirtyPages, Stats
+from uffdtrack.process import (
+    Identity,
+    Process,
+    children,
+    command_name,
+    descriptors,
+    identify,
+    proc_read,
+    shares_memory,
+    stat_fields,
+    status_field,
+    task_directory,
+)
 from uffdtrack.ram import GuestRam, parse_size
 from uffdtrack.regions import read_maps
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE, Runs, merge_runs
 from uffdtrack.space import AddressSpace
-from uffdtrack.tracee import (
-    Injector,
-    Rseq,
-    ThreadState,
-    Tracee,
-    open_pidfd,
-    shares_memory,
-    status_field,
-    task_directory,
-)
+from uffdtrack.tracee import Injector, Rseq, ThreadState, Tracee
 from uffdtrack.tracker import (
     ENGINES,
     PROCESS_ENGINES,
@@ -76,7 +80,7 @@ from uffdtrack.tracker import (
     open_tracker,
 )
 from uffdtrack.traits import Traits
-from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, children, stop_together
+from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, stop_together
 from uffdtrack.uffd_tracker import UffdTracker
 from uffdtrack.whereabouts import frozen_cgroup
 from uffdtrack.window import Heads, Pending, Window
@@ -103,6 +107,7 @@ __all__ = [
     "GuestRam",
     "HandlerGoneError",
     "Heads",
+    "Identity",
     "ImageError",
     "Injector",
     "InvalidInputError",
@@ -115,6 +120,7 @@ __all__ = [
     "Pending",
     "PermissionDeniedError",
     "Places",
+    "Process",
     "ProcessRam",
     "ProcessTracker",
     "ProcessTree",
@@ -146,27 +152,31 @@ __all__ = [
     "children",
     "choose_engine",
     "choose_for_process",
+    "command_name",
     "compare_pages",
+    "descriptors",
     "end_watchdog",
     "existing",
     "file_mode",
     "frozen_cgroup",
     "guard_pages",
     "how_to_be_allowed",
+    "identify",
     "join",
     "leave_watchdog",
     "merge_runs",
     "open_files",
-    "open_pidfd",
     "open_tracker",
     "parse_maps",
     "parse_size",
     "probe",
+    "proc_read",
     "read_maps",
     "read_places",
     "shares_memory",
     "shares_no_pages",
     "start_watchdog",
+    "stat_fields",
     "status_field",
     "stop_together",
     "task_directory",

@@ -12,9 +12,9 @@ from uffdtrack._sys import check, ffi, lib
 from uffdtrack.arguments import bytes_like, whole
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StorageError, TargetGoneError
 from uffdtrack.memslots import Memslot, Ram, checked_slots
+from uffdtrack.process import task_directory
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE
-from uffdtrack.tracee import task_directory
 
 
 class ProcessRam(Ram):

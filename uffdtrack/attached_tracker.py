@@ -11,8 +11,8 @@ from uffdtrack.attach import attach_uffd
 from uffdtrack.attached_ram import ProcessRam
 from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
+from uffdtrack.process import task_directory
 from uffdtrack.ptrace_gate import PtraceGate
-from uffdtrack.tracee import task_directory
 from uffdtrack.traits import Traits
 from uffdtrack.uffd_tracker import UffdTracker
 from uffdtrack.vcpus import open_perf

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from uffdtrack import procfs
 from uffdtrack._sys import lib
 from uffdtrack.errors import PauseTimeoutError, StopTimeoutError
 from uffdtrack.gate import PAUSE_TIMEOUT
@@ -47,7 +46,7 @@ class PtraceGate:
         self._halted = False
 
     def lives(self, tid: int) -> bool:
-        return os.path.exists(f"/proc/{self._pid}/task/{tid}")
+        return tid in procfs.threads(self._pid)
 
     def _ended(self) -> set[int]:
         return {vcpu for vcpu in self._vcpus.own if not self.lives(self._vcpus.tid(vcpu))}

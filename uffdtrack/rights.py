@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from uffdtrack import procfs
 
 _CAP_SYS_PTRACE = 19
 
 
 def how_to_be_allowed(pid: int) -> str:
     """A sentence for people. ptrace(2), section "Ptrace access mode checking"; Yama.rst."""
-    scope = _read("/proc/sys/kernel/yama/ptrace_scope")
+    scope = procfs.glance("/proc/sys/kernel/yama/ptrace_scope")
     if scope == "3":
         return "kernel.yama.ptrace_scope is 3: nobody may, until the host is booted with another"
     if os.geteuid():
@@ -25,18 +26,8 @@ def how_to_be_allowed(pid: int) -> str:
     return "This root has CAP_SYS_PTRACE: a security module (AppArmor, SELinux, Landlock, seccomp) forbids it"
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
 def _capabilities() -> int:
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
+    return int(procfs.field(procfs.glance("/proc/self/status"), "CapEff") or "0", 16)
 
 
 def _namespace(pid: str) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
-from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError, TargetGoneError
+from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError
 from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
 CALL_SECONDS = 10.0
@@ -250,44 +248,3 @@ def late_reason(pid: int, tids: Sequence[int]) -> str:
     if frozen:
         return f"the cgroup {frozen} of the process is frozen"
     return f"{describe_threads(pid, tids) or 'a thread (in exec?)'} does not stop"
-
-
-def task_directory(pid: int) -> Path:
-    """/proc/PID/task/TID of a thread that lives.
-
-    A first thread that has ended, while others go on, has no memory and no files in /proc/PID.
-
-    Raises:
-        TargetGoneError: no thread lives.
-    """
-    return Path(f"/proc/{pid}/task/{check(lib.ut_live_thread(pid), 'find', pid)}")
-
-
-def status_field(pid: int, name: str) -> str:
-    """One field of the status of a living thread, "" where the kernel has no such field.
-
-    Raises:
-        TargetGoneError: there is no such process.
-    """
-    try:
-        text = (task_directory(pid) / "status").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise TargetGoneError(f"there is no process {pid}") from error
-    for line in text.split("\n"):
-        key, _, value = line.partition(":")
-        if key == name:
-            return value.strip()
-    return ""
-
-
-def shares_memory(pid: int, other: int) -> bool:
-    """Whether two processes have one memory, as far as we may know (kcmp(2))."""
-    return int(lib.ut_same_memory(int(task_directory(pid).name), other)) == 1
-
-
-def open_pidfd(pid: int) -> int:
-    """A file descriptor that becomes readable when the process ends (pidfd_open(2))."""
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError as error:
-        raise TargetGoneError(f"there is no process {pid}") from error

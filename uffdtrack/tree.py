@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
-from uffdtrack.errors import EpochSkippedError, TargetError, UnsupportedError
+from uffdtrack.errors import EpochSkippedError, TargetError
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import CALL_SECONDS, Tracee
 from uffdtrack.window import Pending, Window
@@ -186,28 +184,6 @@ def stop_together(tracees: Sequence[Tracee], patience: float = CALL_SECONDS) -> 
         raise one.late_error("stop the threads")
     check(result, "stop the threads", one.pid)
     return began
-
-
-def children(pid: int) -> list[int]:
-    """The children of a process, of all its threads. While it runs some may be missed (proc_pid_children(5)).
-
-    Raises:
-        UnsupportedError: the kernel does not say (CONFIG_PROC_CHILDREN).
-    """
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        return found
-    for tid in threads:
-        try:
-            found += map(int, Path(f"/proc/{pid}/task/{tid}/children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError) as error:
-            if not Path("/proc/thread-self/children").exists():
-                raise UnsupportedError(
-                    "this kernel does not say which children a process has (CONFIG_PROC_CHILDREN)"
-                ) from error
-    return found
 
 
 def adopt_orphans() -> None:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from uffdtrack import procfs
+
 _STATES = {
     "R": "runnable",
     "S": "asleep",
@@ -22,24 +24,20 @@ def describe_threads(pid: int, tids: Iterable[int]) -> str:
 
 
 def _describe(pid: int, tid: int) -> str:
-    state = _read(pid, tid, "stat").rpartition(")")[2].split()[:1]
+    def read(name: str) -> str:
+        return procfs.glance(f"{procfs.task(pid, tid)}/{name}")
+
+    state = procfs.stat_fields_of(read("stat"))
     if not state:
         return f"thread {tid}, which has ended"
     words = [_STATES.get(state[0], f"in state {state[0]}")]
-    waits = _read(pid, tid, "wchan").strip()
+    waits = read("wchan")
     if waits not in ("", "0"):
         words.append(f"in the kernel's {waits}")
-    call = _read(pid, tid, "syscall").split()
+    call = read("syscall").split()
     if call and call[0].isdigit():
         words.append(f"in system call {call[0]}")
-    return f"thread {tid} ({_read(pid, tid, 'comm').strip()}: {', '.join(words)})"
-
-
-def _read(pid: int, tid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/task/{tid}/{name}").read_text(errors="replace")
-    except OSError:
-        return ""
+    return f"thread {tid} ({read('comm')}: {', '.join(words)})"
 
 
 def frozen_cgroup(pid: int) -> str | None:
@@ -50,29 +48,22 @@ def frozen_cgroup(pid: int) -> str | None:
     for controllers, path in _memberships(pid):
         for root in _mounts(controllers):
             place = Path(root + path)
-            if controllers and _word(place / "freezer.state") in ("FROZEN", "FREEZING"):
+            if controllers and procfs.glance(place / "freezer.state") in ("FROZEN", "FREEZING"):
                 return path
             if controllers:
                 continue
             for at in (place, *place.parents):
                 if not str(at).startswith(root):
                     break
-                if _word(at / "cgroup.freeze") == "1":
+                if procfs.glance(at / "cgroup.freeze") == "1":
                     return str(at)[len(root) :] or "/"
     return None
-
-
-def _word(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _memberships(pid: int) -> list[tuple[str, str]]:
     """Of v2 ("") and of the freezer of v1: the path of the process's cgroup."""
     found = []
-    for line in _word(Path(f"/proc/{pid}/cgroup")).splitlines():
+    for line in procfs.glance(f"/proc/{pid}/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" or "freezer" in controllers.split(","):
             found.append(("" if number == "0" else "freezer", os.path.normpath(path)))
@@ -82,7 +73,7 @@ def _memberships(pid: int) -> list[tuple[str, str]]:
 def _mounts(controllers: str) -> list[str]:
     """Where that hierarchy is mounted as a whole (proc_pid_mountinfo(5))."""
     found = []
-    for line in _word(Path("/proc/self/mountinfo")).splitlines():
+    for line in procfs.glance("/proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         is_v2 = kind == "cgroup2"

@@ -13,14 +13,13 @@ from checkpoint.chain import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cli.hold import Progress, hold
 from checkpoint.cli.options import Options, session_options
-from checkpoint.cli.watch import ChildWatch, Watch, has_ended
+from checkpoint.cli.watch import ChildWatch, Watch
 from checkpoint.epoch import EpochRow
 from checkpoint.session import Session
-from checkpoint.targets.identity import descriptors
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
 from checkpoint.tree import is_tree
-from uffdtrack import PROCESS_ENGINES, choose_for_process, open_pidfd, probe, read_maps
+from uffdtrack import PROCESS_ENGINES, Process, choose_for_process, descriptors, probe, read_maps
 from uffdtrack.errors import InvalidInputError, TargetRefusedError
 
 process_options = session_options(
@@ -31,7 +30,7 @@ process_options = session_options(
     "docs/engines.md",
     "Take an epoch as soon as so many pages are dirty, too.",
 )
-Process = int | Callable[[], int]
+Target = int | Callable[[], int]
 """A pid, or what starts the process, called when the directory is ours."""
 
 
@@ -59,7 +58,7 @@ def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
     return ProcessTarget(pid, "scan")
 
 
-def check_first(process: Process) -> None:
+def check_first(process: Target) -> None:
     """Refuse what can be refused before the directory is touched.
 
     Raises:
@@ -71,14 +70,14 @@ def check_first(process: Process) -> None:
         check_living_target(process)
 
 
-def begin(process: Process) -> int:
+def begin(process: Target) -> int:
     """The pid of a process that can be followed, which is started now if it is to be."""
     pid = process if isinstance(process, int) else process()
     check_living_target(pid)
     return pid
 
 
-def run_on(process: Process, lifeline: int, options: Options) -> bool:
+def run_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
     traits = choose_for_process(options.engine, probe(), options.max_dirty)
     directory = options.directory
@@ -89,8 +88,7 @@ def run_on(process: Process, lifeline: int, options: Options) -> bool:
     with ExitStack() as stack:
         chain = stack.enter_context(ChainWriter(directory, options.key, options.force))
         pid = begin(process)
-        pidfd = open_pidfd(pid)
-        stack.callback(os.close, pidfd)
+        watched = stack.enter_context(Process(pid))
         with attach(pid, traits.name, options.max_dirty) as target:
             files = [name for _, name in descriptors(pid)]
             for warning in target.new_warnings(read_maps(pid), files):
@@ -101,7 +99,7 @@ def run_on(process: Process, lifeline: int, options: Options) -> bool:
                 session = Session(target, chain, interrupt.seen)
                 held = hold(session, options, wait, lambda row: row.warnings, progress.show)
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
-        held.ended = held.ended or has_ended(pidfd)
+        held.ended = held.ended or watched.has_ended()
 
     def summarise(rows: list[EpochRow]) -> None:
         if not options.as_json:

@@ -12,7 +12,7 @@ import click
 from checkpoint import report
 from checkpoint.cli.hold import Progress, hold
 from checkpoint.cli.options import Options
-from checkpoint.cli.session import Process, begin, check_first, raise_limit
+from checkpoint.cli.session import Target, begin, check_first, raise_limit
 from checkpoint.cli.watch import TreeWatch
 from checkpoint.epoch import TreeRow
 from checkpoint.tree import TreeWriter
@@ -25,7 +25,7 @@ children_option = click.option(
 )  # fmt: skip
 
 
-def run_tree_on(process: Process, lifeline: int, options: Options) -> bool:
+def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on a tree, with its output; returns whether all its processes have ended.
 
     Args:

@@ -30,10 +30,6 @@ def poll_fds(seconds: float, *fds: int) -> set[int]:
     return {fd for fd, _ in poll.poll(seconds * 1000)}
 
 
-def has_ended(pidfd: int) -> bool:
-    return bool(poll_fds(0, pidfd))
-
-
 class Interrupt:
     """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first.
 
@@ -77,7 +73,7 @@ class Watch(Interrupt):
     def wait(self, seconds: float) -> bool:
         """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
         full = self._target.space.full_fd
-        return bool(poll_fds(seconds, *self._ends, self._target.pidfd, full) - {full})
+        return bool(poll_fds(seconds, *self._ends, self._target.process.pidfd, full) - {full})
 
 
 class TreeWatch(Interrupt):
@@ -94,7 +90,7 @@ class TreeWatch(Interrupt):
         full = {fd for fd in self.session.fds if fd >= 0}
         while not self.session.ended():
             # One that has ended is news only when it was the last.
-            living = {m.target.pidfd for m in self.session.members if not m.target.ended()}
+            living = {m.target.process.pidfd for m in self.session.members if not m.target.ended()}
             left = max(0.0, end - time.monotonic())
             # Who is not followed may be the last.
             ready = poll_fds(left if living else min(left, LOOK), *self._ends, *full, *living)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
-from checkpoint.targets.identity import stat_fields
-from uffdtrack import children
+from uffdtrack import children, command_name, procfs, stat_fields
 from uffdtrack.errors import TargetGoneError, UnsupportedError
 
 _WAITS = ("61", "130", "247")
@@ -42,8 +40,8 @@ class Delegation:
     def _is_idle(self) -> bool:
         try:
             fields = stat_fields(self.pid)
-            call = Path(f"/proc/{self.pid}/syscall").read_text().split(None, 1)[0]
-        except (OSError, IndexError, TargetGoneError):
+            call = procfs.glance(f"/proc/{self.pid}/syscall").split(None, 1)[0]
+        except (IndexError, TargetGoneError):
             return False
         used, now = int(fields[11]) + int(fields[12]), time.monotonic()
         if used != self._used:
@@ -53,8 +51,4 @@ class Delegation:
 
 def describe_child(child: int) -> str:
     """What it is, for people."""
-    try:
-        name = Path(f"/proc/{child}/comm").read_bytes().rstrip(b"\n").decode(errors="replace")
-    except OSError:
-        name = "which has ended"
-    return f"{child} ({name})"
+    return f"{child} ({command_name(child) or 'which has ended'})"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from uffdtrack import Process
 from uffdtrack.errors import NewMemoryError, TargetError, TargetGoneError
 
 T = TypeVar("T")
@@ -16,18 +16,8 @@ EXEC_POLL = 0.02
 """Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
 
 
-def has_ended(pidfd: int, seconds: float = 0) -> bool:
-    """Whether a process has ended, or does within some seconds.
-
-    Its pidfd knows. All else that can be asked says the same of one that is just inside of exec.
-    """
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
 def through_exec(
-    pidfd: int,
+    process: Process,
     attempt: Callable[[], T],
     again: Callable[[], None] = lambda: None,
     late: TargetError | None = None,
@@ -46,7 +36,7 @@ def through_exec(
         try:
             return attempt()
         except (NewMemoryError, TargetGoneError) as error:
-            if isinstance(error, TargetGoneError) and has_ended(pidfd, EXEC_POLL):
+            if isinstance(error, TargetGoneError) and process.has_ended(EXEC_POLL):
                 raise
             again()
             if time.monotonic() > deadline:

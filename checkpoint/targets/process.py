@@ -11,8 +11,7 @@ from checkpoint.heads import heads_note
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
-from checkpoint.targets.exec import EXEC_POLL, has_ended, through_exec
-from checkpoint.targets.identity import identify, proc_read, stat_fields
+from checkpoint.targets.exec import EXEC_POLL, through_exec
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.mapped import IN_FLIGHT, mapped_files, named_files, warnings_for
 from checkpoint.targets.refusals import check_target
@@ -20,11 +19,13 @@ from checkpoint.targets.stops import Stops
 from uffdtrack import (
     AddressSpace,
     Pending,
+    Process,
     Region,
     Runs,
     Tracee,
     Window,
-    open_pidfd,
+    proc_read,
+    stat_fields,
     task_directory,
 )
 from uffdtrack.errors import (
@@ -57,16 +58,15 @@ class ProcessTarget:
         self.engine = engine
         self.max_dirty = max_dirty
         self.pending = Pending()
-        self.identity = identify(pid)
+        self.process = Process(pid)
         self._warned: set[str] = set()
         self._read: tuple[Snapshot, tuple[dict[str, Any], bytes]] | None = None
         self._file_note, self._named_files, self._warnings = (
             Once(file_note), Once(named_files), Once(warnings_for),
         )  # fmt: skip
-        self.pidfd = open_pidfd(pid)
-        self.tracee = Tracee(pid)
-        self._stops = Stops(self.tracee, self.pidfd)
         try:
+            self.tracee = Tracee(pid)
+            self._stops = Stops(self.tracee, self.process)
             self._attach()
         except BaseException:
             self.close()
@@ -99,7 +99,7 @@ class ProcessTarget:
             check_target(self.pid)
             self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
 
-        through_exec(self.pidfd, attempt)
+        through_exec(self.process, attempt)
         self._objects, self._attributes = Reader(self.pid), Recorder(self.pid)
         self._attached = True
 
@@ -114,11 +114,11 @@ class ProcessTarget:
             again()
 
         late = EpochSkippedError("it calls exec faster than a base is taken")
-        return through_exec(self.pidfd, attempt, begin_anew, late)
+        return through_exec(self.process, attempt, begin_anew, late)
 
     def ended(self, seconds: float = 0) -> bool:
         """Whether the process has ended, or does within some seconds."""
-        return has_ended(self.pidfd, seconds)
+        return self.process.has_ended(seconds)
 
     # -- Source -----------------------------------------------------------------------------------
 
@@ -201,8 +201,8 @@ class ProcessTarget:
             "comm": proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
             "cmdline": cmdline.decode(errors="surrogateescape"),
             "exe": exe,
-            "start_time": self.identity.start_time,
-            "boot_id": self.identity.boot_id,
+            "start_time": self.process.identity.start_time,
+            "boot_id": self.process.identity.boot_id,
         }
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
@@ -237,11 +237,10 @@ class ProcessTarget:
         """Idempotent."""
         if hasattr(self, "space"):
             self.space.close()
-        if self.pidfd >= 0:
+        if hasattr(self, "tracee") and self.process.pidfd >= 0:
             self.tracee.settle(2)
             self.tracee.close()
-            os.close(self.pidfd)
-            self.pidfd = -1
+        self.process.close()
 
     def __enter__(self) -> ProcessTarget:
         return self

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import struct
 import time
+from contextlib import suppress
 
 from checkpoint.targets.exec import through_exec
-from checkpoint.targets.identity import descriptors, proc_read, stat_fields
 from checkpoint.targets.visitors import find_visitor
 from uffdtrack import (
+    Process,
+    descriptors,
     frozen_cgroup,
     how_to_be_allowed,
-    open_pidfd,
+    proc_read,
     shares_memory,
+    stat_fields,
     status_field,
     task_directory,
 )
@@ -59,15 +62,11 @@ def check_target(pid: int) -> None:
 
 def check_living_target(pid: int) -> None:
     """`check_target`, of one that may be inside of exec."""
-    try:
+    with suppress(TargetGoneError):
         check_target(pid)
         return
-    except TargetGoneError:
-        pidfd = open_pidfd(pid)
-    try:
-        through_exec(pidfd, lambda: check_target(pid))
-    finally:
-        os.close(pidfd)
+    with Process(pid) as process:
+        through_exec(process, lambda: check_target(pid))
 
 
 def _check_program(pid: int) -> None:

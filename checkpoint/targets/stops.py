@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from checkpoint.targets.exec import EXEC_POLL, has_ended
+from checkpoint.targets.exec import EXEC_POLL
 from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
-from uffdtrack import AddressSpace, Tracee, frozen_cgroup
+from uffdtrack import AddressSpace, Process, Tracee, frozen_cgroup
 from uffdtrack.errors import (
     EpochSkippedError,
     PermissionDeniedError,
@@ -22,10 +22,10 @@ UNSEEN_VISITS = 3
 class Stops:
     """Knows who keeps a process from being stopped: a visitor, a frozen cgroup, a core that is written."""
 
-    def __init__(self, tracee: Tracee, pidfd: int) -> None:
+    def __init__(self, tracee: Tracee, process: Process) -> None:
         self.pid = tracee.pid
         self._tracee = tracee
-        self._pidfd = pidfd
+        self._process = process
         self._visitor: Visitor | None = None
         self._unseen = 0
         self._frozen = False
@@ -43,7 +43,7 @@ class Stops:
         """What a stop that has failed means: another one is to be tried later, or it has ended just then."""
         if isinstance(error, PermissionDeniedError):
             traceable = may_trace(self.pid)
-            if has_ended(self._pidfd, 0 if traceable else EXEC_POLL):
+            if self._process.has_ended(0 if traceable else EXEC_POLL):
                 return TargetGoneError(f"process {self.pid} has ended")
             return self._visited(space) if traceable else None
         if dumps_core(self.pid):

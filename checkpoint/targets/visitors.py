@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from uffdtrack import command_name, procfs
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,7 @@ class Visitor:
         return _tracer(self.pid, self.tid) == self.tracer
 
     def __str__(self) -> str:
-        try:
-            name = Path(f"/proc/{self.tracer}/comm").read_text(errors="replace").strip()
-        except OSError:
-            name = "a process"
-        return f"{name} (pid {self.tracer})"
+        return f"{command_name(self.tracer) or 'a process'} (pid {self.tracer})"
 
 
 def find_visitor(pid: int) -> Visitor | None:
@@ -37,7 +33,7 @@ def find_visitor(pid: int) -> Visitor | None:
 
     A tracer that our PID namespace does not show is not found (TracerPid is 0 then).
     """
-    for tid in _threads(pid):
+    for tid in procfs.threads(pid):
         tracer = _tracer(pid, tid)
         if tracer and tracer != os.getpid():
             return Visitor(pid, tid, tracer)
@@ -46,9 +42,9 @@ def find_visitor(pid: int) -> Visitor | None:
 
 def may_trace(pid: int) -> bool:
     """Whether we could, were nobody else there: /proc/PID/mem asks for the same right (proc(5))."""
-    for tid in _threads(pid):
+    for tid in procfs.threads(pid):
         try:
-            os.close(os.open(f"/proc/{pid}/task/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC))
+            os.close(os.open(f"{procfs.task(pid, tid)}/mem", os.O_RDONLY | os.O_CLOEXEC))
         except PermissionError:
             return False
         except OSError:
@@ -59,28 +55,8 @@ def may_trace(pid: int) -> bool:
 
 def dumps_core(pid: int) -> bool:
     """Whether the kernel writes its core: its threads have been killed, and end when that is done."""
-    return _status(f"/proc/{pid}/status", "CoreDumping") == "1"
-
-
-def _threads(pid: int) -> Iterator[int]:
-    try:
-        names = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return
-    yield from map(int, names)
+    return procfs.field(procfs.glance(f"/proc/{pid}/status"), "CoreDumping") == "1"
 
 
 def _tracer(pid: int, tid: int) -> int:
-    return int(_status(f"/proc/{pid}/task/{tid}/status", "TracerPid") or 0)
-
-
-def _status(path: str, name: str) -> str:
-    try:
-        text = Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return value.strip()
-    return ""
+    return int(procfs.field(procfs.glance(f"{procfs.task(pid, tid)}/status"), "TracerPid") or 0)

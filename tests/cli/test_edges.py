@@ -224,7 +224,7 @@ RIGHTS: dict[str, tuple[int, dict[str, str], str]] = {
 def test_root_is_not_told_to_be_root(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     uid, files, said = RIGHTS[who]
     monkeypatch.setattr("uffdtrack.rights.os.geteuid", lambda: uid)
-    monkeypatch.setattr("uffdtrack.rights._read", lambda path: files.get(Path(path).name, ""))
+    monkeypatch.setattr("uffdtrack.procfs.glance", lambda path: files.get(Path(path).name, ""))
     hint = how_to_be_allowed(os.getpid())
     assert said in hint and ("un as root" in hint) == bool(uid)
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoint.targets.identity import stat_fields
+from uffdtrack import stat_fields
 from uffdtrack.errors import TargetGoneError
 
 Tool = Callable[[str], str]

@@ -1,0 +1,41 @@
+"""Files of /proc that are there or not: whoever has ended, and who may not be looked at, has none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def glance(path: str | Path) -> str:
+    """A short text, without the white space around it; "" where it is not to be had."""
+    try:
+        return Path(path).read_text(errors="surrogateescape").strip()
+    except OSError:
+        return ""
+
+
+def task(pid: int, tid: int) -> str:
+    """The directory of a thread."""
+    return f"/proc/{pid}/task/{tid}"
+
+
+def threads(pid: int) -> list[int]:
+    """The threads of a process that there are just now."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def field(text: str, name: str) -> str:
+    """One field of a status file (proc_pid_status(5)), "" where it has none of that name."""
+    for line in text.split("\n"):
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return ""
+
+
+def stat_fields_of(text: str) -> list[str]:
+    """A stat file from the state on: index 0 is field 3 of proc_pid_stat(5)."""
+    return text.rpartition(")")[2].split()
