@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
-from checkpoint.image import Pages
 from checkpoint.layout import Change, Stretches, protection
 from uffdtrack import PAGE, Region, task_directory
 from uffdtrack.errors import RollbackRefusedError
+from uffdtrack.runs import Pages, batches, between
 
 _INT3, _CALL = 0xCC, 0xE8
 _NOP5 = np.array([0x0F, 0x1F, 0x44, 0, 0], np.uint8)
 _RSP = slice(152, 160)  # of struct user_regs_struct
+_SEARCHED = 256  # pages of a stack at a time
 
 Contents = npt.NDArray[np.uint8]
 """Pages one behind the other, shape (n, 4096)."""
@@ -110,9 +111,7 @@ def check_return_probes(view: View) -> None:
         region = next((r for r in view.epoch.regions if r.start <= stack < r.end), None)
         if not region:
             continue
-        lo, hi = np.searchsorted(view.pages, [stack // PAGE, region.end // PAGE])
-        for i in range(int(lo), int(hi), 256):
-            pages = view.pages[i : min(i + 256, int(hi))]
+        for pages in batches(view.pages[between(view.pages, stack, region.end)], _SEARCHED):
             words = view.read(pages).view(np.uint64)
             above = pages[:, None] * np.uint64(PAGE) + np.arange(0, PAGE, 8, dtype=np.uint64) >= stack
             if ((words == area) & above).any():

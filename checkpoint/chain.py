@@ -16,17 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.files import malformed, open_regular, translate, translate_read
-from checkpoint.image import (
-    ZERO,
-    EpochFile,
-    EpochWriter,
-    Offsets,
-    Pages,
-    inside,
-    latest,
-)
+from checkpoint.image import ZERO, EpochFile, EpochWriter, Offsets
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
+from uffdtrack.runs import Pages, between, inside, latest
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 SETTLING = 1.0
@@ -103,10 +96,9 @@ class View:
         """Without those of other processes of a tree."""
         return [file for file in self.sources if file.path.parent == self.epoch.path.parent]
 
-    def of_region(self, region: Region) -> tuple[int, int]:
-        """The slice of `pages` in a mapping."""
-        lo, hi = np.searchsorted(self.pages, [region.start // PAGE, region.end // PAGE])
-        return int(lo), int(hi)
+    def of_region(self, region: Region) -> slice:
+        """The part of `pages` in a mapping."""
+        return between(self.pages, region.start, region.end)
 
 
 class Chain:
@@ -237,8 +229,7 @@ class Chain:
         cut = np.full(len(pages), -1)
         for i, file in enumerate(sources):
             for start, end in file.reset.tolist():
-                lo, hi = np.searchsorted(pages, [start // PAGE, end // PAGE])
-                cut[lo:hi] = i
+                cut[between(pages, start, end)] = i
         regions = np.array([(r.start, r.end) for r in sources[-1].regions if r.stored], np.uint64).reshape(
             -1, 2
         )
@@ -256,10 +247,10 @@ class Chain:
                 number, wanted = siblings.get(name, (epoch, digest))
                 others[name] = self._of_sibling(name, number, wanted, view)
             other = others[name]
-            lo, hi = np.searchsorted(other.pages, [at // PAGE, (at + end - start) // PAGE])
-            pages.append((other.pages[lo:hi].astype(np.int64) + (start - at) // PAGE).astype(np.uint64))
-            files.append(other.files[lo:hi] + len(sources))
-            offsets.append(other.offsets[lo:hi])
+            part = between(other.pages, at, at + end - start)
+            pages.append((other.pages[part].astype(np.int64) + (start - at) // PAGE).astype(np.uint64))
+            files.append(other.files[part] + len(sources))
+            offsets.append(other.offsets[part])
             sources += other.sources
         if len(pages) == 1:
             return view

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoint.chain import View
-from checkpoint.export import batches
-from checkpoint.image import Pages
 from uffdtrack import Region
 from uffdtrack.errors import ImageError
+from uffdtrack.runs import Pages, batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ def differences(a: View, b: View) -> list[RegionDiff]:
     found = []
     for key in sorted(keys_a.keys() | keys_b.keys()):
         region = keys_b.get(key) or keys_a[key]
-        pages_a = a.pages[slice(*a.of_region(keys_a[key]))] if key in keys_a else None
-        pages_b = b.pages[slice(*b.of_region(keys_b[key]))] if key in keys_b else None
+        pages_a = a.pages[a.of_region(keys_a[key])] if key in keys_a else None
+        pages_b = b.pages[b.of_region(keys_b[key])] if key in keys_b else None
         if pages_a is None:
             assert pages_b is not None
             found.append(RegionDiff(region, "new", pages_b))

@@ -12,23 +12,32 @@ import numpy.typing as npt
 
 from checkpoint.breakpoints import Programs, uprobes
 from checkpoint.chain import View
-from checkpoint.image import ZERO, Pages, expand
-from checkpoint.layout import Stretches, intersect, subtract
+from checkpoint.image import ZERO
+from checkpoint.layout import Stretches
 from uffdtrack import (
     DIFFERS,
     PAGE,
     UNREADABLE,
     Injector,
     Places,
-    Runs,
     compare_pages,
     existing,
-    merge_runs,
     read_places,
     shares_no_pages,
     write_pages,
 )
 from uffdtrack.errors import ImageError, RollbackRefusedError, TargetError, UffdtrackError
+from uffdtrack.runs import (
+    Pages,
+    batches,
+    expand,
+    index_of,
+    intersect,
+    merge_runs,
+    slices,
+    subtract,
+    to_runs,
+)
 
 _MADVISE, _MADV_DONTNEED_LOCKED = 28, 24
 _CHUNK = 4096  # pages written at a time
@@ -37,15 +46,6 @@ _MANY = 1 << 12  # from which on it pays to ask how they may be read
 
 Contents = npt.NDArray[np.uint8]
 """Pages one behind the other, shape (n, 4096)."""
-
-
-def to_runs(pages: Pages) -> Runs:
-    """Sorted page numbers as address ranges."""
-    if not len(pages):
-        return np.empty((0, 2), np.uint64)
-    new = np.concatenate(([True], pages[1:] != pages[:-1] + 1))
-    last = np.concatenate((new[1:], [True]))
-    return np.stack((pages[new], pages[last] + 1), axis=1) * np.uint64(PAGE)
 
 
 @dataclass(slots=True)
@@ -111,16 +111,13 @@ class Image:
 
     def has(self, pages: Pages) -> npt.NDArray[np.bool_]:
         """Which pages the view holds."""
-        at = np.searchsorted(self.pages, pages)
-        held: npt.NDArray[np.bool_] = at < len(self.pages)
-        held[held] = self.pages[at[held]] == pages[held]
-        return held
+        return index_of(self.pages, pages) >= 0
 
     def places(self, pages: Pages) -> Places:
         """Where the contents are; pages that the view does not hold are zeros."""
         out = np.full((len(pages), 2), -1, np.int64)
-        held = self.has(pages)
-        out[held] = self._places[np.searchsorted(self.pages, pages[held])]
+        at = index_of(self.pages, pages)
+        out[at >= 0] = self._places[at[at >= 0]]
         return out
 
     def read(self, pages: Pages) -> Contents:
@@ -223,8 +220,7 @@ class Memory:
     def _extra(self, where: Stretches) -> Pages:
         """Pages that exist and are not in the image; of private file mappings, those of their own."""
         with open(f"{self.task}/pagemap", "rb") as pagemap:
-            lo, hi = int(where.starts[0]) * PAGE, int(where.ends[-1]) * PAGE
-            found, own = existing(pagemap.fileno(), lo, hi)
+            found, own = existing(pagemap.fileno(), int(where.ranges[0, 0]), int(where.ranges[-1, 1]))
         runs = merge_runs(
             intersect(subtract(found, self.image.runs), where.runs(~where.file_backed)),
             intersect(subtract(own, self.image.runs), where.runs(where.file_backed)),
@@ -235,9 +231,8 @@ class Memory:
     def write(self, plan: Plan) -> None:
         """Raises: TargetError, ImageError: it has failed in the middle; `restore` takes it back."""
         for pages, _ in plan.write:
-            for i in range(0, len(pages), _CHUNK):
+            for part in batches(pages, _CHUNK):
                 self.check_time()
-                part = pages[i : i + _CHUNK]
                 self._write(part, self.image.read(part))
         for pages, _, contents in plan.exact:
             self._write(pages, contents)
@@ -294,9 +289,8 @@ class Memory:
     def _differing(self, pages: Pages, places: Places) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Which pages do not hold what they held, and which of all can be read."""
         flags = np.zeros(len(pages), np.uint8)
-        for i in range(0, len(pages), _COMPARED):
+        for part in slices(len(pages), _COMPARED):
             self.check_time()
-            part = slice(i, i + _COMPARED)
             try:
                 flags[part] = compare_pages(self.memory, pages[part], places[part], self._tid)
             except UffdtrackError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from checkpoint.image import (
     PHDR,
     EpochFile,
     EpochWriter,
-    Pages,
     elf_header,
     extra_section,
     note,
@@ -30,22 +28,17 @@ from checkpoint.image import (
 from checkpoint.objects import increment, resolve
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError, UffdtrackError
+from uffdtrack.runs import batches, between, run_starts, to_runs
 
 HOLE = 64 << 20
 """Zero memory between stored pages up to this size becomes a hole in the file; more is left out, as
 memory that was reserved and never touched is in the kernel's own cores."""
-_BATCH = 8192
 
 
 def kept_notes(epoch: EpochFile) -> bytes:
     """All but those that are of the file itself: threads, and what a VM's vCPUs hold."""
     own = [(NOTE_NAME, kind) for kind in (NOTE_DIGEST, NOTE_META, NOTE_HEADS)]
     return b"".join(note(n, k, d) for n, k, d in epoch.notes if (n, k) not in own)
-
-
-def batches(pages: Pages) -> Iterator[Pages]:
-    for i in range(0, len(pages), _BATCH):
-        yield pages[i : i + _BATCH]
 
 
 def export(view: View, path: Path, force: bool) -> int:
@@ -129,8 +122,7 @@ def _pieces(view: View, region: Region, heads: dict[int, bytes]) -> list[tuple[i
     """A mapping as segments: start, end, bytes that are in the file."""
     if region.special:
         return []
-    lo, hi = view.of_region(region)
-    addresses = (view.pages[lo:hi] * np.uint64(PAGE)).astype(np.int64)
+    addresses = (view.pages[view.of_region(region)] * np.uint64(PAGE)).astype(np.int64)
     # Without contents of its own, memory of a file is the file's.
     hole = 0 if not region.anonymous else HOLE
     if not len(addresses):
@@ -175,11 +167,9 @@ def _write_file_heads(view: View, fd: int, headers: Any, heads: dict[int, bytes]
 
 
 def _write_pages(view: View, fd: int, start: int, size: int, place: int) -> None:
-    lo, hi = np.searchsorted(view.pages, [start // PAGE, (start + size) // PAGE])
-    for part in batches(view.pages[lo:hi]):
+    for part in batches(view.pages[between(view.pages, start, start + size)]):
         contents = view.read(part)
-        new = np.concatenate(([True], part[1:] != part[:-1] + 1))
-        first = np.flatnonzero(new)
+        first = run_starts(part)
         for a, b in zip(first, np.append(first[1:], len(part)), strict=True):
             offset = place + int(part[a]) * PAGE - start
             _pwrite(fd, contents[a:b].tobytes(), offset)
@@ -223,10 +213,9 @@ def _merge(view: View, key: bytes) -> None:
     try:
         for part in batches(view.pages):
             contents = view.read(part)
-            runs = np.stack((part, part + 1), axis=1) * np.uint64(PAGE)
             full = contents.any(axis=1)
-            writer.add(runs[full], contents[full].reshape(-1).data)
-            writer.add_zero(runs[~full])
+            writer.add(to_runs(part[full]), contents[full].reshape(-1).data)
+            writer.add_zero(to_runs(part[~full]))
 
         def describe(pages: int, content: int) -> dict[str, Any]:
             return {

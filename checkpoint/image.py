@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.files import identity, malformed, open_regular, sync_directory, translate
-from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState, merge_runs
+from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState
 from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.runs import Pages, expand, inside, latest
 
 SCHEMA = "uffdtrack/image/1"
 NOTE_NAME = b"uffdtrack"
@@ -40,7 +41,6 @@ DIGEST_SIZE = 32
 ZERO = -1
 """A page's place in a file where it holds zeros and so has none."""
 
-Pages = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
 
 PHDR = np.dtype(
@@ -60,37 +60,6 @@ _SHDR = struct.Struct("<IIQQQQIIQQ")
 _PRSTATUS = struct.Struct("<3ihxxQQ4i64x216sixxxx")
 _PRPSINFO = struct.Struct("<4bxxxxQII4i16s80s")
 _RSEQ = struct.Struct("<QII")
-
-
-def expand(runs: Runs) -> Pages:
-    """The page numbers of address ranges, in their order."""
-    if not len(runs):
-        return np.empty(0, np.uint64)
-    first = runs[:, 0] // PAGE
-    counts = (runs[:, 1] // PAGE - first).astype(np.int64)
-    before = np.cumsum(counts) - counts
-    starts = np.repeat(first.astype(np.int64) - before, counts)
-    return (starts + np.arange(int(counts.sum()))).astype(np.uint64)
-
-
-def inside(pages: Pages, ranges: Runs) -> npt.NDArray[np.bool_]:
-    """Which page numbers lie in the address ranges."""
-    if not len(ranges):
-        return np.zeros(len(pages), bool)
-    ranges = merge_runs(ranges)
-    address = pages * np.uint64(PAGE)
-    at = np.searchsorted(ranges[:, 0], address, side="right") - 1
-    within: npt.NDArray[np.bool_] = (at >= 0) & (address < ranges[np.maximum(at, 0), 1])
-    return within
-
-
-def latest(pages: Pages, *columns: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    """Sort by page; of several entries of one page the last one stays."""
-    order = np.argsort(pages, kind="stable")
-    ordered = pages[order]
-    keep = np.ones(len(ordered), bool)
-    keep[:-1] = ordered[1:] != ordered[:-1]
-    return (ordered[keep], *(column[order][keep] for column in columns))
 
 
 def note(name: bytes, kind: int, data: bytes) -> bytes:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.attributes import Attributes, Flags, Recorded, keeps_advice, must_be_made_anew
-from checkpoint.image import EpochFile, Pages
+from checkpoint.image import EpochFile
 from uffdtrack import PAGE, Region, Runs, proc_read, read_maps
+from uffdtrack.runs import Pages, Rows, rows_of
 
 _SMAPS_SECONDS = 0.02
 """Reading the attributes takes 25 ms for each GiB and 7 ms for each thousand mappings."""
@@ -146,26 +147,6 @@ class Layout:
         self.differ = [c for c in self.changes if not c.same]
 
 
-def subtract(a: Runs, b: Runs) -> Runs:
-    """What of the ranges of `a` is in none of `b`; both sorted, and without overlaps."""
-    cuts = np.unique(np.concatenate((a.ravel(), b.ravel())))
-    starts, ends = cuts[:-1], cuts[1:]
-    keep = _covered(starts, a) & ~_covered(starts, b)
-    return np.stack((starts[keep], ends[keep]), axis=1)
-
-
-def intersect(a: Runs, b: Runs) -> Runs:
-    return subtract(a, subtract(a, b))
-
-
-def _covered(addresses: npt.NDArray[np.uint64], ranges: Runs) -> npt.NDArray[np.bool_]:
-    if not len(ranges):
-        return np.zeros(len(addresses), bool)
-    at = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
-    within: npt.NDArray[np.bool_] = (at >= 0) & (addresses < ranges[np.maximum(at, 0), 1])
-    return within
-
-
 class Stretches:
     """Stretches whose contents are compared, with what decides how, one row for each."""
 
@@ -175,8 +156,7 @@ class Stretches:
         """
         self.changes = [c for c in changes if c.then and c.then.stored]
         regions = [c.then for c in self.changes if c.then]
-        self.starts = np.array([c.start for c in self.changes], np.uint64) // PAGE
-        self.ends = np.array([c.end for c in self.changes], np.uint64) // PAGE
+        self.ranges: Runs = np.array([(c.start, c.end) for c in self.changes], np.uint64).reshape(-1, 2)
         self.file_backed = np.array([r.file_backed for r in regions], bool)
         self.anonymous = np.array([r.anonymous for r in regions], bool)
         # uprobes go into every private file mapping that is not writable, whether it is executed or not.
@@ -190,14 +170,12 @@ class Stretches:
 
     def runs(self, chosen: npt.NDArray[np.bool_]) -> Runs:
         """Address ranges of some of the rows."""
-        return np.stack((self.starts[chosen], self.ends[chosen]), axis=1) * np.uint64(PAGE)
+        chosen_ranges: Runs = self.ranges[chosen]
+        return chosen_ranges
 
     def __len__(self) -> int:
         return len(self.changes)
 
-    def rows(self, pages: Pages) -> npt.NDArray[np.int64]:
+    def rows(self, pages: Pages) -> Rows:
         """The row of each page, -1 for those that are in none."""
-        if not len(self):
-            return np.full(len(pages), -1, np.int64)
-        at = np.searchsorted(self.starts, pages, side="right") - 1
-        return np.where((at >= 0) & (pages < self.ends[np.maximum(at, 0)]), at, -1)
+        return rows_of(pages * np.uint64(PAGE), self.ranges)

@@ -20,13 +20,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from checkpoint.epoch import Row
-from checkpoint.image import expand
 from checkpoint.precopy import Round, precopy
 from checkpoint.targets.vm import VmTarget, resume_full
 from checkpoint.targets.vm_state import decode_vcpus, encode_vcpu, put_pages, put_vcpus
 from kvmglue import KvmTracker, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, Runs, UffdTracker
 from uffdtrack.errors import TargetError
+from uffdtrack.runs import expand
 
 _HEAD = struct.Struct("<cQ")
 _HELLO, _PAGES, _STATE, _ABORT = b"h", b"p", b"s", b"a"

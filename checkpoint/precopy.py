@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from checkpoint.sink import PageSink
 from checkpoint.source import Source
-from uffdtrack import PAGE, Runs
+from uffdtrack.runs import chunks, no_runs
 
 CHUNK = 32 << 20
 """Bytes that are copied at a time."""
@@ -54,7 +52,7 @@ def precopy(
     Raises:
         SessionInterrupted: `interrupted` has said so.
     """
-    sent, runs = 0, np.empty((0, 2), np.uint64)
+    sent, runs = 0, no_runs()
     for number in itertools.count():
         started = time.perf_counter()
         for part in chunks(runs, CHUNK):
@@ -68,21 +66,3 @@ def precopy(
             source.postpone(runs, reset)
             return
         sent = left
-
-
-def chunks(runs: Runs, size: int) -> Iterator[Runs]:
-    """Cut ranges into lists of at most `size` bytes each."""
-    parts: list[tuple[int, int]] = []
-    room = size
-    for first, end in runs.tolist():
-        start = first
-        while start < end:
-            n = min(room, end - start)
-            parts.append((start, start + n))
-            start += n
-            room -= n
-            if room < PAGE:
-                yield np.array(parts, np.uint64)
-                parts, room = [], size
-    if parts:
-        yield np.array(parts, np.uint64)

@@ -68,7 +68,7 @@ from uffdtrack.process import (
 from uffdtrack.ram import GuestRam, parse_size
 from uffdtrack.regions import read_maps
 from uffdtrack.rights import how_to_be_allowed
-from uffdtrack.runs import PAGE, Runs, merge_runs
+from uffdtrack.runs import PAGE, Runs
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import Injector, Rseq, ThreadState, Tracee
 from uffdtrack.tracker import (
@@ -164,7 +164,6 @@ __all__ = [
     "identify",
     "join",
     "leave_watchdog",
-    "merge_runs",
     "open_files",
     "open_tracker",
     "parse_maps",

@@ -20,7 +20,7 @@ from uffdtrack.errors import (
     UnsupportedError,
 )
 from uffdtrack.rights import how_to_be_allowed
-from uffdtrack.runs import Runs
+from uffdtrack.runs import Runs, no_runs
 
 STOP_TIMEOUT_NS = 500_000_000
 """How long the threads that did stop stand at most for one that does not."""
@@ -88,7 +88,7 @@ def check_own(result: int, doing: str) -> int:
 def runs_array(runs: Any) -> Runs:
     """A copy of a list of the core's, as an array of shape (n, 2)."""
     if not runs.n:
-        return np.empty((0, 2), np.uint64)
+        return no_runs()
     flat = np.frombuffer(ffi.buffer(runs.v, runs.n * 16), np.uint64)
     return flat.reshape(-1, 2).copy()
 

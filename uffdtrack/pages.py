@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from uffdtrack.runs import page_runs
+
 Gfns = npt.NDArray[np.uint64]
 Vcpus = npt.NDArray[np.int32]
 
@@ -45,13 +47,7 @@ class DirtyPages:
 
     def runs(self) -> Gfns:
         """Ranges of frame numbers: shape (n, 2), start inclusive and end exclusive, ascending."""
-        pages = np.sort(self.gfn)
-        if not len(pages):
-            return np.empty((0, 2), np.uint64)
-        breaks = np.flatnonzero(np.diff(pages) != 1)
-        starts = pages[np.concatenate(([0], breaks + 1))]
-        ends = pages[np.concatenate((breaks, [len(pages) - 1]))] + np.uint64(1)
-        return np.stack((starts, ends), axis=1)
+        return page_runs(np.sort(self.gfn))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from checkpoint import report
 from checkpoint.chain import Chain
@@ -17,17 +16,17 @@ from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from checkpoint.objects import increment, resolve
 from checkpoint.tree import is_tree
-from uffdtrack import PAGE
+from uffdtrack.runs import between
 
 
 def region_rows(file: EpochFile) -> list[dict[str, Any]]:
     rows = []
     for r in file.regions:
-        lo, hi = np.searchsorted(file.pages, [r.start // PAGE, r.end // PAGE])
+        held = between(file.pages, r.start, r.end)
         rows.append(
             {
                 "start": r.start, "end": r.end, "permissions": r.permissions, "offset": r.offset,
-                "name": r.name, "pages": int(hi - lo), "stored": r.stored,
+                "name": r.name, "pages": held.stop - held.start, "stored": r.stored,
                 "kind": r.kind, "left_out": r.left_out,
             }
         )  # fmt: skip

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
-from checkpoint.contents import to_runs
-from checkpoint.image import expand, thread_notes
+from checkpoint.image import thread_notes
 from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
 from kvmglue import KvmTracker, VcpuState, Vm
 from uffdtrack import (
@@ -31,9 +30,10 @@ from uffdtrack.errors import (
     RollbackRefusedError,
     StopTimeoutError,
 )
+from uffdtrack.runs import expand, no_runs, to_runs
 
 T = TypeVar("T")
-_NONE: Runs = np.empty((0, 2), np.uint64)
+_NONE = no_runs()
 
 
 class VmTarget:

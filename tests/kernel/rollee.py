@@ -62,8 +62,8 @@ def differing(pid: int, view: View) -> list[str]:
         for region in parse_maps(Path(f"/proc/{pid}/maps").read_text()):
             if not region.stored or region.name == "[vdso]":
                 continue
-            lo, hi = view.of_region(region)
-            stored = dict(zip(view.pages[lo:hi].tolist(), view.read(view.pages[lo:hi]), strict=True))
+            there = view.pages[view.of_region(region)]
+            stored = dict(zip(there.tolist(), view.read(there), strict=True))
             own = region.file_backed
             pm.seek(region.start // PAGE * 8)
             entries = np.frombuffer(pm.read(region.size // PAGE * 8), np.uint64)

@@ -12,12 +12,19 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("uffdtrack", "kvmglue", "checkpoint")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-PURE = {"errors.py", "maps.py", "procfs.py", "runs.py", "traits.py"}
+PURE = {
+    "errors.py": set(),
+    "maps.py": set(),
+    "pages.py": {"uffdtrack.runs"},
+    "procfs.py": set(),
+    "runs.py": set(),
+    "traits.py": set(),
+}
 # Of other packages only what they make public, and the exceptions.
 ALLOWED = {
     "uffdtrack": set(),
-    "kvmglue": {"uffdtrack", "uffdtrack.errors"},
-    "checkpoint": {"uffdtrack", "uffdtrack.errors", "uffdtrack.procfs", "kvmglue"},
+    "kvmglue": {"uffdtrack", "uffdtrack.errors", "uffdtrack.runs"},
+    "checkpoint": {"uffdtrack", "uffdtrack.errors", "uffdtrack.procfs", "uffdtrack.runs", "kvmglue"},
 }
 NATIVE = {
     "uffdtrack": ("uffdtrack/_native", "native_common"),
@@ -71,7 +78,7 @@ def test_layers(path: Path) -> None:
     foreign = {n for n in found if n.split(".")[0] != package}
     assert foreign <= ALLOWED[package]
     if package == "uffdtrack" and path.name in PURE:
-        assert not found
+        assert found <= PURE[path.name]
     if path.name != "_sys.py":
         assert not any(n.startswith(f"{package}._native") for n in found)
     if package == "checkpoint" and "cli" not in path.parts and path.name != "__main__.py":

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from checkpoint.image import expand
 from checkpoint.precopy import CHUNK, Round, SessionInterrupted, precopy
 from uffdtrack import PAGE, Pending, Runs
+from uffdtrack.runs import expand
 
 PAGES = 300
 NONE: Runs = np.empty((0, 2), np.uint64)
