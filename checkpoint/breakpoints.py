@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.layout import Change, Stretches, protection
 from uffdtrack import PAGE, Region, task_directory
-from uffdtrack.errors import RollbackRefusedError
 from uffdtrack.runs import Pages, batches, between
 
 _INT3, _CALL = 0xCC, 0xE8

@@ -15,10 +15,11 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.errors import ImageError
 from checkpoint.files import malformed, open_regular, translate, translate_read
 from checkpoint.image import ZERO, EpochFile, EpochWriter, Offsets
 from uffdtrack import PAGE, Region
-from uffdtrack.errors import ImageError, InvalidInputError, UffdtrackError
+from uffdtrack.errors import InvalidInputError, UffdtrackError
 from uffdtrack.runs import Pages, between, inside, latest
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")

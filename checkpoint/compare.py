@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoint.chain import View
+from checkpoint.errors import ImageError
 from uffdtrack import Region
-from uffdtrack.errors import ImageError
 from uffdtrack.runs import Pages, batches
 
 

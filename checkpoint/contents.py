@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from checkpoint.breakpoints import Programs, uprobes
 from checkpoint.chain import View
+from checkpoint.errors import ImageError, RollbackRefusedError
 from checkpoint.image import ZERO
 from checkpoint.layout import Stretches
 from uffdtrack import (
@@ -26,7 +27,7 @@ from uffdtrack import (
     shares_no_pages,
     write_pages,
 )
-from uffdtrack.errors import ImageError, RollbackRefusedError, TargetError, UffdtrackError
+from uffdtrack.errors import TargetError, UffdtrackError
 from uffdtrack.runs import (
     Pages,
     batches,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from uffdtrack.errors import ImageError, PermissionDeniedError, StorageError
+from checkpoint.errors import ImageError
+from uffdtrack.errors import PermissionDeniedError, StorageError
 
 
 def _be_allowed() -> str:

@@ -25,9 +25,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.errors import ImageError
 from checkpoint.files import identity, malformed, open_regular, sync_directory, translate
 from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import InvalidInputError
 from uffdtrack.runs import Pages, expand, inside, latest
 
 SCHEMA = "uffdtrack/image/1"

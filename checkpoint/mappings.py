@@ -19,11 +19,12 @@ from checkpoint.attributes import (
     steps,
 )
 from checkpoint.chain import View
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import NT_AUXV
 from checkpoint.layout import Change, Layout, heap_end, protection
 from checkpoint.targets.mapped import mapped_files
 from uffdtrack import PAGE, Injector, Region, Tracee, proc_read, task_directory
-from uffdtrack.errors import RollbackRefusedError, TargetError
+from uffdtrack.errors import TargetError
 
 _MMAP, _MPROTECT, _MUNMAP, _BRK, _MREMAP, _CLOSE, _OPENAT = 9, 10, 11, 12, 25, 3, 257
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 1, 2, 0x20, 0x100

@@ -23,6 +23,7 @@ from checkpoint.breakpoints import Programs, check_return_probes
 from checkpoint.chain import View
 from checkpoint.contents import Image, Memory, Plan
 from checkpoint.differences import differences, torn
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.layout import Layout, Stretches
 from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
@@ -30,12 +31,7 @@ from checkpoint.registrations import Registrations
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.refusals import check_target
 from uffdtrack import MAX_STOP, PAGE, Tracee, identify, status_field, verdict_on, watchdog
-from uffdtrack.errors import (
-    RollbackRefusedError,
-    TargetError,
-    TargetGoneError,
-    UffdtrackError,
-)
+from uffdtrack.errors import TargetError, TargetGoneError, UffdtrackError
 
 T = TypeVar("T")
 _PARTLY = "its memory is partly that of the epoch: roll it back again, or end it"

@@ -10,10 +10,10 @@ from typing import Any
 from checkpoint.precopy import SessionInterrupted
 from checkpoint.session import REST, R, Taker
 from uffdtrack.errors import (
-    EpochSkippedError,
     MaxStopError,
     StopTimeoutError,
     StorageError,
+    TargetBusyError,
     TargetGoneError,
 )
 
@@ -30,7 +30,7 @@ class Plan:
     duration: float | None
 
 
-def _skip(session: Taker[Any], error: EpochSkippedError, warn: Callable[[str], None]) -> None:
+def _skip(session: Taker[Any], error: TargetBusyError, warn: Callable[[str], None]) -> None:
     """Count an epoch that could not be taken, and say why, once."""
     session.skipped += 1
     if error.reason != session.skip_reason:
@@ -99,7 +99,7 @@ def run_session(
             return True
         except SessionInterrupted:
             break
-        except EpochSkippedError as error:
+        except TargetBusyError as error:
             _skip(session, error, warn)
         except (StorageError, StopTimeoutError, MaxStopError) as error:
             session.settle(0)

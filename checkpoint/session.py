@@ -14,7 +14,7 @@ from checkpoint.sink import ChainSink
 from checkpoint.source import Source
 from checkpoint.stream import Circumstances, Part, Stream, complete
 from uffdtrack import Window
-from uffdtrack.errors import EpochSkippedError, MaxStopError
+from uffdtrack.errors import MaxStopError, TargetBusyError
 
 REST = 0.05
 """Seconds between two looks at a target of which no epoch can be taken."""
@@ -43,7 +43,7 @@ class Taker(ABC, Generic[R]):
         Raises:
             StorageError: it could not be written; its pages come with the next one.
             StopTimeoutError: a thread did not stop; nothing was taken.
-            EpochSkippedError: it cannot be taken now; nothing is lost, and the next one has it all.
+            TargetBusyError: it cannot be taken now; nothing is lost, and the next one has it all.
             MaxStopError: the target would have stood for too long; what is due is copied while it runs.
             TargetGoneError: the target has ended, or all processes of a tree have.
             SessionInterrupted: a base was under way and has been dropped.
@@ -107,7 +107,7 @@ class Session(Taker[EpochRow]):
             except MaxStopError:
                 self.stream.rebase()
                 raise
-            except EpochSkippedError:
+            except TargetBusyError:
                 if not self.stream.in_base or time.monotonic() > deadline:
                     raise
             if self.stream.interrupted():

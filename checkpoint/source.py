@@ -44,7 +44,7 @@ class Source(Protocol):
         """Stop it, take registers and what was written and what is pending, and let it run.
 
         Raises:
-            EpochSkippedError: not now, but later.
+            TargetBusyError: not now, but later.
             MaxStopError: there is more to copy than a stop may.
             NewMemoryError: its memory was exchanged for another; `persist` knows what that means.
         """
@@ -66,7 +66,7 @@ class Source(Protocol):
             again: called before each further attempt.
 
         Raises:
-            EpochSkippedError: that goes on.
+            TargetBusyError: that goes on.
             TargetGoneError: it has ended.
         """
 

@@ -105,7 +105,7 @@ class Stream:
         wrote meanwhile, and `draft` makes the base whole.
 
         Raises:
-            SessionInterrupted, StorageError, EpochSkippedError, NewMemoryError, TargetGoneError: as they say;
+            SessionInterrupted, StorageError, TargetBusyError, NewMemoryError, TargetGoneError: as they say;
                 the base is dropped.
         """
         if self._based or self._begun:

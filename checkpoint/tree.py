@@ -17,9 +17,10 @@ from typing import Any
 
 from checkpoint.chain import MEMBER_NAME, Chain, View, lock_directory
 from checkpoint.epoch import EpochRow, LeftOut, MemberEpoch, TreeRow
+from checkpoint.errors import ImageError
 from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
 from checkpoint.image import EpochFile
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import InvalidInputError
 
 SCHEMA = "uffdtrack/tree/1"
 _NAME = re.compile(r"epoch-(\d{8,})\.tree")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from checkpoint.chain import View
 from checkpoint.epoch import LeftOut
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback import (
     Outcome,
     ProcessRollback,
@@ -22,7 +23,7 @@ from checkpoint.rollback import (
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_member import lives, name_of
 from uffdtrack import MAX_STOP, Tracee, children, stop_together, watchdog
-from uffdtrack.errors import RollbackRefusedError, TargetError, TargetGoneError, UffdtrackError
+from uffdtrack.errors import TargetError, TargetGoneError, UffdtrackError
 
 
 @dataclass(slots=True)

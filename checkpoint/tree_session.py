@@ -15,12 +15,12 @@ from checkpoint.tree_member import Member, name_of
 from checkpoint.tree_roster import Roster
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
 from uffdtrack.errors import (
-    EpochSkippedError,
     MaxStopError,
     NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
     StorageError,
+    TargetBusyError,
     TargetError,
     TargetGoneError,
 )
@@ -66,7 +66,7 @@ class TreeSession(Taker[TreeRow]):
                     continue
                 why = self.roster.why_left()
                 if why:
-                    raise EpochSkippedError(f"no process of the tree can be followed: {why}")
+                    raise TargetBusyError(f"no process of the tree can be followed: {why}")
                 raise TargetGoneError("all processes of the tree have ended")
             try:
                 window = self._window(members, last)
@@ -77,7 +77,7 @@ class TreeSession(Taker[TreeRow]):
                 row = self._write(members, window)
                 if row:
                     return row
-        raise EpochSkippedError("processes of the tree begin and end faster than an epoch is taken")
+        raise TargetBusyError("processes of the tree begin and end faster than an epoch is taken")
 
     def _window(self, members: list[Member], without_born: bool) -> TreeWindow:
         for member in members:
@@ -107,7 +107,7 @@ class TreeSession(Taker[TreeRow]):
                 ready.append(member)
             except (NewMemoryError, TargetGoneError, FileNotFoundError, ProcessLookupError):
                 self._renew(member)
-            except (StorageError, EpochSkippedError, MaxStopError):
+            except (StorageError, TargetBusyError, MaxStopError):
                 raise
             except (TargetError, PermissionDeniedError) as error:
                 self.roster.leave(member, error)

@@ -47,15 +47,15 @@ class StopTimeoutError(TargetError):
     """A thread did not stop in time; the others run again. The message says where it was."""
 
 
-class EpochSkippedError(TargetError):
-    """No epoch can be taken now, although nothing is wrong with the target; a later one can.
+class TargetBusyError(TargetError):
+    """The target is better not stopped now, although nothing is wrong with it; a later time will do.
 
     Attributes:
         reason: a clause that fits behind "while": "gdb (pid 123) traces the process".
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"no epoch can be taken while {reason}")
+        super().__init__(f"the target cannot be stopped while {reason}")
         self.reason = reason
 
 
@@ -77,16 +77,6 @@ class GuestError(TargetError):
     def __init__(self, message: str, vcpu: int) -> None:
         super().__init__(message)
         self.vcpu = vcpu
-
-
-class RollbackRefusedError(TargetError):
-    """The target cannot be put back to that epoch; nothing of it was touched."""
-
-
-class ImageError(UffdtrackError):
-    """A checkpoint file or chain that is damaged, incomplete or not ours."""
-
-    exit_code = 6
 
 
 class StorageError(UffdtrackError):

@@ -12,7 +12,7 @@ import numpy as np
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
 from uffdtrack.attach import attach_uffd
 from uffdtrack.errors import (
-    EpochSkippedError,
+    TargetBusyError,
     TargetGoneError,
     UffdtrackError,
     UnsupportedError,
@@ -144,7 +144,7 @@ class AddressSpace:
 
         Raises:
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
-            EpochSkippedError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
+            TargetBusyError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
         times = ffi.new("ut_times *")
         result = self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
@@ -155,7 +155,7 @@ class AddressSpace:
         pointer, n = runs_of(pending.pages)
         result = int(lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times))
         if result == lib.UT_BUSY:
-            raise EpochSkippedError(tracee.busy)
+            raise TargetBusyError(tracee.busy)
         return result
 
     def conclude(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> Window:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
-from uffdtrack.errors import EpochSkippedError, TargetError
+from uffdtrack.errors import TargetBusyError, TargetError
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import CALL_SECONDS, Tracee
 from uffdtrack.window import Pending, Window
@@ -89,7 +89,7 @@ class ProcessTree:
             without_born: other children are treated as `left`; else nothing is taken while there are any.
 
         Raises:
-            StopTimeoutError, PermissionDeniedError, EpochSkippedError: of one member; nothing was taken, all
+            StopTimeoutError, PermissionDeniedError, TargetBusyError: of one member; nothing was taken, all
                 run on.
         """
         native = ffi.new("ut_member_window[]", len(members))
@@ -120,7 +120,7 @@ class ProcessTree:
             self.failed = failed[0] if failed[0] < len(members) else None
             if result == lib.UT_BUSY and self.failed is not None:
                 busy = members[self.failed].tracee
-                raise EpochSkippedError(f"of process {busy.pid} {busy.busy}")
+                raise TargetBusyError(f"of process {busy.pid} {busy.busy}")
             if result == -errno.ETIMEDOUT and self.failed is not None:
                 raise members[self.failed].tracee.late_error("stop the threads")
             check(result, "stop the threads", members[self.failed or 0].tracee.pid)

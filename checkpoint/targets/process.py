@@ -29,10 +29,10 @@ from uffdtrack import (
     task_directory,
 )
 from uffdtrack.errors import (
-    EpochSkippedError,
     NewMemoryError,
     PermissionDeniedError,
     StopTimeoutError,
+    TargetBusyError,
     TargetError,
     TargetGoneError,
     TargetRefusedError,
@@ -78,7 +78,7 @@ class ProcessTarget:
         """Have the memory that it has now: after exec it is another one, and so may be the kind of program.
 
         Raises:
-            EpochSkippedError: not now, but later.
+            TargetBusyError: not now, but later.
         """
         if self._attached:
             return
@@ -113,7 +113,7 @@ class ProcessTarget:
             self._attached = False
             again()
 
-        late = EpochSkippedError("it calls exec faster than a base is taken")
+        late = TargetBusyError("it calls exec faster than a base is taken")
         return through_exec(self.process, attempt, begin_anew, late)
 
     def ended(self, seconds: float = 0) -> bool:
@@ -156,7 +156,7 @@ class ProcessTarget:
             raise why from error
 
     def check_stop(self) -> None:
-        """Raises: EpochSkippedError: it is better not stopped now."""
+        """Raises: TargetBusyError: it is better not stopped now."""
         self._stops.check()
 
     def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> TargetError | None:

@@ -6,9 +6,9 @@ from checkpoint.targets.exec import EXEC_POLL
 from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
 from uffdtrack import AddressSpace, Process, Tracee, frozen_cgroup
 from uffdtrack.errors import (
-    EpochSkippedError,
     PermissionDeniedError,
     StopTimeoutError,
+    TargetBusyError,
     TargetError,
     TargetGoneError,
     TargetRefusedError,
@@ -31,11 +31,11 @@ class Stops:
         self._frozen = False
 
     def check(self) -> None:
-        """Raises: EpochSkippedError: it is better not stopped now."""
+        """Raises: TargetBusyError: it is better not stopped now."""
         self.await_visitor()
         self._await_thaw()
         if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
-            raise EpochSkippedError(DUMPING)
+            raise TargetBusyError(DUMPING)
 
     def why_not(
         self, error: PermissionDeniedError | StopTimeoutError, space: AddressSpace
@@ -47,9 +47,9 @@ class Stops:
                 return TargetGoneError(f"process {self.pid} has ended")
             return self._visited(space) if traceable else None
         if dumps_core(self.pid):
-            return EpochSkippedError(DUMPING)
+            return TargetBusyError(DUMPING)
         self._frozen = frozen_cgroup(self.pid) is not None
-        return EpochSkippedError(self._tracee.late_reason)
+        return TargetBusyError(self._tracee.late_reason)
 
     def why_not_attached(
         self, error: PermissionDeniedError | TargetRefusedError, space: AddressSpace
@@ -66,19 +66,19 @@ class Stops:
     def await_visitor(self) -> None:
         """A visitor that we know of is asked for first: each stop that fails costs the target some time."""
         if self._visitor and self._visitor.is_here():
-            raise EpochSkippedError(f"{self._visitor} traces the process")
+            raise TargetBusyError(f"{self._visitor} traces the process")
         self._visitor = None
 
-    def _visited(self, space: AddressSpace) -> EpochSkippedError:
+    def _visited(self, space: AddressSpace) -> TargetBusyError:
         """Somebody has taken the process from us. It may have been for a moment, and over by now."""
         self._tracee.settle(0.1)  # threads that are not the visitor's were called to stop
         space.passed_over()
         self._visitor = find_visitor(self.pid)
-        return EpochSkippedError(f"{self._visitor or 'another process'} traces the process")
+        return TargetBusyError(f"{self._visitor or 'another process'} traces the process")
 
     def _await_thaw(self) -> None:
         """What is known to be frozen is asked to stop again after the thaw only."""
         frozen = self._frozen and frozen_cgroup(self.pid)
         if frozen:
-            raise EpochSkippedError(f"the cgroup {frozen} of the process is frozen")
+            raise TargetBusyError(f"the cgroup {frozen} of the process is frozen")
         self._frozen = False

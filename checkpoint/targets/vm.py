@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import thread_notes
 from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
 from kvmglue import KvmTracker, VcpuState, Vm
@@ -24,12 +25,7 @@ from uffdtrack import (
     UffdTracker,
     Window,
 )
-from uffdtrack.errors import (
-    CycleError,
-    PauseTimeoutError,
-    RollbackRefusedError,
-    StopTimeoutError,
-)
+from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError
 from uffdtrack.runs import expand, no_runs, to_runs
 
 T = TypeVar("T")

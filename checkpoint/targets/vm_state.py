@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.chain import View
+from checkpoint.errors import ImageError
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile, note
 from kvmglue import Vcpu, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import InvalidInputError
 
 NOTE_VCPU = 0x75660003
 """All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""

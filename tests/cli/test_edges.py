@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from checkpoint.chain import Chain
 from checkpoint.cli.main import cli
 from checkpoint.epoch import EpochRow, Times
+from checkpoint.errors import ImageError
 from checkpoint.report import missed
 from checkpoint.schedule import Plan, run_session
 from checkpoint.targets.children import children
 from tests.helpers import Build, Run, Spawn
 from uffdtrack import how_to_be_allowed, status_field
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import InvalidInputError
 
 SHELL = f"{sys.executable} -m checkpoint"
 

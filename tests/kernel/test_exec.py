@@ -17,7 +17,7 @@ from checkpoint.session import Session
 from checkpoint.targets import exec as target_exec
 from checkpoint.targets.process import ProcessTarget
 from tests.helpers import DEADLINE, Build, Run, Spawn, wait_for
-from uffdtrack import PAGE, EpochSkippedError, TargetGoneError, Window, status_field
+from uffdtrack import PAGE, TargetBusyError, TargetGoneError, Window, status_field
 
 AT = 0x200000000000  # of execs.c
 
@@ -86,7 +86,7 @@ def test_exec_before_a_base_is_whole(
     # A base of this engine begins in a stop: the program may be so deep in exec that none is possible.
     sync = process_engine == "sync"
     why = r"calls exec|does not stop" if sync else "calls exec"
-    skipped = contextlib.suppress(EpochSkippedError) if sync else contextlib.nullcontext()
+    skipped = contextlib.suppress(TargetBusyError) if sync else contextlib.nullcontext()
     with (
         ProcessTarget(pid, process_engine) as target,
         ChainWriter(tmp_path / "c", b"", False) as chain,
@@ -103,7 +103,7 @@ def test_exec_before_a_base_is_whole(
             patch.setattr(target, "window", after_exec)
             patch.setattr(target_exec, "EXEC_SECONDS", 0)
             for _ in range(3):
-                with pytest.raises(EpochSkippedError, match=why):
+                with pytest.raises(TargetBusyError, match=why):
                     session.take()
                 assert target.settle(DEADLINE)
         process.stdout.close()  # its next line ends it

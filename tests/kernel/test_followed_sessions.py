@@ -11,7 +11,7 @@ from pathlib import Path
 from checkpoint.chain import Chain
 from tests.helpers import DEADLINE, Build, Run, Spawn, ask, start_notices, state_of, traps, wait_for
 from tests.kernel.mapper import Mapper, open_session
-from uffdtrack.errors import EpochSkippedError, StopTimeoutError
+from uffdtrack.errors import StopTimeoutError, TargetBusyError
 
 EXECS = """
 import glob, os, sys, time
@@ -94,7 +94,7 @@ def test_unstoppable_thread_with_a_limit(following: str, spawn: Spawn, build: Bu
             try:
                 session.take()
                 taken.append(True)
-            except (EpochSkippedError, StopTimeoutError):
+            except (TargetBusyError, StopTimeoutError):
                 taken.append(False)
                 session.target.tracee.settle(DEADLINE)
     assert process.poll() is None

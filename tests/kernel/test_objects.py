@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint.chain import Chain, ChainWriter
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.export import compact
 from checkpoint.objects import Snapshot, resolve
 from checkpoint.rollback import Outcome, rollback
@@ -22,7 +23,6 @@ from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
 from tests.helpers import Build, Run, Spawn
-from uffdtrack.errors import RollbackRefusedError
 
 TORN = {
     "io_uring": r"an io_uring, file descriptor \d+ \(anon_inode:\[io_uring\]\), mapping",

@@ -14,12 +14,13 @@ import pytest
 
 import checkpoint.rollback
 from checkpoint.chain import Chain
+from checkpoint.errors import RollbackRefusedError
 from tests.conftest import missing
 from tests.helpers import Build, Run, Spawn, wait_for
 from tests.kernel.own_calls import MEMBERS, Target
 from tests.kernel.rollee import take
 from uffdtrack import AddressSpace, Pending, Tracee, status_field
-from uffdtrack.errors import RollbackRefusedError, StopTimeoutError, TargetError
+from uffdtrack.errors import StopTimeoutError, TargetError
 
 AS_ROOT = {"filters", "strict", "hidden", "trap"}
 """Suspending a filter needs CAP_SYS_ADMIN, tracing what is not dumpable CAP_SYS_PTRACE."""

@@ -9,12 +9,12 @@ import pytest
 
 from checkpoint.attributes import Attributes
 from checkpoint.chain import Chain, ChainWriter
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback import Outcome, rollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing
 from tests.helpers import HUGE_PAGES, Build, Spawn, alone_on
-from uffdtrack.errors import RollbackRefusedError
 
 # Each with the codes of VmFlags that it has (proc_pid_smaps(5)), and what the rollback does if it was
 # cleared, set, or unmapped with its mapping since: "back", or why it is refused.

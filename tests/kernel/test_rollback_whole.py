@@ -13,12 +13,13 @@ import pytest
 import checkpoint.rollback
 from checkpoint.chain import Chain
 from checkpoint.contents import Memory
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.mappings import Mappings
 from tests.conftest import missing
 from tests.helpers import Build, Run, Spawn, wait_for
 from tests.kernel.rollee import Rollee, covers, differing, take
 from uffdtrack import Injector, Region, Tracee, parse_maps
-from uffdtrack.errors import RollbackRefusedError, TargetError
+from uffdtrack.errors import TargetError
 
 
 class Changes(Rollee):

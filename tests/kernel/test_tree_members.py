@@ -17,8 +17,8 @@ from tests.helpers import Spawn, wait_for
 from tests.kernel.forks import Forks, cut_errors, is_dead
 from uffdtrack import TreeMember, TreeWindow, Window, children
 from uffdtrack.errors import (
-    EpochSkippedError,
     PermissionDeniedError,
+    TargetBusyError,
     TargetError,
     TargetGoneError,
 )
@@ -104,13 +104,13 @@ def test_who_cannot_be_followed_has_not_ended(
     monkeypatch.setattr("checkpoint.tree_roster.REFUSED_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Member, "prepare", refused)
-        with pytest.raises(EpochSkippedError, match=f"process {process.pid} .cat.: 32-bit"):
+        with pytest.raises(TargetBusyError, match=f"process {process.pid} .cat.: 32-bit"):
             taker.take()
         assert not taker.ended()
     assert len(taker.take().processes) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Member, "prepare", refused)
-        with pytest.raises(EpochSkippedError):
+        with pytest.raises(TargetBusyError):
             taker.take()
         process.kill()
         process.wait()

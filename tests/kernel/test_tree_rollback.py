@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback import Outcome, ProcessRollback
 from checkpoint.tree import Tree
 from checkpoint.tree_rollback import rollback_tree
 from tests.helpers import Run, wait_for
 from tests.kernel.forks import Forks, is_dead
-from uffdtrack.errors import (
-    RollbackRefusedError,
-    TargetError,
-)
+from uffdtrack.errors import TargetError
 
 
 def test_a_tree_goes_back_whole(forks: Callable[[int], Forks], uffdtrack: Run, tmp_path: Path) -> None:

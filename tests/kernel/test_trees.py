@@ -14,18 +14,14 @@ from elftools.elf.elffile import ELFFile
 
 from checkpoint.chain import Chain
 from checkpoint.epoch import Times, TreeRow
+from checkpoint.errors import ImageError
 from checkpoint.image import EpochWriter
 from checkpoint.tree import Tree, TreeWriter, numbers
 from checkpoint.tree_session import TreeSession
 from tests.helpers import Run, wait_for
 from tests.kernel.forks import SHARED, Forks, cut_errors
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
-from uffdtrack.errors import (
-    ImageError,
-    InvalidInputError,
-    StorageError,
-    TargetError,
-)
+from uffdtrack.errors import InvalidInputError, StorageError, TargetError
 
 
 @pytest.mark.parametrize("children", [0, 4])

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.errors import RollbackRefusedError
 from tests.conftest import missing
 from tests.helpers import Build, Spawn
 from tests.kernel.test_rollback_attributes import back, take
 from uffdtrack import parse_maps
-from uffdtrack.errors import RollbackRefusedError
 
 FORMS = {"lea": ("l", 0), "nop": ("n", 1), "waits": ("w", 2)}
 

@@ -23,7 +23,7 @@ from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
 from tests.helpers import Build, Run, Spawn, alone_on, wait_for
 from uffdtrack import PAGE, Runs, status_field
-from uffdtrack.errors import EpochSkippedError
+from uffdtrack.errors import TargetBusyError
 
 AT = 0x200000000000  # of visited.c
 VALUE = 0x5EED
@@ -92,8 +92,8 @@ def attached(visited: Visited, engine: str, directory: Path) -> Iterator[Session
         yield Session(target, chain)
 
 
-def skipped(session: Session) -> EpochSkippedError:
-    with pytest.raises(EpochSkippedError) as caught:
+def skipped(session: Session) -> TargetBusyError:
+    with pytest.raises(TargetBusyError) as caught:
         session.take()
     return caught.value
 

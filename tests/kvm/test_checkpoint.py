@@ -13,6 +13,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from checkpoint.chain import Chain, ChainWriter
+from checkpoint.errors import ImageError, RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
@@ -22,7 +23,6 @@ from kvmglue._sys import lib
 from tests.helpers import DEADLINE, Run
 from tests.kvm.conftest import Machine, printed, run_on
 from uffdtrack._sys import lib as uffd
-from uffdtrack.errors import ImageError, RollbackRefusedError
 
 Make = Callable[..., Machine]
 PACE = 2000

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.chain import Chain, ChainWriter
+from checkpoint.errors import ImageError
 from checkpoint.export import compact
 from checkpoint.image import SCHEMA, ZERO, EpochFile
 from tests.unit.images import BASE, THREADS, Content, write
 from uffdtrack import PAGE, Region
-from uffdtrack.errors import ImageError, InvalidInputError
+from uffdtrack.errors import InvalidInputError
 
 CONTENT = st.dictionaries(st.integers(0, 255), st.integers(0, 255), max_size=40)
 RESET = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4).map(
