@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import Chain, ChainWriter
-from checkpoint.rollback import rollback
+from checkpoint.rollback.order import rollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 

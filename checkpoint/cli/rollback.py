@@ -12,7 +12,7 @@ from checkpoint.chain import Chain, Lock
 from checkpoint.cli.common import PID, Place, json_option, key_option, max_stop_option, say
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.tree import rollback_tree_to
-from checkpoint.rollback import rollback
+from checkpoint.rollback.order import rollback
 from checkpoint.tree import is_tree
 
 

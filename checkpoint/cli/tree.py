@@ -10,8 +10,8 @@ from checkpoint.chain import Lock
 from checkpoint.cli.common import say
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed
+from checkpoint.rollback.tree import rollback_tree
 from checkpoint.tree import Tree
-from checkpoint.tree_rollback import rollback_tree
 
 
 def list_tree(directory: Path, as_json: bool) -> None:

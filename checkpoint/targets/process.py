@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from checkpoint.attributes import Recorder
 from checkpoint.heads import heads_note
 from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
+from checkpoint.rollback.attributes import Recorder
 from checkpoint.targets.exec import EXEC_POLL, through_exec
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.mapped import IN_FLIGHT, mapped_files, named_files, warnings_for

@@ -18,7 +18,7 @@ from checkpoint.chain import Chain, ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.export import compact
 from checkpoint.objects import Snapshot, resolve
-from checkpoint.rollback import Outcome, rollback
+from checkpoint.rollback.order import Outcome, rollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing

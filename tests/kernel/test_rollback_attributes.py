@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.attributes import Attributes
 from checkpoint.chain import Chain, ChainWriter
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback import Outcome, rollback
+from checkpoint.rollback.attributes import Attributes
+from checkpoint.rollback.order import Outcome, rollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing

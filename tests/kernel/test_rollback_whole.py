@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint.rollback
+import checkpoint.rollback.order
 from checkpoint.chain import Chain
-from checkpoint.contents import Memory
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.mappings import Mappings
+from checkpoint.rollback.contents import Memory
+from checkpoint.rollback.mappings import Mappings
 from tests.conftest import missing
 from tests.helpers import Build, Run, Spawn, wait_for
 from tests.kernel.rollee import Rollee, covers, differing, take
@@ -196,7 +196,7 @@ def test_failure_in_the_middle_is_taken_back(
     with monkeypatch.context() as patch:
         fail_in(patch, place)
         with pytest.raises(RollbackRefusedError, match="made to fail; the process is as it was"):
-            checkpoint.rollback.rollback(target.pid, Chain(target.chain).view(0))
+            checkpoint.rollback.order.rollback(target.pid, Chain(target.chain).view(0))
     assert target.state() == before
     assert target.ask("p") == "cannot", "it runs on"
     uffdtrack("rollback", target.pid, target.chain)
@@ -212,7 +212,7 @@ def test_failure_that_cannot_be_taken_back_says_so(
         fail_in(patch, "write")
         patch.setattr(Memory, "restore", lambda *_: False)
         with pytest.raises(TargetError, match="partly that of the epoch"):
-            checkpoint.rollback.rollback(target.pid, Chain(target.chain).view(0))
+            checkpoint.rollback.order.rollback(target.pid, Chain(target.chain).view(0))
     uffdtrack("rollback", target.pid, target.chain)
     assert target.ask("c") == "1"
 
@@ -234,7 +234,7 @@ def test_failure_after_threads_were_ended(
     with monkeypatch.context() as patch:
         fail_in(patch, "registers")
         with pytest.raises(TargetError, match="as they were, but threads born since") as caught:
-            checkpoint.rollback.rollback(rollee.pid, Chain(tmp_path / "c").view(0))
+            checkpoint.rollback.order.rollback(rollee.pid, Chain(tmp_path / "c").view(0))
     assert not isinstance(caught.value, RollbackRefusedError)
     assert rollee.threads() == threads
     assert rollee.ask("c") == "7"

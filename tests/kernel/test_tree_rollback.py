@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback import Outcome, ProcessRollback
+from checkpoint.rollback.order import Outcome, ProcessRollback
+from checkpoint.rollback.tree import rollback_tree
 from checkpoint.tree import Tree
-from checkpoint.tree_rollback import rollback_tree
 from tests.helpers import Run, wait_for
 from tests.kernel.forks import Forks, is_dead
 from uffdtrack.errors import TargetError

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from checkpoint.attributes import Flags, Recorded, keeps_advice, must_be_made_anew, steps
-from checkpoint.attributes import _parse as parse
-from checkpoint.breakpoints import uprobes
+from checkpoint.rollback.attributes import Flags, Recorded, keeps_advice, must_be_made_anew, steps
+from checkpoint.rollback.attributes import _parse as parse
+from checkpoint.rollback.breakpoints import uprobes
 
 SMAPS = b"""7f0000000000-7f0000001000 rw-p 00000000 00:00 0 [heap]
 Rss:                   4 kB

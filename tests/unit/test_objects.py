@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.differences import SHOWN, differences, listed, signal_names, torn
 from checkpoint.objects import (
     Descriptor,
     Snapshot,
@@ -26,6 +25,7 @@ from checkpoint.objects import (
     resolve,
     same_timer,
 )
+from checkpoint.rollback.differences import SHOWN, differences, listed, signal_names, torn
 from checkpoint.targets import kernel_state
 from uffdtrack import Region
 

@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from checkpoint.breakpoints import Programs, check_return_probes
 from checkpoint.chain import View
-from checkpoint.contents import Image, Memory, Plan
-from checkpoint.differences import differences, torn
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.layout import Layout, Stretches
-from checkpoint.mappings import Mappings
 from checkpoint.objects import resolve
-from checkpoint.registrations import Registrations
+from checkpoint.rollback.breakpoints import Programs, check_return_probes
+from checkpoint.rollback.contents import Image, Memory, Plan
+from checkpoint.rollback.differences import differences, torn
+from checkpoint.rollback.layout import Layout, Stretches
+from checkpoint.rollback.mappings import Mappings
+from checkpoint.rollback.registrations import Registrations
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.refusals import check_target
 from uffdtrack import MAX_STOP, PAGE, Tracee, identify, status_field, verdict_on, watchdog

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.breakpoints import Programs, uprobes
 from checkpoint.chain import View
 from checkpoint.errors import ImageError, RollbackRefusedError
 from checkpoint.image import ZERO
-from checkpoint.layout import Stretches
+from checkpoint.rollback.breakpoints import Programs, uprobes
+from checkpoint.rollback.layout import Stretches
 from uffdtrack import (
     DIFFERS,
     PAGE,

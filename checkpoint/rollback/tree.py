@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from checkpoint.chain import View
 from checkpoint.epoch import LeftOut
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback import (
+from checkpoint.rollback.order import (
     Outcome,
     ProcessRollback,
     check_same_process,

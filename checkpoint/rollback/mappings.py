@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from checkpoint.attributes import (
+from checkpoint.chain import View
+from checkpoint.errors import RollbackRefusedError
+from checkpoint.image import NT_AUXV
+from checkpoint.rollback.attributes import (
     Flags,
     Recorded,
     cannot_be_made,
@@ -18,10 +21,7 @@ from checkpoint.attributes import (
     mmap_flags,
     steps,
 )
-from checkpoint.chain import View
-from checkpoint.errors import RollbackRefusedError
-from checkpoint.image import NT_AUXV
-from checkpoint.layout import Change, Layout, heap_end, protection
+from checkpoint.rollback.layout import Change, Layout, heap_end, protection
 from checkpoint.targets.mapped import mapped_files
 from uffdtrack import PAGE, Injector, Region, Tracee, proc_read, task_directory
 from uffdtrack.errors import TargetError

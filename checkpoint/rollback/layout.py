@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.attributes import Attributes, Flags, Recorded, keeps_advice, must_be_made_anew
 from checkpoint.image import EpochFile
+from checkpoint.rollback.attributes import Attributes, Flags, Recorded, keeps_advice, must_be_made_anew
 from uffdtrack import PAGE, Region, Runs, proc_read, read_maps
 from uffdtrack.runs import Pages, Rows, rows_of
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from checkpoint.chain import View
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.layout import Change, Stretches, protection
+from checkpoint.rollback.layout import Change, Stretches, protection
 from uffdtrack import PAGE, Region, task_directory
 from uffdtrack.runs import Pages, batches, between
 

@@ -1,0 +1,1 @@
+"""Putting a process, or a tree of them, back to an epoch."""
