@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
 
 from checkpoint.errors import ImageError
-from checkpoint.files import malformed, open_regular, translate, translate_read
-from checkpoint.image import ZERO, EpochFile, EpochWriter, Offsets
-from uffdtrack import PAGE, Region
-from uffdtrack.errors import InvalidInputError, UffdtrackError
-from uffdtrack.runs import Pages, between, inside, latest
+from checkpoint.files import malformed, open_regular, translate_read
+from checkpoint.image import EpochFile
+from checkpoint.view import View
+from uffdtrack import PAGE
+from uffdtrack.errors import InvalidInputError
+from uffdtrack.runs import between, inside, latest
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 SETTLING = 1.0
 """Seconds that a chain may lack its `head`, while it gives way to another."""
 MEMBER_NAME = re.compile(r"\d+(\.\d+)?")
 """Directories of the chains of a tree, see tree.py."""
-_LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
+LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
 
 
 def epoch_name(epoch: int) -> str:
@@ -48,60 +44,6 @@ def parse_place(text: str) -> tuple[Path, int | None]:
     return Path(directory), int(number)
 
 
-@dataclass(frozen=True)
-class View:
-    """The whole memory of one epoch: for each page the newest file of the chain that has it.
-
-    Attributes:
-        pages: page numbers, sorted.
-        files: index into `sources` for each page.
-        offsets: place in that file, `ZERO` for zeros.
-    """
-
-    epoch: EpochFile
-    sources: list[EpochFile]
-    pages: Pages
-    files: npt.NDArray[np.int64]
-    offsets: Offsets
-
-    def read(self, wanted: Pages) -> npt.NDArray[np.uint8]:
-        """The contents of pages of this view, shape (n, 4096)."""
-        out = np.zeros((len(wanted), PAGE), np.uint8)
-        at = np.searchsorted(self.pages, wanted)
-        for index in np.unique(self.files[at]):
-            source = self.sources[int(index)]
-            chosen = np.flatnonzero((self.files[at] == index) & (self.offsets[at] != ZERO))
-            if not len(chosen):
-                continue
-            try:
-                with source.open() as file:
-                    data = np.memmap(file, np.uint8, "r")
-                places = self.offsets[at[chosen]]
-                if (
-                    len(places)
-                    and int(places[-1]) - int(places[0]) == (len(places) - 1) * PAGE
-                    and (np.diff(places) == PAGE).all()
-                ):
-                    first = int(places[0])
-                    block = data[first : first + len(places) * PAGE]
-                    out[chosen] = block.reshape(-1, PAGE)
-                else:
-                    for row, place in zip(chosen.tolist(), places.tolist(), strict=True):
-                        out[row] = data[place : place + PAGE]
-            except (OSError, ValueError) as error:
-                raise ImageError(f"{source.path} cannot be read: {error}") from error
-        return out
-
-    @property
-    def own_sources(self) -> list[EpochFile]:
-        """Without those of other processes of a tree."""
-        return [file for file in self.sources if file.path.parent == self.epoch.path.parent]
-
-    def of_region(self, region: Region) -> slice:
-        """The part of `pages` in a mapping."""
-        return between(self.pages, region.start, region.end)
-
-
 class Chain:
     """A directory of epoch files.
 
@@ -113,7 +55,7 @@ class Chain:
         self.directory = directory
         # Before the names: a session adds its epoch first, and its number here after.
         self._head = _head(directory)
-        self.epochs = sorted(_numbers(directory))
+        self.epochs = sorted(epoch_numbers(directory))
         if not directory.is_dir():
             raise InvalidInputError(f"{directory} is not a directory")
         if not self.epochs:
@@ -168,7 +110,7 @@ class Chain:
         deadline = time.monotonic() + SETTLING
         # A session that was killed, or is about to, between its base and `head` leaves one epoch alone.
         while self._head < 0 and len(self.epochs) > 1:
-            if sorted(_numbers(self.directory))[: len(self.epochs)] != self.epochs:
+            if sorted(epoch_numbers(self.directory))[: len(self.epochs)] != self.epochs:
                 raise InvalidInputError(f"{self.directory} was replaced while it was read; try again")
             if time.monotonic() > deadline:
                 raise ImageError(
@@ -288,7 +230,7 @@ def _head(directory: Path) -> int:
         raise
 
 
-def _numbers(directory: Path) -> list[int]:
+def epoch_numbers(directory: Path) -> list[int]:
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
@@ -296,127 +238,3 @@ def _numbers(directory: Path) -> list[int]:
     except OSError as error:
         raise translate_read(error, directory) from error
     return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
-
-
-class Lock:
-    """Holds a directory for one session; let go by close or by the death of the process."""
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            self._fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise translate(error, directory) from error
-        # A session that was killed lets go when its epoch is finished.
-        deadline = time.monotonic() + 1
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    os.close(self._fd)
-                    raise InvalidInputError(
-                        f"{directory} is in use by another uffdtrack; end that one first"
-                    ) from error
-                time.sleep(0.01)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def lock_directory(directory: Path) -> Lock:
-    """Hold a directory, which is made where it is missing.
-
-    Raises:
-        InvalidInputError, PermissionDeniedError, StorageError: as they say.
-    """
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise InvalidInputError(f"{directory} is not a directory") from error
-    except OSError as error:
-        raise translate(error, directory) from error
-    return Lock(directory)
-
-
-class ChainWriter:
-    """A locked directory that epochs are added to, from 0 on.
-
-    Raises:
-        InvalidInputError: the directory is in use, or holds a chain and `force` is not given.
-        PermissionDeniedError, StorageError: it cannot be made or written.
-    """
-
-    def __init__(self, directory: Path, key: bytes, force: bool) -> None:
-        self.directory = directory
-        self.key = key
-        self.next_epoch = 0
-        self.parent = ""
-        self._lock = lock_directory(directory)
-        try:
-            old = _numbers(directory)
-            for name in os.listdir(directory):
-                if _LEFT_OVER.fullmatch(name):
-                    (directory / name).unlink()
-        except OSError as error:
-            self._lock.close()
-            raise translate(error, directory) from error
-        except UffdtrackError:
-            self._lock.close()
-            raise
-        if old and not force:
-            self._lock.close()
-            raise InvalidInputError(
-                f"{directory} holds a chain of {len(old)} epochs; give another directory, or --force "
-                "to delete that chain"
-            )
-
-    def _clear(self) -> None:
-        """A new base is on disk: what was here before goes, its own base last."""
-        if self.next_epoch:
-            return
-        (self.directory / "head").unlink(missing_ok=True)
-        for number in sorted(_numbers(self.directory), reverse=True):
-            (self.directory / epoch_name(number)).unlink()
-
-    def begin(self) -> EpochWriter:
-        return EpochWriter(self.directory / epoch_name(self.next_epoch), self._clear)
-
-    def committed(self, digest: str) -> None:
-        """The epoch that `begin` named is safe."""
-        self.parent = digest
-        with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
-            temporary = self.directory / ".head.tmp"
-            temporary.unlink(missing_ok=True)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "w") as file:
-                file.write(f"{self.next_epoch}\n")
-            temporary.replace(self.directory / "head")
-        self.next_epoch += 1
-
-    def close(self) -> None:
-        self._lock.close()
-
-    def __enter__(self) -> ChainWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkpoint.chain import View
 from checkpoint.errors import ImageError
+from checkpoint.view import View
 from uffdtrack import Region
 from uffdtrack.runs import Pages, batches
 

@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.chain import Chain, View
-from checkpoint.files import translate
-from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
-from checkpoint.image import (
+from checkpoint.chain import Chain
+from checkpoint.elf import (
     NOTE_DIGEST,
     NOTE_META,
     NOTE_NAME,
     PHDR,
-    EpochFile,
-    EpochWriter,
     elf_header,
     extra_section,
     note,
     region_flags,
 )
+from checkpoint.files import translate
+from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
+from checkpoint.image import EpochFile
+from checkpoint.image_writer import EpochWriter
 from checkpoint.objects import increment, resolve
+from checkpoint.view import View
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 from uffdtrack.runs import batches, between, run_starts, to_runs

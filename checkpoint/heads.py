@@ -7,7 +7,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from checkpoint.image import NOTE_NAME, EpochFile, note
+from checkpoint.elf import NOTE_NAME, note
+from checkpoint.image import EpochFile
 from uffdtrack import PAGE, Heads, Region
 
 NOTE_HEADS = 0x75660004

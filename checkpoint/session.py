@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from checkpoint.chain import ChainWriter
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow, TreeRow
 from checkpoint.precopy import SessionInterrupted
 from checkpoint.sink import ChainSink

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from checkpoint.chain import ChainWriter
+from checkpoint.chain_writer import ChainWriter
+from checkpoint.elf import SCHEMA
 from checkpoint.epoch import Epoch, EpochRow
-from checkpoint.image import SCHEMA, EpochWriter
+from checkpoint.image_writer import EpochWriter
 from checkpoint.objects import Snapshot, increment
 from checkpoint.once import Once
 from uffdtrack import Region, Runs

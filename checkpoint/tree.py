@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from checkpoint.chain import MEMBER_NAME, Chain, View, lock_directory
+from checkpoint.chain import MEMBER_NAME, Chain
+from checkpoint.chain_writer import lock_directory
 from checkpoint.epoch import EpochRow, LeftOut, MemberEpoch, TreeRow
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
 from checkpoint.image import EpochFile
+from checkpoint.view import View
 from uffdtrack.errors import InvalidInputError
 
 SCHEMA = "uffdtrack/tree/1"

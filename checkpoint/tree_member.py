@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from checkpoint.chain import ChainWriter
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow, Membership
 from checkpoint.sink import ChainSink
 from checkpoint.stream import Part, Stream

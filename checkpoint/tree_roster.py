@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from checkpoint.chain import ChainWriter
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import Member, lives, name_of

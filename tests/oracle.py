@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint.image import ZERO, EpochFile
+from checkpoint.elf import ZERO
+from checkpoint.image import EpochFile
 
 PAGE = 4096
 PAGES, AREAS = 128, 10

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from checkpoint import report
-from checkpoint.chain import Chain, Lock
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import Lock
 from checkpoint.cli.common import DIRECTORY, json_option, key_option
 from checkpoint.export import compact
 from checkpoint.tree import is_tree

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from checkpoint import report
-from checkpoint.chain import Chain, View
+from checkpoint.chain import Chain
 from checkpoint.cli.common import Place, json_option, key_option
 from checkpoint.compare import differences
 from checkpoint.tree import Tree, is_tree
+from checkpoint.view import View
 from uffdtrack.errors import InvalidInputError
 
 

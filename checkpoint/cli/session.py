@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from checkpoint import report
-from checkpoint.chain import ChainWriter
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cli.hold import Progress, hold
 from checkpoint.cli.options import Options, session_options

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from checkpoint import report
-from checkpoint.chain import Lock
+from checkpoint.chain_writer import Lock
 from checkpoint.cli.common import say
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from checkpoint import report
-from checkpoint.chain import ChainWriter
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import Place, say
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.hold import hold

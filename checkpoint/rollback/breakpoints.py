@@ -12,9 +12,9 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.chain import View
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.layout import Change, Stretches, protection
+from checkpoint.view import View
 from uffdtrack import PAGE, Region, task_directory
 from uffdtrack.runs import Pages, batches, between
 

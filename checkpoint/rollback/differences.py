@@ -6,43 +6,15 @@ agree with: a rollback of the memory alone tears the program. `differences` is w
 
 from __future__ import annotations
 
-import functools
-import re
 import signal
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from checkpoint.objects import IO_URING, Descriptor, Snapshot, same_timer
-from uffdtrack import Region
+from checkpoint.objects import Descriptor, Snapshot, same_timer
+from checkpoint.rollback.torn import SHOWN, describe_descriptor, listed
 
 OLD = 0.5
 """Seconds between a reading and its epoch that are worth a word."""
-SHOWN = 3
-"""How many of a long list are named."""
 
-_QUEUES = "its queues lie in memory, and the kernel or a device goes on where they are now"
-_DEVICE = "what the device holds, and what it writes into memory, stays as it is now"
-TORN = (
-    (r"anon_inode:\[?(kvm-(vm|vcpu)|mshv_)|/dev/(vboxdrv|vmmon|nsm)", "a virtual machine",
-     "the registers of its vCPUs and its devices stay as they are now"),
-    (r"anon_inode:\[io_uring\]", "an io_uring", _QUEUES),
-    (r"anon_inode:\[userfaultfd\]", "a userfaultfd", "who waits for a page, and what is registered, stays"),
-    (r"/dev/vhost-|/dev/vduse|/dev/ublkc", "a vhost device", _QUEUES),
-    (r"/dev/(dri/|nvidia|kfd|dxg|accel/|mali|udmabuf|dma_heap/)|anon_inode:(i915|drm)", "a GPU", _DEVICE),
-    (r"/dev/infiniband/|anon_inode:\[(infiniband|uverbs)", "an RDMA device", _DEVICE),
-    (r"/dev/(vfio/|iommu)|anon_inode:\[?vfio", "a device that it drives itself (VFIO)", _DEVICE),
-    (r"/dev/bus/usb/", "a USB device", _DEVICE),
-)  # fmt: skip
-"""Descriptor or mapping, by what /proc says it is; what it is; why it must not be torn."""
-TORN_MAPPED = (
-    (r"/\[aio\]", "an aio context", _QUEUES),
-    (r"anon_inode:\[perf_event\]", "a perf ring", _QUEUES),
-    (r"anon_inode:\[?bpf[-_]map", "memory that it shares with a BPF program", "the program goes on in it"),
-    (r"socket:", "a ring of a socket (AF_PACKET, AF_XDP)", _QUEUES),
-    (r"/secretmem", "memory that nobody else can read (memfd_secret)", "it stays as it is now"),
-    (r"anon_inode:|/dmabuf", "memory of a kernel object", "it stays as it is now"),
-)
-"""Mappings alone: the same objects without one hold nothing that memory has to agree with."""
 _QUIET_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm")
 
 _CREDENTIALS = (
@@ -56,86 +28,13 @@ _NAMED = {
 _OF_THREAD = (
     "name", "nice value", "real-time priority", "scheduling policy", "pending signals", "processors",
 )  # fmt: skip
-_ANY = re.compile("|".join((*(row[0] for row in (*TORN, *TORN_MAPPED)), "/dev/", "/sys/")))
-
-
-State = tuple[Snapshot, Iterable[Region]]
-"""What there is at one time: a snapshot, and the mappings."""
-
-
-def listed(items: Iterable[str]) -> str:
-    """`a, b, c and 7 more`."""
-    items = list(items)
-    rest = len(items) - SHOWN
-    return ", ".join(items[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _descriptor(d: Descriptor) -> str:
-    kind = d.facts.get("kind", "") if d.target.startswith("socket:") else ""
-    return f"{d.number} ({kind + ' ' if kind else ''}{d.target})"
 
 
 def _many(descriptors: list[Descriptor]) -> str:
-    return f"file descriptor{'s' * (len(descriptors) > 1)} {listed(map(_descriptor, descriptors))}"
+    return f"file descriptor{'s' * (len(descriptors) > 1)} {listed(map(describe_descriptor, descriptors))}"
 
 
 # -- refused -------------------------------------------------------------------------------------------
-
-
-def torn(then: State, now: State, is_device: Callable[[Region], bool]) -> list[str]:
-    """What a rollback would tear, of what there was or is: each object, and why.
-
-    Args:
-        then, now: the snapshot and the mappings of the epoch, and of now.
-        is_device: whether a mapping with the name of one is of a device, not of a file system mounted there.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-    idle = _idle(then[0], now[0])
-    for snapshot, _ in (then, now):
-        for d in snapshot.descriptors.values():
-            kind = _torn_descriptor(d.target) if d.target.startswith(("anon_inode:", "/dev/")) else None
-            if kind and d.target not in idle:
-                found.setdefault(kind, []).append(f"file descriptor {_descriptor(d)}")
-    for _, regions in (then, now):
-        for region in regions:
-            kind = _torn_mapping(region, is_device)
-            if kind and not {region.name, f"{region.start:#x}"} & idle:
-                found.setdefault(kind, []).append(f"mapping {region.start:#x} ({region.name})")
-    return [f"{what}, {listed(dict.fromkeys(where))}: {why}" for (what, why), where in found.items()]
-
-
-def _idle(then: Snapshot, now: Snapshot) -> set[str]:
-    """Rings that nothing was put into or taken out of since: they agree with the memory of then, too.
-
-    Many programs have an io_uring or an aio context that they never use (nginx, libuv).
-    """
-    rings = [
-        {n: d.facts.get("ring") for n, d in s.descriptors.items() if d.target == IO_URING}
-        for s in (then, now)
-    ]
-    idle: set[str] = set()
-    if rings[0] == rings[1] and all(ring and all(ring) for ring in rings[0].values()):
-        idle |= {IO_URING} if rings[0] else set()
-    a, b = then.state.get("aio", {}), now.state.get("aio", {})
-    return idle | {address for address in a if a[address] == b.get(address)}
-
-
-def _kind(table: Iterable[tuple[str, str, str]], name: str) -> tuple[str, str] | None:
-    return next(((what, why) for pattern, what, why in table if re.match(pattern, name)), None)
-
-
-@functools.cache
-def _torn_descriptor(target: str) -> tuple[str, str] | None:
-    return _kind(TORN, target)
-
-
-def _torn_mapping(region: Region, is_device: Callable[[Region], bool]) -> tuple[str, str] | None:
-    if not _ANY.match(region.name):
-        return None
-    kind = _kind((*TORN, *TORN_MAPPED), region.name)
-    if kind or region.kind != "device":
-        return kind
-    return ("memory of a device", _DEVICE) if is_device(region) else None
 
 
 # -- named ---------------------------------------------------------------------------------------------
@@ -177,7 +76,7 @@ def _opened_and_closed(a: dict[int, Descriptor], b: dict[int, Descriptor]) -> li
 def _changed(what: str, pairs: list[tuple[Descriptor, Any, Any]]) -> list[str]:
     if not pairs:
         return []
-    text = listed(f"of file descriptor {_descriptor(d)} was {a} and is {b}" for d, a, b in pairs)
+    text = listed(f"of file descriptor {describe_descriptor(d)} was {a} and is {b}" for d, a, b in pairs)
     return [f"the {what} {text}"]
 
 

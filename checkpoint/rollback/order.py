@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import numpy as np
 
-from checkpoint.chain import View
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.objects import resolve
 from checkpoint.rollback.breakpoints import Programs, check_return_probes
-from checkpoint.rollback.contents import Image, Memory, Plan
-from checkpoint.rollback.differences import differences, torn
+from checkpoint.rollback.contents import Memory
+from checkpoint.rollback.differences import differences
 from checkpoint.rollback.layout import Layout, Stretches
 from checkpoint.rollback.mappings import Mappings
+from checkpoint.rollback.own_process import PARTLY, in_own_process, urgent
+from checkpoint.rollback.plan import Plan
 from checkpoint.rollback.registrations import Registrations
+from checkpoint.rollback.stored import Image
+from checkpoint.rollback.torn import torn
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
 from checkpoint.targets.refusals import check_target
-from uffdtrack import MAX_STOP, PAGE, Tracee, identify, status_field, verdict_on, watchdog
+from checkpoint.view import View
+from uffdtrack import MAX_STOP, PAGE, Tracee, identify, status_field, watchdog
 from uffdtrack.errors import TargetError, TargetGoneError, UffdtrackError
-
-T = TypeVar("T")
-_PARTLY = "its memory is partly that of the epoch: roll it back again, or end it"
 
 
 @dataclass(slots=True)
@@ -88,43 +85,6 @@ def check_same_process(pid: int, view: View) -> None:
         )
 
 
-def in_own_process(work: Callable[[], T]) -> T:
-    """Run `work` in a child that has left our session: kill -9 of ours does not cut it short."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.setsid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        os.close(reader)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        try:
-            result: Any = work()
-        except BaseException as error:
-            result = (
-                error
-                if isinstance(error, UffdtrackError)
-                else TargetError(f"rollback failed: {type(error).__name__}: {error}")
-            )
-        try:
-            with os.fdopen(writer, "wb") as pipe:
-                pickle.dump(result, pipe)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    if not data:
-        verdict = verdict_on(child)
-        if verdict:
-            raise TargetError(f"{verdict}; {_PARTLY.replace('is', 'may be', 1)}")
-        raise TargetError("the rollback's own process died; the state of the target is not known")
-    result = pickle.loads(data)
-    if isinstance(result, BaseException):
-        raise result
-    return result  # type: ignore[no-any-return]
-
-
 def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
     # Nothing of it may wait for the collector of garbage while the target stands.
     gc.disable()
@@ -140,18 +100,6 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
     outcome.warnings += work.differences()
     return outcome
-
-
-@contextmanager
-def urgent() -> Iterator[None]:
-    """Nothing else may take our processors while the target stands, where we may ask for that (root)."""
-    with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class ProcessRollback:
@@ -262,7 +210,7 @@ class ProcessRollback:
             self.registrations.settled()
             self.tracee.put_processor_numbers()
         except UffdtrackError as error:
-            raise TargetError(f"{error}; {_PARTLY}") from error
+            raise TargetError(f"{error}; {PARTLY}") from error
         self.outcome.pages = self.written.pages
         self.outcome.mappings = self.mappings.changed
         self.outcome.warnings = sorted({*self.mappings.warnings, *self.memory.warnings})
@@ -330,7 +278,7 @@ class ProcessRollback:
         except (UffdtrackError, OSError):
             whole = False
         if not whole:
-            return TargetError(f"{text}; {_PARTLY}")
+            return TargetError(f"{text}; {PARTLY}")
         if self.outcome.ended:
             ended = ", ".join(map(str, self.outcome.ended))
             return TargetError(

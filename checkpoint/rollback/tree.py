@@ -10,18 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from checkpoint.chain import View
 from checkpoint.epoch import LeftOut
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback.order import (
-    Outcome,
-    ProcessRollback,
-    check_same_process,
-    in_own_process,
-    urgent,
-)
+from checkpoint.rollback.order import Outcome, ProcessRollback, check_same_process
+from checkpoint.rollback.own_process import in_own_process, urgent
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_member import lives, name_of
+from checkpoint.view import View
 from uffdtrack import MAX_STOP, Tracee, children, stop_together, watchdog
 from uffdtrack.errors import TargetError, TargetGoneError, UffdtrackError
 

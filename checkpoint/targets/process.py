@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from checkpoint.elf import NT_AUXV, file_note, note, thread_notes
 from checkpoint.heads import heads_note
-from checkpoint.image import NT_AUXV, file_note, note, thread_notes
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
 from checkpoint.rollback.attributes import Recorder

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.chain import View
+from checkpoint.elf import thread_notes
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.image import thread_notes
 from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
+from checkpoint.view import View
 from kvmglue import KvmTracker, VcpuState, Vm
 from uffdtrack import (
     PAGE,

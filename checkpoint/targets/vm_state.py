@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.chain import View
+from checkpoint.elf import note
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed
-from checkpoint.image import EpochFile, note
+from checkpoint.image import EpochFile
+from checkpoint.view import View
 from kvmglue import Vcpu, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
 from uffdtrack.errors import InvalidInputError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.chain import View
+from checkpoint.view import View
 from tests.helpers import Build, Run, Spawn
 from uffdtrack import PAGE, Region, parse_maps
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter
-from checkpoint.image import EpochFile, EpochWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
+from checkpoint.image import EpochFile
+from checkpoint.image_writer import EpochWriter
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.helpers import Build, Run, Spawn

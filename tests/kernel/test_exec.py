@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.session import Session
 from checkpoint.targets import exec as target_exec
 from checkpoint.targets.process import ProcessTarget

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from checkpoint.chain import Chain
+from checkpoint.elf import PHDR
 from checkpoint.export import export
-from checkpoint.image import PHDR
 from checkpoint.session import Session
 from tests.helpers import Build, Run, Spawn
 from tests.kernel.mapper import Mapper, open_session, read

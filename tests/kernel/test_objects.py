@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.export import compact
 from checkpoint.objects import Snapshot, resolve

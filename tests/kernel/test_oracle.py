@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.image import EpochFile
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget

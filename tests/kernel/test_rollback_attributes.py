@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.attributes import Attributes
 from checkpoint.rollback.order import Outcome, rollback

@@ -14,11 +14,12 @@ import checkpoint.rollback.order
 from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.contents import Memory
-from checkpoint.rollback.mappings import Mappings
+from checkpoint.rollback.layout import Change
+from checkpoint.rollback.making import Maker
 from tests.conftest import missing
 from tests.helpers import Build, Run, Spawn, wait_for
 from tests.kernel.rollee import Rollee, covers, differing, take
-from uffdtrack import Injector, Region, Tracee, parse_maps
+from uffdtrack import Region, Tracee, parse_maps
 from uffdtrack.errors import TargetError
 
 
@@ -152,14 +153,14 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
         raise error
 
     if place == "map":
-        map_one = Mappings._map
+        map_one = Maker.map
 
-        def second_map(self: Mappings, injector: Injector, change: object) -> None:
-            map_one(self, injector, change)  # type: ignore[arg-type]
-            if self.changed > 3:
+        def second_map(self: Maker, change: Change) -> None:
+            map_one(self, change)
+            if self.changed > 1:
                 fail()
 
-        monkeypatch.setattr(Mappings, "_map", second_map)
+        monkeypatch.setattr(Maker, "map", second_map)
     elif place == "write":
         write = Memory._write
         count = iter(range(1000))

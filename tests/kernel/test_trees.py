@@ -15,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 from checkpoint.chain import Chain
 from checkpoint.epoch import Times, TreeRow
 from checkpoint.errors import ImageError
-from checkpoint.image import EpochWriter
+from checkpoint.image_writer import EpochWriter
 from checkpoint.tree import Tree, TreeWriter, numbers
 from checkpoint.tree_session import TreeSession
 from tests.helpers import Run, wait_for

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow
 from checkpoint.schedule import Plan, run_session
 from checkpoint.session import Session

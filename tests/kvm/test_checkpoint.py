@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import ImageError, RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.session import Session

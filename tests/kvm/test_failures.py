@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.migrate import Link, MigrationError, migrate
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget

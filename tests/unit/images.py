@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.chain import ChainWriter
-from checkpoint.image import SCHEMA, thread_notes
+from checkpoint.chain_writer import ChainWriter
+from checkpoint.elf import SCHEMA, thread_notes
 from uffdtrack import PAGE, Region, Rseq, ThreadState
 
 BASE = 0x10000000

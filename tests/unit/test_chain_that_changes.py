@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain import Chain, ChainWriter, epoch_name
+from checkpoint.chain import Chain, epoch_name
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.export import compact
 from tests.unit.images import write
 from uffdtrack.errors import InvalidInputError

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.chain import Chain, ChainWriter
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
+from checkpoint.elf import SCHEMA, ZERO
 from checkpoint.errors import ImageError
 from checkpoint.export import compact
-from checkpoint.image import SCHEMA, ZERO, EpochFile
+from checkpoint.image import EpochFile
 from tests.unit.images import BASE, THREADS, Content, write
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError

@@ -25,7 +25,8 @@ from checkpoint.objects import (
     resolve,
     same_timer,
 )
-from checkpoint.rollback.differences import SHOWN, differences, listed, signal_names, torn
+from checkpoint.rollback.differences import differences, signal_names
+from checkpoint.rollback.torn import SHOWN, listed, torn
 from checkpoint.targets import kernel_state
 from uffdtrack import Region
 
