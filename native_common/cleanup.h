@@ -1,4 +1,4 @@
-/* What is released when its scope ends, and errors that are handed on at once. */
+/* Variables that are released when their scope ends, and errors that are returned at once. */
 #ifndef UT_CLEANUP_H
 #define UT_CLEANUP_H
 #include <dirent.h>
@@ -29,13 +29,13 @@ static inline void ut_free_memory(void *pointer)
 	free(*(void **)pointer);
 }
 
-/* A declaration that begins with one of these releases what the variable holds when its scope ends. */
+/* A variable declared with one of these is released when its scope ends. */
 #define AUTO_FD __attribute__((cleanup(ut_close_fd))) int
 #define AUTO_FILE __attribute__((cleanup(ut_close_file))) FILE *
 #define AUTO_DIR __attribute__((cleanup(ut_close_dir))) DIR *
 #define AUTO_FREE __attribute__((cleanup(ut_free_memory)))
 
-/* The descriptor, which its scope is not to close any more. */
+/* Take the descriptor out of the variable, so that the scope does not close it. */
 static inline int ut_keep_fd(int *fd)
 {
 	int kept = *fd;
@@ -44,7 +44,7 @@ static inline int ut_keep_fd(int *fd)
 	return kept;
 }
 
-/* Return what a call says where that is an error. */
+/* If a call returns an error, return that. */
 #define TRY(call)                                                                                  \
 	do {                                                                                       \
 		int try_err = (call);                                                              \

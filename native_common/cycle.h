@@ -1,8 +1,8 @@
-/* The cycle of a dirty tracker: two logs, of which one is filled while the other is handed out and rearmed; and who is
- * inside of a call of the tracker.
+/* The cycle of a dirty tracker: two logs, of which one is filled while the other is handed out and rearmed;
+ * and a count of the threads inside a call of the tracker.
  *
- * A core says how its open log is filled, and how traps are set again (ut_cycle_core); in which order that happens is
- * decided here. A cycle ends only when all pages of the one before are rearmed. */
+ * A core fills its open log and sets traps again (ut_cycle_core); this file decides the order. A cycle ends
+ * only when all pages of the one before are rearmed. */
 #ifndef UT_CYCLE_H
 #define UT_CYCLE_H
 #include "cleanup.h"
@@ -24,25 +24,26 @@ typedef struct {
 typedef struct {
 	ut_log log[2];
 	_Atomic int32_t open;            /* log[open] is being filled, the other one is handed out */
-	_Atomic uint64_t next;           /* place in the ended log from which on nobody has fetched */
+	_Atomic uint64_t next;           /* place of the first page of the ended log that was not fetched */
 	_Atomic uint64_t rearmed;        /* pages of the ended log */
 	_Atomic int32_t inside, closing; /* threads in a call of the tracker */
-	pthread_mutex_t lock;            /* of the open log, and of what the core keeps for it */
+	pthread_mutex_t lock;            /* protects the open log, and what the core keeps for it */
 } ut_cycle;
 
 /* Functions return >= 0 or -errno. */
 typedef struct {
-	/* Have the vCPUs where all that they have written can be seen, from before the lock is taken until after it: 1;
-	 * 0: there was nothing to do. Both may be NULL. */
+	/* Bring the vCPUs to where all their writes can be seen, from before the lock is taken until after
+	 * it: 1; 0: there was nothing to do. Both may be NULL. */
 	int (*hold)(void *core);
 	void (*release)(void *core);
-	/* Bring what was written up to now into the open log. Under the lock. */
+	/* Put all pages written up to now into the open log. Under the lock. */
 	int (*fill)(void *core);
 	/* The log is about to end. Under the lock. */
 	void (*seal)(void *core, ut_log *log);
 	/* The next cycle has begun. Under the lock. */
 	int (*begin)(void *core, const ut_log *ended);
-	/* Set the traps of n pages of the ended log again, and say so by ut_cycle_rearmed(). Not under the lock. */
+	/* Set the traps of n pages of the ended log again, and call ut_cycle_rearmed(). Not under the
+	 * lock. */
 	int (*rearm)(void *core, const uint64_t *gfn, size_t n);
 } ut_cycle_core;
 
@@ -60,16 +61,18 @@ static inline void ut_cycle_free(ut_cycle *c)
 
 /* -- memory -------------------------------------------------------------------------------------- */
 
-/* Arrays stand one behind the other in an arena, each on pages of its own, which become real when they are used. */
+/* An arena has arrays back to back, each on pages of its own. The kernel allocates a page when it is first
+ * used. */
 static inline size_t ut_arena_room(size_t n, size_t size)
 {
 	return (n * size + 4095) & ~4095ul;
 }
 
-/* The beginning is made real here, not in one of the first cycles: clearing a huge page takes half a millisecond. */
+/* Allocate the beginning here, not in one of the first cycles: clearing a huge page takes half a
+ * millisecond. */
 #define UT_CARVE(at, what, n, size) ((what) = (void *)(at), *(volatile char *)(at) = 0, (at) += ut_arena_room(n, size))
 
-/* Bytes of two logs of so many pages. */
+/* The size of two logs of this many pages, in bytes. */
 static inline size_t ut_cycle_bytes(size_t pages)
 {
 	return 2 * (ut_arena_room(pages, 8) + ut_arena_room(pages, 4));
@@ -84,7 +87,7 @@ static inline char *ut_cycle_carve(ut_cycle *c, char *at, size_t pages)
 	return at;
 }
 
-/* -- who is inside ------------------------------------------------------------------------------- */
+/* -- threads inside ------------------------------------------------------------------------------ */
 
 /* NULL: it is closed, or being closed. */
 static inline ut_cycle *ut_cycle_enter(ut_cycle *c)
@@ -102,8 +105,8 @@ static inline void ut_cycle_leave(ut_cycle **c)
 		atomic_fetch_sub(&(*c)->inside, 1);
 }
 
-/* A function that begins with this is a call of the tracker: late callers get -ESHUTDOWN, others are inside until it
- * returns. */
+/* A function that begins with this is a call of the tracker: its thread is inside until it returns. Late
+ * callers get -ESHUTDOWN. */
 #define UT_ENTER(c)                                                                                \
 	__attribute__((cleanup(ut_cycle_leave))) ut_cycle *ut_entered = ut_cycle_enter(c);         \
                                                                                                    \
@@ -121,11 +124,12 @@ static inline void ut_unlock(pthread_mutex_t **lock)
 	pthread_mutex_unlock(*lock);
 }
 
-/* Held until the scope ends. */
+/* Take a lock until the scope ends. */
 #define UT_LOCK(lock) __attribute__((cleanup(ut_unlock), unused)) pthread_mutex_t *ut_locked = ut_lock(lock)
 
-/* Wait until no thread is inside of a call; 0: it is closed already, or another thread is about to. `rouse` wakes those
- * that sleep inside, which then see `closing`. The memory stays valid until the core frees it. */
+/* Wait until no thread is inside a call. 1; 0: it is closed already, or another thread closes it. `rouse`
+ * wakes threads that sleep inside; they then see `closing`. The memory stays valid until the core frees
+ * it. */
 static inline int ut_cycle_close(ut_cycle *c, void (*rouse)(void *core), void *core)
 {
 	struct timespec nap = {0, 100000};
@@ -161,7 +165,8 @@ static inline void ut_cycle_rearmed(ut_cycle *c, size_t n)
 	atomic_fetch_add(&c->rearmed, n);
 }
 
-/* End the cycle. `fetched`: nobody else is to fetch its pages. -EBUSY: the last one is not rearmed. Under the lock. */
+/* End the cycle. `fetched`: its pages count as fetched. -EBUSY: the last one is not rearmed. Under the
+ * lock. */
 static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *core, int fetched)
 {
 	ut_log *log;
@@ -172,7 +177,7 @@ static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *
 	TRY(ops->fill(core));
 	log = ut_cycle_open_log(c);
 	ops->seal(core, log);
-	/* Fetching takes no lock: it must not see the place of one log and the length of the other. */
+	/* Fetching takes no lock: it must not combine the place in one log with the length of the other. */
 	atomic_store(&c->next, UT_NOTHING_TO_FETCH);
 	atomic_store(&c->open, !c->open);
 	ut_cycle_open_log(c)->n = 0;
@@ -202,7 +207,7 @@ static inline int64_t ut_cycle_prepare(ut_cycle *c, const ut_cycle_core *ops, vo
 	return ut_cycle_end(c, ops, core, 0);
 }
 
-/* Claim up to `max` pages of the ended log: how many; *first: the place of the first. */
+/* Claim up to `max` pages of the ended log; returns how many, *first is the place of the first. */
 static inline int64_t ut_cycle_fetch(ut_cycle *c, uint64_t max, uint64_t *first)
 {
 	uint64_t at = atomic_load(&c->next), part;
@@ -216,7 +221,7 @@ static inline int64_t ut_cycle_fetch(ut_cycle *c, uint64_t max, uint64_t *first)
 	return part;
 }
 
-/* -EINVAL: pages that are not of the ended log. */
+/* -EINVAL: the pages are not from the ended log. */
 static inline int ut_cycle_rearm(ut_cycle *c, const ut_cycle_core *ops, void *core, const uint64_t *gfn, size_t n)
 {
 	const ut_log *log = ut_cycle_ended_log(c);
@@ -227,7 +232,7 @@ static inline int ut_cycle_rearm(ut_cycle *c, const ut_cycle_core *ops, void *co
 	return ops->rearm(core, gfn, n);
 }
 
-/* All three in one call. After an error pages can be fetched, and rearmed again. */
+/* Prepare, fetch and rearm in one call. After an error pages can be fetched, and rearmed again. */
 static inline int64_t ut_cycle_exchange(ut_cycle *c, const ut_cycle_core *ops, void *core)
 {
 	int64_t n = ut_cycle_end(c, ops, core, 1);
@@ -242,7 +247,7 @@ static inline int64_t ut_cycle_exchange(ut_cycle *c, const ut_cycle_core *ops, v
 	return err;
 }
 
-/* Pages of the open cycle by now. */
+/* How many pages the open cycle has by now. */
 static inline int64_t ut_cycle_pending(ut_cycle *c, const ut_cycle_core *ops, void *core)
 {
 	int held = ops->hold ? ops->hold(core) : 0;

@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Who has the word mapped: other processes as well, or the threads of this one alone, which costs less. */
+/* Other processes map the word, too; or only the threads of this one use it, which costs less. */
 enum { UT_SHARED_WORD = 0, UT_PRIVATE_WORD = FUTEX_PRIVATE_FLAG };
 
 static inline void ut_futex_wake(_Atomic uint32_t *word, int whose)
@@ -16,7 +16,7 @@ static inline void ut_futex_wake(_Atomic uint32_t *word, int whose)
 	syscall(SYS_futex, word, FUTEX_WAKE | whose, INT_MAX, NULL, NULL, 0);
 }
 
-/* Sleep while the word has this value, for so long at most (below 0: for ever). It may return early. */
+/* Sleep while the word has this value, at most this long (below 0: for ever). May return early. */
 static inline void ut_futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns, int whose)
 {
 	struct timespec ts = {timeout_ns / 1000000000, timeout_ns % 1000000000};

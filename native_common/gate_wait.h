@@ -1,7 +1,7 @@
-/* Waiting at a pause gate: until every vCPU stands at it, and until a threshold closes it.
+/* Wait until every vCPU stands at a pause gate, or until a threshold closes it.
  *
- * What happens is counted in a futex word (`event`): a vCPU has come to the gate, the threshold is reached, the tracker
- * is being closed. It is read before anything is looked at, so nothing is slept over. */
+ * A futex word (`event`) counts events: a vCPU has come to the gate, the threshold is reached, the tracker is
+ * being closed. We read it before we look at anything else, so we never sleep through an event. */
 #ifndef UT_GATE_WAIT_H
 #define UT_GATE_WAIT_H
 #include "clock.h"
@@ -12,7 +12,7 @@
 
 enum {
 	UT_GATE_SPIN_NS = 50000,      /* most vCPUs come at once */
-	UT_GATE_AGAIN_NS = 10000000,  /* after which they are called again */
+	UT_GATE_AGAIN_NS = 10000000,  /* then call them again */
 	UT_GATE_STALL_NS = 5000000,
 	UT_GATE_NAP_NS = 1000000,
 	UT_GATE_SLICE_NS = 100000000,
@@ -21,7 +21,7 @@ enum {
 typedef struct {
 	_Atomic uint32_t *event;
 	int whose;               /* see futex.h */
-	/* 1: every vCPU that can be stopped stands; 0: not yet; -errno: there is no sense in waiting any longer. */
+	/* 1: every vCPU that can be stopped stands; 0: not yet; -errno: waiting any longer is no use. */
 	int (*stands)(void *arg);
 	/* Call those that do not stand yet. */
 	void (*call)(void *arg);
@@ -40,7 +40,8 @@ static inline int ut_gate_wait_parked(const ut_gate_wait *g, int64_t timeout_ns)
 		if (stands)
 			return stands < 0 ? stands : 0;
 		now = ut_now_ns();
-		/* Where this thread itself was kept from running, the others may have been: such time does not count. */
+		/* If this thread itself was kept from running, the others may have been: such time does not
+		 * count. */
 		spent += now - last < UT_GATE_STALL_NS ? now - last : UT_GATE_STALL_NS;
 		last = now;
 		if (spent >= timeout_ns)

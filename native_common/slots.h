@@ -1,4 +1,4 @@
-/* Memslots: ranges of guest frame numbers, whose pages stand one behind the other as rows of the RAM. */
+/* Memslots: ranges of guest frame numbers. Their pages, back to back, are the rows of the RAM. */
 #ifndef UT_SLOTS_H
 #define UT_SLOTS_H
 #include <stddef.h>
@@ -15,7 +15,7 @@ typedef struct {
 	ut_slot v[UT_MAX_SLOTS];
 } ut_slots;
 
-/* Of a row that is in the RAM. */
+/* The row has to be in the RAM. */
 static inline const ut_slot *ut_slot_of_row(const ut_slots *s, uint64_t row)
 {
 	int i = 0;
@@ -25,7 +25,7 @@ static inline const ut_slot *ut_slot_of_row(const ut_slots *s, uint64_t row)
 	return &s->v[i];
 }
 
-/* NULL: it is in none. */
+/* NULL: the frame is in no memslot. */
 static inline const ut_slot *ut_slot_of_gfn(const ut_slots *s, uint64_t gfn)
 {
 	for (int i = 0; i < s->n; i++)
@@ -41,7 +41,7 @@ static inline uint64_t ut_gfn_of_row(const ut_slots *s, uint64_t row)
 	return row - slot->row + slot->gfn;
 }
 
-/* Of a page that is in a memslot. */
+/* The frame has to be in a memslot. */
 static inline uint64_t ut_row_of_gfn(const ut_slots *s, uint64_t gfn)
 {
 	const ut_slot *slot = ut_slot_of_gfn(s, gfn);

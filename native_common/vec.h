@@ -1,4 +1,4 @@
-/* Vectors: three variables, or members of a struct, that are a pointer, a length and a capacity. */
+/* A vector is three variables, or members of a struct: a pointer, a length and a capacity. */
 #ifndef UT_VEC_H
 #define UT_VEC_H
 #include <errno.h>
@@ -7,7 +7,7 @@
 
 enum { UT_VEC_FIRST = 16 };
 
-/* Make room for one more element. 0, or -ENOMEM: all is as it was. */
+/* Make room for one more element. 0, or -ENOMEM: nothing has changed. */
 #define VEC_ROOM(v, n, cap)                                                                        \
 	({                                                                                         \
 		int vec_err = 0;                                                                   \

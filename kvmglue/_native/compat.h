@@ -1,5 +1,5 @@
-/* Kernel interfaces that older distribution headers lack. Whether the running kernel has them is decided at run
- * time, by asking KVM (kvmglue/vm.py). */
+/* Kernel interfaces that older distribution headers lack. At run time we ask KVM whether it has them
+ * (kvmglue/kvm.py). */
 #ifndef KG_COMPAT_H
 #define KG_COMPAT_H
 

@@ -1,4 +1,4 @@
-/* KVM's dirty bitmap and dirty rings, brought into lists of pages: each page once a cycle. */
+/* Lists of pages, each page once a cycle, from KVM's dirty bitmap or dirty rings. */
 #ifndef KG_DIRTY_H
 #define KG_DIRTY_H
 #include "cycle.h"
@@ -14,7 +14,7 @@ enum {
 
 typedef struct {
 	uint64_t cycles, pages, duplicates, calls, rearm_calls, rearm_pages, fulls;
-	uint64_t harvest_ns, rearm_ns, stop_ns; /* of the last cycle, without each other; stop: getting the vCPUs out */
+	uint64_t harvest_ns, rearm_ns, stop_ns; /* of the last cycle, disjoint; stop: getting the vCPUs out */
 } kg_stats;
 
 /* KVM's dirty ring of each vCPU. */
@@ -27,22 +27,22 @@ typedef struct {
 
 /* One bit a row. */
 typedef struct {
-	uint64_t *read;    /* of one memslot, as KVM gives it */
+	uint64_t *read;    /* one memslot's, as KVM gives it */
 	uint64_t *listed;  /* in the open cycle */
-	uint64_t *host;    /* written by the host, and not listed yet: */
-	uint64_t hosted;   /* so many */
+	uint64_t *host;    /* written by the host, and not listed yet */
+	uint64_t hosted;   /* how many these are */
 	uint64_t *scratch; /* zeroed */
 } kg_bits;
 
 struct kg_mode_ops;
 
 typedef struct kg_tracker {
-	kg_listener listener; /* first: what a vCPU's thread calls it by */
+	kg_listener listener; /* first: vCPU threads call the tracker through it */
 	ut_cycle cycle;
 	kg_vm *vm;
 	const struct kg_mode_ops *ops;
 	int32_t sabotage;
-	_Atomic int32_t stuck;      /* a vCPU's thread may still be in a call of it */
+	_Atomic int32_t stuck;      /* a vCPU's thread may still be inside a call of the listener */
 	int64_t threshold, stop_ns; /* stop_ns: how long a vCPU may take to leave KVM_RUN */
 	int64_t held_at;            /* when a harvest began */
 	kg_bits bits;
@@ -50,15 +50,17 @@ typedef struct kg_tracker {
 	kg_stats stats;
 } kg_tracker;
 
-/* Functions return >= 0 or -errno; -ESHUTDOWN: it is closed, or being closed. */
+/* Functions return >= 0 or -errno; -ESHUTDOWN: the tracker is closed, or being closed. */
 size_t kg_arena_bytes(const kg_vm *vm);
-/* `arena`: zeroed, of that size, and the caller's; it has to outlive the tracker. `ring_entries`: 0: none. */
+/* The caller owns `arena`, which is zeroed and has that size; it has to outlive the tracker. `ring_entries`:
+ * 0: none. */
 int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshold, int64_t stop_ns, void *arena,
 		    kg_tracker **out);
-/* Wait until no thread is inside of a call, then close. The memory stays valid until kg_tracker_free(). */
+/* Wait until no thread is inside a call, then close. The memory stays valid until kg_tracker_free(). */
 void kg_tracker_close(kg_tracker *t);
 void kg_tracker_free(kg_tracker *t);
-/* The end of the cycle; returns its pages. -EBUSY: the last one is not rearmed. -ETIMEDOUT: see kg_wait_parked. */
+/* End the cycle; returns how many pages it has. -EBUSY: the last one is not rearmed. -ETIMEDOUT: see
+ * kg_wait_parked. */
 int64_t kg_prepare(kg_tracker *t);
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first);
 int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n);

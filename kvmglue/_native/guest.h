@@ -1,14 +1,15 @@
-/* What a guest program and its host agree on: addresses, ports, the mailbox of each vCPU. */
+/* The interface of guest program and host: addresses, ports, the mailbox of each vCPU. */
 #ifndef KG_GUEST_H
 #define KG_GUEST_H
 #include <stdint.h>
 
-/* Guest virtual addresses. The RAM's memslots stand there one behind the other, as in GuestRam.array; the system
- * memory (code, page tables, mailboxes, stacks) is where it is in the guest's physical memory too. */
+/* Guest virtual addresses. The RAM's memslots are back to back there, as in GuestRam.array; the system memory
+ * (code, page tables, mailboxes, stacks) has its physical address. */
 #define KG_RAM_AT (1ull << 40)
 #define KG_SYSTEM_AT (1ull << 38)
 
-/* In the system memory: the program, behind it the task segment with an I/O bitmap of the ports below 0x600. */
+/* The system memory has the program, and behind it the task segment with an I/O bitmap of the ports below
+ * 0x600. */
 enum { KG_TASK_AT = 0x3000, KG_TASK_BYTES = 104 + 0x600 / 8 + 1, KG_PROGRAM_BYTES = 0x4000 };
 
 enum {
@@ -27,10 +28,10 @@ enum {
 	KG_SAME, KG_COUNT, KG_CHECK, KG_SPIN, KG_CRASH,
 };
 
-/* Fixed: it is part of images. Volatile, since each side polls what the other one writes. */
+/* The layout is fixed, since images have it. Volatile, since each side polls what the other one writes. */
 typedef struct {
 	volatile uint32_t seq;    /* host: a new order */
-	volatile uint32_t done;   /* guest: the last one that is finished */
+	volatile uint32_t done;   /* guest: the last order that it has finished */
 	volatile uint32_t kind, value;
 	volatile uint64_t first, pages;  /* the window, in rows */
 	volatile uint64_t n;             /* writes to do, or rows in the list; COUNT, CHECK: 0: no end */
@@ -42,7 +43,7 @@ typedef struct {
 	volatile uint32_t vcpu;
 } kg_mailbox;
 
-/* The program: the whole of its section, whose ends the linker names. */
+/* The program is the whole of its section; the linker names the ends. */
 #define KG_HIDDEN __attribute__((visibility("hidden")))
 extern const char __start_kg_guest[] KG_HIDDEN, __stop_kg_guest[] KG_HIDDEN, kg_guest_entry[] KG_HIDDEN;
 #endif

@@ -1,18 +1,19 @@
-/* One of KVM's dirty logs as a row of what it does. One file for each kind. */
+/* A row of functions describes one of KVM's dirty logs. One file for each kind. */
 #ifndef KG_MODE_H
 #define KG_MODE_H
 #include "dirty.h"
 
-/* NULL: there is nothing to do. All but `stop` are called under the lock, or before anybody else knows the tracker. */
+/* NULL: there is nothing to do. All but `stop` are called under the lock, or before another thread knows the
+ * tracker. */
 typedef struct kg_mode_ops {
 	int32_t needs_stop; /* a harvest needs the vCPUs out of KVM_RUN */
-	/* Before KVM logs, and after. */
+	/* Called before KVM logs, and after. */
 	int (*prepare)(kg_tracker *t);
 	int (*start)(kg_tracker *t);
 	/* Every vCPU stands, and KVM logs no more. */
 	void (*stop)(kg_tracker *t);
 	void (*release)(kg_tracker *t);
-	/* What KVM has logged goes to the open log: kg_emit(). */
+	/* Put what KVM has logged into the open log, with kg_emit(). */
 	int (*harvest)(kg_tracker *t);
 	/* 1: a harvest would find pages of the last cycle again, until they are rearmed. */
 	int32_t harvest_waits;
@@ -35,7 +36,7 @@ static inline uint64_t kg_words_of(uint64_t rows)
 	return (rows + 63) / 64;
 }
 
-/* Inline: it is what most of a harvest is. */
+/* Inline, since most of a harvest is this. */
 static inline void kg_emit(kg_tracker *t, const ut_slot *slot, uint64_t row, int vcpu)
 {
 	ut_log *log = ut_cycle_open_log(&t->cycle);

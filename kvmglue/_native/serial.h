@@ -4,6 +4,6 @@
 
 void kg_serial_init(kg_serial *s);
 void kg_serial_free(kg_serial *s);
-/* What finds no memory is left out. */
+/* Drops the text if there is no memory. */
 void kg_serial_put(kg_serial *s, const char *text, size_t n);
 #endif

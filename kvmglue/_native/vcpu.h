@@ -4,8 +4,8 @@
 #include "vm.h"
 
 /* Functions return >= 0 or -errno. */
-/* Have a vCPU's fd let the signals through that end KVM_RUN. */
+/* Let the signals that end KVM_RUN through to a vCPU's fd. */
 int kg_vcpu_unblock(int fd);
-/* Begin; returns when the thread can be signalled. It stands at the gate. */
+/* Start the thread, which stands at the gate; returns when it can be signalled. */
 int kg_vcpu_start(kg_vcpu *v);
 #endif

@@ -1,5 +1,5 @@
-/* A virtual machine on /dev/kvm: memslots, vCPU threads that run outside of Python, a gate at which they stand, and
- * some ports. No interrupts. */
+/* A virtual machine on /dev/kvm: memslots, vCPU threads that run outside of Python, their gate, and some
+ * ports. No interrupts. */
 #ifndef KG_VM_H
 #define KG_VM_H
 #include "compat.h"
@@ -15,14 +15,15 @@ enum { KG_NEW, KG_RUNS, KG_ENDED };
 /* Why a vCPU has ended, beside KVM's own exit reasons. */
 enum { KG_END_EXIT = 1000, KG_END_ERRNO, KG_END_TOLD };
 
-/* Of one vCPU: entries into KVM_RUN, and how many ended by a kick, a port access, a full dirty ring. */
+/* One vCPU's entries into KVM_RUN, and how many of them a kick, a port access or a full dirty ring has
+ * ended. */
 typedef struct {
 	uint64_t runs, kicks, ports, fulls;
 } kg_counts;
 
 struct kg_vm;
 
-/* A dirty log, which the threads of vCPUs tell of what it has to know. */
+/* A dirty log, as the threads of vCPUs see it: they call it. */
 typedef struct kg_listener {
 	/* A vCPU's dirty ring is full. 0, or -errno: the vCPU cannot go on. */
 	int (*ring_full)(struct kg_listener *l);
@@ -30,13 +31,13 @@ typedef struct kg_listener {
 	void (*device_wrote)(struct kg_listener *l, uint64_t row, uint64_t n);
 } kg_listener;
 
-/* At which vCPUs stand. It is open when nobody wants it closed. */
+/* Where vCPUs stand. It is open unless the user, a full ring or a tracker wants it closed. */
 typedef struct {
 	_Atomic uint32_t word;    /* odd: closed; also a futex */
-	int32_t paused, holds;    /* who wants it closed: the user, or a full ring; trackers, for a moment. Under the lock */
+	int32_t paused, holds;    /* the user or a full ring closes it; trackers, for a moment. Locked */
 	pthread_mutex_t lock;
-	_Atomic uint32_t changed; /* futex of the vCPUs that sleep: a mailbox, the gate, the end */
-	_Atomic uint32_t event;   /* futex of the host: something to look at */
+	_Atomic uint32_t changed; /* futex of vCPUs that sleep: mailbox or gate has changed, the VM ends */
+	_Atomic uint32_t event;   /* futex of the host: there is something to look at */
 	_Atomic uint32_t full;    /* a dirty ring is full, and there is a threshold */
 } kg_gate;
 
@@ -54,7 +55,7 @@ typedef struct {
 	size_t run_bytes;
 	kg_mailbox *mailbox;
 	pthread_t thread;
-	int32_t started, pending;   /* pending: a port access that the next KVM_RUN completes */
+	int32_t started, pending;   /* pending: the next KVM_RUN has to complete a port access */
 	_Atomic int32_t tid;
 	_Atomic uint32_t state;
 	_Atomic uint32_t parked;    /* the gate's word that it stands at */
@@ -83,7 +84,8 @@ typedef struct kg_vm {
 int kg_open(const char *path);
 int kg_create_vm(int kvm);
 int kg_check(int fd, int capability);
-/* `fd`: of the VM, which belongs to it from then on. The memory is the caller's, and has to outlive it. */
+/* The VM owns `fd`, KVM's descriptor of it, from then on. The caller owns the memory, which has to outlive
+ * the VM. */
 int kg_vm_open(int fd, uint8_t *ram, const ut_slot *slots, int nslots, uint8_t *system, uint64_t system_bytes,
 	       kg_vm **out);
 void kg_vm_close(kg_vm *vm);
@@ -99,23 +101,23 @@ int kg_set_slots(kg_vm *vm, uint32_t flags);
 /* Take what the guest has printed. */
 size_t kg_take_serial(kg_vm *vm, char *to, size_t room);
 
-/* state.c; the order in which KVM wants them set */
+/* state.c. KVM wants the parts set in this order. */
 enum {
 	KG_STATE_SREGS, KG_STATE_REGS, KG_STATE_XCRS, KG_STATE_XSAVE, KG_STATE_DEBUGREGS, KG_STATE_EVENTS,
 	KG_STATE_MP, KG_STATES,
 };
-/* Bytes of one part; `xsave`: of KVM_CAP_XSAVE2. */
+/* The size of one part in bytes; `xsave`: that of the XSAVE area (KVM_CAP_XSAVE2). */
 int kg_state_bytes(int part, int xsave);
 int kg_get_state(kg_vm *vm, int vcpu, int part, void *to);
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from);
 /* Selectors of cs, ds, es, fs, gs, ss, and the bases of fs and gs. */
 void kg_segments(const void *sregs, uint64_t out[8]);
 int kg_msr_list(int kvm, uint32_t *index, uint32_t room);
-/* How many were got, up to the first that KVM refuses. */
+/* Returns how many it got, up to the first that KVM refuses. */
 int kg_get_msrs(kg_vm *vm, int vcpu, const uint32_t *index, uint64_t *value, uint32_t n);
-/* 1: set. 0: KVM refuses that one. */
+/* 1: it is set. 0: KVM refuses it. */
 int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value);
 int kg_boot_state(kg_vm *vm, int kvm, int vcpu, uint64_t entry, uint64_t mailbox, uint64_t stack, uint64_t tables);
-/* Into the first KG_PROGRAM_BYTES, zeroed, of the system memory. */
+/* Copy the guest program into the first KG_PROGRAM_BYTES of the system memory, which are zeroed. */
 int kg_load_program(uint8_t *to);
 #endif

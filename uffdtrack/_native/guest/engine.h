@@ -1,4 +1,4 @@
-/* What an engine is: a row of what it needs and what it does. One file for each. */
+/* A row describes an engine: what it needs and what it does. One file for each. */
 #ifndef UT_ENGINE_H
 #define UT_ENGINE_H
 #include "tracker.h"
@@ -6,24 +6,24 @@
 /* NULL: it has nothing to do there. */
 typedef struct ut_engine_ops {
 	uint64_t features;  /* of its userfaultfd, beside WP_UNPOPULATED and WP_HUGETLBFS_SHMEM */
-	int32_t async;      /* the kernel lets a write go on by itself, and PAGEMAP_SCAN tells of it */
-	int32_t scans;      /* every harvest is a scan of the whole RAM, which sets the traps of what it finds */
+	int32_t async;      /* the kernel lets a write go on by itself, and PAGEMAP_SCAN reports the page */
+	int32_t scans;      /* every harvest scans the whole RAM, and sets the traps of pages that it finds */
 	int32_t lists;      /* a page is listed before its first write goes on: ut_listing */
 
-	/* Have the signal handlers that a vCPU's own process needs. */
+	/* Install the signal handlers that a vCPU's own process needs. */
 	int (*handlers)(void);
-	/* Begin, and end, to follow an address space that is armed. */
+	/* Start and stop following an armed address space. */
 	int (*start)(ut_mm *mm);
 	void (*stop)(ut_mm *mm);
-	/* Take what the kernel has noted of one vCPU's faults; harvest.h. Under the lock. */
+	/* Take the kernel's records of one vCPU's faults; harvest.h. Under the lock. */
 	void (*drain)(ut_tracker *t, int vcpu);
-	/* See that the threshold holds from now on: a cycle has ended, the threshold was set. 1: the vCPUs may run;
-	 * 0: it is reached, or a vCPU does not stand, and the gate is closed. Under the lock. */
+	/* Make the threshold hold from now on: a cycle has ended, the threshold was set. 1: the vCPUs may
+	 * run; 0: it is reached, or a vCPU does not stand, and the gate is closed. Under the lock. */
 	int (*share)(ut_tracker *t);
-	/* The host has written: does the threshold hold? Not under the lock. */
+	/* The host has written: check the threshold. Not under the lock. */
 	int (*host_wrote)(ut_tracker *t);
-	/* Whether the lists are full, which somebody has said: 0: they are; 1: not so, and the vCPUs may run. Under the
-	 * lock. */
+	/* A vCPU has said that the lists are full: 0: they are; 1: they are not, and the vCPUs may run. Under
+	 * the lock. */
 	int (*not_full)(ut_tracker *t);
 } ut_engine_ops;
 
@@ -31,9 +31,10 @@ extern const ut_engine_ops ut_engine_ring, ut_engine_scan, ut_engine_sync, ut_en
 
 /* engines.c: the table of them. */
 const ut_engine_ops *ut_engine(int engine);
-/* What its userfaultfd has to have agreed on. */
+/* The features that its userfaultfd has to have. */
 uint64_t ut_engine_features(int engine);
-/* A userfaultfd of this process with what the engine needs; it takes the kernel's own faults where that is allowed. */
+/* A userfaultfd of this process with the features that the engine needs; it takes the kernel's own faults if
+ * allowed. */
 int ut_own_uffd(int engine);
 /* See member.h. */
 int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
@@ -42,11 +43,11 @@ int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
 int ut_counted_host_wrote(ut_tracker *t);
 int ut_counted_not_full(ut_tracker *t);
 
-/* engine_ring.c; `wake_bytes`: of records before who polls is woken, which costs more than a record. */
+/* engine_ring.c; `wake_bytes`: bytes of records before a poller is woken, which costs more than a record. */
 enum { UT_NEVER = UT_NO_WAKE };
 int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, int out[3]);
 int ut_ring_start(ut_tracker *t, int vcpu, int mm, int min, int maj, int count);
 void ut_ring_close(ut_events *e);
-/* Of an attached process: 1: about as many pages as the threshold were touched; 0: timeout. */
+/* For an attached process. 1: it has touched about as many pages as the threshold; 0: timeout. */
 int ut_ring_wait(ut_tracker *t, int64_t timeout_ns);
 #endif

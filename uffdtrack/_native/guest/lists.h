@@ -1,4 +1,4 @@
-/* Dirty lists in memory that a tracker and its vCPU processes share: what is listed, by whom, and how many may be. */
+/* Dirty lists in memory that a tracker and its vCPU processes share, and their limits. */
 #ifndef UT_LISTS_H
 #define UT_LISTS_H
 #include <stdatomic.h>
@@ -19,36 +19,36 @@ typedef struct {
 	_Alignas(64) _Atomic uint32_t state;
 	int32_t pid, tid;
 	int32_t forced;            /* 1: a signal stops it; 0: nothing does (a Python thread of the tracker's
-				    * process); -1: ptrace does (of a process that was attached to) */
-	_Atomic uint32_t parked;   /* the gate's word that it stands at */
-	_Atomic uint32_t stood;    /* the last one that it stood at */
-	_Atomic uint64_t faults;   /* of the thread, until it parked there, or was held */
+				    * process); -1: ptrace does (a thread of an attached process) */
+	_Atomic uint32_t parked;   /* it stands at the gate with this word */
+	_Atomic uint32_t stood;    /* the last word with which it stood */
+	_Atomic uint64_t faults;   /* of the thread, until it came to the gate, or was held */
 	_Atomic uint32_t called;   /* a signal of ours is on its way to it */
-	_Atomic uint64_t until;    /* ring: what its event has counted when its share is used up */
+	_Atomic uint64_t until;    /* ring: the count of its event at which its share is used up */
 	_Atomic uint32_t dry;      /* ring: it has used up its share, and there was no other */
-	_Atomic uint32_t hold;     /* ring: it is to stand for a moment, so that its faults can be counted */
-	_Atomic uint32_t held;     /* and does: the same number */
-	uint32_t tickets;          /* such numbers; only the tracker's, and under its lock */
+	_Atomic uint32_t hold;     /* ring: a ticket: hold it, so that its faults can be counted */
+	_Atomic uint32_t held;     /* the same ticket: it is held */
+	uint32_t tickets;          /* the last ticket; the tracker's alone, under its lock */
 	ut_list list;
 } ut_vcpu;
 
 /* The pause gate: gate.h. */
 typedef struct {
 	_Alignas(64) _Atomic uint32_t word; /* odd: closed; also a futex */
-	_Atomic uint32_t event;             /* futex: something for the tracker to look at */
+	_Atomic uint32_t event;             /* futex: there is something for the tracker to look at */
 	_Atomic uint32_t full;              /* the threshold was reached */
 	_Atomic uint32_t halted;            /* every thread of the attached process stands */
 } ut_gate;
 
-/* How many pages there are in a cycle, and may be. */
+/* How many pages a cycle has, and may have. */
 typedef struct {
 	_Alignas(64) _Atomic int64_t count; /* in the open cycle's lists */
 	_Atomic int64_t threshold;          /* 0: none */
-	_Atomic int64_t budget;             /* ring: faults that no vCPU was granted yet: share.h */
+	_Atomic int64_t budget;             /* ring: faults not granted to a vCPU yet: share.h */
 } ut_limit;
 
-/* sync, inline: a page that has its bit is listed and open, one that has not is protected. Who changes that keeps the
- * others out: many may list at once, or one rearms. */
+/* sync, inline: a page that has its bit is listed and open, one that lacks it is protected. Listing and
+ * rearming exclude each other: many threads may list at once, or one rearms. */
 typedef struct {
 	_Alignas(64) _Atomic uint32_t rearming;
 	_Atomic uint32_t busy[UT_MAX_VCPUS + 1]; /* threads between listing a page and opening it, by mm */
@@ -63,19 +63,20 @@ typedef struct {
 	ut_gate gate;
 	ut_limit limit;
 	ut_listing listing;
-	_Alignas(64) _Atomic uint32_t overflow; /* a page is in the bitmap and in no list */
+	_Alignas(64) _Atomic uint32_t overflow; /* some page is in the bitmap and in no list */
 	ut_list global;
 	ut_vcpu vcpu[UT_MAX_VCPUS];
 } ut_shared;
 
 /* Functions return >= 0 or -errno. */
-/* `mms`: how many address spaces there can be. One: nobody else maps it, and *fd is -1. */
+/* `mms`: how many address spaces there can be. With one, no other process maps it, and *fd is -1. */
 int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t capacity, int *fd, ut_shared **out);
 int ut_shared_map(int fd, ut_shared **out);
 void ut_shared_unmap(ut_shared *s);
 
-/* Bits of 64 pages: of those that are listed, and behind it, for each address space, of those whose trap has
- * fired there (0 is the tracker's own, i + 1 that of vCPU process i). One page's bits share a cache line. */
+/* Words of bits, one for 64 pages: which pages are listed, and behind it, for each address space, of which
+ * the trap has fired there (0 is the tracker's own, i + 1 that of vCPU process i). One page's bits share a
+ * cache line. */
 enum { UT_LISTED = 0, UT_TRAPPED = 1 };
 
 static inline _Atomic uint64_t *ut_word(ut_shared *s, uint64_t i)
@@ -100,8 +101,8 @@ static inline int bit_clear(ut_shared *s, int map, uint64_t i)
 	return !!(atomic_fetch_and(&ut_word(s, i)[map], ~bit) & bit);
 }
 
-/* The same without a locked instruction, which costs more than all the rest of a harvest does. ring, scan: only
- * the tracker changes bits there, under its lock. */
+/* The same without a locked instruction, which costs more than all the rest of a harvest. For ring and scan:
+ * only the tracker changes their bits, under its lock. */
 static inline int bit_set_alone(ut_shared *s, int map, uint64_t i)
 {
 	uint64_t bit = 1ull << (i % 64), *word = (uint64_t *)&ut_word(s, i)[map], old = *word;
@@ -110,20 +111,21 @@ static inline int bit_set_alone(ut_shared *s, int map, uint64_t i)
 	return !!(old & bit);
 }
 
-/* The trap of a page has fired in an address space. Where there is only one, its listed pages are those. */
+/* The trap of a page has fired in an address space. If there is only one, the listed bit says so. */
 static inline void trap_fired(ut_shared *s, int mm, uint64_t i)
 {
 	if (s->stride > 1)
 		bit_set(s, UT_TRAPPED + mm, i);
 }
 
-/* Append to the list of a vCPU, or to the global one (UT_HOST, or the vCPU's is full). */
+/* Append to the list of a vCPU, or to the global one (for UT_HOST, or if the vCPU's is full). */
 void ut_append(ut_shared *s, int vcpu, uint64_t index);
-/* One entry of a list, or -1: empty. An entry that its writer never finishes counts as an overflow. */
+/* Take one entry of a list; -1: it is empty. An entry that its writer never finishes counts as an
+ * overflow. */
 int64_t ut_take(ut_shared *s, int vcpu);
-/* The host wrote this page. */
+/* List a page that the host wrote. */
 void ut_mark(ut_shared *s, uint64_t index);
-/* See ut_listing. 0: pages are being rearmed; 1: list, and then say ut_listed(). */
+/* See ut_listing. 0: pages are being rearmed; 1: list, and then call ut_listed(). */
 int ut_try_list(ut_shared *s, int mm);
 void ut_listed(ut_shared *s, int mm);
 /* 0: none. */

@@ -1,4 +1,4 @@
-/* What a process knows of trackers that threads of its own write for, and what these threads do at a signal: stand. */
+/* A process's part in trackers whose vCPUs are its threads; at a signal, these threads stand. */
 #ifndef UT_MEMBER_H
 #define UT_MEMBER_H
 #include "lists.h"
@@ -9,9 +9,9 @@ enum { UT_MAX_MEMBERS = 16 };
 
 typedef struct {
 	_Atomic int used, busy; /* busy: threads in a handler of ours */
-	_Atomic int strays;     /* inline: faults that came when it was closed already */
+	_Atomic int strays;     /* inline: faults that came after it was closed */
 	_Atomic int orphan;     /* the tracker has died */
-	uint64_t bytes;         /* of the RAM, if threads of this process list their own faults: engine_inline.c */
+	uint64_t bytes;         /* of the RAM, if this process's threads list their own faults: engine_inline.c */
 	ut_shared *shared;
 	uint8_t *base;
 	int mm, uffd;
@@ -22,7 +22,7 @@ typedef struct {
 
 extern ut_member ut_members[UT_MAX_MEMBERS];
 
-/* For handlers: 0: nobody has that place just now. Either way it has to be left. */
+/* For handlers. 0: the place is free just now. Either way the handler has to leave it. */
 static inline int ut_member_enter(ut_member *m)
 {
 	atomic_fetch_add(&m->busy, 1);
@@ -35,12 +35,12 @@ static inline void ut_member_leave(ut_member *m)
 }
 
 int ut_own_tid(void);
-/* 0: nobody is left to rearm, or to open the gate. */
+/* 0: no tracker is left to rearm, or to open the gate. */
 int ut_member_has_tracker(ut_member *m);
-/* Stand at the gate while it is closed; 0: nobody is left to open it. */
+/* Stand at the gate while it is closed; 0: no tracker is left to open it. */
 int ut_member_park(ut_member *m, int vcpu);
 
-/* The number of the place, or -errno. `bytes`: see there, or 0. */
+/* Returns the number of the place, or -errno. `bytes`: see ut_member, or 0. */
 int ut_member_take(ut_shared *s, uint8_t *base, uint64_t bytes, int mm, int uffd, int lifeline);
 void ut_member_close(int member);
 void ut_member_perf(int member, int vcpu, int perf);

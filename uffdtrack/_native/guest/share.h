@@ -3,11 +3,11 @@
 #define UT_SHARE_H
 #include "lists.h"
 
-/* So many faults more before the next signal; 0: none are left. */
+/* How many more faults a vCPU may have before its next signal; 0: none are left. */
 int64_t ut_grant(ut_shared *s);
-/* What a vCPU's event has counted. */
+/* The count of a vCPU's event. */
 uint64_t ut_counted(int perf);
 int ut_set_period(ut_vcpu *v, int perf, int64_t period);
-/* Of one that stands until it has a share: faults of its own in our code are to send it no signals for later. */
+/* The period of a vCPU that stands until it has a share: its faults in our code must not queue signals. */
 #define UT_NO_PERIOD (1ll << 40)
 #endif

@@ -1,4 +1,4 @@
-/* The tracker's side: address spaces under write-protect, harvest into lists, rearm. */
+/* The tracker: address spaces under write-protect, harvest into lists, rearm. */
 #ifndef UT_TRACKER_H
 #define UT_TRACKER_H
 #include "cycle.h"
@@ -13,7 +13,7 @@ enum {
 	UT_BREAK_REARM = 2,    /* one page of a rearm is skipped */
 	UT_BREAK_AUDIT = 4,    /* ring: no fallback to a scan */
 	UT_BREAK_HANDLER = 8,  /* sync: the handler thread ends */
-	UT_BREAK_HOLD = 16,    /* ring: a vCPU that is to stand for a moment comes too late */
+	UT_BREAK_HOLD = 16,    /* ring: a held vCPU comes too late */
 };
 
 struct ut_tracker;
@@ -23,10 +23,10 @@ struct ut_engine_ops;
 typedef struct {
 	int32_t any;
 	int64_t since;
-	uint64_t page[UT_MAX_VCPUS];  /* + 1, */
-	uint32_t word[UT_MAX_VCPUS];  /* in the pause of that word, */
-	int32_t turns[UT_MAX_VCPUS];  /* so often, */
-	int32_t asleep[UT_MAX_VCPUS]; /* and its vCPU was seen asleep in the kernel so often since */
+	uint64_t page[UT_MAX_VCPUS];  /* the page's number + 1 */
+	uint32_t word[UT_MAX_VCPUS];  /* the gate's word of that pause */
+	int32_t turns[UT_MAX_VCPUS];  /* how often we have left it unanswered */
+	int32_t asleep[UT_MAX_VCPUS]; /* how often we have seen its vCPU asleep in the kernel since */
 } ut_waiting;
 
 /* One address space that has the RAM mapped. */
@@ -36,9 +36,9 @@ typedef struct {
 	int32_t uffd, pagemap;
 	uint64_t base;
 	int32_t index;           /* of its trapped bitmap */
-	int32_t vcpu;            /* whose it is alone, or UT_HOST */
+	int32_t vcpu;            /* the one vCPU that it belongs to, or UT_HOST */
 	int32_t need_scan;       /* the ring may have missed something */
-	_Atomic int32_t dead;    /* sync: nobody answers its faults any more */
+	_Atomic int32_t dead;    /* sync: its handler has ended, and its faults get no answer */
 	ut_fault_server server;  /* sync */
 	ut_waiting waiting;      /* sync */
 } ut_mm;
@@ -49,7 +49,7 @@ typedef struct {
 	int32_t count;       /* fd of the event that counts its share, or -1: no threshold */
 	int32_t stat;        /* fd of /proc/PID/task/TID/stat */
 	ut_fault_ring ring;
-	int64_t unseen;      /* faults without a sample, which a scan has made good or came before */
+	int64_t unseen;      /* faults without a sample: a scan has made them good, or they came before */
 	uint64_t listed;     /* in this cycle */
 	uint32_t strayed;    /* the gate's word when the last samples from outside of the RAM were taken */
 } ut_events;
@@ -61,7 +61,7 @@ typedef struct {
 
 enum { UT_SCAN_ROOM = 4096 };
 
-/* What a harvest and a rearm work with; pages of it become real when they are used. */
+/* Working memory of a harvest and a rearm; the kernel allocates its pages when they are first used. */
 typedef struct {
 	uint32_t *rows, *rows2;     /* rearm: as many as pages in a log */
 	uint64_t *seen;             /* bitmap, for overflows */
@@ -69,41 +69,42 @@ typedef struct {
 } ut_scratch;
 
 typedef struct ut_tracker {
-	ut_cycle cycle; /* its lock: harvest, cut, grant; closing and opening the gate, but by a vCPU that fills the lists */
+	ut_cycle cycle; /* its lock: harvest, cut, grant, closing and opening the gate. A vCPU that fills the
+			 * lists closes it without the lock */
 	ut_shared *s;
 	const struct ut_engine_ops *ops;
 	ut_slots slots;
 	ut_mm mm[UT_MAX_VCPUS + 1];
 	ut_events ev[UT_MAX_VCPUS];
 	ut_scratch scratch;
-	int32_t paused;     /* whoever controls the vCPUs takes it that they stand, until it opens the gate */
-	int32_t everything; /* nobody can say what was written: all of it */
+	int32_t paused;     /* until the gate opens, its user relies on it that the vCPUs stand */
+	int32_t everything; /* what was written is not known: list the whole RAM */
 	int32_t sabotage;
 	ut_stats stats;
 } ut_tracker;
 
-/* Functions return >= 0 or -errno; -ESHUTDOWN: it is closed, or being closed. */
+/* Functions return >= 0 or -errno; -ESHUTDOWN: the tracker is closed, or being closed. */
 size_t ut_arena_bytes(const ut_shared *s);
-/* `arena`: zeroed, of that size, and the caller's; it has to outlive the tracker. */
+/* The caller owns `arena`, which is zeroed and has that size; it has to outlive the tracker. */
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out);
-/* Wait until no thread is inside of a call, then close. The memory stays valid until ut_tracker_free(). */
+/* Wait until no thread is inside a call, then close. The memory stays valid until ut_tracker_free(). */
 void ut_tracker_close(ut_tracker *t);
 void ut_tracker_free(ut_tracker *t);
-/* In a child that this process has forked: let go of what would outlive the tracker there. */
+/* In a child that this process has forked: release what would outlive the tracker there. */
 void ut_tracker_forked(ut_tracker *t);
-/* Take in an address space, which is armed; the tracker owns the fds from then on. */
+/* Add an armed address space; the tracker owns the fds from then on. */
 int ut_tracker_add(ut_tracker *t, int mm, int uffd, int pagemap, uint64_t base, int vcpu);
-/* ring: the events of a vCPU in address space `mm`. */
+/* ring: add the events of a vCPU in address space `mm`. */
 int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int count);
 int ut_tracker_drop(ut_tracker *t, int vcpu, int died);
-/* The end of the cycle: what was written goes to the log that ut_fetch hands out. Returns its length;
- * -EBUSY: pages of the last one are not rearmed. */
+/* End the cycle: its pages go to the log that ut_fetch hands out. Returns the length of that log;
+ * -EBUSY: pages of the last cycle are not rearmed. */
 int64_t ut_prepare(ut_tracker *t);
 /* Claim up to `max` pages; returns how many, `*first` is the place of the first. */
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
 int64_t ut_exchange(ut_tracker *t);
-/* What is in the open cycle by now. */
+/* How many pages the open cycle has by now. */
 int64_t ut_pending(ut_tracker *t);
 int ut_set_threshold(ut_tracker *t, int64_t pages);
 int ut_host_write(ut_tracker *t, uint64_t index, uint64_t n);
