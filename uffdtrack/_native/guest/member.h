@@ -11,7 +11,7 @@ typedef struct {
 	_Atomic int used, busy; /* busy: threads in a handler of ours */
 	_Atomic int strays;     /* inline: faults that came after it was closed */
 	_Atomic int orphan;     /* the tracker has died */
-	uint64_t bytes;         /* of the RAM, if this process's threads list their own faults: engine_inline.c */
+	uint64_t bytes;         /* of the RAM, if this process's threads list their faults: engine_inline.c */
 	ut_shared *shared;
 	uint8_t *base;
 	int mm, uffd;

@@ -1,5 +1,5 @@
-/* Kernel interfaces that older distribution headers lack. Whether the running kernel has them
- * is decided at run time, by trying (uffdtrack/features.py). */
+/* Kernel interfaces that older distribution headers lack. At run time we find out by trying whether
+ * the kernel has them (uffdtrack/features.py). */
 #ifndef UT_COMPAT_H
 #define UT_COMPAT_H
 

@@ -1,8 +1,9 @@
 /* A perf ring in which the kernel notes the faults of one thread.
  *
- * PERF_COUNT_SW_PAGE_FAULTS would be recorded before the kernel opens the page: a harvest in between would take the
- * record and rearm, and the write that follows would be in no list. MIN and MAJ are recorded after it (mm_account_fault
- * in mm/memory.c), one of them for each fault. Writes through GUP have no record, and count as faults of the thread. */
+ * The kernel would record PERF_COUNT_SW_PAGE_FAULTS before it opens the page: a harvest in between would take
+ * the record and rearm, and the write that follows would be in no list. It records MIN or MAJ after that
+ * (mm_account_fault in mm/memory.c), one of them for each fault. Writes through GUP have no record, but count
+ * as faults of the thread. */
 #ifndef UT_FAULT_RING_H
 #define UT_FAULT_RING_H
 #include <linux/perf_event.h>
@@ -11,7 +12,7 @@
 
 enum {
 	UT_FAULT_RECORD = 16,      /* bytes: header and address */
-	UT_NO_WAKE = 0x7fffffff,   /* bytes of records before whoever polls is woken, which costs more than a record */
+	UT_NO_WAKE = 0x7fffffff,   /* bytes of records before a poller is woken; waking costs more than them */
 };
 
 /* The two events of a thread, as descriptors. */
@@ -23,27 +24,28 @@ typedef struct {
 	ut_fault_events fd;
 	struct perf_event_mmap_page *ring; /* NULL: not mapped */
 	size_t bytes;
-	uint64_t samples; /* taken out of it so far */
+	uint64_t samples; /* how many we have taken out of it so far */
 } ut_fault_ring;
 
 #define UT_NO_FAULT_RING ((ut_fault_ring){.fd = {-1, -1}})
 
-/* A software event of a thread, which is off. -ESRCH: it has ended. -EMFILE, -EPERM (locked memory): no room. */
+/* Open a software event of a thread; it is off. -ESRCH: the thread has ended. -EMFILE, -EPERM (locked
+ * memory): no room. */
 int ut_software_event(int tid, int config, uint64_t period, uint64_t sample, uint32_t wake_bytes, int births);
-/* `births`: threads and processes that it makes are recorded as well (PERF_RECORD_FORK). */
+/* `births`: record threads and processes that it makes as well (PERF_RECORD_FORK). */
 int ut_fault_events_open(int tid, uint32_t wake_bytes, int births, ut_fault_events *out);
 void ut_fault_events_close(ut_fault_events *e);
-/* Map a ring of at least so many records of events whose descriptors are r->fd, and begin. They are r's from then on,
+/* Map a ring of at least `records` records for the events r->fd, and start them. `r` owns them from then on,
  * after an error too. */
 int ut_fault_ring_map(ut_fault_ring *r, size_t records);
 void ut_fault_ring_close(ut_fault_ring *r);
-/* Records that nobody has taken. */
+/* How many records are in the ring. */
 static inline uint64_t ut_fault_ring_waiting(const ut_fault_ring *r)
 {
 	return (__atomic_load_n(&r->ring->data_head, __ATOMIC_ACQUIRE) - r->ring->data_tail) / UT_FAULT_RECORD;
 }
 
-/* Taking records out: begin, next until it says 0, end. */
+/* To take records out: begin, next until it returns 0, end. */
 typedef struct {
 	uint64_t head, tail, mask;
 	const char *data;
@@ -58,13 +60,13 @@ static inline ut_fault_cursor ut_fault_ring_begin(const ut_fault_ring *r)
 		.mask = r->bytes - 4096 - 1, .data = (const char *)r->ring + 4096,
 	};
 
-	/* What finds no room is dropped, and the kernel says so only with the next record that fits: a ring that is
-	 * full now may have dropped some. */
+	/* The kernel drops records that do not fit, and says so only with the next record that does: a ring
+	 * that is full now may have dropped some. */
 	c.lost = c.head - c.tail + 2 * UT_FAULT_RECORD > c.mask + 1;
 	return c;
 }
 
-/* The address that stands so many records further, if that is a sample; for the processor's cache. */
+/* The address `records` records further on, if that record is a sample; to prefetch. */
 static inline uint64_t ut_fault_ahead(const ut_fault_cursor *c, unsigned records)
 {
 	return *(const uint64_t *)(c->data + ((c->tail + records * UT_FAULT_RECORD + 8) & c->mask));

@@ -1,4 +1,4 @@
-/* What /proc says of a thread, or of a process as a whole, in files of one line. */
+/* /proc files about a thread, or a process as a whole. */
 #ifndef UT_PROC_STAT_H
 #define UT_PROC_STAT_H
 #include <stddef.h>
@@ -9,33 +9,35 @@ typedef struct {
 	uint64_t faults; /* minor and major */
 } ut_proc_stat;
 
-/* `tid` 0: the process, with the faults of threads that have ended. 0, -ESRCH: there is none, or -errno. */
+/* `tid` 0: the process, with the faults of threads that have ended. 0; -ESRCH: there is no such thread; or
+ * -errno. */
 int ut_proc_stat_read(int pid, int tid, ut_proc_stat *out);
-/* The same of an open stat file; -ESRCH: its thread has ended. */
+/* The same from an open stat file; -ESRCH: its thread has ended. */
 int ut_proc_stat_of(int fd, ut_proc_stat *out);
-/* The state of a thread; 0: there is none; '?': not to be known. */
+/* The state of a thread; 0: there is no such thread; '?': we cannot know. */
 char ut_thread_state(int pid, int tid);
-/* 1: no thread any more that could be stopped. */
+/* 1: it is no longer a thread that could be stopped. */
 int ut_thread_is_dead(int pid, int tid);
-/* A thread of the process that lives, or -ESRCH. A first thread that has ended (pthread_exit in main) has no memory,
- * no files and no /proc entries any more, while the others go on. */
+/* A living thread of the process, or -ESRCH. A first thread that has ended (pthread_exit in main) no longer
+ * has memory, files or /proc entries, while the others go on. */
 int ut_live_thread(int pid);
-/* 1: a thread of that number is the caller's own. */
+/* 1: the thread of that number belongs to the caller's process. */
 int ut_is_own_thread(int tid);
 
-/* The text of a file of a thread's, cut off where there is no room, with a 0 behind it. 0, -ENOENT: empty; -errno. */
+/* Read a file of a thread's as text, cut off after `room` and ended by a 0. 0; -ENOENT: it is empty; or
+ * -errno. */
 int ut_read_task(int pid, int tid, const char *name, char *to, size_t room);
 
 /* The system call that a thread sleeps in: proc_pid_syscall(5). */
 typedef struct {
-	int running; /* it does not sleep, so nothing is known */
-	int64_t nr;  /* -1: in none, but in a page fault of its own code */
+	int running; /* it does not sleep, so we do not know */
+	int64_t nr;  /* -1: it is in a page fault of its own code, and in no call */
 	uint64_t fd; /* the first argument */
 	uint64_t pc; /* where it returns to */
 } ut_proc_call;
 
-/* 0; -EACCES, -EPERM: that takes the right to trace it; -errno. */
+/* 0; -EACCES, -EPERM: we may not trace it; -errno. */
 int ut_proc_call_read(int pid, int tid, ut_proc_call *out);
-/* 1: it sleeps in a system call; 0: it does not; or -errno, as above. */
+/* 1: the thread sleeps in a system call; 0: it does not; or -errno, as above. */
 int ut_in_system_call(int pid, int tid);
 #endif

@@ -1,11 +1,11 @@
-/* A radix sort, 11 bits a pass, for unsigned integers of a type. */
+/* A radix sort, 11 bits a pass, for one unsigned integer type. */
 #ifndef UT_RADIX_H
 #define UT_RADIX_H
 #include <stddef.h>
 #include <stdint.h>
 
-/* Defines `TYPE *NAME(TYPE *v, TYPE *to, size_t n, int bits)`: sorts n numbers below 2 to the power of `bits`. Both
- * arrays have room for n; the one that it returns has the result. */
+/* Defines `TYPE *NAME(TYPE *v, TYPE *to, size_t n, int bits)`: sorts n numbers below 2 to the power of
+ * `bits`. Both arrays have room for n; the returned one has the result. */
 #define UT_RADIX(NAME, TYPE)                                                                       \
 	static TYPE *NAME(TYPE *v, TYPE *to, size_t n, int bits)                                   \
 	{                                                                                          \
@@ -15,7 +15,7 @@
                                                                                                    \
 			for (size_t i = 0; i < n; i++)                                             \
 				at[v[i] >> shift & 2047]++;                                        \
-			if (at[v[0] >> shift & 2047] == n) /* nothing to be told apart by */       \
+			if (at[v[0] >> shift & 2047] == n) /* all are equal in these bits */       \
 				continue;                                                          \
 			for (int i = 0; i < 2048; i++) {                                           \
 				uint32_t here = at[i];                                             \

@@ -15,19 +15,19 @@ typedef struct {
 
 /* Append; a range that touches the last one is merged into it. 0 or -ENOMEM. */
 int runs_push(ut_runs *r, uint64_t start, uint64_t end);
-/* `runs_push` of each. */
+/* `runs_push` each range of `from`. */
 int runs_append(ut_runs *to, const ut_runs *from);
 /* Sort and merge in place. */
 void runs_normalise(ut_runs *r);
-/* Whether `addr` is in one of them, normalised. */
+/* Whether `addr` is in one of the ranges, which are normalised. */
 int runs_have(const ut_runs *r, uint64_t addr);
 /* Append the parts of `from` that lie in [start, end). `from` is normalised. */
 int runs_clip(ut_runs *to, const ut_runs *from, uint64_t start, uint64_t end);
-/* Append what is in `a` and not in `b`, both normalised. */
+/* Append the ranges of `a` without those of `b`, both normalised. */
 int runs_minus(ut_runs *to, const ut_runs *a, const ut_runs *b);
 uint64_t runs_bytes(const ut_runs *r);
 void runs_free(ut_runs *r);
-/* Make `a` what `b` was; what `a` had room for is `b`'s, empty. */
+/* Move `b` to `a`; `b` gets the memory of `a`, and is empty. */
 static inline void runs_take(ut_runs *a, ut_runs *b)
 {
 	ut_runs old = *a;
@@ -36,6 +36,6 @@ static inline void runs_take(ut_runs *a, ut_runs *b)
 	*b = old;
 	b->n = 0;
 }
-/* Freed when its scope ends. */
+/* A list that is freed when its scope ends. */
 #define AUTO_RUNS __attribute__((cleanup(runs_free))) ut_runs
 #endif

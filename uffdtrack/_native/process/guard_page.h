@@ -1,4 +1,4 @@
-/* What the watchdog shares with all that stop a target. */
+/* What the watchdog shares with all processes that stop a target. */
 #ifndef UT_GUARD_PAGE_H
 #define UT_GUARD_PAGE_H
 #include "guard.h"
@@ -12,18 +12,18 @@ struct ut_guard_page {
 	struct ut_guard_slot slots[UT_GUARD_SLOTS];
 };
 
-/* Whose slot it is. Comes with two descriptors: pidfds of who stops, and of the target. */
+/* A message: which process takes a slot. It comes with two pidfds: of that process, and of the target. */
 struct ut_guard_news {
 	int slot, stopper;
 };
 
-/* Make the page, and a socket to the watchdog, whose end is *theirs. 1; 0: they are there already; -errno. */
+/* Make the page, and a socket to the watchdog; *theirs is its end. 1; 0: they exist already; -errno. */
 int ut_guard_open(int64_t max_stop_ns, int *theirs);
 struct ut_guard_page *ut_guard_page(void);
-/* rescue.c: whether the target has to be stopped by a signal before its tracer dies, so that it can be put right;
- * `ended`: that one has died already, and what a stop had interrupted has gone on. */
+/* rescue.c: whether we have to repair the target when its tracer dies, and so have to stop it by a signal
+ * before. `ended`: the tracer has died already, and calls that a stop had interrupted have gone on. */
 int ut_needs_rescue(const struct ut_guard_slot *slot, int ended);
-/* Put a target right whose tracer has died, in a process of its own, since that may have to wait. `stopped`: it was
- * stopped by a signal of ours. */
+/* Repair a target whose tracer has died, in a process of its own, since that may have to wait. `stopped`: we
+ * have stopped it by a signal. */
 void ut_start_rescue(const struct ut_guard_slot *slot, int target_pidfd, int stopped);
 #endif

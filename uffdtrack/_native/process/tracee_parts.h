@@ -1,7 +1,7 @@
-/* What the parts of a tracee have in common, from below: threads.c has the table, seize.c makes threads ours, restart.c mends
- * interrupted system calls, halt.c follows a thread to its stop and lets go, calls.c waits for calls that must not be
- * interrupted, tracee.c stops all; inject.c runs system calls in a thread's name, attach.c makes a userfaultfd by
- * them. */
+/* What the parts of a tracee have in common. From below: threads.c has the table, seize.c seizes threads,
+ * restart.c mends interrupted system calls, halt.c follows a thread to its stop and releases it, calls.c
+ * waits for calls that must not be interrupted, tracee.c stops all threads; inject.c runs system calls in a
+ * thread's name, attach.c uses them to make a userfaultfd. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
 #include "compat.h"
@@ -40,11 +40,13 @@ static inline void ut_set_dispatch(int tid, const ut_dispatch *d)
 {
 	trace(UT_PTRACE_SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
 }
-/* rseq.c: what it has registered; area 0: nothing, or the kernel does not say. */
+/* rseq.c: what the thread has registered; area 0: nothing, or the kernel does not say. */
 ut_registration ut_rseq_of(int tid);
-/* The critical section that a stopped thread with that instruction pointer is inside of; word 0: of none. */
+/* Find the critical section that a stopped thread with that instruction pointer is inside; word 0: it is in
+ * none. */
 void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
-/* Let the thread go on at the section's abort address, as the kernel does where it is not kept from it. */
+/* Let the thread go on at the section's abort address, as the kernel does unless our call keeps it from
+ * that. */
 void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
 /* seccomp.c: a number of /proc/PID/task/TID/status; -ENOENT: no such line, or no such thread. */
 long ut_status_number(int pid, int tid, const char *key);
@@ -52,49 +54,50 @@ long ut_status_number(int pid, int tid, const char *key);
 int ut_status_mask(int pid, int tid, const char *key, uint64_t *mask);
 /* 0: the thread is under no filter. */
 int ut_seccomp_mode(int pid, int tid);
-/* 1: it is under filters that are known, and that let what attaching injects pass. */
+/* 1: we know all its filters, and they let the calls pass that attaching injects. */
 int ut_seccomp_lets_attach(int pid, int tid, uint64_t uffd_flags);
-/* A thread has stopped: take its registers, and undo what the stop did to the call it was in. */
+/* A thread has stopped: take its registers, and undo what the stop did to its call. */
 int ut_note_stop(ut_tracee *t, ut_thread *th);
 /* inject.c: as ut_inject. */
 int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[6], int64_t *result);
-/* Let the thread that calls are injected into make another one, which makes injected calls only and is not in the
- * table; to be ended by: */
+/* Make the thread that we inject calls into create another thread, which makes injected calls only and is not
+ * in the table. ut_inject_exit_of() ends it. */
 int ut_inject_thread(ut_tracee *t, size_t index, ut_thread *made);
 int ut_inject_exit_of(ut_tracee *t, ut_thread *th);
 /* Signals of a thread's own instructions, as in a mask. */
 #define UT_SYNCHRONOUS                                                                                  \
 	(1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGTRAP - 1) |   \
 	 1ull << (SIGFPE - 1) | 1ull << (SIGSYS - 1))
-/* 1: a signal that an instruction of the thread's has caused is pending; the thread stands for something else. -errno. */
+/* 1: a signal of the thread's own instruction waits for delivery, and the thread has stopped for another
+ * reason. -errno. */
 int ut_fault_is_due(const ut_tracee *t, int tid);
-/* The signal that a thread which stands for that one is to go on with; 0: with none. */
+/* The signal that we pass to a thread that has stopped for signal `number`; 0: none. */
 int ut_signal_to_pass(int tid, int number);
-/* It is not in that call any more. */
+/* Forget the thread's entry in `waits`: it is no longer in that call. */
 void ut_forget_wait(ut_tracee *t, int tid);
 const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
-/* Calls of that number, on such a descriptor if they have one, begin anew in this process. */
+/* 1: calls of that number, on such a descriptor if they take one, begin anew in this process. */
 int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
-/* The last look, just before a thread is interrupted: UT_BUSY, it is in such a call by now, and held. */
+/* The last look, just before we interrupt a thread. UT_BUSY: it is in such a call by now, and in `calls`. */
 int ut_hold_seized(ut_tracee *t, int tid);
 void ut_close_calls(ut_tracee *t);
-/* seize.c: make a thread ours; between a begin and an end. 0; -ESRCH: it has ended; -ETIMEDOUT: it is in an exec that does
- * not come to its end. */
+/* seize.c: seize a thread, between a begin and an end. 0; -ESRCH: it has ended; -ETIMEDOUT: it is in an exec
+ * that does not come to its end. */
 int ut_seize(ut_tracee *t, int tid);
 void ut_seizing_begin(const ut_tracee *t);
 void ut_seizing_end(const ut_tracee *t);
-/* Collect the threads that were killed while they were ours: an exec waits for that. */
+/* Reap the threads that were killed while we traced them: an exec waits for that. */
 void ut_collect_killed(ut_tracee *t);
 int ut_seizing_open(ut_tracee *t);
 void ut_seizing_close(const ut_tracee *t);
-/* halt.c: 1: the thread has stopped or is dead; 0: not yet; or -errno. */
+/* halt.c. 1: the thread has stopped or is dead; 0: not yet; or -errno. */
 int ut_poll_thread(ut_tracee *t, ut_thread *th);
 /* threads.c */
-/* A thread that is ours, and has been asked to stop. */
+/* Add a thread that we have seized and asked to stop. */
 int ut_add_thread(ut_tracee *t, int tid);
-/* What stays in the table between two stops. */
+/* Between two stops: keep only the threads that have not stopped yet. */
 void ut_keep_pending(ut_tracee *t);
-/* The end of a thread has been collected; that of the first one is the process's status. */
+/* We have reaped a thread. The first thread's status is that of the process. */
 static inline void note_end(ut_tracee *t, int tid, int status)
 {
 	if (tid == t->pid)
