@@ -11,12 +11,13 @@ typedef struct {
 
 void ut_text_free(ut_text *t);
 
-/* The type and mode of what `name` in `directory` leads to, and its size. The file system is not asked: what it
- * said last has to do, since one that does not answer (FUSE, a network) would be waited for. */
+/* The type, mode and size of the file that `name` in `directory` leads to. We use what the file system said
+ * last and do not ask it: one that does not answer (FUSE, a network) would keep us waiting. */
 int ut_file_mode(int directory, const char *name, uint64_t *size);
 
-/* What is open in the process of `task`, an open /proc/PID/task/TID: for each its number, the time on CLOCK_BOOTTIME
- * in ns, what its link says, and its fdinfo, each with a zero byte behind. What is closed meanwhile is left out. */
+/* The open files of the process of `task`, an open /proc/PID/task/TID. Each has its number, the time on
+ * CLOCK_BOOTTIME in ns, its link, and its fdinfo, each followed by a zero byte. A file that is closed
+ * meanwhile is left out. */
 int ut_descriptors(int task, ut_text *out);
 
 #endif

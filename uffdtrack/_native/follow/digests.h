@@ -1,4 +1,4 @@
-/* Digests of the contents of pages that were stored, for those that are followed by comparing. */
+/* Digests of stored pages, for memory that we follow by comparing. */
 #ifndef UT_DIGESTS_H
 #define UT_DIGESTS_H
 #include "runs.h"
@@ -12,19 +12,19 @@ typedef struct {
 	ut_digest *v; /* open addressing */
 	size_t n, cap;
 	uint64_t seed[8];
-	int32_t blind; /* tests: all pages are as they were stored */
+	int32_t blind; /* tests: no page ever differs */
 } ut_digests;
 
 /* 0 or -errno. */
 int ut_digests_open(ut_digests *d);
 void ut_digests_close(ut_digests *d);
 void ut_digests_clear(ut_digests *d);
-/* `data` has the contents of `run`, and is stored: note the digests of those of its pages that are in `of`. */
+/* The contents of `run`, `data`, are stored: note the digests of its pages that are in `of`. */
 int ut_digests_note(ut_digests *d, const ut_runs *of, const ut_run *run, const uint8_t *data);
-/* What is stored of these pages holds no longer. The same contents may come again, and must not pass for what is stored
- * then. */
+/* The stored contents of these pages are void. The same contents may come again, and must then count as
+ * changed. */
 void ut_digests_void(ut_digests *d, const ut_runs *ranges);
-/* Append to `out` the pages of these ranges, whose contents stand one behind the other, that are not as they were
- * stored. */
+/* Append to `out` the pages of these ranges that differ from what was stored; `data` has their contents, back
+ * to back. */
 int ut_digests_differing(const ut_digests *d, const ut_run *runs, size_t n, const uint8_t *data, ut_runs *out);
 #endif

@@ -1,5 +1,5 @@
-/* The first page of each ELF file that is mapped, by which debuggers know the file (its build ID), out of the mapping
- * itself: whatever bears the file's name may be another one. */
+/* The first page of each mapped ELF file, by which debuggers know the file (its build ID). We take it from
+ * the mapping: another file may have the name by now. */
 #ifndef UT_HEADS_H
 #define UT_HEADS_H
 #include "reader.h"
@@ -11,12 +11,12 @@ typedef struct {
 } ut_head;
 
 typedef struct {
-	ut_head *v; /* until the caller takes them, and sets n to 0 */
+	ut_head *v; /* stay until the caller takes them, and sets n to 0 */
 	size_t n, cap;
 } ut_heads;
 
-/* Add those of mappings that are new. The target stands, so only pages that are there are read: one that has to be
- * fetched may never come. */
+/* Add those of new mappings. The target stands, so we read only pages in memory: one that has to be fetched
+ * may never come. */
 int ut_heads_take(ut_heads *h, ut_maps *m, const ut_reader *r);
 void ut_heads_free(ut_heads *h);
 #endif

@@ -1,4 +1,4 @@
-/* The fault rings of all threads of a process, taken together. */
+/* The fault rings of all threads of a process. */
 #ifndef UT_THREAD_RINGS_H
 #define UT_THREAD_RINGS_H
 #include "fault_ring.h"
@@ -11,24 +11,26 @@ typedef struct {
 
 typedef struct {
 	int32_t pid;
-	uint64_t limit;   /* pages of which somebody waits to be told; 0: nobody */
+	uint64_t limit;   /* a session waits for so many touched pages; 0: none does */
 	ut_thread_ring *v;
 	size_t n, cap;
 	uint64_t samples;
 	int64_t unseen;    /* faults without a sample up to the last stop */
 	int32_t lost;      /* some faults are not in the set of pages */
-	int32_t short_of;  /* -errno: there was no room to watch one more thread; 0: all are watched */
-	ut_touched *pages; /* where faults are noted */
+	int32_t short_of;  /* -errno: there was no room for one more thread's ring; 0: all threads have one */
+	ut_touched *pages; /* the pages of all faults */
 } ut_thread_rings;
 
 void ut_thread_rings_open(ut_thread_rings *r, int pid, uint64_t limit, ut_touched *pages);
 void ut_thread_rings_close(ut_thread_rings *r);
-/* Watch all threads that there are now, and none that have ended. 1: others are watched than before. */
+/* Give every living thread a ring, and drop those of threads that have ended. 1: the set of rings has
+ * changed. */
 int ut_thread_rings_renew(ut_thread_rings *r);
-/* Note the faults that there were. */
+/* Take all records into `pages`. */
 void ut_thread_rings_drain(ut_thread_rings *r);
-/* A descriptor of `ut_thread_ring.ring.fd.min` says that its thread has ended. */
+/* Drop the ring whose descriptor `ring.fd.min` says that its thread has ended. */
 void ut_thread_rings_drop(ut_thread_rings *r, int fd);
-/* The process stands, and the rings were drained. 1: there were faults without a sample since the last stop. */
+/* The process stands, and the rings are drained. 1: there were faults without a sample since the last
+ * stop. */
 int ut_thread_rings_audit(ut_thread_rings *r);
 #endif

@@ -12,7 +12,7 @@ typedef struct {
 int ut_touched_open(ut_touched *t);
 int ut_touched_add(ut_touched *t, uint64_t page);
 int ut_touched_has(const ut_touched *t, uint64_t page);
-/* Its pages as ranges, sorted, instead of what was in `out`; it is empty after. */
+/* Replace `out` by the set's pages as sorted ranges; empties the set. */
 int ut_touched_take(ut_touched *t, ut_runs *out);
 void ut_touched_close(ut_touched *t);
 #endif

@@ -7,11 +7,12 @@ typedef struct {
 	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
 } ut_times;
 
-/* Stop, registers, harvest, copy what it wants to s->buffer, rearm, resume. */
+/* Stop, read registers, harvest, copy the harvested pages to s->buffer, rearm, resume. */
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
-/* The parts of a window, for several at once (tree.c). Before the stop; with the target stopped; after the resume; and
- * the priority of the caller from the stop to the resume. `pause_ns` and `stop_ns` are not set. */
+/* The parts of a window, for several targets at once (tree.c): before the stop; with the target stopped;
+ * after the resume; and the caller's priority from the stop to the resume. They do not set `pause_ns` and
+ * `stop_ns`. */
 void ut_stopping(ut_space *s);
 int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times);
 void ut_resumed(ut_space *s);

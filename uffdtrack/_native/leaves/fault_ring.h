@@ -12,7 +12,7 @@
 
 enum {
 	UT_FAULT_RECORD = 16,      /* bytes: header and address */
-	UT_NO_WAKE = 0x7fffffff,   /* bytes of records before a poller is woken; waking costs more than them */
+	UT_NO_WAKE = 0x7fffffff,   /* `wake_bytes` of a ring without a poller: a wake-up costs much */
 };
 
 /* The two events of a thread, as descriptors. */
