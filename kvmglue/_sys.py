@@ -1,4 +1,4 @@
-"""The only importer of this package's compiled core: numbers become exceptions here."""
+"""The only importer of this package's compiled core; turns -errno into exceptions."""
 
 from __future__ import annotations
 

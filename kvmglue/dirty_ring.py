@@ -1,7 +1,7 @@
 """KVM's dirty rings: a ring of entries for each vCPU, which exits when its own is full.
 
-Source: Documentation/virt/kvm/api.rst, 8.29. The order that it asks for is the tracker's own business:
-entries are taken with the vCPUs out of KVM_RUN, and reset, in a loop, before `rearm()` returns and contents
+Source: Documentation/virt/kvm/api.rst, 8.29. The tracker keeps the order that it requires: take entries
+with the vCPUs out of KVM_RUN, and reset them, in a loop, before `rearm()` returns and contents
 may be read.
 """
 
@@ -25,12 +25,12 @@ MODE = lib.KG_RING
 
 
 def ring_entries(max_dirty_pages: int, vcpus: int) -> int:
-    """The largest rings that together never hold more than so many pages.
+    """The largest rings that together never have more than so many pages.
 
-    The pause comes when one of them is full, so it may come early: with one vCPU writing, after a `vcpus`-th.
+    The pause comes when one of them is full, so it may come early: after a `vcpus`-th, if one vCPU writes.
 
     Raises:
-        InvalidInputError: fewer pages than KVM's smallest rings hold.
+        InvalidInputError: fewer pages than KVM's smallest rings have.
     """
     if max_dirty_pages < SMALLEST_RING * vcpus:
         raise InvalidInputError(

@@ -14,7 +14,7 @@ KVM_ENGINES: dict[str, Traits] = {
 }
 """KVM's own mechanisms."""
 VM_ENGINES: dict[str, Traits] = {**KVM_ENGINES, "scan": ENGINES["scan"], "sync": ENGINES["sync"]}
-"""All that work on a VM."""
+"""All engines that work on a VM."""
 _REFUSED = {
     "ring": "KVM writes the RAM through GUP when a guest faults, which leaves no page-fault sample",
     "inline": "KVM writes the RAM in the kernel, where no signal handler can list a page",
@@ -31,7 +31,7 @@ def checked_engine(name: str) -> str:
 
 
 def rings_for(engine: str, vcpus: int, max_dirty_pages: int | None = None) -> int:
-    """`Vm(ring_entries=...)` for an engine: KVM takes that before the first vCPU only.
+    """`Vm(ring_entries=...)` for an engine: KVM accepts it only before the first vCPU.
 
     Raises:
         InvalidInputError: see `dirty_ring.ring_entries()`.
@@ -46,11 +46,11 @@ def open_tracker(vm: Vm, engine: str, *, max_dirty_pages: int | None = None) -> 
 
     Args:
         vm: it may be paused or run.
-        engine: one of `VM_ENGINES`. kvm-ring wants a VM made with `ring_entries=rings_for(...)`.
+        engine: one of `VM_ENGINES`. kvm-ring needs a VM made with `ring_entries=rings_for(...)`.
         max_dirty_pages: the threshold of the forced pause (kvm-ring, sync).
 
     Raises:
-        InvalidInputError: the engine cannot do what is asked for, or not on a VM.
+        InvalidInputError: the engine cannot meet the request, or not on a VM.
         UnsupportedError: it does not work on this host.
     """
     checked_engine(engine)

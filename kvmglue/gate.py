@@ -1,4 +1,4 @@
-"""The gate of a VM: its vCPUs stand out of KVM_RUN, their last port access completed."""
+"""The gate of a VM: its vCPUs stand outside of KVM_RUN, their last port access completed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KvmGate:
     """Stops and resumes the vCPUs of a VM.
 
     Attributes:
-        tracker: the core's, of KVM's dirty log: the one that is active, or None.
+        tracker: the core's active tracker of KVM's dirty log, or None.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -66,7 +66,7 @@ class KvmGate:
         return False
 
     def check(self, result: int, doing: str) -> int:
-        """Turn a negative errno of the core into an exception; all run on where one did not stop in time."""
+        """Turn a negative errno of the core into an exception; if a vCPU did not stop in time, all run on."""
         if result == -errno.ETIMEDOUT:
             native = self._machine.native
             late = tuple(vcpu for vcpu in range(native.nvcpus) if not lib.kg_stands(native, vcpu))

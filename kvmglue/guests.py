@@ -1,4 +1,4 @@
-"""What the guest program can be ordered to do (_native/guest.c), and what it says that it did."""
+"""Orders to the guest program (_native/guest.c), and its reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Something for one vCPU to do.
+    """An order to one vCPU.
 
     Attributes:
         kind: by list: "write" once, "storm" again and again until stopped, "read", "fill" (a device of the
@@ -35,8 +35,8 @@ class Order:
         rows: the list. A row is a page of the RAM by its place in `GuestRam.pages()`.
         first, pages: the window.
         n: writes, or numbers, or operations; 0 for count and check: without end.
-        value: of the byte that is written to row r, at its byte r modulo 4096.
-        seed: of random orders.
+        value: the byte that it writes to row r, at byte r modulo 4096.
+        seed: for the random kinds.
         hot: see `kind`.
         pace: count: turns of an empty loop between two numbers; check: operations between two looks.
     """
@@ -53,7 +53,7 @@ class Order:
 
 
 def programs(name: str, vcpus: int, rows: int, until: int = 0) -> list[Order]:
-    """What each vCPU does in a guest that runs by itself, in a part of the RAM of its own.
+    """The orders of each vCPU in a guest that runs by itself, in a part of the RAM of its own.
 
     Args:
         name: one of `PROGRAMS`.
@@ -87,7 +87,7 @@ class Program:
 
     Attributes:
         text: what it does, for people.
-        pages: of its window, 0: all.
+        pages: the size of its window; 0: all.
         n, pace: see `Order`.
     """
 
@@ -109,10 +109,10 @@ PROGRAMS = {
 
 
 def post(vm: Vm, vcpu: int, order: Order) -> None:
-    """Have a vCPU begin; the one before has to be done.
+    """Give a vCPU an order; it has to have done the last one.
 
     Raises:
-        InvalidInputError: an order that cannot be right, or the last one is not done.
+        InvalidInputError: the order cannot be right, or the last one is not done.
     """
     mailbox, rows = vm.vcpus[vcpu].mailbox, len(vm.ram.array) // 4096
     if order.kind not in KINDS:
@@ -141,7 +141,7 @@ def post(vm: Vm, vcpu: int, order: Order) -> None:
 
 
 def done(vm: Vm, vcpu: int) -> bool:
-    """Whether it has nothing to do."""
+    """Whether a vCPU has done its order."""
     mailbox = vm.vcpus[vcpu].mailbox
     return bool(mailbox.seq == mailbox.done)
 
@@ -163,17 +163,17 @@ def wait(vm: Vm, vcpu: int, timeout: float) -> bool:
 
 
 def stop(vm: Vm, vcpu: int) -> None:
-    """Have it end an order that goes on and on."""
+    """End an order that goes on and on."""
     vm.vcpus[vcpu].mailbox.stop = 1
 
 
 def written(vm: Vm, vcpu: int) -> int:
-    """Writes of its order so far."""
+    """How many writes of its order a vCPU has done so far."""
     return int(vm.vcpus[vcpu].mailbox.written)
 
 
 def take_log(vm: Vm, vcpu: int) -> npt.NDArray[np.int64]:
-    """The rows that it has written since the last call, by its own account. It must not be at work."""
+    """The rows that a vCPU reports to have written since the last call. It must not be at work."""
     log = vm.system.log(vcpu)
     rows = np.flatnonzero(np.unpackbits(log.view(np.uint8), bitorder="little"))
     log[:] = 0

@@ -1,4 +1,4 @@
-"""/dev/kvm: what it offers here."""
+"""/dev/kvm, and what it offers on this host."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from uffdtrack.errors import InvalidInputError, UnsupportedError
 
 DEVICE = "/dev/kvm"
 SMALLEST_RING = 256
-"""Entries of the smallest dirty ring: it fills a page (virt/kvm/dirty_ring.c)."""
+"""How many entries the smallest dirty ring has: it fills a page (virt/kvm/dirty_ring.c)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What KVM offers here.
+    """What KVM offers on this host.
 
     Attributes:
         vcpus: of one VM.
         memslots: of one VM.
         ring_entries: of the largest dirty ring; 0: KVM has none.
-        manual_clear: the dirty log can be cleared apart from being read.
+        manual_clear: the dirty log can be cleared separately from reading it.
         xsave_bytes: of a vCPU's extended state.
     """
 
@@ -36,8 +36,8 @@ class Kvm:
     """/dev/kvm. A context manager.
 
     Raises:
-        UnsupportedError: there is none, or it lacks what every use here needs.
-        PermissionDeniedError: it may not be opened; the message names the fix.
+        UnsupportedError: there is no KVM, or it lacks something that we always need.
+        PermissionDeniedError: we may not open it; the message names the fix.
     """
 
     def __init__(self, path: str = DEVICE) -> None:

@@ -15,19 +15,19 @@ HUGE = 512
 """Pages of 2 MiB."""
 _TABLE = 512 * 8
 _PRESENT, _LARGE = 0x67, 0x80
-"""Writable, for ring 3, accessed and dirty already: the processor never writes to a table."""
+"""Flags: writable, for ring 3, accessed and dirty already, so that the processor never writes to a table."""
 
 
 class SystemMemory:
-    """One piece of memory at guest address `KG_SYSTEM_AT`, which no tracker watches.
+    """One piece of memory at guest address `KG_SYSTEM_AT`, which is not tracked.
 
-    Code, then a mailbox and a stack of a page each for every vCPU, then page tables: the first `state_bytes`,
-    which are part of a checkpoint. Behind them, where lists are asked for, the logs, and the lists of orders.
+    Its first `state_bytes` are part of a checkpoint: code, then a mailbox and a stack of a page each for
+    every vCPU, then page tables. Behind them, if there are lists, are the logs and the lists of orders.
 
     Args:
-        slots: of the RAM, which the tables map one behind the other.
+        slots: of the RAM; the tables map them back to back.
         vcpus: how many.
-        list_rows: how many rows a vCPU's list holds.
+        list_rows: how many rows fit into a vCPU's list.
     """
 
     def __init__(self, slots: Sequence[Memslot], vcpus: int, list_rows: int) -> None:
@@ -59,7 +59,7 @@ class SystemMemory:
         return int(lib.KG_SYSTEM_AT) + self._mailboxes + vcpu * PAGE
 
     def stack_at(self, vcpu: int) -> int:
-        """Its top, aligned as a call would leave it."""
+        """The top of a vCPU's stack, aligned as after a call."""
         return int(lib.KG_SYSTEM_AT) + self._stacks + (vcpu + 1) * PAGE - 64
 
     def list_at(self, vcpu: int) -> int:
@@ -83,7 +83,7 @@ class SystemMemory:
 
 
 class _Tables:
-    """x86-64 page tables: RAM at KG_RAM_AT, system memory at the address that it has."""
+    """x86-64 page tables: RAM at KG_RAM_AT, system memory at its physical address."""
 
     def __init__(self, slots: Sequence[Memslot], at: int) -> None:
         self._at = int(lib.KG_SYSTEM_AT) + at

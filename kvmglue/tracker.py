@@ -14,8 +14,8 @@ from uffdtrack.errors import CycleError, InvalidInputError
 class KvmTracker(CycleTracker):
     """A tracker on one of KVM's mechanisms. `kvmglue.open_tracker()` makes it.
 
-    What the host writes into the RAM by itself is in no log of KVM's: `GuestRam.host_write()` tells. Its gate
-    is the VM's own.
+    No log of KVM's has the host's own writes into the RAM: use `GuestRam.host_write()`. The tracker's gate is
+    the VM's.
 
     Attributes:
         vm: whose RAM is tracked.
@@ -69,7 +69,7 @@ class KvmTracker(CycleTracker):
         )
 
     def bind(self, vcpu: int, tid: int) -> None:
-        """KVM knows its vCPUs: there is nothing to do.
+        """Does nothing: KVM knows its vCPUs.
 
         Raises:
             InvalidInputError: there is no such vCPU.
@@ -79,7 +79,7 @@ class KvmTracker(CycleTracker):
             raise InvalidInputError(f"no vCPU {vcpu}: there are 0 to {self.vcpus - 1}")
 
     def host_wrote(self, first: int, pages: int) -> None:
-        """`GuestRam.host_write()` tells of its pages here."""
+        """`GuestRam.host_write()` calls this with its pages."""
         native = self._c
         if native is not None:
             lib.kg_mark(native, first, pages)
@@ -95,6 +95,6 @@ class KvmTracker(CycleTracker):
 
     @property
     def times_us(self) -> tuple[float, float, float]:
-        """Of the last cycle, in the C core: getting the vCPUs out of KVM_RUN, harvest, rearm."""
+        """The last cycle's times in the C core: getting the vCPUs out of KVM_RUN, harvest, rearm."""
         s = self._active().stats
         return s.stop_ns / 1e3, s.harvest_ns / 1e3, s.rearm_ns / 1e3

@@ -14,7 +14,7 @@ from kvmglue.memory import SystemMemory
 from uffdtrack.errors import InvalidInputError, UnsupportedError
 
 _TIME = (0x10, 0x6E0)
-"""MSRs that go on by themselves: the time-stamp counter, and its deadline."""
+"""MSRs that change by themselves: the time-stamp counter, and its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class VcpuState:
     msrs: tuple[tuple[int, int], ...]
 
     def same(self, other: VcpuState) -> bool:
-        """Whether nothing differs but what goes on by itself: the time."""
+        """Whether nothing differs but the time, which goes on by itself."""
         return self.parts == other.parts and self._still() == other._still()
 
     def _still(self) -> list[tuple[int, int]]:
@@ -100,7 +100,7 @@ class Vcpu:
 
     @property
     def tid(self) -> int:
-        """Of its thread."""
+        """The id of its thread."""
         return int(lib.kg_vcpu_tid(self._vm.native, self.number))
 
     @property
@@ -110,7 +110,7 @@ class Vcpu:
 
     @property
     def exit(self) -> VcpuExit | None:
-        """Why it has ended; None: it has not."""
+        """Why it has ended; None if it has not."""
         if lib.kg_vcpu_state(self._vm.native, self.number) != lib.KG_ENDED:
             return None
         native = self._vm.native.vcpu[self.number]
@@ -131,17 +131,17 @@ class Vcpu:
 
     @property
     def took_us(self) -> float:
-        """Of its last order, from its start to its end."""
+        """How long its last order took."""
         return int(self._vm.native.vcpu[self.number].took_ns) / 1e3
 
     @property
     def counts(self) -> dict[str, int]:
-        """`runs`: entries into KVM_RUN; of these ended by `kicks`, `ports`, `fulls` (a full dirty ring)."""
+        """Entries into KVM_RUN (`runs`), and how many `kicks`, `ports` or `fulls` (a full ring) ended."""
         c = lib.kg_vcpu_counts(self._vm.native, self.number)
         return {name: int(getattr(c, name)) for name in ("runs", "kicks", "ports", "fulls")}
 
     def state(self) -> VcpuState:
-        """All of its state. It has to stand: `Vm.pause()`."""
+        """All of its state. The vCPU has to stand: `Vm.pause()`."""
         self._must_stand()
         parts = []
         for part in range(lib.KG_STATES):
@@ -162,10 +162,10 @@ class Vcpu:
             del indexes[got]  # it is listed for others than this guest
 
     def set_state(self, state: VcpuState) -> None:
-        """Put all of its state back. It has to stand.
+        """Put all of its state back. The vCPU has to stand.
 
         Raises:
-            UnsupportedError: this host's KVM does not take a part of it.
+            UnsupportedError: this host's KVM refuses a part of it.
         """
         self._must_stand()
         for part, data in enumerate(state.parts):

@@ -31,8 +31,8 @@ class Vm:
     Args:
         ram: guest memory; its memslots become KVM's.
         vcpus: how many.
-        ring_entries: entries of each vCPU's dirty ring, a power of 2; 0: none, and the bitmap instead. KVM
-            takes that before the first vCPU only.
+        ring_entries: entries of each vCPU's dirty ring, a power of 2; 0: the bitmap instead. KVM accepts this
+            only before the first vCPU.
         list_rows: rows that one order can list; with it each vCPU keeps a log of the rows it writes.
 
     Attributes:
@@ -44,7 +44,7 @@ class Vm:
 
     Raises:
         UnsupportedError, PermissionDeniedError: see `Kvm`.
-        InvalidInputError: what KVM refuses; the message says what it takes.
+        InvalidInputError: KVM refuses an argument; the message says what it accepts.
     """
 
     def __init__(self, ram: GuestRam, vcpus: int = 1, *, ring_entries: int = 0, list_rows: int = 0) -> None:
@@ -132,7 +132,7 @@ class Vm:
 
     @property
     def system_address(self) -> int:
-        """Guest-physical, of `system_state`."""
+        """The guest-physical address of `system_state`."""
         return int(lib.KG_SYSTEM_AT)
 
     @property
@@ -143,16 +143,16 @@ class Vm:
     # -- the gate ---------------------------------------------------------------------------------
 
     def pause(self, timeout: float = PAUSE_TIMEOUT) -> None:
-        """Have every vCPU out of KVM_RUN, its last port access completed. Idempotent.
+        """Get every vCPU out of KVM_RUN, its last port access completed. Idempotent.
 
         Raises:
-            PauseTimeoutError: one did not stop within `timeout` seconds; all run on.
+            PauseTimeoutError: a vCPU did not stop within `timeout` seconds; all run on.
         """
         self.gate.pause(timeout)
 
     @property
     def is_paused(self) -> bool:
-        """The gate is closed."""
+        """Whether the gate is closed."""
         return self.gate.is_closed
 
     def resume(self) -> None:
@@ -171,11 +171,11 @@ class Vm:
     # -- the guest --------------------------------------------------------------------------------
 
     def ring_bell(self) -> None:
-        """A mailbox was changed: vCPUs that sleep look again."""
+        """Tell vCPUs that sleep that a mailbox was changed: they look again."""
         lib.kg_ring_bell(self.native)
 
     def wait_event(self, timeout: float) -> None:
-        """Until something has happened since the last call: an order done, a line printed, a vCPU ended."""
+        """Wait for something new since the last call: an order done, a line printed, a vCPU ended."""
         left = max(int(timeout * 1e9), 0)
         self._events = int(lib.kg_wait_event(self.native, self._events, left))
 
@@ -189,7 +189,7 @@ class Vm:
         return out
 
     def check(self) -> None:
-        """Raises: GuestError: a vCPU has ended as no guest means to."""
+        """Raises: GuestError: a vCPU has ended as no guest intends."""
         for vcpu in self.vcpus:
             ended = vcpu.exit
             if ended and ended.failed:

@@ -23,7 +23,7 @@ from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import Runs, no_runs
 
 STOP_TIMEOUT_NS = 500_000_000
-"""How long the threads that did stop stand at most for one that does not."""
+"""How long the threads that have stopped stand at most for one that has not."""
 
 __all__ = ["check", "check_own", "ffi", "lib", "runs_array", "runs_of"]
 

@@ -1,4 +1,4 @@
-"""Arguments of the library that cannot be right: an error that names them, before anything is made."""
+"""Checks of the library's arguments: an error names one that cannot be right, before anything is made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def whole(name: str, value: Any, least: int = 0, most: int = (1 << 63) - 1) -> i
     """A whole number, numpy's included.
 
     Raises:
-        InvalidInputError: it is none, or out of range.
+        InvalidInputError: it is not a whole number, or out of range.
     """
     try:
         number = int(value.__index__())

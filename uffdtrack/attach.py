@@ -12,14 +12,14 @@ from uffdtrack.tracee import late_error
 
 
 def attach_uffd(pid: int, features: int, waits: bool) -> int:
-    """Make a userfaultfd in the name of a process, which keeps no copy of it.
+    """Make a userfaultfd in the name of a process; the process keeps no copy of it.
 
     Args:
-        features: what to agree on with the kernel (UFFDIO_API).
-        waits: faults wait for an answer, those of the kernel too (engine "sync"); else no fault waits for us.
+        features: those to request of the kernel (UFFDIO_API).
+        waits: faults wait for an answer, the kernel's own too (engine "sync"); else no fault waits for us.
 
     Returns:
-        The descriptor, which is the caller's. Nothing is armed yet.
+        The descriptor, which the caller owns. Nothing is armed yet.
 
     Raises:
         PermissionDeniedError, TargetGoneError, StopTimeoutError, MaxStopError, UnsupportedError: as they say.

@@ -1,4 +1,4 @@
-"""Memory of another process, taken as a guest's RAM: that of its hypervisor's guest, a heap, an arena."""
+"""Memory of another process as a guest's RAM: that of a hypervisor's guest, a heap, an arena."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from uffdtrack.runs import PAGE
 
 
 class ProcessRam(Ram):
-    """A range of another process's memory, taken as RAM.
+    """A range of another process's memory, as RAM.
 
     Args:
         pid: the process.
         address: where the range begins in it; a multiple of 4096. All of it has to be mapped, writable, and
-            to stay so: what the process gives back (madvise, munmap) is in no list.
+            to stay so: no list has the pages that the process gives back (madvise, munmap).
         size: in bytes, as one memslot from frame 0; or
-        slots: memslots, which stand one behind the other in the range.
+        slots: memslots, which are back to back in the range.
 
     Attributes:
         pid, address, slots: as given.

@@ -1,4 +1,4 @@
-"""A tracker for memory of a process that is attached to. The vCPUs are threads of that process."""
+"""A tracker for memory of an attached process. The vCPUs are threads of that process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from uffdtrack.uffd_tracker import UffdTracker
 from uffdtrack.vcpus import open_perf
 
 PARTS = 8
-"""ring: wake-ups on the way to the threshold, of one vCPU that does all the writing."""
+"""ring: how often we wake up on the way to the threshold, if one vCPU does all the writing."""
 
 
 class ProcessTracker(UffdTracker):
     """A tracker of `ProcessRam`. `open_tracker()` makes it.
 
-    `pause()`, `wait_full()` and `resume()` stop and resume every thread of the process, vCPU or not. They
-    belong to one thread of the caller's, as ptrace(2) does. If the tracker dies, kill -9 included, the
-    process runs on, untracked.
+    `pause()`, `wait_full()` and `resume()` stop and resume every thread of the process, vCPU or not. One
+    thread of the caller's has to call them all, as ptrace(2) requires. If the tracker dies, kill -9 included,
+    the process runs on, untracked.
     """
 
     ram: ProcessRam

@@ -1,4 +1,4 @@
-"""Pages of a stopped process against what open files hold for them."""
+"""Compare pages of a stopped process with contents in open files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uffdtrack._sys import check_own, ffi, lib, runs_array
 from uffdtrack.runs import Runs
 
 Places = npt.NDArray[np.int64]
-"""Where contents of pages are: shape (n, 2), an open file and an offset in it; file -1 are zeros."""
+"""Where contents of pages are: shape (n, 2), an open file and an offset in it; file -1: zeros."""
 DIFFERS: int = lib.UT_DIFFERS
 UNREADABLE: int = lib.UT_UNREADABLE
 
@@ -27,7 +27,7 @@ def read_places(places: Places) -> npt.NDArray[np.uint8]:
 
 
 def shares_no_pages(pid: int, tid: int) -> bool:
-    """Whether nobody shares pages of a process since a fork(2), so that it may be read in the fastest way."""
+    """Whether no other process shares pages of this one since a fork(2): the fastest way may then read it."""
     return bool(lib.ut_is_alone(pid, tid))
 
 
@@ -38,10 +38,10 @@ def compare_pages(
 
     Args:
         memory: its /proc/PID/mem, open for reading.
-        tid: a thread of it, where `shares_no_pages`.
+        tid: a thread of it, if `shares_no_pages`.
 
     Returns:
-        For each page the sum of DIFFERS and UNREADABLE (which has no contents: zeros are compared).
+        For each page the sum of DIFFERS and UNREADABLE (it has no contents, and is compared as zeros).
 
     Raises:
         TrackerError: as of `read_places`.
@@ -55,14 +55,14 @@ def compare_pages(
 
 
 def write_pages(memory: int, pages: npt.NDArray[np.uint64], contents: npt.NDArray[np.uint8]) -> int:
-    """Write pages by an open /proc/PID/mem; returns how many were before one that cannot be written."""
+    """Write pages by an open /proc/PID/mem; returns how many it wrote before one that it could not."""
     numbers = ffi.from_buffer("uint64_t[]", np.ascontiguousarray(pages, np.uint64))
     data = ffi.from_buffer("uint8_t[]", np.ascontiguousarray(contents, np.uint8))
     return int(lib.ut_write_pages(memory, numbers, data, len(pages)))
 
 
 def existing(pagemap: int, start: int, end: int) -> tuple[Runs, Runs]:
-    """The pages that exist in a range of an open /proc/PID/pagemap, and those of them that are no file's."""
+    """The pages that exist in a range, by an open /proc/PID/pagemap, and which of them are no file's."""
     found, own = ffi.new("ut_runs *"), ffi.new("ut_runs *")
     try:
         check_own(lib.ut_exist(pagemap, start, end, found, own), "read the pagemap")

@@ -1,4 +1,4 @@
-"""A tracker whose lists are in a C core: its life and its cycle. Which call is due, pages without a copy."""
+"""A tracker whose lists are in a C core: its life, its cycle, which call is due, pages without a copy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logs = list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]
 
 @dataclass(frozen=True)
 class Core:
-    """The functions of a C core that every tracker has, whatever their prefix there; `ffi`: of its module."""
+    """The functions of a C core that every tracker has, whatever their prefix there; `ffi`: its module's."""
 
     ffi: Any
     free: Callable[[Any], Any]
@@ -36,7 +36,7 @@ class Core:
 
 
 def check_call(result: int, doing: str) -> int:
-    """What an -errno means in every core: a call that is not due. Others are left as they are."""
+    """Raise what an -errno means in every core: a call that is not due. Return others as they are."""
     if result == -errno.ESHUTDOWN:
         raise CycleError(f"cannot {doing}: the tracker was deactivated meanwhile")
     if result == -errno.EBUSY:
@@ -47,10 +47,10 @@ def check_call(result: int, doing: str) -> int:
 class CycleTracker(Gated):
     """A tracker whose lists are in a C core.
 
-    A mechanism gives `core` and `gate`, and says how it begins and ends.
+    A mechanism sets `core` and `gate`, and defines how it begins and ends.
 
     Attributes:
-        ram: what is tracked.
+        ram: what it tracks.
         traits: what the mechanism promises.
         vcpus: how many there can be.
     """
@@ -75,10 +75,10 @@ class CycleTracker(Gated):
         raise NotImplementedError
 
     def _end(self, native: Any) -> None:
-        """Let go of all of it. Idempotent.
+        """Release all of it. Idempotent.
 
         Args:
-            native: the core's tracker, or None: there is none, or not yet.
+            native: the core's tracker, or None if there is none, or not yet.
         """
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class CycleTracker(Gated):
         """Allocate every buffer, and set every trap.
 
         Raises:
-            CycleError: it is active already, or closed, or another one is in its way.
+            CycleError: it is active already, or closed, or another tracker prevents it.
         """
         if self._closed:
             raise CycleError("the tracker is closed: open another one")
@@ -107,7 +107,7 @@ class CycleTracker(Gated):
         self.ram.watch(self)
 
     def _open(self, size: int, make: Callable[[Any], Any]) -> None:
-        """Take the core's tracker, whose lists are in an arena of `size` bytes.
+        """Open the core's tracker, with its lists in an arena of `size` bytes.
 
         Args:
             make: gets the arena's memory, and makes the tracker.
@@ -126,7 +126,7 @@ class CycleTracker(Gated):
         self._logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in self._c.cycle.log]
 
     def deactivate(self) -> None:
-        """Every page is writable, and every vCPU runs. Idempotent."""
+        """Make every page writable, and let every vCPU run. Idempotent."""
         native, self._c = self._c, None
         self.ram.unwatch(self)
         self._end(native)
@@ -156,7 +156,7 @@ class CycleTracker(Gated):
     # -- a cycle ----------------------------------------------------------------------------------
 
     def _ended(self) -> int:
-        """Which of the two logs is the ended cycle's."""
+        """The index of the ended cycle's log: 0 or 1."""
         native = self._active()
         if not self._cycle:
             raise CycleError("no cycle has ended yet: prepare() comes first")

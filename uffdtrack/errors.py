@@ -12,7 +12,7 @@ class UffdtrackError(Exception):
 
 
 class InvalidInputError(UffdtrackError):
-    """An argument that cannot be right, or a directory that is in the way."""
+    """An argument cannot be right, or a directory is in the way."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class TargetGoneError(TargetError):
 
 
 class TargetRefusedError(TargetError):
-    """A process that we do not touch; the message says why."""
+    """We do not touch this process; the message says why."""
 
 
 class StopTimeoutError(TargetError):
@@ -48,10 +48,10 @@ class StopTimeoutError(TargetError):
 
 
 class TargetBusyError(TargetError):
-    """The target is better not stopped now, although nothing is wrong with it; a later time will do.
+    """We should not stop the target now, although nothing is wrong with it; try again later.
 
     Attributes:
-        reason: a clause that fits behind "while": "gdb (pid 123) traces the process".
+        reason: a clause that fits after "while": "gdb (pid 123) traces the process".
     """
 
     def __init__(self, reason: str) -> None:
@@ -60,7 +60,7 @@ class TargetBusyError(TargetError):
 
 
 class MaxStopError(TargetError):
-    """The target stood for as long as it may, and has been let go."""
+    """The target stood for as long as it may, and runs again."""
 
 
 class NewMemoryError(TargetError):
@@ -68,7 +68,7 @@ class NewMemoryError(TargetError):
 
 
 class GuestError(TargetError):
-    """A vCPU has ended as no guest means to: it shut down, or KVM cannot go on with it.
+    """A vCPU has ended as no guest intends: it shut down, or KVM cannot go on with it.
 
     Attributes:
         vcpu: which one.
@@ -86,13 +86,13 @@ class StorageError(UffdtrackError):
 
 
 class OutputError(UffdtrackError):
-    """What was done cannot be told: stdout is full, or its reader has gone. What is in files is safe."""
+    """We cannot report the result: stdout is full, or its reader has gone. All files are safe."""
 
     exit_code = 7
 
 
 class TrackerError(UffdtrackError):
-    """A tracker was used in a way, or came into a state, in which it cannot say what was written."""
+    """A tracker cannot say what was written, because of its use or its state."""
 
 
 class CycleError(TrackerError):
@@ -112,7 +112,7 @@ class PauseTimeoutError(TrackerError):
 
 
 class VcpuGoneError(TrackerError):
-    """vCPUs have ended without leave. What they wrote is in the next cycle; their places are free.
+    """vCPUs have ended without `leave()`. Their writes are in the next cycle; their places are free.
 
     Attributes:
         vcpus: those that have ended.
@@ -124,4 +124,4 @@ class VcpuGoneError(TrackerError):
 
 
 class HandlerGoneError(TrackerError):
-    """A fault handler thread has ended: what was written since is not known. Take a full copy."""
+    """A fault handler thread has ended: we do not know what was written since. Take a full copy."""

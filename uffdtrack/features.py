@@ -1,4 +1,4 @@
-"""What this host can do, found out by trying. `doctor`, the tests' skips and attach all ask here."""
+"""Find out by trying what this host can do. `doctor`, the tests' skips and attach ask here."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ UFFD_FEATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The answers. A text is the reason of a "no", as an errno's name; None is a "yes".
+    """The answers. None is a "yes"; a text, an errno's name, is the reason of a "no".
 
     Attributes:
         uffd_user, uffd_full: userfaultfd(2) with and without UFFD_USER_MODE_ONLY.
         uffd_features: names of `UFFD_FEATURES` that the kernel offers.
-        wp_async: a written page was found again by a scan, and no other page.
-        perf_faults: page faults of own threads can be sampled, those in the kernel included.
-        zapped_pmd_reported: a scan reports 2 MiB that were given back by MADV_DONTNEED.
+        wp_async: a scan found a written page, and no other page.
+        perf_faults: we can sample page faults of our own threads, those in the kernel included.
+        zapped_pmd_reported: a scan reports 2 MiB that MADV_DONTNEED has given back.
     """
 
     uffd_user: str | None

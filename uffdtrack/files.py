@@ -1,4 +1,4 @@
-"""What a process has open, without asking a file system that may not answer."""
+"""The open files of a process, without asking a file system that may not answer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from uffdtrack.errors import TargetGoneError
 
 
 def file_mode(directory: int, name: str) -> tuple[int, int]:
-    """Type and mode (inode(7)), and size, of what `name` in an open directory leads to; (0, 0) if not known.
+    """Type and mode (inode(7)), and size, of the file that `name` in an open directory leads to; or (0, 0).
 
-    The size may be an old one: what has to be fetched from elsewhere (a network, FUSE) is not.
+    The size may be an old one: nothing is fetched from elsewhere (a network, FUSE).
     """
     size = ffi.new("uint64_t *")
     mode = lib.ut_file_mode(directory, name.encode(errors="surrogateescape"), size)
@@ -22,7 +22,7 @@ def file_mode(directory: int, name: str) -> tuple[int, int]:
 
 
 def open_files(task: Path, pid: int) -> Iterator[tuple[int, int, str, str]]:
-    """Of each descriptor: number, time on CLOCK_BOOTTIME in ns, link, and fdinfo (proc_pid_fdinfo(5)).
+    """For each descriptor: number, time on CLOCK_BOOTTIME in ns, link, and fdinfo (proc_pid_fdinfo(5)).
 
     Args:
         task: /proc/PID/task/TID of a living thread.

@@ -11,25 +11,25 @@ from uffdtrack.arguments import whole
 from uffdtrack.errors import CycleError, InvalidInputError
 
 PAUSE_TIMEOUT = 1.0
-"""Seconds in which every vCPU has to stop."""
+"""Every vCPU has to stop within so many seconds."""
 SLICE = 0.1
-"""Seconds after which a wait returns to Python, so that Ctrl-C is heard."""
+"""A wait returns to Python after so many seconds, so that Ctrl-C works."""
 
 
 class Gate(Protocol):
-    """What stops and resumes the vCPUs of a tracker.
+    """Stops and resumes the vCPUs of a tracker.
 
-    One thread controls them: pauses of several threads would get into each other's way.
+    One thread controls them: pauses of several threads would interfere.
     """
 
     def pause(self, timeout: float) -> None:
-        """Have every vCPU stand, within so many seconds."""
+        """Stop every vCPU, within so many seconds."""
 
     def resume(self) -> None:
         """Let every vCPU run, unless the lists are full."""
 
     def wait(self, seconds: float) -> bool:
-        """Whether the threshold is reached within so many seconds; every vCPU stands then."""
+        """Whether the threshold is reached within so many seconds; then every vCPU stands."""
 
 
 def checked_threshold(pages: int) -> int:
@@ -40,7 +40,7 @@ def checked_threshold(pages: int) -> int:
 
 
 class Gated:
-    """What stops a tracker's vCPUs: when it is asked to, and at the threshold.
+    """A tracker's vCPUs can be stopped: when the user asks for it, and at the threshold.
 
     Attributes:
         gate: where the vCPUs stand.
@@ -60,7 +60,7 @@ class Gated:
 
     @property
     def max_dirty_pages(self) -> int | None:
-        """The threshold of the whole guest, or None. It can be set anew, best while the vCPUs stand."""
+        """The threshold of the whole guest, or None. You can set it anew, best while the vCPUs stand."""
         return self._threshold or None
 
     @max_dirty_pages.setter
@@ -99,7 +99,7 @@ class Gated:
         """Stop every vCPU.
 
         A vCPU that is a Python thread of this process is not stopped: it may hold the interpreter's lock,
-        and who would wake it then?
+        and then no thread could wake it.
 
         Raises:
             PauseTimeoutError: one did not stop within `timeout` seconds; all run on.
@@ -120,7 +120,7 @@ class Gated:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """All vCPUs stand in the block, and run after it. A pause that `wait_full()` began is taken over."""
+        """All vCPUs stand in the block, and run after it. It takes over a pause that `wait_full()` began."""
         self.pause()  # a closed gate is no pause yet: a vCPU may just have closed it
         try:
             yield

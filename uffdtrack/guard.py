@@ -1,4 +1,4 @@
-"""The watchdog: a process that ends whoever stops a target for too long, which frees the target."""
+"""The watchdog: it ends a process of ours that stops a target for too long, which frees the target."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from uffdtrack._sys import check_own, ffi, lib
 from uffdtrack.errors import MaxStopError
 
 MAX_STOP = 5.0
-"""Seconds that a target may stand, unless the user says otherwise."""
+"""A target may stand for so many seconds, unless the user says otherwise."""
 
 
 def start_watchdog(max_stop: float) -> int:
-    """Watch the stops of this process, and of those that it forks from now on.
+    """Limit the stops of this process, and of those that it forks from now on.
 
-    The watchdog is a process of its own, in a session of its own. It ends when they have.
+    The watchdog is a process of its own, in a session of its own. It ends when all of them have ended.
 
     Args:
-        max_stop: seconds; who stops a target gives up by himself after half of them, and is killed after all.
+        max_stop: seconds; a stop gives up by itself after half of them, and the watchdog kills after all.
 
     Returns:
-        Its pid, for `end_watchdog`; 0: there is one already.
+        Its pid, for `end_watchdog`; 0 if there is one already.
     """
     return check_own(lib.ut_guard_start(int(max_stop * 1e9)), "start the watchdog")
 
 
 def leave_watchdog() -> None:
-    """This process itself stops nothing, and is not waited for by the watchdog."""
+    """Tell the watchdog that this process itself stops nothing, so that it does not wait for it."""
     lib.ut_guard_leave()
 
 
 @contextmanager
 def watchdog(max_stop: float) -> Iterator[None]:
-    """`start_watchdog`, for a while. Where there is one already, that one stays and its bound holds."""
+    """`start_watchdog` for the block. If there is one already, that one stays and its bound applies."""
     pid = start_watchdog(max_stop)
     try:
         yield
@@ -45,7 +45,7 @@ def watchdog(max_stop: float) -> Iterator[None]:
 
 
 def end_watchdog(pid: int) -> None:
-    """Forget the watchdog that this process has started, and collect it.
+    """Forget the watchdog that this process has started, and reap it.
 
     It ends now, unless a process of ours still waits for a thread to stop.
     """
@@ -62,7 +62,7 @@ def end_watchdog(pid: int) -> None:
 
 
 def verdict_on(pid: int) -> MaxStopError | None:
-    """Why the watchdog has ended process `pid`; None: it has not."""
+    """Why the watchdog has ended process `pid`; None if it has not."""
     verdict = ffi.new("ut_guard_verdict *")
     if not lib.ut_guard_verdict_of(pid, verdict):
         return None

@@ -20,7 +20,7 @@ JOIN_TIMEOUT = 10.0
 WISH_TIMEOUT = 1.0
 MESSAGE = 65536
 RUBBISH = (LookupError, ValueError, TypeError, OverflowError, AttributeError)
-"""What a message that is none of ours raises."""
+"""What a message raises that does not follow the protocol."""
 
 
 def address_of(name: str) -> str:
@@ -29,7 +29,7 @@ def address_of(name: str) -> str:
 
 
 def check_peer(connection: socket.socket) -> int:
-    """The process at the other end, which has to be of the same user, or root's.
+    """The process at the other end, which has to belong to the same user, or to root.
 
     Raises:
         PermissionDeniedError: another user's.
@@ -65,7 +65,7 @@ def own_uffd(engine: int, ram: GuestRam) -> int:
 
 
 class Forkable(Protocol):
-    """Holds file descriptors whose last copy means something to others."""
+    """Has file descriptors whose last copy means something to other processes."""
 
     def forked(self) -> None: ...
 
@@ -74,7 +74,7 @@ _forkable: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def after_fork(holder: Forkable) -> None:
-    """Have `forked()` called in children that this process forks, which get copies of every fd."""
+    """Call `forked()` in children that this process forks: they get copies of every fd."""
     _forkable.add(holder)
 
 
@@ -120,7 +120,7 @@ class Listener:
         self._wake[1].close()
 
     def forked(self) -> None:
-        """In a forked child, which must not keep the others waiting for our end."""
+        """In a forked child: other processes wait for our end, and its copies must not keep them waiting."""
         for connection in (self._socket, *self._wake, self._joining, *self._connections.values()):
             if connection:
                 connection.close()
@@ -147,7 +147,7 @@ class Listener:
                         self._part(*key.data)
 
     def _admit(self, connection: socket.socket) -> int | None:
-        """The joining of one process: its wish, our offer, its fds, our consent."""
+        """Let one process join: its request, our offer, its fds, our consent."""
         fds: list[int] = []
         try:
             pid = check_peer(connection)
@@ -170,7 +170,7 @@ class Listener:
         return vcpu
 
     def _forget(self, waiting: selectors.BaseSelector, vcpu: int) -> None:
-        """The place was taken by another: its last holder was buried, though its process may live."""
+        """Another process has taken the place: its last vCPU was buried, though that process may live."""
         old = self._connections.pop(vcpu, None)
         if old:
             with suppress(KeyError, ValueError):

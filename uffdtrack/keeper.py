@@ -1,4 +1,4 @@
-"""A command that outlives us, and whose end is told all the same."""
+"""A command that outlives us, while we still learn of its end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _STARTED = struct.Struct("ii")
 class Kept:
     """A command whose parent is a small process that lives as long as the command does.
 
-    A parent-death signal that it asks for (PR_SET_PDEATHSIG) comes when that one ends, so not with our own
-    end. We stay an ancestor, which Yama lets trace (Documentation/admin-guide/LSM/Yama.rst). The
+    A parent-death signal that it asks for (PR_SET_PDEATHSIG) comes when that parent ends, so not with our own
+    end. We stay an ancestor, and Yama lets ancestors trace (Documentation/admin-guide/LSM/Yama.rst). The
     command has a session of its own.
 
     Attributes:
@@ -28,7 +28,7 @@ class Kept:
         """Start it. The calling process must have one thread.
 
         Args:
-            stdin: as of `subprocess.Popen`; None: ours.
+            stdin: as for `subprocess.Popen`; None: ours.
 
         Raises:
             OSError: there is no such program.
@@ -46,7 +46,7 @@ class Kept:
             raise OSError(code, os.strerror(code), argv[0])
 
     def status(self) -> int | None:
-        """How the command, which has ended, did so: exit code, or minus a signal. None: not known."""
+        """How the command ended, which it has: exit code, or minus a signal. None: not known."""
         raw = os.read(self._status, 4)
         return os.waitstatus_to_exitcode(int.from_bytes(raw, "little")) if len(raw) == 4 else None
 

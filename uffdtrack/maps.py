@@ -19,7 +19,7 @@ LEFT_OUT = {
     "secret": "memory that nobody but the process can read (memfd_secret)",
     "ring": "shared with an object of the kernel",
 }
-"""Kinds of mappings that have contents of their own which no copy of a process holds, and why."""
+"""Kinds of mappings whose own contents no copy of a process has, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Region:
     """One mapping: a line of /proc/PID/maps (proc_pid_maps(5)).
 
     `start`, `end` and `offset` are in bytes; `device` is "major:minor" in hex as the kernel prints it. `kind`
-    is what it was found to be by what is behind it; "": not asked, so its name decides.
+    is what we found behind it; "": we did not ask, so its name decides.
     """
 
     start: int
@@ -58,7 +58,7 @@ class Region:
 
     @property
     def special(self) -> bool:
-        """The kernel's own (vvar, vsyscall), or left out. No copy has contents of it, ever."""
+        """The kernel's own (vvar, vsyscall), or left out. No copy ever has its contents."""
         return self.kind == "kernel" or self.kind in LEFT_OUT
 
     @property
@@ -78,12 +78,12 @@ class Region:
 
     @property
     def left_out(self) -> str:
-        """Why its contents are in no copy, "" where they are or are in a file."""
+        """Why no copy has its contents; "" if a copy or a file has them."""
         return LEFT_OUT.get(self.kind, "")
 
 
 def _kind_by_name(region: Region) -> str:
-    """What a mapping is, as far as its line tells. The core's words for it: maps.h."""
+    """What a mapping is, as far as its line tells. maps.h has the core's names."""
     name = region.name
     if not region.inode and not region.shared and not name.startswith("/"):
         if name.startswith("[vdso]"):
@@ -112,7 +112,7 @@ def parse_maps(text: str, kinds: Sequence[str] = ()) -> list[Region]:
     """Parse the whole text of a maps file.
 
     Args:
-        kinds: of each line, where more is known than its name.
+        kinds: for each line, if more is known than its name.
 
     Raises:
         ValueError: a line is not one of /proc/PID/maps.

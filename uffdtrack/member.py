@@ -28,7 +28,7 @@ class Vcpu:
     """This process, as a vCPU of a tracker in another one. `join()` makes it; a context manager.
 
     The thread that joins is the vCPU. A pause stops it wherever it is, by a signal (SIGRTMAX-2), so it must
-    not block that one.
+    not block that signal.
 
     Attributes:
         ram: the RAM; its `array` is where to write.
@@ -98,7 +98,7 @@ class Vcpu:
         return answer, fds
 
     def forked(self) -> None:
-        """In a forked child, which is no vCPU."""
+        """In a forked child: the child is no vCPU."""
         self._socket.close()
         for fd in self._fds:
             os.close(fd)
@@ -107,7 +107,7 @@ class Vcpu:
         self._shared = None
 
     def leave(self) -> None:
-        """End being a vCPU: the tracker keeps what was written. Idempotent."""
+        """Stop being a vCPU: the tracker keeps its writes. Idempotent."""
         if self._member >= 0:
             try:
                 send(self._socket, {"leave": True})
@@ -143,7 +143,7 @@ class Vcpu:
 
 
 def join(name: str, vcpu: int) -> Vcpu:
-    """Make the calling thread a vCPU of the tracker that is active on the RAM of that name.
+    """Make the calling thread a vCPU of the active tracker of the RAM of that name.
 
     Args:
         name: `GuestRam.name`, from the tracker's process.

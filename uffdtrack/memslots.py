@@ -1,4 +1,4 @@
-"""What any RAM is: memslots one behind the other, and trackers that are told what the host writes."""
+"""What every RAM has: memslots back to back, and trackers that it tells of the host's writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Watcher(Protocol):
 
 
 class Ram:
-    """Memory that a tracker watches; a context manager that closes it.
+    """Memory that a tracker tracks; a context manager that closes it.
 
     Attributes:
         slots: the memslots.
@@ -59,7 +59,7 @@ class Ram:
         return index_in(self.slots, gfn)
 
     def watch(self, watcher: _Watcher) -> None:
-        """Tell a tracker of `host_write()`s from now on."""
+        """From now on, tell a tracker of each `host_write()`."""
         self._watchers.add(watcher)
 
     def unwatch(self, watcher: _Watcher) -> None:
@@ -105,7 +105,7 @@ def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:
 
 
 def index_in(slots: Sequence[Memslot], gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Rows of pages that stand one behind the other, for guest frame numbers.
+    """Rows of pages that are back to back, for guest frame numbers.
 
     Raises:
         InvalidInputError: a frame in no memslot.

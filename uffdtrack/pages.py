@@ -17,12 +17,12 @@ Vcpus = npt.NDArray[np.int32]
 class DirtyPages:
     """Pages of one cycle, in lists: views of the tracker's memory, not copies.
 
-    They hold until the next `prepare()` or `exchange()`; copy what has to last longer.
+    They are valid until the next `prepare()` or `exchange()`; copy what has to last longer.
 
     Attributes:
         gfn: shape (n,), uint64: guest frame numbers, each once, in no order.
-        vcpu: shape (n,), int32: who wrote first, -1 for the global list (host writes, what overflowed a
-            vCPU's list, and what a scan found).
+        vcpu: shape (n,), int32: the vCPU that wrote first; -1 for the global list (host writes, pages that
+            overflowed a vCPU's list, and pages that a scan found).
         cycle: number of the cycle, from 1.
     """
 
@@ -65,7 +65,7 @@ class DirtyLog:
 
 
 def smaller_log(gfn: Gfns, rows: npt.NDArray[np.int64], pages: int) -> DirtyLog:
-    """The log of some frames, whose places among the `pages` of the RAM are `rows`."""
+    """The log of some frames; `rows` are their places among the `pages` of the RAM."""
     if gfn.nbytes <= (pages + 7) // 8:
         return DirtyLog("list", gfn)
     bits = np.zeros(pages, np.bool_)
@@ -79,13 +79,13 @@ class Stats:
 
     Attributes:
         cycles, pages: ended cycles, and pages in them.
-        duplicates: a page was reported again in its cycle.
+        duplicates: how often a page was reported again in its cycle.
         scans: PAGEMAP_SCANs of the whole RAM.
         lost: ring: cycles in which a ring was full, made good by a scan.
         audits: ring: cycles in which a thread had faults without a sample, made good by a scan.
         overflows: cycles in which the lists were too small, made good by the bitmap.
         carried: pages that a rearm found written meanwhile.
-        everything: cycles of which only the whole RAM could be said (a vCPU process died).
+        everything: cycles that list the whole RAM, since nothing better is known (a vCPU process died).
         rearm_calls, rearm_pages: system calls that set traps, and of how many pages.
         false_full: pauses that ended by themselves, since the lists were not full after all.
     """

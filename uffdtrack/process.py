@@ -1,4 +1,4 @@
-"""A process: which one it is, whether it lives, and what /proc says of it."""
+"""A process: its identity, whether it lives, and what /proc says of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uffdtrack.rights import how_to_be_allowed
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Tells a process from every other one, also after its pid was used again."""
+    """Tells a process from every other one, even after its pid is used again."""
 
     pid: int
     start_time: int
@@ -24,11 +24,11 @@ class Identity:
 
 
 class Process:
-    """A process for as long as somebody is interested in it.
+    """A process, by a pidfd, until `close()`.
 
     Attributes:
         pid: its number, in our PID namespace.
-        identity: which one it is.
+        identity: tells it from every other process.
         pidfd: readable when it has ended (pidfd_open(2)); -1 after `close`.
 
     Raises:
@@ -47,7 +47,7 @@ class Process:
     def has_ended(self, seconds: float = 0) -> bool:
         """Whether it has ended, or does within some seconds.
 
-        Its pidfd knows. All else that can be asked says the same of one that is just inside of exec.
+        Its pidfd tells. Every other source says the same of a process that is just inside exec.
         """
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
@@ -67,7 +67,7 @@ class Process:
 
 
 def identify(pid: int) -> Identity:
-    """Which process has that number now.
+    """The identity of the process that has that number now.
 
     Raises:
         TargetGoneError: none.
@@ -77,7 +77,7 @@ def identify(pid: int) -> Identity:
 
 
 def task_directory(pid: int) -> Path:
-    """/proc/PID/task/TID of a thread that lives.
+    """/proc/PID/task/TID of a living thread.
 
     A first thread that has ended, while others go on, has no memory and no files in /proc/PID.
 
@@ -88,7 +88,7 @@ def task_directory(pid: int) -> Path:
 
 
 def proc_read(pid: int, name: str) -> bytes:
-    """A file of /proc/PID, as a living thread has it.
+    """Read a file of /proc/PID, from a living thread's directory.
 
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
@@ -102,7 +102,7 @@ def proc_read(pid: int, name: str) -> bytes:
 
 
 def status_field(pid: int, name: str) -> str:
-    """One field of the status of a living thread, "" where the kernel has no such field.
+    """One field of the status of a living thread, "" if the kernel has no such field.
 
     Raises:
         TargetGoneError: there is no such process.
@@ -123,7 +123,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def command_name(pid: int) -> str:
-    """What the kernel calls it, "" of one that has ended."""
+    """The kernel's name of a process, "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").removesuffix("\n")
     except OSError:
@@ -131,7 +131,7 @@ def command_name(pid: int) -> str:
 
 
 def descriptors(pid: int) -> list[tuple[int, str]]:
-    """The open files: number, and what /proc/PID/fd says it is; none of one that has ended.
+    """The open files: number, and what /proc/PID/fd says of it; none if the process has ended.
 
     Raises:
         PermissionDeniedError: not allowed to look.
@@ -157,7 +157,7 @@ def descriptors(pid: int) -> list[tuple[int, str]]:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process, of all its threads. While it runs some may be missed (proc_pid_children(5)).
+    """The children of all threads of a process. If it runs, some may be missing (proc_pid_children(5)).
 
     Raises:
         UnsupportedError: the kernel does not say (CONFIG_PROC_CHILDREN).
@@ -175,5 +175,5 @@ def children(pid: int) -> list[int]:
 
 
 def shares_memory(pid: int, other: int) -> bool:
-    """Whether two processes have one memory, as far as we may know (kcmp(2))."""
+    """Whether two processes share one memory, as far as we may know (kcmp(2))."""
     return int(lib.ut_same_memory(int(task_directory(pid).name), other)) == 1

@@ -1,4 +1,4 @@
-"""Files of /proc that are there or not: whoever has ended, and who may not be looked at, has none."""
+"""Files of /proc that may be missing: a process that has ended, or that we may not look at, has none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def glance(path: str | Path) -> str:
-    """A short text, without the white space around it; "" where it is not to be had."""
+    """Read a short text, without the white space around it; "" if we cannot."""
     try:
         return Path(path).read_text(errors="surrogateescape").strip()
     except OSError:
@@ -20,7 +20,7 @@ def task(pid: int, tid: int) -> str:
 
 
 def threads(pid: int) -> list[int]:
-    """The threads of a process that there are just now."""
+    """The threads that a process has just now."""
     try:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except OSError:
@@ -28,7 +28,7 @@ def threads(pid: int) -> list[int]:
 
 
 def field(text: str, name: str) -> str:
-    """One field of a status file (proc_pid_status(5)), "" where it has none of that name."""
+    """One field of a status file (proc_pid_status(5)), "" if it has none of that name."""
     for line in text.split("\n"):
         key, _, value = line.partition(":")
         if key == name:

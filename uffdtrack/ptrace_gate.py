@@ -11,13 +11,13 @@ from uffdtrack.tracee import Tracee
 from uffdtrack.vcpus import Vcpus
 
 SETTLE = 5.0
-"""Seconds for a thread that did not stop in time, at the end."""
+"""At the end, wait so many seconds for a thread that did not stop in time."""
 
 
 class PtraceGate:
     """Stops and resumes every thread of a process.
 
-    It belongs to one thread of the caller's, as ptrace(2) does.
+    One thread of the caller's has to make all calls, as ptrace(2) requires.
 
     Args:
         pid: the process.
@@ -34,11 +34,11 @@ class PtraceGate:
         self._halted = False
 
     def open(self) -> None:
-        """From now on threads can be stopped."""
+        """Make it possible to stop threads."""
         self._tracee = Tracee(self._pid)
 
     def close(self) -> None:
-        """Every thread runs. Idempotent."""
+        """Let every thread run. Idempotent."""
         if self._tracee:
             self._tracee.settle(SETTLE)  # a thread that did not stop in time can only be let go when it does
             self._tracee.close()

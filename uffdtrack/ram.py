@@ -1,4 +1,4 @@
-"""Guest RAM: memory that vCPUs write and a tracker watches."""
+"""Guest RAM: memory that vCPUs write and a tracker tracks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GuestRam(Ram):
     Args:
         size: of all the RAM, as one memslot from frame 0; a multiple of 4096 bytes.
         slots: memslots instead, with ascending frame numbers, for a guest whose RAM has holes. In `array`
-            they stand one behind the other.
+            they are back to back.
         shared: shared memory, which vCPU processes and others map by `name`. Otherwise
             private anonymous memory, for guests whose vCPUs are threads of this process.
         huge: back private memory by huge pages; the kernel splits one when a page of it is first written.
@@ -124,7 +124,7 @@ class GuestRam(Ram):
 
     @property
     def address(self) -> int:
-        """Where this process has it mapped."""
+        """Its address in this process."""
         return int(self.array.ctypes.data)
 
     @property
@@ -155,10 +155,10 @@ class GuestRam(Ram):
         self._wrote(offset, len(view))
 
     def discard(self, offset: int, size: int) -> None:
-        """Give memory back to the host, as a balloon does: its pages read as zero, and are listed as written.
+        """Give memory back to the host, as a balloon does: its pages read as zero, and count as written.
 
-        madvise(2) alone takes the traps of private memory away and tells no tracker. Shared memory stays
-        allocated; it is only zeroed.
+        madvise(2) alone takes the traps of private memory away and tells no tracker. Shared memory is only
+        zeroed, and stays allocated.
 
         Raises:
             InvalidInputError: outside of the RAM, or not whole pages.

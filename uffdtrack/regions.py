@@ -1,4 +1,4 @@
-"""The mappings of a process, each with what is behind it, as the core finds out."""
+"""The mappings of a process, each with what the core finds behind it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OF_MEMORY = {"deleted": "private-memory", "shared": "shared-memory"}
 
 
 def region_kind(region: Any) -> str:
-    """The kind of a mapping of the core's, in words."""
+    """The name of the kind that the core gives a mapping."""
     kind = _KINDS[region.kind]
     return _OF_MEMORY.get(kind, kind) if region.in_memory else kind
 

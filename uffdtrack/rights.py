@@ -1,4 +1,4 @@
-"""Why the kernel forbids us to look into a process, and what to do: never "run as root" to root."""
+"""Why the kernel forbids us to look into a process, and what to do; it never tells root to "run as root"."""
 
 from __future__ import annotations
 

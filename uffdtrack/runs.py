@@ -1,7 +1,7 @@
 """The algebra of page numbers and address ranges.
 
-`Pages` are page numbers, `Runs` address ranges in bytes. Unless a function says otherwise, what it takes is
-sorted and without overlaps, and so is what it returns.
+`Pages` are page numbers, `Runs` address ranges in bytes. Unless a function says otherwise, its arguments and
+results are sorted and do not overlap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 PAGE = 4096
 """Bytes."""
 BATCH = 8192
-"""Pages that are read at a time: 32 MiB."""
+"""How many pages we read at a time: 32 MiB."""
 
 Pages = npt.NDArray[np.uint64]
 """Page numbers: shape (n,)."""
@@ -40,7 +40,7 @@ def size_of(runs: Runs) -> int:
 
 
 def expand(runs: Runs) -> Pages:
-    """The page numbers of address ranges, in the order of the ranges, which may be any."""
+    """The page numbers of address ranges, in the order of the ranges, which need not be sorted."""
     if not len(runs):
         return np.empty(0, np.uint64)
     first = runs[:, 0] // PAGE
@@ -85,7 +85,7 @@ def merge_runs(*several: Runs) -> Runs:
 
 
 def subtract(a: Runs, b: Runs) -> Runs:
-    """What of the ranges of `a` is in none of `b`. A range may come back in pieces that touch."""
+    """The parts of `a` that are in no range of `b`. A range may come back in pieces that touch."""
     cuts = np.unique(np.concatenate((a.ravel(), b.ravel())))
     starts, ends = cuts[:-1], cuts[1:]
     keep = (rows_of(starts, a) >= 0) & (rows_of(starts, b) < 0)
@@ -93,7 +93,7 @@ def subtract(a: Runs, b: Runs) -> Runs:
 
 
 def intersect(a: Runs, b: Runs) -> Runs:
-    """What is in ranges of both. A range may come back in pieces that touch."""
+    """The parts that are in ranges of both. A range may come back in pieces that touch."""
     return subtract(a, subtract(a, b))
 
 
@@ -111,7 +111,7 @@ def rows_of(numbers: npt.NDArray[np.uint64], ranges: npt.NDArray[np.uint64]) -> 
 
 
 def inside(pages: Pages, ranges: Runs) -> Mask:
-    """Which page numbers lie in address ranges; both in any order."""
+    """A mask of the page numbers that lie in address ranges; both in any order."""
     return rows_of(pages * np.uint64(PAGE), merge_runs(ranges)) >= 0
 
 
@@ -119,11 +119,11 @@ def inside(pages: Pages, ranges: Runs) -> Mask:
 
 
 def latest(pages: Pages, *columns: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    """Sort a table by page; of several rows of one page the last one stays.
+    """Sort a table by page; of several rows of one page keep the last.
 
     Args:
         pages: in any order, with repetitions.
-        columns: what else the rows have, each of shape (n,).
+        columns: the rows' other columns, each of shape (n,).
     """
     order = np.argsort(pages, kind="stable")
     ordered = pages[order]
@@ -133,7 +133,7 @@ def latest(pages: Pages, *columns: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], 
 
 
 def index_of(pages: Pages, wanted: Pages) -> Rows:
-    """Where in `pages` each wanted page is, -1 for those that are not there; `wanted` in any order."""
+    """The index in `pages` of each wanted page, -1 if it is not there; `wanted` in any order."""
     if not len(pages):
         return np.full(len(wanted), -1, np.int64)
     at = np.searchsorted(pages, wanted)
@@ -161,7 +161,7 @@ def batches(pages: Pages, size: int = BATCH) -> Iterator[Pages]:
 
 
 def chunks(runs: Runs, size: int) -> Iterator[Runs]:
-    """Cut ranges into lists of at most `size` bytes each, which is a multiple of the page."""
+    """Cut ranges into lists of at most `size` bytes each; `size` is a multiple of the page size."""
     parts: list[tuple[int, int]] = []
     room = size
     for first, end in runs.tolist():

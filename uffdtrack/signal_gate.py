@@ -1,4 +1,4 @@
-"""The gate at which vCPUs of this host's own stand: threads that a signal stops."""
+"""The gate of vCPUs that a signal stops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def raise_gone(gone: tuple[int, ...]) -> None:
 
 
 class SignalGate:
-    """Stops the vCPUs by a signal (SIGRTMAX-2), wherever they are in user code."""
+    """Stops the vCPUs by a signal (SIGRTMAX-2) wherever they are in user code."""
 
     def __init__(self, vcpus: Vcpus) -> None:
         self._vcpus = vcpus

@@ -53,8 +53,8 @@ class AddressSpace:
 
         Args:
             engine: "scan" looks through all page tables at each window, "ring" only where the faults of
-                the target's threads have been; with "sync" each write waits until it was noted here.
-            max_dirty: "ring", "sync": pages after which `full_fd` becomes readable. With "sync" the write
+                the target's threads were; with "sync" each write waits until we have noted it.
+            max_dirty: "ring", "sync": after so many pages `full_fd` becomes readable. With "sync" the write
                 that would be one too many waits for the next window.
 
         Raises:
@@ -92,7 +92,7 @@ class AddressSpace:
         return space
 
     def harvest(self, tracee: Tracee, everything: bool) -> tuple[Runs, Runs]:
-        """Find and rearm what was written since the last harvest, while it runs; "sync": in a short stop.
+        """Find and rearm what was written since the last harvest. The target runs; "sync": in a short stop.
 
         With `everything`, register and arm all mappings and report all pages that exist.
 
@@ -115,14 +115,14 @@ class AddressSpace:
         return runs_array(found.want), reset
 
     def copy(self, runs: Runs) -> memoryview:
-        """Copy ranges, one behind the other; valid until the next copy or window."""
+        """Copy ranges, back to back; valid until the next copy or window."""
         size = size_of(runs)
         pointer, n = runs_of(runs)
         check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
         return self._copied(size)
 
     def split_zero(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
-        """Part the last copy into ranges with contents and zero ranges; see `Window`."""
+        """Split the last copy into ranges with contents and zero ranges; see `Window`."""
         source, data, zero = (ffi.new("ut_runs *") for _ in range(3))
         source.v, source.n = runs_of(runs)
         try:
@@ -140,7 +140,7 @@ class AddressSpace:
     def window(self, tracee: Tracee, pending: Pending) -> Window:
         """Stop the target, take registers, harvest, copy, rearm, resume: one call of C.
 
-        What was harvested goes into `pending`, and stays there until the caller clears it.
+        The harvest goes into `pending`, and stays there until the caller clears it.
 
         Raises:
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
@@ -151,7 +151,7 @@ class AddressSpace:
         return self.conclude(tracee, pending, result, times)
 
     def _stop(self, tracee: Tracee, flags: int, pending: Pending, times: Any) -> int:
-        """What the core said of a stop; `_check` knows what that means."""
+        """The core's result of a stop, for `_check`."""
         pointer, n = runs_of(pending.pages)
         result = int(lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times))
         if result == lib.UT_BUSY:
@@ -159,10 +159,10 @@ class AddressSpace:
         return result
 
     def conclude(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> Window:
-        """What a stop of this process gave; see `window`.
+        """The window of a stop of this process; see `window`.
 
         Args:
-            result, times: what the core said.
+            result, times: the core's results.
         """
         everything = pending.everything
         self._check(tracee, pending, result, times)
@@ -200,7 +200,7 @@ class AddressSpace:
         )
 
     def _check(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> None:
-        """Raises: what a stop has failed with."""
+        """Raises: the error of a failed stop."""
         try:
             if result == -errno.ETIMEDOUT:
                 raise tracee.late_error("stop the threads")
@@ -214,7 +214,7 @@ class AddressSpace:
 
     @property
     def short_of(self) -> str:
-        """What there was too little of for "ring" to follow each thread, or "": then all is scanned."""
+        """The resource of which "ring" has too little to follow each thread, and so scans all; or ""."""
         if self._c.watch == ffi.NULL or not self._c.watch.rings.short_of:
             return ""
         code = -self._c.watch.rings.short_of
@@ -228,10 +228,10 @@ class AddressSpace:
         return bool(lib.ut_space_is_gone(self._c))
 
     def passed_over(self) -> None:
-        """No window can be had for a while, since others have the target.
+        """There will be no window for a while, since others trace the target.
 
-        What they write by themselves (ptrace(2), /proc/PID/mem) is no fault of a thread of the target's: the
-        next window of "ring" looks through all page tables. Whoever waits at the limit of "sync" goes on.
+        Their own writes (ptrace(2), /proc/PID/mem) are no faults of the target's threads: the
+        next window of "ring" looks through all page tables. Threads that wait at the limit of "sync" go on.
         """
         if self._c is not None and self._c.watch != ffi.NULL:
             lib.ut_watch_passed_over(self._c.watch)
@@ -260,7 +260,7 @@ class AddressSpace:
         """Break the tracking on purpose, so that tests can see it fail.
 
         Args:
-            kind: "forget", "late-rearm", "compare" (of small mappings); of the ring "audit", "events".
+            kind: "forget", "late-rearm", "compare" (of small mappings); for "ring": "audit", "events".
         """
         if kind in ("audit", "events"):
             self._c.watch.sabotage = {

@@ -15,7 +15,7 @@ from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError
 from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
 CALL_SECONDS = 10.0
-"""How long a stop waits for the end of a call that it must not break off."""
+"""How many seconds a stop waits for the end of a call that it must not break off."""
 
 
 class Rseq(NamedTuple):
@@ -51,7 +51,7 @@ class Tracee:
     """Traces a process for as long as its threads are stopped, and no longer.
 
     All calls of one Tracee belong to the thread that made it: ptrace(2) ties a tracee to a thread.
-    Use as a context manager; leaving it resumes everything.
+    Use it as a context manager; leaving the block resumes all threads.
     """
 
     def __init__(self, pid: int) -> None:
@@ -68,7 +68,7 @@ class Tracee:
         """Stop every thread.
 
         Args:
-            timeout_ns: how long those that have stopped stand for one that has not.
+            timeout_ns: how long threads that have stopped stand for one that has not.
             patience: seconds to wait, while all run, for the end of a call that a stop would harm.
 
         Raises:
@@ -85,7 +85,7 @@ class Tracee:
         check(result, "stop the threads", self.pid)
 
     def late_error(self, doing: str) -> StopTimeoutError:
-        """What to raise where a thread did not stop."""
+        """The error to raise if a thread did not stop."""
         return late_error(self.pid, self.late, doing)
 
     @property
@@ -94,11 +94,11 @@ class Tracee:
         return late_reason(self.pid, self.late)
 
     def check_time(self) -> None:
-        """To be called now and then while the threads stand.
+        """Call this now and then while the threads stand.
 
         Raises:
-            MaxStopError: half of the time is over for which they may (`start_watchdog`). What was done has to
-                be taken back now, for which the other half is left; then the watchdog ends this process.
+            MaxStopError: half of the time for which they may stand is over (`start_watchdog`). Undo your
+                changes now: the other half is left for that, and then the watchdog ends this process.
         """
         if lib.ut_tracee_overdue(self._c):
             bound = lib.ut_guard_max_ns() / 1e9
@@ -112,12 +112,12 @@ class Tracee:
         lib.ut_tracee_resume(self._c)
 
     def settle(self, seconds: float) -> bool:
-        """Wait for threads that did not stop in time, to let them go; False: some still did not."""
+        """Wait for threads that did not stop in time, and let them go; False: some still have not stopped."""
         return not lib.ut_tracee_settle(self._c, int(seconds * 1e9))
 
     @property
     def busy(self) -> str:
-        """After UT_BUSY: which thread is in a call that a stop leaves alone; a clause."""
+        """After UT_BUSY: a clause that says which thread is in a call that a stop leaves alone."""
         nr = int(self._c.calls.busy_nr)
         what = {
             lib.UT_HELD_SUPERVISED: "system call that its seccomp supervisor answers",
@@ -154,12 +154,12 @@ class Tracee:
 
     @property
     def exit_status(self) -> int | None:
-        """The wait status of the target, where its end was seen here (a child of ours), else None."""
+        """The wait status of the target, if we have seen its end (a child of ours), else None."""
         return None if self._c.exit_status < 0 else int(self._c.exit_status)
 
     @contextmanager
     def injector(self, tid: int | None = None) -> Iterator[Injector]:
-        """System calls in the name of a stopped thread, or of some one, whose state is put back after."""
+        """Make system calls in the name of a stopped thread, or of any; its state is restored after."""
         if tid is None:
             at = check(lib.ut_inject_begin_any(self._c), "prepare a call in the name", self.pid)
         else:
@@ -191,7 +191,7 @@ class Tracee:
         check(lib.ut_rseq_keep(self._c), "read the areas of rseq(2)", self.pid)
 
     def put_processor_numbers(self) -> None:
-        """Put that back, into memory that has become another one's."""
+        """Write that back, into memory whose contents were replaced."""
         check(lib.ut_rseq_put(self._c), "write the areas of rseq(2)", self.pid)
 
     def close(self) -> None:
@@ -236,7 +236,7 @@ class Injector:
 
 
 def late_error(pid: int, tids: Sequence[int], doing: str) -> StopTimeoutError:
-    """Of threads that did not stop, in words."""
+    """The error of threads that did not stop."""
     return StopTimeoutError(
         f"cannot {doing} of process {pid}: {late_reason(pid, tids)}; all its threads run on"
     )

@@ -23,15 +23,15 @@ from uffdtrack.uffd_tracker import UffdTracker
 ENGINES = {name: engine.traits for name, engine in TABLE.items()}
 """What each engine promises, by name."""
 PROCESS_ENGINES = tuple(name for name, engine in TABLE.items() if engine.attached)
-"""Those for processes that are attached to; `inline` runs in the writer's own program."""
+"""The engines for attached processes; `inline` runs in the writer's own program."""
 
 
 class Tracker(Protocol):
-    """What every mechanism offers, those of KVM too.
+    """The interface of every mechanism, KVM's too.
 
-    A cycle ends with `prepare()`: `fetch()` hands out what was written in it, `rearm()` sets the traps of
-    those pages again. `exchange()` is all three. Read a page's content after its rearm: a write between the
-    two is in this cycle, a later one in the next.
+    A cycle ends with `prepare()`: `fetch()` hands out the pages written in it, `rearm()` sets the traps of
+    those pages again. `exchange()` does all three. Read a page's content after its rearm: a write before the
+    rearm is then in the copy, a later one in the next cycle.
 
     vCPUs stand at `gate` from a `pause()`, or a `wait_full()` that has returned True, until `resume()`. One
     thread controls them.
@@ -72,15 +72,15 @@ def choose_engine(
     """The traits of an engine, and why it is this one.
 
     Args:
-        name: an engine, or "auto": the cheapest of those that work here and do what is asked for.
+        name: an engine, or "auto": the cheapest of those that work here and meet the request.
         pages: of the RAM.
-        max_dirty_pages: a forced pause is asked for.
-        per_vcpu: lists that say which vCPU wrote are asked for.
+        max_dirty_pages: the caller needs a forced pause.
+        per_vcpu: the caller needs lists that say which vCPU wrote.
         outside_writers: threads that are no vCPU write too, and not by `GuestRam.host_write()`.
-        attached: the RAM is of a process that is attached to.
+        attached: the RAM belongs to an attached process.
 
     Raises:
-        InvalidInputError: no such engine, or it cannot do what is asked for.
+        InvalidInputError: no such engine, or it cannot meet the request.
         UnsupportedError: it does not work on this host.
     """
     if name != "auto" and name not in ENGINES:
@@ -117,12 +117,12 @@ def choose_engine(
 
 
 def choose_for_process(name: str, features: Features, max_dirty: int | None = None) -> Traits:
-    """The traits of the engine for a process that is attached to.
+    """The traits of the engine for an attached process.
 
-    "auto" is `scan`, which sees every writer, but where a limit asks for `ring`.
+    "auto" is `scan`, which sees every writer; with a limit it is `ring`.
 
     Raises:
-        InvalidInputError: no such engine, not for attached processes, or it cannot do what is asked for.
+        InvalidInputError: no such engine, not for attached processes, or it cannot meet the request.
         UnsupportedError: it does not work on this host.
     """
     if name == "auto":
@@ -161,11 +161,11 @@ def open_tracker(
         engine: ring, scan, sync, inline, or auto (docs/engines.md).
         vcpus: how many vCPUs there can be.
         max_dirty_pages: the threshold of the forced pause, for the whole guest and a cycle.
-        per_vcpu: "auto" picks an engine that says who wrote.
+        per_vcpu: "auto" picks an engine that says which vCPU wrote.
         outside_writers: False lets "auto" pick an engine that sees vCPUs and `host_write()` only.
 
     Raises:
-        InvalidInputError: the engine cannot do what is asked for.
+        InvalidInputError: the engine cannot meet the request.
         UnsupportedError: it does not work on this host.
     """
     if not isinstance(ram, (GuestRam, ProcessRam)):

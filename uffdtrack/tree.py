@@ -1,4 +1,4 @@
-"""Several processes at one instant: all are stopped, then looked at, then let go."""
+"""Several processes at one instant: we stop all of them, then harvest each, then let all run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from uffdtrack.tracee import CALL_SECONDS, Tracee
 from uffdtrack.window import Pending, Window
 
 REST = 0.05
-"""Seconds in which all run before a stop of several is tried again."""
+"""All run for so many seconds before we try a stop of several again."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeMember:
-    """One process of a tree: its threads, its memory, and what of it is not safe yet."""
+    """One process of a tree: its threads, its memory, and what is pending of it."""
 
     tracee: Tracee
     space: AddressSpace
@@ -32,7 +32,7 @@ class TreeWindow:
 
     Attributes:
         windows: of each member, or the reason why there is none: `TargetGoneError`, `NewMemoryError` (exec).
-            Empty where nothing was taken, since there are children that are no members.
+            Empty if nothing was taken, since there are children that are no members.
         born: those children.
         stop_us, harvest_us, copy_us, rearm_us, pause_us: of the whole tree.
     """
@@ -57,7 +57,7 @@ class ProcessTree:
     first member that maps it; the others say where it is (`Window.elsewhere`).
 
     Attributes:
-        failed: the member (index) that could not be stopped at the last window that has raised.
+        failed: the member (index) that we could not stop at the last window that has raised.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class ProcessTree:
         self._next = 0
 
     def join(self, space: AddressSpace) -> int:
-        """Make a space one of a member's; returns the member's number."""
+        """Make a space that of a member; returns the member's number."""
         self._next += 1
         lib.ut_space_join(space.native, self._claims, self._next)
         return self._next
@@ -82,11 +82,10 @@ class ProcessTree:
         """Stop all, take registers, harvest, copy, rearm, resume all: one call of C.
 
         Args:
-            left: processes of the tree that are no members. They are stopped with the others, where that is
-                allowed.
-            ours: processes that are not to be touched.
-            adopter: a process of which orphans of the tree become children, or 0.
-            without_born: other children are treated as `left`; else nothing is taken while there are any.
+            left: processes of the tree that are no members. They are stopped with the others, if we may.
+            ours: processes that must not be touched.
+            adopter: the process that becomes the parent of the tree's orphans, or 0.
+            without_born: treat other children like `left`; else take nothing while there are any.
 
         Raises:
             StopTimeoutError, PermissionDeniedError, TargetBusyError: of one member; nothing was taken, all
@@ -139,7 +138,7 @@ class ProcessTree:
         )
 
     def close(self) -> None:
-        """The spaces are closed before. Idempotent."""
+        """Close the spaces before this. Idempotent."""
         lib.ut_claims_free(self._claims)
 
 
@@ -151,7 +150,7 @@ def _conclude(member: TreeMember, native: object) -> Window | TargetError:
 
 
 def stop_together(tracees: Sequence[Tracee], patience: float = CALL_SECONDS) -> float:
-    """Stop several processes, of which none stands while another one's call is waited for (`Tracee.stop`).
+    """Stop several processes; none stands while we wait for another one's call (`Tracee.stop`).
 
     Returns:
         When the stop began, in time.perf_counter().

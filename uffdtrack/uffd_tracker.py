@@ -22,7 +22,7 @@ from uffdtrack.traits import Traits
 from uffdtrack.vcpus import Vcpus, open_perf
 
 LIST_CAPACITY = 1 << 16
-"""Pages in each list, where no threshold says how many there can be."""
+"""Pages in each list, if there is no threshold."""
 
 
 class UffdTracker(CycleTracker):
@@ -116,7 +116,7 @@ class UffdTracker(CycleTracker):
             self._shared_fd = -1
 
     def forked(self) -> None:
-        """In a forked child: let go of all that has to end with the tracker's process."""
+        """In a forked child: release all that has to end with the tracker's process."""
         if self._c is not None:
             lib.ut_tracker_forked(self._c)
         if self._listener:
@@ -156,7 +156,7 @@ class UffdTracker(CycleTracker):
     def bind(self, vcpu: int, tid: int) -> None:
         """Make a native thread of this process a vCPU.
 
-        It is stopped by a signal (SIGRTMAX-2) wherever it is, so it must hold no lock that the tracker's
+        A signal (SIGRTMAX-2) stops it wherever it is, so it must hold no lock that the tracker's
         thread needs: no Python thread can be bound like this.
 
         Args:
@@ -185,7 +185,7 @@ class UffdTracker(CycleTracker):
         self._vcpus.own.add(vcpu)
 
     def unbind(self, vcpu: int) -> None:
-        """A native thread is no vCPU any more. What it wrote stays in the cycle."""
+        """Make a native thread no vCPU any more. Its writes stay in the cycle."""
         self._active()
         if vcpu not in self._vcpus.own:
             raise InvalidInputError(f"vCPU {vcpu} is no thread of this process")
@@ -199,7 +199,7 @@ class UffdTracker(CycleTracker):
     def vcpu(self, vcpu: int) -> Iterator[None]:
         """The calling Python thread writes as a vCPU in the block.
 
-        It is not stopped at the threshold, which `wait_full()` then tells: see `pause()`.
+        It does not stop at the threshold, but `wait_full()` returns then: see `pause()`.
         """
         self._bind(vcpu, threading.get_native_id(), forced=False)
         try:
@@ -220,7 +220,7 @@ class UffdTracker(CycleTracker):
     # -- processes that join ----------------------------------------------------------------------
 
     def offer(self, vcpu: int) -> tuple[dict[str, Any], int]:
-        """What a process that wants to be a vCPU gets: a message, and the fd of the dirty lists."""
+        """Answer a process that wants to be a vCPU: a message, and the fd of the dirty lists."""
         self._vcpus.claim(vcpu)
         slots = [[slot.gfn, slot.pages] for slot in self.ram.slots]
         return (

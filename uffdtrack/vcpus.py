@@ -1,4 +1,4 @@
-"""Who is a vCPU of an active tracker, and who has ended that nobody was told of."""
+"""The vCPUs of an active tracker, and those that have ended and that the user does not know of yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Vcpus:
 
     Attributes:
         count: how many there can be.
-        own: those that are threads that the tracker's user has bound.
+        own: the vCPUs that are threads bound by the tracker's user.
     """
 
     def __init__(self, count: int) -> None:
@@ -74,7 +74,7 @@ class Vcpus:
         Args:
             mm: number of its address space.
             forced: 1: a signal stops it; 0: nothing does; -1: ptrace does.
-            perf: ring: its events (`joining.open_perf()`), which are the core's from now on.
+            perf: ring: its events (`open_perf()`), which the core owns from now on.
         """
         lib.ut_vcpu_bind(self.shared, vcpu, pid, tid, forced)
         if perf:
@@ -88,12 +88,12 @@ class Vcpus:
             self._changed.notify_all()
 
     def drop(self, vcpu: int, died: bool = False) -> None:
-        """It is no vCPU any more. What it wrote stays in the cycle."""
+        """Make it no vCPU any more. Its writes stay in the cycle."""
         self.own.discard(vcpu)
         lib.ut_tracker_drop(self.native, vcpu, int(died))
 
     def bury(self, vcpu: int) -> None:
-        """It has ended without taking its leave: the next pause tells."""
+        """Note that it has ended without `leave()`: the next pause tells the user."""
         with self._changed:
             if self.state(vcpu) == lib.UT_VCPU_FREE:
                 return
@@ -102,13 +102,13 @@ class Vcpus:
             self._changed.notify_all()
 
     def take_gone(self) -> tuple[int, ...]:
-        """Those that were buried since the last call."""
+        """The vCPUs that were buried since the last call."""
         with self._changed:
             gone, self._gone = tuple(sorted(set(self._gone))), []
         return gone
 
     def wait_bound(self, timeout: float) -> None:
-        """Raises: TrackerError: not all are within so many seconds."""
+        """Wait until all are bound. Raises: TrackerError: not all are within so many seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: not self.in_state(lib.UT_VCPU_FREE), timeout):
                 raise TrackerError(f"not all of the {self.count} vCPUs have joined within {timeout} s")
@@ -124,8 +124,8 @@ def open_perf(engine: int, tid: int, threshold: bool, wake_bytes: int = lib.UT_N
     """ring: the fds of a vCPU's events, else none.
 
     Args:
-        threshold: an event that signals the thread at the end of its share is among them.
-        wake_bytes: records of so many bytes wake who polls the first one.
+        threshold: also open an event that signals the thread at the end of its share.
+        wake_bytes: so many bytes of records wake a poller of the first fd.
     """
     if engine != lib.UT_RING:
         return []

@@ -1,4 +1,4 @@
-"""Where threads are that do not stop, and whether the kernel keeps a process from running."""
+"""Where threads are that do not stop, and whether the kernel keeps a process frozen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATES = {
 
 
 def describe_threads(pid: int, tids: Iterable[int]) -> str:
-    """In words: who they are, and in what the kernel has them, as far as we may know."""
+    """Text for people: which threads, and where in the kernel they are, as far as we may know."""
     return "; ".join(_describe(pid, tid) for tid in tids)
 
 
@@ -61,7 +61,7 @@ def frozen_cgroup(pid: int) -> str | None:
 
 
 def _memberships(pid: int) -> list[tuple[str, str]]:
-    """Of v2 ("") and of the freezer of v1: the path of the process's cgroup."""
+    """The path of the process's cgroup: in v2 (""), and in the freezer of v1."""
     found = []
     for line in procfs.glance(f"/proc/{pid}/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)

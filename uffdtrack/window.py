@@ -1,4 +1,4 @@
-"""What one stop of an attached process gave, and what of it is not safe yet."""
+"""The window of one stop of an attached process, and what is pending of it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Heads = dict[tuple[str, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one stop of the target gave.
+    """The result of one stop of the target.
 
     Attributes:
-        regions: the mappings at that instant; the same list as in the window before where they are the same.
+        regions: the mappings at that instant; the same list as in the window before if they are the same.
         threads: the registers at that instant.
-        data: ranges with contents; these stand one behind the other in `contents`.
+        data: ranges with contents; the contents are back to back in `contents`.
         zero: ranges that were written and hold zeros.
         reset: ranges whose earlier contents are void: new mappings, and pages given back.
         contents: valid until the next window of this address space.
         unreadable: pages without content (past a file's end, guard pages).
-        compared: mappings followed by comparing contents, since others can write them.
-        scanned: the page tables of the whole memory were looked through.
-        touched: "ring", "sync": pages with a fault since the last window; 0 where that is not known.
-        heads: the first page of mapped ELF files that nobody has acknowledged yet.
-        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; what is left
+        compared: how many mappings we follow by comparing contents, since others can write them.
+        scanned: the harvest looked through the page tables of the whole memory.
+        touched: "ring", "sync": pages with a fault since the last window; 0 if that is not known.
+        heads: the first page of mapped ELF files that was not acknowledged yet.
+        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; the rest
             of it is `resume_us`.
         elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
             the number of that member (`ProcessTree`).
@@ -59,7 +59,7 @@ class Window:
 
 @dataclass(slots=True)
 class Pending:
-    """What was harvested and is not safe with its user yet."""
+    """What was harvested and not acknowledged."""
 
     pages: Runs = field(default_factory=no_runs)
     reset: Runs = field(default_factory=no_runs)

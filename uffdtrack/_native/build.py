@@ -7,7 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PARTS = [HERE / name for name in ("leaves", "process", "follow", "guest")]
-"""A part includes headers of its own and of those before it; the last two know nothing of each other."""
+"""A part includes its own headers and those of parts before it; the last two do not include each other."""
 
 ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())

@@ -1,4 +1,4 @@
-"""What engines cost on this host, measured on a small RAM; "auto" picks by it."""
+"""The costs of engines on this host, measured on a small RAM; "auto" picks by them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGES = 4096
 _DIRTY = 256
 _ROUNDS = 3
 TYPICAL_DIRTY = 3000
-"""Dirty pages of a cycle where no threshold says more (Lei Cao, KVM Forum 2016: 300 to 3000)."""
+"""Dirty pages of a cycle without a threshold (Lei Cao, KVM Forum 2016: 300 to 3000)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Cost:
     size: float
 
     def cycle(self, dirty: int, pages: int) -> float:
-        """Of a whole cycle, the guest's part included."""
+        """The cost of a whole cycle, the guest's part included."""
         return dirty * (self.write + self.page) + pages * self.size
 
 
 @cache
 def measure(engine: str) -> Cost:
-    """Try it on 16 MiB; once a process, some milliseconds."""
+    """Try an engine on 16 MiB; once a process, some milliseconds."""
     write, full, idle = [], [], []
     with GuestRam(_PAGES * PAGE, shared=False) as ram:
         ram.array[::PAGE] = 1

@@ -18,7 +18,7 @@ TRAITS = Traits(
 
 
 def lacks(features: Features) -> str | None:
-    """What of this host's keeps the engine from working, or None."""
+    """Why the engine does not work on this host, or None."""
     return lacks_wp_messages(features, "SIGBUS")
 
 

@@ -18,7 +18,7 @@ TRAITS = Traits(
 
 
 def lacks(features: Features) -> str | None:
-    """What of this host's keeps the engine from working, or None."""
+    """Why the engine does not work on this host, or None."""
     if features.scan and features.perf_faults:
         return (
             f"page-fault samples of the kernel's own faults ({features.perf_faults}): it needs CAP_PERFMON, "

@@ -1,4 +1,4 @@
-"""WP_ASYNC + PAGEMAP_SCAN: the kernel clears a trap by itself, a scan finds and rearms what it cleared."""
+"""WP_ASYNC + PAGEMAP_SCAN: the kernel clears a trap by itself, a scan finds the page and arms it again."""
 
 from uffdtrack._sys import lib
 from uffdtrack.engines.row import Engine, lacks_wp_async

@@ -1,4 +1,4 @@
-"""Write-protect faults to a handler thread of each address space: it lists the page and lets the write go."""
+"""Write-protect messages: each address space's handler thread lists the page and lets the write go on."""
 
 from uffdtrack._sys import lib
 from uffdtrack.engines.row import Engine, lacks_wp_messages
@@ -18,7 +18,7 @@ TRAITS = Traits(
 
 
 def lacks(features: Features) -> str | None:
-    """What of this host's keeps the engine from working, or None."""
+    """Why the engine does not work on this host, or None."""
     missing = lacks_wp_messages(features, "THREAD_ID")
     if not missing and features.uffd_full:
         return (
