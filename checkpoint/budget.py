@@ -1,4 +1,4 @@
-"""Keeps what is done after each epoch to a share of the time."""
+"""Limits work that follows each epoch to a share of the time."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SHARE = 20
-"""What takes long is done so often that it takes this part of the time."""
+"""Long work is done only so often that it takes this part of the time."""
 
 
 class Budget:
     """Says when work may be done again.
 
     Attributes:
-        sharers: how many have that part of the time together.
+        sharers: how many processes share that part of the time.
     """
 
     def __init__(self, free: float = 0.0) -> None:
         """Args:
-        free: seconds that the work of all sharers may take without a thought.
+        free: seconds that the work of all sharers may always take.
         """
         self.sharers = 1
         self._free = free
@@ -30,7 +30,7 @@ class Budget:
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """The work. Where it fails it is due still."""
+        """Do the work in this block. If it fails, it is still due."""
         started = time.monotonic()
         yield
         ended = time.monotonic()

@@ -20,9 +20,9 @@ from uffdtrack.runs import between, inside, latest
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 SETTLING = 1.0
-"""Seconds that a chain may lack its `head`, while it gives way to another."""
+"""Seconds that a chain may lack its `head` while another one replaces it."""
 MEMBER_NAME = re.compile(r"\d+(\.\d+)?")
-"""Directories of the chains of a tree, see tree.py."""
+"""The names of the chains' directories in a tree, see tree.py."""
 LEFT_OVER = re.compile(r"\.epoch-\d{8,}\.core\.tmp")
 
 
@@ -74,7 +74,7 @@ class Chain:
         return EpochFile(self.path(number))
 
     def files(self) -> list[EpochFile]:
-        """All epochs, linked as their digests say, from the base on that holds what is older.
+        """All epochs, linked as their digests say; if the chain was compacted, from that base on.
 
         Raises:
             ImageError: a file is damaged, missing or not the one that belongs there.
@@ -101,11 +101,11 @@ class Chain:
         return files
 
     def check_head(self) -> None:
-        """Whether the last epoch is there that was written.
+        """Check that the chain has the last epoch that was written.
 
         Raises:
-            ImageError: it is not, or that cannot be told.
-            InvalidInputError: the chain gives way to another one just now (--force).
+            ImageError: it has not, or we cannot tell.
+            InvalidInputError: another chain replaces this one just now (--force).
         """
         deadline = time.monotonic() + SETTLING
         # A session that was killed, or is about to, between its base and `head` leaves one epoch alone.
@@ -148,12 +148,12 @@ class Chain:
         alone: bool = False,
         siblings: dict[str, tuple[int, str]] | None = None,
     ) -> View:
-        """The memory of one epoch, out of all files up to it.
+        """The memory of one epoch, from all files up to it.
 
         Args:
-            alone: without what other processes of a tree store for this one.
-            siblings: which epoch of their chains, by directory, and its digest; else the one that was taken
-                together with this one.
+            alone: leave out what other processes of a tree store for this one.
+            siblings: the epochs of the others' chains, by directory, with digests; by default those that were
+                taken together with this one.
         """
         number = self.open(epoch).epoch
         files = files or self.files()
@@ -181,7 +181,7 @@ class Chain:
         return view if alone else self._joined(view, siblings or {})
 
     def _joined(self, view: View, siblings: dict[str, tuple[int, str]]) -> View:
-        """With the shared memory that other processes of the tree have stored, each in its own chain."""
+        """Add the shared memory that other processes of the tree have stored, each in its own chain."""
         sources, pages = [*view.sources], [view.pages]
         files, offsets = [view.files], [view.offsets]
         others: dict[str, View] = {}
@@ -212,10 +212,10 @@ class Chain:
 
 
 def _head(directory: Path) -> int:
-    """The number of the last epoch that was written, -1 where nothing says it.
+    """The number of the last epoch that was written, -1 if there is no `head`.
 
     Raises:
-        ImageError: what says it is damaged.
+        ImageError: `head` is damaged.
     """
     path = directory / "head"
     try:

@@ -1,4 +1,4 @@
-"""A chain of epochs that is being written."""
+"""Write a chain of epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 
 class Lock:
-    """Holds a directory for one session; let go by close or by the death of the process."""
+    """Locks a directory for one session, until `close` or the death of the process."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -55,7 +55,7 @@ class Lock:
 
 
 def lock_directory(directory: Path) -> Lock:
-    """Hold a directory, which is made where it is missing.
+    """Lock a directory, and make it if it is missing.
 
     Raises:
         InvalidInputError, PermissionDeniedError, StorageError: as they say.
@@ -102,7 +102,7 @@ class ChainWriter:
             )
 
     def _clear(self) -> None:
-        """A new base is on disk: what was here before goes, its own base last."""
+        """A new base is on disk: remove the old chain, its own base last."""
         if self.next_epoch:
             return
         (self.directory / "head").unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class ChainWriter:
         return EpochWriter(self.directory / epoch_name(self.next_epoch), self._clear)
 
     def committed(self, digest: str) -> None:
-        """The epoch that `begin` named is safe."""
+        """Note that the epoch that `begin` named is safe."""
         self.parent = digest
         with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
             temporary = self.directory / ".head.tmp"

@@ -16,7 +16,7 @@ from uffdtrack.runs import Pages, batches
 class RegionDiff:
     """A mapping that differs. `state` is "both", "new" (only in B) or "gone" (only in A).
 
-    `changed` are page numbers; for a mapping of one side, the pages that have contents there.
+    `changed` are page numbers; if only one side has the mapping, its pages that have contents.
     """
 
     region: Region

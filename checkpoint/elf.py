@@ -1,4 +1,4 @@
-"""What an ELF core is made of (elf(5)), and the notes of our own."""
+"""The parts of an ELF core (elf(5)), and our own notes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DIGEST_SIZE = 32
 
 
 ZERO = -1
-"""A page's place in a file where it holds zeros and so has none."""
+"""The place of a page of zeros, which the file does not store."""
 
 
 Offsets = npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ def file_note(regions: list[Region]) -> bytes:
 
 
 _FLAGS = {r + w + x: 4 * (r == "r") + 2 * (w == "w") + (x == "x") for r in "r-" for w in "w-" for x in "x-"}
-"""Of an ELF segment (PF_R 4, PF_W 2, PF_X 1), by the permissions of the mapping."""
+"""Flags of an ELF segment (PF_R 4, PF_W 2, PF_X 1), by the permissions of the mapping."""
 
 
 def region_flags(regions: list[Region], addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:

@@ -1,6 +1,6 @@
-"""An epoch on its way, and its row: what `--json` prints of it.
+"""An epoch on its way, and its row, which `--json` prints.
 
-An image holds what of the row was known when it was written.
+An image has the fields of the row that were known when it was written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Elsewhere = tuple[int, int, int, str, int, str]
 
 
 class Timed(Protocol):
-    """What has lasted: a window of one process, or of a tree. All in microseconds."""
+    """Something with durations: a window of one process, or of a tree. All in microseconds."""
 
     @property
     def pause_us(self) -> float: ...
@@ -34,13 +34,13 @@ class Timed(Protocol):
 
 
 class Row:
-    """A dataclass that is one object of JSON, its fields in their order; what is None is left out."""
+    """A dataclass that is one object of JSON, its fields in their order, without those that are None."""
 
     __slots__ = ()
     schema: ClassVar[str] = ""
 
     def to_json(self) -> dict[str, Any]:
-        """With the fields of its `Times` and its `Membership` among its own."""
+        """The row with the fields of its `Times` and its `Membership` among its own."""
         out: dict[str, Any] = {"schema": self.schema} if self.schema else {}
         for name in _names(type(self)):
             value = getattr(self, name)
@@ -54,10 +54,10 @@ class Row:
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Of what `to_json` gave, now or in an older version; what is stored and no field is passed over.
+        """Read what this or an older version of `to_json` made; ignores keys that are no fields.
 
         Raises:
-            TypeError: what no version leaves out is missing.
+            TypeError: a field is missing that every version has.
         """
         names = _names(cls)
         values = {name: stored[name] for name in names if name in stored}
@@ -67,7 +67,7 @@ class Row:
 
 
 def since(started: float) -> float:
-    """Microseconds since a time of time.perf_counter()."""
+    """Microseconds since a value of time.perf_counter()."""
     return round((time.perf_counter() - started) * 1e6, 1)
 
 
@@ -94,12 +94,12 @@ class Times(Row):
 
 @dataclass(frozen=True, slots=True)
 class Membership(Row):
-    """Which process of a tree a row is of.
+    """The process of a tree that a row belongs to.
 
     Attributes:
         start_time: as in proc_pid_stat(5), field 22.
-        directory: the name of its chain's.
-        unchanged: it has not run since its last epoch, which this one is again.
+        directory: the name of its chain's directory.
+        unchanged: it has not run since its last epoch, which the tree's epoch names again.
     """
 
     start_time: int
@@ -114,10 +114,10 @@ class EpochRow(Row):
 
     Attributes:
         left_out, left_out_bytes: mappings whose contents are in no image and no file.
-        late: intervals that have passed since it was due.
-        skipped, skip_reason: epochs that could not be taken since the last row, and why.
-        max_dirty, overshoot: where there is a limit of dirty pages: it, and pages beyond it.
-        digest, write_us: known when the epoch is whole, and when it is safe; in no image.
+        late: intervals that have passed since the epoch was due.
+        skipped, skip_reason: how many epochs we could not take since the last row, and why.
+        max_dirty, overshoot: the limit of dirty pages, if there is one, and by how many pages we exceed it.
+        digest, write_us: known when the epoch is whole, and when it is safe; no image has them.
     """
 
     schema: ClassVar[str] = "uffdtrack/epoch/1"
@@ -149,16 +149,16 @@ class EpochRow(Row):
 
     @property
     def place(self) -> tuple[str, int, str]:
-        """Of a process of a tree: directory, epoch and digest, by which others name it."""
+        """In a tree: directory, epoch and digest, by which other processes' epochs name this one."""
         assert self.member and self.digest
         return self.member.directory, self.epoch, self.digest
 
     def sealed(self, digest: str) -> EpochRow:
-        """It is whole."""
+        """Note that the epoch is whole."""
         return replace(self, digest=digest)
 
     def written(self, started: float) -> EpochRow:
-        """It is safe; `started` in time.perf_counter()."""
+        """Note that the epoch is safe; `started` in time.perf_counter()."""
         return replace(self, write_us=since(started))
 
 
@@ -167,11 +167,11 @@ class Epoch:
     """One epoch on its way from a source to a sink.
 
     Attributes:
-        row: but for what the sink counts.
+        row: without the fields that the sink counts.
         window: its contents are valid until the source's next window.
         notes: ELF notes: registers, mapped files.
         facts: for the image's JSON (docs/image.md).
-        elsewhere: of a process of a tree: shared memory that others store for it.
+        elsewhere: in a tree: shared memory that other processes store for this one.
     """
 
     row: EpochRow
@@ -181,7 +181,7 @@ class Epoch:
     elsewhere: list[Elsewhere] | None = None
 
     def counted(self, number: int, pages: int, content: int) -> EpochRow:
-        """Its row, when the sink knows its number, its pages and their bytes of contents."""
+        """Its row, with its number, pages and bytes of contents from the sink."""
         limit = self.row.max_dirty
         beyond = max(0, (self.window.touched or pages) - limit) if limit and not self.row.base else 0
         return replace(
@@ -196,7 +196,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class MemberEpoch(Row):
-    """Which epoch of which chain is a process's in an epoch of a tree; see `EpochRow`, `Membership`."""
+    """A process's part in an epoch of a tree: which epoch of which chain; see `EpochRow`, `Membership`."""
 
     pid: int
     start_time: int
@@ -212,7 +212,7 @@ class MemberEpoch(Row):
 
 @dataclass(frozen=True, slots=True)
 class LeftOut(Row):
-    """A process of a tree that lived and is not in its epoch."""
+    """A process of a tree that lived and is not in the tree's epoch."""
 
     pid: int
     comm: str
@@ -225,8 +225,8 @@ class TreeRow(Row):
 
     Attributes:
         pid: of the first process.
-        base: all of them are.
-        write_us, digest, processes: known when it is safe; not in its own file.
+        base: all processes' epochs are bases.
+        write_us, digest, processes: known when the epoch is safe; its own file does not have them.
     """
 
     schema: ClassVar[str] = "uffdtrack/tree-epoch/1"

@@ -6,10 +6,10 @@ from uffdtrack.errors import TargetError, UffdtrackError
 
 
 class RollbackRefusedError(TargetError):
-    """The target cannot be put back to that epoch; nothing of it was touched."""
+    """We cannot put the target back to that epoch, and have touched nothing of it."""
 
 
 class ImageError(UffdtrackError):
-    """A checkpoint file or chain that is damaged, incomplete or not ours."""
+    """A checkpoint file or chain is damaged, incomplete or not ours."""
 
     exit_code = 6

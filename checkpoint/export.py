@@ -32,12 +32,12 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 from uffdtrack.runs import batches, between, run_starts, to_runs
 
 HOLE = 64 << 20
-"""Zero memory between stored pages up to this size becomes a hole in the file; more is left out, as
-memory that was reserved and never touched is in the kernel's own cores."""
+"""Zero memory between stored pages up to this size becomes a hole in the file; more is left out, like
+reserved memory that was never touched in the kernel's own cores."""
 
 
 def kept_notes(epoch: EpochFile) -> bytes:
-    """All but those that are of the file itself: threads, and what a VM's vCPUs hold."""
+    """The notes of threads and of a VM's vCPUs: all but those about the file itself."""
     own = [(NOTE_NAME, kind) for kind in (NOTE_DIGEST, NOTE_META, NOTE_HEADS)]
     return b"".join(note(n, k, d) for n, k, d in epoch.notes if (n, k) not in own)
 
@@ -45,12 +45,12 @@ def kept_notes(epoch: EpochFile) -> bytes:
 def export(view: View, path: Path, force: bool) -> int:
     """Write one ELF core with the whole memory of the view; returns its size in bytes.
 
-    Memory of files that was never written is left to the files (NT_FILE), as in the kernel's cores
-    (core(5)), but for the first page of each, by which debuggers know the file.
+    The core leaves out memory of files that was never written (NT_FILE names them), as the kernel's cores do
+    (core(5)), except for the first page of each, by which debuggers know the file.
 
     Raises:
         InvalidInputError: the file exists and `force` is not given, or is no regular file.
-        StorageError: it could not be written; no file is left.
+        StorageError: we could not write it; no file is left.
     """
     _check_place(path, force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -112,7 +112,7 @@ def _write_core(view: View, fd: int) -> int:
 
 
 def _heads(view: View) -> dict[int, bytes]:
-    """By the start of their mappings."""
+    """The first pages of ELF files, by the start of their mappings."""
     stored = stored_heads(view.sources)
     files = view.epoch.meta.get("files", {})
     found = {region.start: head_of(region, stored, files) for region in view.epoch.regions}
@@ -120,7 +120,7 @@ def _heads(view: View) -> dict[int, bytes]:
 
 
 def _pieces(view: View, region: Region, heads: dict[int, bytes]) -> list[tuple[int, int, int]]:
-    """A mapping as segments: start, end, bytes that are in the file."""
+    """A mapping as segments: start, end, and how many bytes the file has."""
     if region.special:
         return []
     addresses = (view.pages[view.of_region(region)] * np.uint64(PAGE)).astype(np.int64)
@@ -150,7 +150,7 @@ def _pieces(view: View, region: Region, heads: dict[int, bytes]) -> list[tuple[i
 
 
 def split(start: int, end: int, head: int) -> list[tuple[int, int, int]]:
-    """A stretch without contents, of which the first `head` bytes are in the file all the same."""
+    """A stretch without contents, except that the file has its first `head` bytes."""
     if not head:
         return [(start, end, 0)]
     pieces = [(start, start + head, head)]
@@ -184,9 +184,9 @@ def _pwrite(fd: int, data: bytes, offset: int) -> None:
 
 
 def compact(chain: Chain, before: int, key: bytes) -> list[int]:
-    """Make epoch `before` the base, with all that the older ones hold; returns those removed.
+    """Make epoch `before` the base, with all that the older ones have; returns those removed.
 
-    The new base keeps the digest that it had as `replaces`, which is what its child names. A crash
+    The new base keeps its old digest as `replaces`, since its child names that. A crash
     leaves a chain that verifies, with the older epochs still there at worst: they are no part of it, and
     the next compaction removes them.
     """

@@ -1,4 +1,4 @@
-"""Files of a chain: opened with care, and their failures as the exceptions that fit."""
+"""Open files of a chain with care, and turn their failures into the exceptions that fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _be_allowed() -> str:
 
 
 def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedError:
-    """A write failure as the exception that fits it."""
+    """The exception that fits a write failure."""
     if isinstance(error, PermissionError):
         return PermissionDeniedError(
             f"cannot write {path}: {error.strerror}. Choose a directory of your own, or change its "
@@ -31,14 +31,14 @@ def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedErro
 
 
 def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:
-    """A read failure as the exception that fits it."""
+    """The exception that fits a read failure."""
     if isinstance(error, PermissionError):
         return PermissionDeniedError(f"cannot read {path}: {error.strerror}. {_be_allowed()}")
     return ImageError(f"{path} cannot be read: {error.strerror}")
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; a FIFO of that name would otherwise be waited for without end.
+    """Open a regular file for reading; a FIFO of that name would otherwise keep us waiting for ever.
 
     Raises:
         OSError: as open(2).
@@ -61,7 +61,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def malformed(path: Path) -> Iterator[None]:
-    """Whatever goes wrong in reading a damaged file is the file's fault."""
+    """Turn any error in reading a damaged file into an `ImageError`."""
     try:
         yield
     except struct.error as error:

@@ -16,7 +16,7 @@ _RECORD = struct.Struct(f"<IIQ{PAGE}s")
 
 
 def heads_note(heads: Heads) -> bytes:
-    """b"" for none."""
+    """The note; b"" if there are no heads."""
     if not heads:
         return b""
     data = b"".join(
@@ -27,7 +27,7 @@ def heads_note(heads: Heads) -> bytes:
 
 
 def stored_heads(files: Iterable[EpochFile]) -> Heads:
-    """Those of several epochs of a chain."""
+    """The heads that several epochs of a chain store."""
     heads: Heads = {}
     for file in files:
         for name, kind, data in file.notes:
@@ -38,7 +38,7 @@ def stored_heads(files: Iterable[EpochFile]) -> Heads:
 
 
 def is_file_of(region: Region, s: os.stat_result) -> bool:
-    """Whether a file is the one that is mapped, and not another that bears its name now, or bears it here."""
+    """Whether a file is the mapped one, and not another that has its name now, or has it here."""
     major, minor = (int(part, 16) for part in region.device.split(":"))
     if s.st_ino != region.inode:
         return False
@@ -47,12 +47,12 @@ def is_file_of(region: Region, s: os.stat_result) -> bool:
 
 
 def head_of(region: Region, heads: Heads, files: dict[str, list[int]]) -> bytes:
-    """The first page of a mapped ELF file, b"" where it is not to be had.
+    """The first page of a mapped ELF file, b"" if we cannot get it.
 
     Args:
         heads: those that the chain has.
-        files: the mapped files as they were, see `mapped_files`: what the chain does not have is read
-            from the file of that name, if it is the same one, unchanged.
+        files: the mapped files as they were, see `mapped_files`: if the chain does not have the page, we
+            read it from the file of that name, if that is the same one, unchanged.
     """
     if not region.file_backed or region.offset or "r" not in region.permissions:
         return b""

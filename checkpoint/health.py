@@ -1,4 +1,4 @@
-"""What `doctor` checks: each thing by trying it, safe without privilege."""
+"""The checks of `doctor`: it tries each thing, and needs no privilege."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDED = ("PAGEFAULT_FLAG_WP", "WP_ASYNC")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`fix` says what to do, "" where nothing is to be done."""
+    """`fix` says what to do; "" if there is nothing to do."""
 
     name: str
     status: Status
@@ -196,7 +196,7 @@ def _kvm() -> list[Check]:
 
 
 def _tracker(engine: str, name: str) -> Check:
-    """A guest writes two pages, which the tracker has to list, and no other."""
+    """Have a guest write two pages: the tracker has to list them, and no other."""
     try:
         with (
             GuestRam("1MiB", shared=False) as ram,

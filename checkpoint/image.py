@@ -1,8 +1,8 @@
 """One epoch's file: an ELF core with the pages, registers and facts of one instant.
 
 Layout: ELF header, page contents from offset 4096 on, notes, program headers, and one section header
-where more than 65534 program headers need it (PN_XNUM, elf(5)). A PT_LOAD without file bytes is memory
-that holds zeros. Notes of our own carry the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the
+if more than 65534 program headers need it (PN_XNUM, elf(5)). A PT_LOAD without file bytes is memory
+of zeros. Our own notes have the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the
 digest of the whole file, taken with its own 32 bytes as zeros, `NOTE_RSEQ` what a thread has registered with
 rseq(2), behind the notes of that thread.
 """
@@ -48,8 +48,8 @@ from uffdtrack.runs import expand
 
 
 class EpochFile:
-    """An epoch of a listed name, read back. Opening parses; `verify` says whether the bytes are those that
-    were written.
+    """A stored epoch, read back. Opening parses it; `verify` checks that the bytes are those that were
+    written.
 
     Attributes:
         meta: the stored facts, see docs/image.md.
@@ -68,11 +68,11 @@ class EpochFile:
                 self._load(file)
 
     def open(self) -> BinaryIO:
-        """The file that was parsed, opened again: a long chain has more files than we may hold open.
+        """Open the parsed file again: a long chain has more files than we may have open.
 
         Raises:
-            InvalidInputError: another one has its name now, or none.
-            PermissionDeniedError, ImageError: it cannot be read.
+            InvalidInputError: another file has its name now, or none has.
+            PermissionDeniedError, ImageError: we cannot read it.
         """
         with malformed(self.path):
             with contextlib.suppress(FileNotFoundError):
@@ -176,7 +176,7 @@ class EpochFile:
 
     @property
     def compacted(self) -> bool:
-        """A base that holds what older epochs held."""
+        """Whether it is a base that has the contents of older epochs."""
         return bool(self.meta.get("base") and self.meta.get("replaces"))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Writing one epoch's file."""
+"""Write one epoch's file."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from uffdtrack.runs import Pages, expand, inside, latest
 
 
 class EpochWriter:
-    """Writes one epoch to a temporary file; it takes its name when it is whole and on disk.
+    """Writes one epoch to a temporary file; the file gets its name when it is whole and on disk.
 
-    Contents may be added in parts; what is added later replaces what is there for the same page.
+    You may add contents in parts; later contents replace earlier ones of the same page.
 
     Args:
         path: the name that the file gets.
-        before_rename: called when the file is on disk, right before it takes its name.
+        before_rename: called when the file is on disk, right before it gets its name.
     """
 
     def __init__(self, path: Path, before_rename: Callable[[], None] = lambda: None) -> None:
@@ -57,7 +57,7 @@ class EpochWriter:
         self._file = os.fdopen(fd, "r+b", buffering=0)
 
     def add(self, runs: Runs, contents: memoryview) -> None:
-        """Append ranges whose contents stand one behind the other."""
+        """Append ranges whose contents are back to back."""
         pages = expand(runs)
         self._write(contents, self._end)
         offsets = self._end + np.arange(len(pages), dtype=np.int64) * PAGE
@@ -93,7 +93,7 @@ class EpochWriter:
         regions: list[Region],
         key: bytes,
     ) -> tuple[dict[str, Any], str]:
-        """Notes, headers, digest: all is written, and not on disk yet.
+        """Write notes, headers and digest: the file is whole, and not on disk yet.
 
         Args:
             describe: gets the number of pages and of content bytes; returns the facts to store.
@@ -129,7 +129,7 @@ class EpochWriter:
         return meta, digest.hex()
 
     def sync(self) -> None:
-        """The contents are on disk. Raises: StorageError: they are not."""
+        """Bring the contents to disk. Raises: StorageError: that failed."""
         try:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -137,7 +137,7 @@ class EpochWriter:
             raise translate(error, self.path) from error
 
     def rename(self) -> None:
-        """It takes its name. Raises: StorageError: it has none."""
+        """Give the file its name. Raises: StorageError: that failed."""
         try:
             self._before_rename()
             self._temporary.replace(self.path)
@@ -146,14 +146,14 @@ class EpochWriter:
             raise translate(error, self.path) from error
 
     def sync_name(self) -> None:
-        """The name is on disk. Raises: StorageError: it is not."""
+        """Bring the name to disk. Raises: StorageError: that failed."""
         try:
             sync_directory(self.path.parent)
         except OSError as error:
             raise translate(error, self.path) from error
 
     def make_safe(self) -> None:
-        """Raises: StorageError: as `sync`, `rename` and `sync_name`, which are what this does."""
+        """`sync`, `rename` and `sync_name`. Raises: StorageError: one of them failed."""
         self.sync()
         self.rename()
         self.sync_name()
@@ -190,7 +190,7 @@ class EpochWriter:
             self._temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Drop everything, the file that has taken its name too."""
+        """Drop everything, even the file that has its name already."""
         self.abort()
         if self._named:
             with contextlib.suppress(OSError):

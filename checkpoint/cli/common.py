@@ -1,4 +1,4 @@
-"""What several verbs share: argument types and options."""
+"""Argument types and options that several verbs share."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Place(click.ParamType[tuple[Path, int | None]]):
 
 
 class Bound(Time):
-    """A time that a stop of a process does not exceed when all is well."""
+    """A limit for the stop of a process that it does not reach when all is well."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = super().convert(value, param, ctx)
@@ -91,7 +91,7 @@ def _read_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
 
 
 def _read_some(path: Path, most: int) -> bytes:
-    """The first bytes of a file or a pipe (a shell's <(...)), of which nobody may ever write the rest.
+    """The first bytes of a file or a pipe (a shell's <(...)), whose writer may never write the rest.
 
     Raises:
         OSError: it cannot be read, or a pipe brings nothing for `KEY_SECONDS`.
@@ -129,6 +129,6 @@ max_stop_option = click.option(
 
 
 def say(text: str) -> None:
-    """On stderr, where that can be written."""
+    """Print to stderr, if we can."""
     with contextlib.suppress(OSError):
         click.echo(f"uffdtrack: {text}", err=True)

@@ -17,7 +17,7 @@ from uffdtrack.errors import InvalidInputError
 
 
 def open_view(place: tuple[Path, int | None], key: bytes) -> View:
-    """The memory of one epoch, of a chain that was checked first."""
+    """The memory of one epoch; checks its chain first."""
     if is_tree(place[0]):
         entry = Tree(place[0]).open(place[1])
         example = f"{place[0] / entry.processes[0].directory}@{entry.processes[0].epoch}"

@@ -1,4 +1,4 @@
-"""How every session is held: epochs as planned, and what is said of them."""
+"""Run a session of any kind: take epochs on schedule, and report them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Held(Generic[R]):
 
     Attributes:
         rows: of its epochs.
-        ended: the target has ended.
-        untold: stdout could not be written; the epochs are safe.
+        ended: whether the target has ended.
+        untold: we could not write to stdout; the epochs are safe.
     """
 
     rows: list[R]
@@ -62,14 +62,14 @@ class Held(Generic[R]):
     untold: OutputError | None
 
     def conclude(self, summarise: Callable[[list[R]], None], farewell: str = "") -> None:
-        """Say how it went.
+        """Say how the session went.
 
         Args:
-            summarise: of the rows, where nobody has read them.
-            farewell: what becomes of the target, where there is something to say.
+            summarise: prints a summary of the rows.
+            farewell: what becomes of the target, if there is something to say.
 
         Raises:
-            OutputError: stdout cannot be written.
+            OutputError: we cannot write to stdout.
         """
         if not self.rows:
             say("interrupted before the base was whole: no epoch was taken")
@@ -91,12 +91,12 @@ def hold(
     warnings: Callable[[R], Iterable[str]],
     show: Callable[[R], None] = lambda row: None,
 ) -> Held[R]:
-    """Take epochs as the options say, and tell of each.
+    """Take epochs as the options say, and report each.
 
     Args:
         wait: see `run_session`.
-        warnings: of a row, in words.
-        show: the progress of it.
+        warnings: a row's warnings, as text.
+        show: shows a row as progress.
     """
     rows: list[R] = []
 

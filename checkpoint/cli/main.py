@@ -28,7 +28,7 @@ from uffdtrack.errors import OutputError, UffdtrackError
 
 
 class Verbs(click.Group):
-    """Ours, and those that other packages have registered; these are imported when they are asked for."""
+    """Our verbs, and those that other packages have registered, which are imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         found = {verb.name for verb in entry_points(group="uffdtrack.verbs")}
@@ -60,7 +60,7 @@ for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact,
 
 
 def _open_standard_files() -> None:
-    """A descriptor below 3 that is closed would become a file of ours, which what is written to it hits."""
+    """Open closed descriptors below 3: else one would become a file of ours, and get our output."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -72,7 +72,7 @@ def _open_standard_files() -> None:
 
 
 def _end_output() -> None:
-    """What is left in a buffer cannot be written either."""
+    """stdout has failed: drop what is left in its buffer."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

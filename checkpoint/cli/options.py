@@ -18,7 +18,7 @@ Verb = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user has said of a session (`session_options`); times in seconds, None: no limit."""
+    """The user's options of a session (`session_options`); times in seconds, None: no limit."""
 
     directory: Path | None
     every: float
@@ -40,8 +40,8 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
     """The options of a session, which a verb gets as one argument, `options`.
 
     Args:
-        output: the help of --output, which may be `required`.
-        engines: to choose from; `engine` is the default, `document` describes them.
+        output: the help of --output; `required`: the user has to give it.
+        engines: the choices; `engine` is the default, `document` describes them.
         max_dirty: the help of --max-dirty.
     """
     every_option = [

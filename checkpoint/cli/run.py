@@ -27,9 +27,9 @@ from uffdtrack.errors import InvalidInputError, TargetGoneError
 def command(argv: tuple[str, ...], children: bool, options: Options, max_stop: float) -> int:
     """Start COMMAND and checkpoint it, as `checkpoint` does.
 
-    Needs no privilege. Where the command ends within the session, its exit status is ours (128 + the signal's
-    number, where one has ended it). When the session ends before the command, the command runs on. So it is
-    started in a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the
+    Needs no privilege. If the command ends within the session, we return its exit status (128 + the signal's
+    number, if a signal ended it). If the session ends before the command, the command runs on. So it has
+    a session of its own, which the terminal's Ctrl-C does not reach, and reads nothing from the
     terminal.
     """
     lifeline = become_worker(options.engine, options.max_dirty, max_stop)
@@ -50,10 +50,10 @@ def command(argv: tuple[str, ...], children: bool, options: Options, max_stop: f
 
 
 def start(argv: tuple[str, ...]) -> Kept:
-    """The command.
+    """Start the command.
 
     Two readers of one terminal take each other's lines, and the shell is the second one when we have
-    ended. With a pipe or a file as our input, the command gets that.
+    ended. If our input is a pipe or a file, the command gets that.
 
     Raises:
         InvalidInputError: there is no such program.
@@ -65,7 +65,7 @@ def start(argv: tuple[str, ...]) -> Kept:
 
 
 def result(name: str, status: int | None) -> int:
-    """The exit status that says how a command has ended, as a shell has it."""
+    """The exit status of a command that has ended, as a shell reports it."""
     if status is None:
         return 0
     if status < 0:

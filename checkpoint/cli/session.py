@@ -1,4 +1,4 @@
-"""How `checkpoint` and `run` hold a session of one process."""
+"""The session of one process, for `checkpoint` and `run`."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ process_options = session_options(
     "Take an epoch as soon as so many pages are dirty, too.",
 )
 Target = int | Callable[[], int]
-"""A pid, or what starts the process, called when the directory is ours."""
+"""A pid, or a function that starts the process; we call it when we have locked the directory."""
 
 
 def raise_limit() -> None:
-    """Engine ring takes two descriptors a thread. A command that is started later would inherit this."""
+    """Allow more open files: ring takes two descriptors a thread. A command started later inherits this."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
-    """With "scan" where "ring" cannot follow each thread."""
+    """Attach, with "scan" if "ring" cannot follow each thread."""
     raise_limit()
     target = ProcessTarget(pid, engine, max_dirty)
     lacking = target.space.short_of
@@ -59,7 +59,7 @@ def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
 
 
 def check_first(process: Target) -> None:
-    """Refuse what can be refused before the directory is touched.
+    """Refuse a target before we touch the directory, if we can tell.
 
     Raises:
         TargetRefusedError, TargetGoneError, PermissionDeniedError: as `check_living_target`.
@@ -71,7 +71,7 @@ def check_first(process: Target) -> None:
 
 
 def begin(process: Target) -> int:
-    """The pid of a process that can be followed, which is started now if it is to be."""
+    """The pid of a process that can be followed; starts a command now."""
     pid = process if isinstance(process, int) else process()
     check_living_target(pid)
     return pid

@@ -1,4 +1,4 @@
-"""How `checkpoint --children` and `run --children` hold a session of a whole tree of processes."""
+"""The session of a whole tree of processes, for `checkpoint --children` and `run --children`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on a tree, with its output; returns whether all its processes have ended.
 
     Args:
-        process: the first. Where it is started here, orphans of the tree become children of ours, and so stay
-            in sight.
+        process: the first one. If we start it, orphans of the tree become children of ours, and so we
+            keep finding them.
     """
     traits = choose_for_process(options.engine, probe(), options.max_dirty)
     directory = options.directory

@@ -36,7 +36,7 @@ from uffdtrack import PAGE, GuestRam, UffdTracker, parse_size
 from uffdtrack.errors import InvalidInputError
 
 PERIOD = 0.05
-"""Seconds between two looks at the serial port, where nothing else happens."""
+"""Seconds between two looks at the serial port, if nothing else happens."""
 
 
 @click.group("vm")
@@ -96,7 +96,7 @@ def resume(place: tuple[Path, int | None], options: Options) -> None:
 
 
 def run_vm(vm: Vm, guest: str, options: Options) -> None:
-    """Run a VM that is paused, to its end, and take its epochs where a directory is given."""
+    """Run a paused VM to its end, and take its epochs if there is a directory."""
     if options.directory is None and (options.count or options.max_dirty or options.force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
     with ExitStack() as stack:
@@ -135,10 +135,10 @@ def watch(
     seconds: float | None,
     as_json: bool,
 ) -> bool:
-    """Show what the guest prints for some seconds, or until its dirty pages are full.
+    """Show what the guest prints for some seconds, or until its dirty pages reach the limit.
 
     Returns:
-        It is to end: interrupted, or the guest has done all that it was to do.
+        Whether the session has to end: it was interrupted, or the guest has ended.
     """
     end = None if seconds is None else time.monotonic() + seconds
     while True:
@@ -162,7 +162,7 @@ def watch(
 
 
 def show_serial(vm: Vm, as_json: bool) -> None:
-    """On stdout, or, where that is JSON, on stderr."""
+    """Print it to stdout, or, if that is for JSON, to stderr."""
     out = sys.stderr if as_json else sys.stdout
     with report.writing():
         out.write(vm.serial().decode("ascii", "replace"))

@@ -1,4 +1,4 @@
-"""What a session waits for between two epochs: time, signals, ends, limits."""
+"""A session's waits between two epochs: for time, signals, ends and limits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from checkpoint.tree_session import TreeSession
 
 LOOK = 0.25
 LOOK_FOR = 5.0
-"""Seconds between two looks for a child that does the work, and how long no epoch is needed to look."""
+"""Seconds between two looks for a child that does the work; the time without an epoch before we look."""
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def poll_fds(seconds: float, *fds: int) -> set[int]:
-    """Those that are readable, once one is or the time is over; negative numbers are passed over."""
+    """Wait until one is readable or the time is over; returns those that are. Ignores negative numbers."""
     poll = select.poll()
     for fd in fds:
         if fd >= 0:
@@ -31,15 +31,15 @@ def poll_fds(seconds: float, *fds: int) -> set[int]:
 
 
 class Interrupt:
-    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; what runs is finished first.
+    """Turns SIGINT, SIGTERM and SIGHUP into the end of a wait; current work is finished first.
 
-    After it they are ignored: a terminal sends one to us and one to the process that waits for us, which
-    passes it on, and the second must not cut off what the first has ended in order.
+    After the block we ignore them: a terminal sends one to us and one to the process that waits for us, which
+    passes it on; the second must not interrupt the orderly end that the first has begun.
     """
 
     def __init__(self, lifeline: int = -1) -> None:
         """Args:
-        lifeline: readable when the process that waits for us has died, which is an end, too; -1: none does.
+        lifeline: readable when the process that waits for us has died, which ends a wait, too; -1: none.
         """
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ends = self._reader, lifeline
@@ -59,12 +59,12 @@ class Interrupt:
         os.close(self._writer)
 
     def seen(self) -> bool:
-        """Interrupted."""
+        """Whether we were interrupted."""
         return bool(poll_fds(0, *self._ends))
 
 
 class Watch(Interrupt):
-    """The same, and the end of the process."""
+    """The same, and it ends a wait when the process ends."""
 
     def __init__(self, target: ProcessTarget, lifeline: int) -> None:
         super().__init__(lifeline)
@@ -77,7 +77,7 @@ class Watch(Interrupt):
 
 
 class TreeWatch(Interrupt):
-    """The same of a tree, and the end of all its processes."""
+    """The same for a tree: it ends a wait when all processes have ended."""
 
     def __init__(self, lifeline: int) -> None:
         super().__init__(lifeline)
@@ -102,7 +102,7 @@ class TreeWatch(Interrupt):
 
 
 class ChildWatch:
-    """Waits as another one does, and says once that a child, which is in no epoch, does the work."""
+    """Waits like another wait, and says once if a child, which is in no epoch, does the work."""
 
     def __init__(self, pid: int, name: str, wait: Callable[[float], bool]) -> None:
         self._delegation = Delegation(pid)

@@ -1,4 +1,4 @@
-"""The process that holds a session, and the one that waits for it."""
+"""The process that runs a session, and the one that waits for it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from uffdtrack import (
 
 
 def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
-    """Where the engine works on this host, go on in a child; our own process only waits for it.
+    """If the engine works on this host, go on in a child; our own process only waits for it.
 
-    Whoever kills the process that was started kills the one that waits. The one that stops the target
-    and mends what the stop did to its system calls sees that, finishes the epoch and ends.
+    A kill of the process that the user started hits the one that waits. The worker, which stops the target
+    and mends its system calls, sees that, finishes the epoch and ends.
 
     Returns:
         A file descriptor that becomes readable when the waiting process has died.
 
     Raises:
-        InvalidInputError: the engine cannot do what is asked for.
+        InvalidInputError: the engine cannot meet the request.
         UnsupportedError: it does not work here.
     """
     choose_for_process(engine, probe(), max_dirty)
