@@ -1,9 +1,9 @@
 """Live migration of a VM to another process of this machine: pre-copy over any tracker.
 
-Round 0 sends all of the RAM while the guest runs, each further round what was written meanwhile. When what is
-left fits into the downtime that was asked for, the guest stands, and the rest and the vCPUs go. A guest that
-dirties faster than the link carries never gets there; with a threshold it is paused until the round is over,
-and no round has more than that left (Lei Cao, KVM Forum 2016).
+Round 0 sends all of the RAM while the guest runs, each further round what was written meanwhile. When the
+rest fits into the requested downtime, the guest stands, and we send the rest and the vCPUs. If the guest
+dirties pages faster than the link carries them, that never happens; with a threshold the guest is paused
+until the round is over, and no round leaves more than that (Lei Cao, KVM Forum 2016).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from uffdtrack.runs import expand
 _HEAD = struct.Struct("<cQ")
 _HELLO, _PAGES, _STATE, _ABORT = b"h", b"p", b"s", b"a"
 _CHUNK = 256
-"""Pages of a message."""
+"""How many pages a message has."""
 _ZEROS = np.zeros((_CHUNK, PAGE), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationRow(Row):
-    """One round: `sent` and `left` in bytes. `downtime_us` is of the last one."""
+    """One round: `sent` and `left` in bytes. Only the last one has `downtime_us`."""
 
     schema: ClassVar[str] = "uffdtrack/migration/1"
 
@@ -53,10 +53,10 @@ class MigrationError(TargetError):
 
 
 class Link:
-    """A stream socket that carries so many bytes a second at most.
+    """A stream socket with a limited rate.
 
     Args:
-        rate: None: as fast as it goes.
+        rate: the most bytes a second; None: as fast as it goes.
     """
 
     def __init__(self, connection: socket.socket, rate: float | None = None) -> None:
@@ -89,13 +89,13 @@ class Link:
 
 
 class _Far:
-    """The other end of a link, as what takes a guest's memory."""
+    """The other end of a link, as a sink of a guest's memory."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
 
     def void(self, ranges: Runs) -> None:
-        """A VM keeps its memory: there is none."""
+        """Does nothing: a VM's memory is never void."""
 
     def add(self, data: Runs, zero: Runs, contents: memoryview) -> None:
         full = np.frombuffer(contents, np.uint8).reshape(-1, PAGE)
@@ -117,9 +117,9 @@ def migrate(
     """Move a running guest; afterwards it stands here, for ever.
 
     Args:
-        tracker: active. With `max_dirty_pages` the guest is paused at so many until a round is over.
-        downtime: seconds in which it may stand at the end; with `link.rate` that says how much may be left.
-        max_rounds: after which it has not converged.
+        tracker: an active one. With `max_dirty_pages` the guest is paused at so many until a round is over.
+        downtime: how many seconds it may stand at the end; with `link.rate` this limits what may be left.
+        max_rounds: we give up after so many.
         emit: gets each row when its round is over.
 
     Returns:
@@ -167,7 +167,7 @@ def _not_converged(rounds: int, left: int, downtime: float) -> MigrationError:
 
 
 def _finish(source: VmTarget, link: Link, number: int) -> MigrationRow:
-    """The guest stands: the rest goes, and its vCPUs."""
+    """The guest stands: send the rest, and its vCPUs."""
     started = time.perf_counter()
     window = source.last_window()
     _Far(link).add(window.data, window.zero, window.contents)
@@ -189,7 +189,7 @@ def receive(link: Link, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
 
     Raises:
         MigrationError: the source gave up.
-        UnsupportedError, ImageError: this host does not take its state; the source goes on.
+        UnsupportedError, ImageError: this host refuses its state; the source goes on.
     """
     _, hello = link.receive()
     about = json.loads(hello)

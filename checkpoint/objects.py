@@ -1,6 +1,6 @@
-"""What a process has in the kernel beside its memory. Pure: text in, facts out.
+"""A process's state in the kernel beside its memory. Pure: text in, facts out.
 
-None of it is rolled back. An epoch holds it so that a rollback can name what differs, or refuse what would
+A rollback restores none of it. An epoch stores it so that a rollback can name what differs, or refuse to
 tear the program.
 """
 
@@ -20,7 +20,7 @@ STATUS = (
 """Fields of /proc/PID/status that system calls of the process change (proc_pid_status(5))."""
 IO_URING = "anon_inode:[io_uring]"
 _RING = ("ino", "SqTail", "SqHead", "CqTail", "CqHead")
-"""Which ring it is, and what has been submitted, taken, completed and collected (io_uring(7))."""
+"""Which ring it is, and the counts of entries submitted, taken, completed and reaped (io_uring(7))."""
 _WATCHES: dict[str, str | tuple[str, ...]] = {
     "anon_inode:[eventpoll]": "tfd:",
     "anon_inode:inotify": "inotify wd:",
@@ -28,7 +28,7 @@ _WATCHES: dict[str, str | tuple[str, ...]] = {
 }
 _SECOND = 10**9
 TOLERANCE_NS = 100_000_000
-"""Two readings of when a timer fires may differ by this: /proc tells the time that is left."""
+"""Two readings of when a timer fires may differ by this: /proc only tells the time that is left."""
 
 
 class Descriptor(NamedTuple):
@@ -36,9 +36,9 @@ class Descriptor(NamedTuple):
 
     Attributes:
         target: what /proc/PID/fd says it is.
-        offset: in the file, -1 for what has no name.
-        flags: of open(2), -1 where not known.
-        facts: what its kind of object says of itself, see docs/image.md.
+        offset: in the file, -1 if it has no name.
+        flags: of open(2), -1 if not known.
+        facts: what the kernel says of this kind of object, see docs/image.md.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Descriptor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of it at one time."""
+    """A process's state in the kernel at one time."""
 
     descriptors: dict[int, Descriptor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Snapshot:
 
 
 def increment(before: Snapshot | None, now: Snapshot) -> dict[str, Any]:
-    """What an epoch stores of `now`, where the epoch that it follows has `before`; None: all of it."""
+    """What an epoch stores of `now`, if the epoch that it follows has `before`; None: all of it."""
     if before is None:
         return {"descriptors": sorted(now.descriptors.values()), "state": now.state}
     if now is before:
@@ -78,7 +78,7 @@ def increment(before: Snapshot | None, now: Snapshot) -> dict[str, Any]:
 
 
 def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
-    """What the last of these epochs has, out of the stored facts of all from a base on."""
+    """The snapshot of the last of these epochs, from the stored facts of all from a base on."""
     descriptors: dict[int, Descriptor] = {}
     state: dict[str, Any] = {}
     for meta in metas:
@@ -102,10 +102,10 @@ def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
 def parse_descriptor(
     number: int, target: str, info: str, clock_ns: int = 0, before: Descriptor | None = None
 ) -> Descriptor:
-    """One descriptor out of its link and its fdinfo (proc_pid_fdinfo(5)), read at `clock_ns`.
+    """One descriptor from its link and its fdinfo (proc_pid_fdinfo(5)), read at `clock_ns`.
 
     Args:
-        before: what it was at an earlier reading, which is returned where it still is.
+        before: what it was at an earlier reading; returned if nothing has changed.
     """
     words = info.split()
     if len(words) == 8 and target not in _WATCHES:  # position, flags, mount and inode: all that most have
@@ -137,7 +137,7 @@ def parse_descriptor(
 
 
 def _timer(fields: dict[str, str], clock_ns: int) -> list[int]:
-    """Clock, expirations not read yet; when it fires (0: it does not), and the interval, in ns."""
+    """Clock, unread expirations; when it fires (0: it does not), and the interval, in ns."""
 
     def pair(name: str) -> int:
         seconds, ns = (int(n) for n in re.findall(r"\d+", fields.get(name, "(0, 0)")))
@@ -162,7 +162,7 @@ def same_timer(a: list[int], b: list[int]) -> bool:
 
 
 def _watches(lines: list[str]) -> list[Any]:
-    """How many there are, and a digest of what they are: without the offsets of watched files."""
+    """How many watches there are, and a digest of them without the offsets of files."""
     text = "\n".join(sorted(re.sub(r" pos:\S+", "", line) for line in lines))
     return [len(lines), hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()]
 
@@ -186,7 +186,7 @@ def parse_limits(text: str) -> dict[str, str]:
 
 
 def parse_stat(text: str) -> list[Any]:
-    """Of a thread (proc_pid_stat(5)): name, nice value, real-time priority, policy, pending signals."""
+    """A thread's name, nice value, real-time priority, policy and pending signals (proc_pid_stat(5))."""
     name = text[text.index("(") + 1 : text.rindex(")")]
     fields = text[text.rindex(")") + 2 :].split()
     return [name, int(fields[16]), int(fields[37]), int(fields[38]), int(fields[28])]
@@ -215,10 +215,10 @@ def parse_queues(text: str, pid: int) -> dict[str, str]:
 
 
 def parse_aio_ring(head: bytes) -> list[int]:
-    """Head and tail of the ring of an aio context: the first bytes of its mapping (fs/aio.c).
+    """Head and tail of the ring of an aio context, from the first bytes of its mapping (fs/aio.c).
 
     Raises:
-        ValueError: that is no such ring.
+        ValueError: it is no such ring.
     """
     _, _, first, end, magic = struct.unpack_from("<5I", head)
     if magic != 0xA10A10A1:

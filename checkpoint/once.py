@@ -1,4 +1,4 @@
-"""What is worked out of the mappings, which most epochs have in common with the one before."""
+"""Reuse results that depend on the mappings alone: most epochs have the same mappings as the one before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Once(Generic[T]):
-    """A function of the mappings, called again only for another list of them than the last time."""
+    """A function of the mappings that is called again only if their list has changed."""
 
     def __init__(self, function: Callable[[list[Region]], T]) -> None:
         self._function = function

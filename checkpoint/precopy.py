@@ -12,22 +12,22 @@ from checkpoint.source import Source
 from uffdtrack.runs import chunks, no_runs
 
 CHUNK = 32 << 20
-"""Bytes that are copied at a time."""
+"""How many bytes we copy at a time."""
 
 
 class SessionInterrupted(Exception):  # noqa: N818 - it is no error
-    """The user has asked for the end while memory was copied."""
+    """The user has interrupted the session while memory was copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round, when it is over.
+    """A round that is over.
 
     Attributes:
-        number: 0: nothing was sent yet. 1: all was.
-        sent: bytes that have gone to the sink in it.
-        left: bytes that were written meanwhile, or, before the first, all.
-        seconds: that it took.
+        number: 0: nothing was sent yet. 1: everything was sent once.
+        sent: bytes that the round sent to the sink.
+        left: bytes that were written meanwhile; before the first round, all.
+        seconds: how long it took.
     """
 
     number: int
@@ -44,13 +44,13 @@ def precopy(
 ) -> None:
     """Copy all memory of a source, then what was written meanwhile, until little is left.
 
-    What is left then comes with the next window of the source.
+    The next window of the source has the rest.
 
     Args:
         enough: whether the rest is little, or will not become less.
 
     Raises:
-        SessionInterrupted: `interrupted` has said so.
+        SessionInterrupted: `interrupted` has returned True.
     """
     sent, runs = 0, no_runs()
     for number in itertools.count():

@@ -1,4 +1,4 @@
-"""How results are shown: sizes and times for people, tables, JSON lines."""
+"""Show results: sizes and times for people, tables, JSON lines."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def writing() -> Iterator[None]:
 
 
 def emit(text: str = "") -> None:
-    """A line on stdout."""
+    """Print a line to stdout."""
     with writing():
         click.echo(text)
 
 
 def emit_json(row: Row | Mapping[str, object]) -> None:
-    """One object, one line."""
+    """Print one object as one line."""
     emit(json.dumps(row.to_json() if isinstance(row, Row) else row))
 
 
@@ -59,7 +59,7 @@ class _Console(Console):
 
 
 def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 0) -> None:
-    """A table on stdout; the first `left` columns are text, the others numbers."""
+    """Print a table to stdout; the first `left` columns are text, the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
@@ -108,7 +108,7 @@ def pause_summary(rows: Sequence[EpochRow | TreeRow]) -> str:
 
 
 def missed(rows: Sequence[EpochRow | TreeRow]) -> str:
-    """Intervals in which no epoch began since the one before was not done, and what it took so long for."""
+    """Text about missed intervals, in which the last epoch was not done yet, and about what took so long."""
     late = sum(row.late for row in rows)
     slow = [before for before, row in itertools.pairwise(rows) if row.late]
     if not slow:

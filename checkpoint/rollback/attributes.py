@@ -1,4 +1,4 @@
-"""What a mapping has beside its protection: advice, locks, protection keys (proc_pid_smaps(5), VmFlags)."""
+"""A mapping's attributes beside protection: advice, locks, protection keys (proc_pid_smaps(5), VmFlags)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ADVICE = {"wf": (18, 19), "dc": (10, 11), "dd": (16, 17), "mg": (12, 13)}
 _READING = {"rr": 1, "sr": 2}
 _HUGE = {"hg": 14, "nh": 15}
 _FIXED = frozenset({"gd", "ht", "ss", "dp", "mt", "sl"})
-"""Given to a mapping when it is made, or never taken back."""
+"""Attributes that a mapping gets when it is made, or never loses."""
 _PAGES = re.compile(rb"\nKernelPageSize: +(\d+) kB")
 _KEY = re.compile(rb"\nProtectionKey: +([1-9]\d*)")
 
@@ -35,7 +35,7 @@ Step = tuple[int, list[int]]
 
 
 class Attributes:
-    """Ranges of addresses with attributes. What is in no range has none."""
+    """Ranges of addresses with attributes. An address that is in no range has none."""
 
     def __init__(self, ranges: list[tuple[int, int, Flags]]) -> None:
         self.ranges = ranges
@@ -43,7 +43,7 @@ class Attributes:
 
     @classmethod
     def read(cls, pid: int) -> Attributes:
-        """Those of a process, as they are now.
+        """Read the attributes that a process has now.
 
         Raises:
             TargetGoneError: it has ended.
@@ -77,7 +77,7 @@ def _codes(flags: bytes) -> Flags:
 
 
 def _parse(text: bytes) -> list[tuple[int, int, Flags]]:
-    """VmFlags is the last line of a mapping, so that what stands before it is the rest."""
+    """VmFlags is the last line of a mapping: all lines before it belong to the same one."""
     found: list[tuple[int, int, Flags]] = []
     part = b""
     for n, after in enumerate(text.split(b"\nVmFlags:")):
@@ -111,7 +111,7 @@ class Recorder:
         self._regions: set[tuple[int, int, str]] = set()
 
     def facts(self, regions: list[Region]) -> dict[str, Any]:
-        """What an image says: attributes, and the mappings that were not there when they were read."""
+        """What an image says: attributes, and mappings that are newer than the reading."""
         present = {(r.start, r.end, r.permissions) for r in regions}
         if self.budget.is_due():
             with self.budget.spending():
@@ -122,7 +122,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The attributes that an image holds; of an image without any, nothing is known."""
+    """The attributes that an image has; an image without any does not know them."""
 
     attributes: Attributes
     unknown: Attributes
@@ -136,7 +136,7 @@ class Recorded:
         )
 
     def at(self, address: int) -> Flags | None:
-        """None: not known."""
+        """The attributes of a range; None: not known."""
         return None if self.unknown.at(address) else self.attributes.at(address)
 
     def cuts(self) -> set[int]:
@@ -146,7 +146,7 @@ class Recorded:
 
 
 def must_be_made_anew(has: Flags, wanted: Flags) -> bool:
-    """Whether no system call turns a mapping with some attributes into one with others."""
+    """Whether no system call changes a mapping's attributes from one set to the other."""
     return any(f in _FIXED or f.startswith("page:") for f in has ^ wanted)
 
 
@@ -156,7 +156,7 @@ def keeps_advice(has: Flags, wanted: Flags) -> bool:
 
 
 def steps(start: int, size: int, access: int, has: Flags, wanted: Flags) -> list[tuple[Step, Step | None]]:
-    """The calls that turn the one into the other, each with the one that takes it back, if there is any.
+    """The calls that turn one set into the other, each with the call that undoes it, if there is one.
 
     Args:
         access: PROT_ bits of the mapping.
@@ -197,7 +197,7 @@ def _key(flags: Flags) -> int:
 
 
 def mmap_flags(wanted: Flags | None) -> int:
-    """Flags of mmap(2) by which an anonymous mapping gets what it can only get there."""
+    """Flags of mmap(2) for the attributes that an anonymous mapping can get only when it is made."""
     if wanted is None:
         return 0x4002  # MAP_NORESERVE | MAP_PRIVATE
     flags = 8 if "dp" in wanted else 2  # MAP_DROPPABLE, Linux 6.11
@@ -209,13 +209,13 @@ def mmap_flags(wanted: Flags | None) -> int:
 
 
 def given_by_mmap(wanted: Flags) -> Flags:
-    """The attributes that a mapping has which was just made with `mmap_flags`."""
+    """The attributes of a mapping that was just made with `mmap_flags`."""
     given = {f for f in wanted if f in _FIXED or f == "nr" or f.startswith("page:")}
     return frozenset(given | ({"wf", "dd"} if "dp" in wanted else set()))
 
 
 def given_to_all(has: Attributes, wanted: Flags) -> list[Flags]:
-    """What a new mapping may have got unasked, of mlockall(2) and PR_SET_MEMORY_MERGE, and is not to have."""
+    """Attributes that mlockall(2) or PR_SET_MEMORY_MERGE may give a new mapping, and it must not have."""
     found = frozenset[str]().union(*(flags for _, _, flags in has.ranges))
     return [frozenset({f}) for f in ("lo", "mg") if f in found and f not in wanted]
 

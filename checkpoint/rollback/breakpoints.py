@@ -1,8 +1,8 @@
-"""What uprobes have put into the code of a process: it is no part of the program, nor of an epoch.
+"""Breakpoints of uprobes in the code of a process: they are no part of the program, nor of an epoch.
 
 A probe replaces the first byte of an instruction, in a private copy of the page, and the kernel keeps its own
-account of that. Putting such a byte back, or taking it away, would leave the process with a trap that nobody
-answers, or the probe without its hits.
+account of that. If we put such a byte back, or took it away, the process would have a breakpoint that the
+kernel does not know, or the probe would miss its hits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _RSP = slice(152, 160)  # of struct user_regs_struct
 _SEARCHED = 256  # pages of a stack at a time
 
 Contents = npt.NDArray[np.uint8]
-"""Pages one behind the other, shape (n, 4096)."""
+"""Pages back to back, shape (n, 4096)."""
 
 
 def uprobes(now: Contents, then: Contents, files: Contents) -> npt.NDArray[np.bool_]:
-    """Which bytes differ between two moments only since a uprobe has come or gone.
+    """A mask of the bytes that differ between two moments only because a uprobe has come or gone.
 
     Args:
         files: the same pages as their file has them.
@@ -52,7 +52,7 @@ def uprobes(now: Contents, then: Contents, files: Contents) -> npt.NDArray[np.bo
 
 
 class Programs:
-    """The files that the code of a process is from, opened before it is stopped."""
+    """The files of a process's code, opened before it is stopped."""
 
     def __init__(self, pid: int, changes: list[Change]) -> None:
         self._pid = pid
@@ -66,7 +66,7 @@ class Programs:
                 self._files[key] = self._open(region)
 
     def _open(self, region: Region) -> int:
-        """The file behind a mapping, whatever has its name now; -1: it cannot be opened."""
+        """The file behind a mapping, whatever file has its name now; -1: we cannot open it."""
         task = task_directory(self._pid)
         for path in (
             task.parent.parent / "map_files" / f"{region.start:x}-{region.end:x}",
@@ -83,7 +83,7 @@ class Programs:
         return -1
 
     def read(self, pages: Pages, where: Stretches) -> Contents:
-        """Pages as their files have them; what cannot be read looks like no code."""
+        """Pages as their files have them; a page that we cannot read does not look like code."""
         out = np.zeros((len(pages), PAGE), np.uint8)
         rows = where.rows(pages).tolist()
         for i, (page, row) in enumerate(zip(pages.tolist(), rows, strict=True)):
@@ -98,7 +98,7 @@ class Programs:
 
 
 def check_return_probes(view: View) -> None:
-    """A function under a uretprobe returns to the kernel's own mapping, whose account is of now.
+    """Refuse uretprobes: such a function returns to the kernel's own mapping, whose account is of now.
 
     Raises:
         RollbackRefusedError: a thread is in such a function at the epoch.

@@ -1,4 +1,4 @@
-"""Putting the contents of a stopped process's memory back, page by page, and taking that back."""
+"""Put the contents of a stopped process's memory back, page by page, and undo that."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _MANY = 1 << 12  # from which on it pays to ask how they may be read
 
 
 class Memory:
-    """The contents of one stopped process against those of a view.
+    """The contents of one stopped process, compared with those of a view.
 
     Attributes:
-        warnings: what is not as it was, in words.
+        warnings: text about what is not as it was.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Memory:
         self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
     def plan(self, where: Stretches) -> Plan:
-        """Compare what is mapped now, and was mapped then.
+        """Compare memory that is mapped now and was mapped then.
 
         Raises:
             RollbackRefusedError: a page has to get contents and cannot.
@@ -98,7 +98,7 @@ class Memory:
         return plan
 
     def _keep_breakpoints(self, plan: Plan, where: Stretches) -> None:
-        """What uprobes have put into code is the kernel's, which knows where it has: it is left as it is."""
+        """Leave the breakpoints of uprobes in code as they are: the kernel keeps its account of them."""
         found = Plan()
         for pages, held in plan.write:
             code = where.code[where.rows(pages)]
@@ -120,7 +120,7 @@ class Memory:
     def _by_uprobes(
         self, pages: Pages, now: Contents, then: Contents | None, where: Stretches
     ) -> tuple[npt.NDArray[np.bool_], tuple[Pages, Contents, Contents]]:
-        """Which pages of code are to be what they were, and those that are to be something between."""
+        """The pages of code that get their contents of then, and those that get something between."""
         files = self.programs.read(pages, where) if then is None else then
         then = self.image.read(pages) if then is None else then
         wanted = np.where(uprobes(now, then, files), now, then)
@@ -129,7 +129,7 @@ class Memory:
         return plain, (pages[between], now[between], wanted[between])
 
     def _extra(self, where: Stretches) -> Pages:
-        """Pages that exist and are not in the image; of private file mappings, those of their own."""
+        """Pages that exist and that the image lacks; in private file mappings, only their own pages."""
         with open(f"{self.task}/pagemap", "rb") as pagemap:
             found, own = existing(pagemap.fileno(), int(where.ranges[0, 0]), int(where.ranges[-1, 1]))
         runs = merge_runs(
@@ -140,7 +140,7 @@ class Memory:
         return expand(runs)
 
     def write(self, plan: Plan) -> None:
-        """Raises: TargetError, ImageError: it has failed in the middle; `restore` takes it back."""
+        """Write the plan's pages. Raises: TargetError, ImageError: it failed half-way; call `restore`."""
         for pages, _ in plan.write:
             for part in batches(pages, _CHUNK):
                 self.check_time()
@@ -149,7 +149,7 @@ class Memory:
             self._write(pages, contents)
 
     def drop(self, plan: Plan, injector: Injector) -> None:
-        """Raises: TargetError: as of `write`."""
+        """Drop the plan's surplus pages. Raises: TargetError: as `write`."""
         for pages, _, anonymous in plan.drop:
             for start, end in to_runs(pages).tolist():
                 try:
@@ -164,7 +164,7 @@ class Memory:
                     self._write(part, np.zeros((len(part), PAGE), np.uint8))
 
     def restore(self, plan: Plan) -> bool:
-        """Give the pages of a plan what they held when it was made; returns whether all of them do."""
+        """Give the pages of a plan their contents of when it was made; returns whether that worked."""
         whole = True
         for pages, held in (*plan.write, *((pages, held) for pages, held, _ in (*plan.exact, *plan.drop))):
             differs = (self._read(pages)[0] != held).any(axis=1)
@@ -175,12 +175,12 @@ class Memory:
         return whole
 
     def settle(self, plan: Plan, where: Stretches, touched: Pages) -> None:
-        """Put right what may have been written since the plan was made.
+        """Correct pages that may have been written since the plan was made.
 
         Args:
             touched: pages in which the kernel has written for threads that have run (rseq(2)).
 
-        Raises: TargetError, ImageError: the word could not be put right.
+        Raises: TargetError, ImageError: we could not correct a page.
         """
         again = Plan()
         rows = where.rows(touched)
@@ -198,7 +198,7 @@ class Memory:
             self.warnings.append(text)
 
     def _differing(self, pages: Pages, places: Places) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which pages do not hold what they held, and which of all can be read."""
+        """Which pages have other contents than in the files, and which of all can be read."""
         flags = np.zeros(len(pages), np.uint8)
         for part in slices(len(pages), _COMPARED):
             self.check_time()
@@ -232,8 +232,8 @@ class Memory:
             plan.write.append((pages, read_places(own.astype(np.int64))))
 
     def _read(self, pages: Pages) -> tuple[Contents, npt.NDArray[np.bool_]]:
-        """The contents of pages, and which of them could be read. The others count as zeros, as they
-        are stored: they have no contents."""
+        """The contents of pages, and which of them we could read. The others have no contents; they count as
+        zeros, as they are stored."""
         out = np.zeros((len(pages), PAGE), np.uint8)
         readable = np.ones(len(pages), bool)
 
@@ -265,7 +265,7 @@ class Memory:
 
     @staticmethod
     def _each(pages: Pages, contents: Contents, transfer: Callable[[int, memoryview, int], int]) -> list[int]:
-        """Move runs of pages as far as `transfer` gets at once; returns the rows where it got nowhere."""
+        """Move runs of pages, as far as `transfer` gets at once; returns the rows where it got nowhere."""
         stuck = []
         first = 0
         for start, end in to_runs(pages).tolist():

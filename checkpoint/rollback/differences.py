@@ -1,7 +1,7 @@
-"""What of a process's state in the kernel is not as it was at an epoch, in words. Pure.
+"""Text about how a process's state in the kernel differs from that at an epoch. Pure.
 
-`torn` are objects that go on with memory of the process, or hold half of what the other half in memory must
-agree with: a rollback of the memory alone tears the program. `differences` is what it may bear.
+`torn` names objects that go on with memory of the process, or have one half of something whose other half is
+in memory: a rollback of the memory alone tears the program. `differences` names what the program may bear.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from checkpoint.objects import Descriptor, Snapshot, same_timer
 from checkpoint.rollback.torn import SHOWN, describe_descriptor, listed
 
 OLD = 0.5
-"""Seconds between a reading and its epoch that are worth a word."""
+"""If so many seconds lie between a reading and its epoch, we say so."""
 
 _QUIET_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm")
 
@@ -41,7 +41,7 @@ def _many(descriptors: list[Descriptor]) -> str:
 
 
 def differences(then: Snapshot, now: Snapshot, taken_ns: int = 0) -> list[str]:
-    """What else is not as it was, one line for each kind.
+    """One line for each other kind of state that is not as it was.
 
     Args:
         taken_ns: when the epoch was taken; `then` may have been read some time before.
@@ -121,7 +121,7 @@ def _objects(same: list[tuple[Descriptor, Descriptor]]) -> list[str]:
 
 
 def _traffic(same: list[tuple[Descriptor, Descriptor]], then: Snapshot, now: Snapshot) -> list[str]:
-    """Pipes and sockets: what went through one leaves no trace in it.
+    """Pipes and sockets: data that went through one leave no trace in it.
 
     The process's own counts of bytes show that something went through something. Calls of sockets alone
     (recv(2), send(2)) are in no count.

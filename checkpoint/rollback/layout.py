@@ -1,4 +1,4 @@
-"""The mappings of a process beside those of an epoch: what is there and what was, stretch by stretch."""
+"""Compare the mappings of a process with those of an epoch, stretch by stretch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SMAPS_SECONDS = 0.02
 
 @dataclass(slots=True)
 class Change:
-    """One stretch of addresses: what is there and what was.
+    """One stretch of addresses, with its mapping of now and that of then.
 
     Attributes:
-        kept: there is what was there, maybe with other contents, protection or attributes.
+        kept: the mapping is the same, maybe with other contents, protection or attributes.
         has, had: the attributes of now and then; None: not known.
     """
 
@@ -51,7 +51,7 @@ class Change:
 
     @property
     def same(self) -> bool:
-        """Whether nothing but contents can differ."""
+        """Whether only contents can differ."""
         return bool(
             self.kept
             and self.now
@@ -68,7 +68,7 @@ def protection(region: Region) -> int:
 
 
 def same_object(a: Region, b: Region) -> bool:
-    """Whether two mappings of one address show the same memory or the same place of the same file."""
+    """Whether two mappings of one address map the same memory or the same place of the same file."""
     if a == b:
         return True
     if a.shared != b.shared or a.anonymous != b.anonymous:
@@ -117,15 +117,15 @@ def heap_end(regions: list[Region]) -> int:
 class Layout:
     """The mappings of a process at one moment, beside those of an epoch.
 
-    Most of them are usually those of a moment ago, so a layout that was made while the process ran makes
-    the next one cheap, which is made while it stands.
+    Most mappings do not change from one moment to the next, so a layout that we make while the process runs
+    makes the next one, while it stands, cheap.
 
     Attributes:
-        regions: what is mapped.
+        regions: its mappings.
         changes: all stretches.
         differ: those of `changes` that are not as they were.
-        has: the attributes of what is mapped. They are read again with the mappings if that is quick; else
-            what is set in the moment before the process stands is not seen.
+        has: the attributes of its mappings. We read them again with the mappings if that is quick; else
+            we miss what is set in the moment before the process stands.
     """
 
     def __init__(self, pid: int, epoch: EpochFile, before: Layout | None = None) -> None:
@@ -148,11 +148,11 @@ class Layout:
 
 
 class Stretches:
-    """Stretches whose contents are compared, with what decides how, one row for each."""
+    """Stretches whose contents we compare, one row for each, with the columns that decide how."""
 
     def __init__(self, changes: list[Change]) -> None:
         """Args:
-        changes: sorted; their `then` is what they are or will be.
+        changes: sorted; their `then` is the mapping that they have or will have.
         """
         self.changes = [c for c in changes if c.then and c.then.stored]
         regions = [c.then for c in self.changes if c.then]

@@ -1,4 +1,4 @@
-"""Making, moving and protecting mappings of a stopped process, by calls that can be taken back."""
+"""Make, move and protect mappings of a stopped process, by calls that can be undone."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Names = list[tuple[int, int, str]]
 
 
 class Maker:
-    """Does one thing after the other, in one thread's name.
+    """Makes one call after the other, in one thread's name.
 
     Args:
-        steps: gets what was done, and what is to be done at the end.
-        warnings: gets what is not as it was, in words.
+        steps: gets the calls that were made, and those that are due at the end.
+        warnings: gets text about what is not as it was.
 
     Attributes:
-        names: what gets a name at the end.
+        names: the mappings that get a name at the end.
         changed: how many mappings were made, replaced or protected.
     """
 
@@ -49,8 +49,8 @@ class Maker:
         self.changed = 0
 
     def forbid(self, change: Change, now: Region) -> None:
-        """Protect what goes: that is refused for what munmap(2) would be refused for, a seal (mseal(2))
-        or too many mappings once it is cut off from its neighbours."""
+        """Make a mapping that goes inaccessible: the kernel refuses that if it would refuse munmap(2), for a
+        seal (mseal(2)) or too many mappings once it is cut off from its neighbours."""
         arguments = [change.start, change.size]
         what = f"remove the mapping at {change.start:#x}"
         undo = (MPROTECT, [*arguments, protection(now)], "give access back")
@@ -76,7 +76,7 @@ class Maker:
             self._name(change)
 
     def _adjust(self, change: Change, access: int, has: Flags, wanted: Flags) -> None:
-        """Give a mapping the attributes that it had."""
+        """Give a mapping its attributes of then."""
         what = f"give the memory at {change.start:#x} the attributes that it had"
         if keeps_advice(has, wanted):
             self._warnings.append(f"the advice on huge pages for the memory at {change.start:#x} stays")
@@ -87,7 +87,7 @@ class Maker:
                 self._steps.do(self._injector, (*forth, what), (*back, "take attributes back"))
 
     def set_aside(self, change: Change) -> None:
-        """Move what is in the way to a place of its own, from where it can come back."""
+        """Move a mapping that is in the way to a place from which it can come back."""
         size, what = change.size, f"move the mapping at {change.start:#x} aside"
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
         # With room to begin where a huge page may.
@@ -138,7 +138,7 @@ class Maker:
                 self._files.close(self._injector, number)
 
     def _name(self, change: Change) -> None:
-        """A name that prctl(2), PR_SET_VMA_ANON_NAME, gave: "[anon:NAME]" or "[anon_shmem:NAME]" in maps."""
+        """Note the name of PR_SET_VMA_ANON_NAME (prctl(2)): in maps "[anon:NAME]" or "[anon_shmem:NAME]"."""
         name = change.then.name if change.then else ""
         given = name[name.index(":") + 1 : -1] if name.startswith("[anon") else ""
         if given or change.renamed:

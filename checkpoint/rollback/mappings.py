@@ -1,6 +1,6 @@
-"""Putting the mappings of a stopped process back, by system calls in its name.
+"""Put the mappings of a stopped process back, by system calls in its name.
 
-Each step can be taken back until `commit`, and `commit` does only what cannot fail any more.
+Each step can be undone until `commit`, and `commit` does only what can no longer fail.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def start_break(pid: int) -> int:
 
 
 def wiped_in_children(view: View) -> list[str]:
-    """Memory under MADV_WIPEONFORK keeps its contents in the process itself.
+    """A warning that names memory under MADV_WIPEONFORK: the process itself keeps its contents.
 
-    So, other than that of MAP_DROPPABLE, it may not be wiped here, though it mostly is the state of a
-    generator of random numbers.
+    So, unlike MAP_DROPPABLE memory, we may not wipe it, though it mostly is the state of a
+    random number generator.
     """
     places = [
         f"{start:#x}"
@@ -54,16 +54,16 @@ def wiped_in_children(view: View) -> list[str]:
 
 
 class Mappings:
-    """The mappings of one stopped process, on their way to those of a view.
+    """Turns the mappings of one stopped process into those of a view.
 
     Attributes:
-        layout: what is mapped, and what was.
-        warnings: what is not as it was, in words.
+        layout: the mappings of now and then.
+        warnings: text about what is not as it was.
         changed: how many mappings were made, removed, replaced or protected.
     """
 
     def __init__(self, pid: int, view: View) -> None:
-        """What can be asked while the target runs: a file's own system may wait for the target."""
+        """Ask what we can while the target runs: a file's own file system may wait for the target."""
         self.pid = pid
         self.view = view
         self.warnings: list[str] = []
@@ -77,7 +77,7 @@ class Mappings:
         self._steps = Steps(pid)
 
     def stopped(self, tracee: Tracee, memory: int) -> None:
-        """The target stands from now on.
+        """Note that the target stands from now on.
 
         Args:
             memory: its memory, /proc/PID/mem, open for reading and writing.
@@ -89,7 +89,7 @@ class Mappings:
     # -- checks: nothing is changed --------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises: RollbackRefusedError: what is not mapped any more cannot be mapped again."""
+        """Raises: RollbackRefusedError: we cannot map again what is no longer mapped."""
         epoch = self.view.epoch
         fixed = [
             [(r.start, r.end) for r in rs if r.name == "[vdso]"]
@@ -129,7 +129,7 @@ class Mappings:
             )
 
     def _other_program(self) -> bool:
-        """Whether nothing of the epoch's program file is mapped any more."""
+        """Whether the process no longer maps anything of the epoch's program file."""
         exe = self.view.epoch.meta["process"].get("exe")
         then = {(r.device, r.inode) for r in self.view.epoch.regions if exe and r.name == exe}
         return bool(then) and not then & {(r.device, r.inode) for r in self.layout.regions}
@@ -137,7 +137,8 @@ class Mappings:
     def _look_at_code(self) -> None:
         """Under PR_SET_MDWE (Linux 6.3) mprotect(2) cannot give the right to execute, nor give it back.
 
-        There, what has to change it is made anew, and what goes is moved aside instead of protected.
+        There, we make a mapping anew that has to gain or lose it, and move one that goes aside instead of
+        protecting it.
         """
         code = [c for c in self.layout.differ if any("x" in r.permissions for r in (c.now, c.then) if r)]
         if not code:
@@ -164,10 +165,10 @@ class Mappings:
     # -- changes that can be taken back ----------------------------------------------------------
 
     def make(self, injector: Injector) -> None:
-        """Everything that can fail. Memory that goes is not given up yet.
+        """Do everything that can fail. Memory that goes is not given up yet.
 
         Raises:
-            UffdtrackError: a step has failed; the ones before it are for `take_back`.
+            UffdtrackError: a step has failed; `take_back` undoes those before it.
         """
         self.changed = 0
         self._steps = Steps(self.pid)
@@ -208,11 +209,11 @@ class Mappings:
         return bool(self._steps.undo)
 
     def take_back(self, injector: Injector) -> None:
-        """Raises: TargetError: not all of it could be."""
+        """Undo all steps. Raises: TargetError: we could not undo all of them."""
         self._steps.take_back(injector)
 
     def commit(self, injector: Injector) -> None:
-        """Give up what is no more. What fails here all the same is named in `warnings`."""
+        """Give up memory that goes. `warnings` names steps that fail here all the same."""
         self.warnings += self._steps.commit(injector)
         for start, size, name in self._names:
             try:
@@ -221,7 +222,7 @@ class Mappings:
                 self.warnings.append(str(error))
 
     def _move_break(self, injector: Injector) -> tuple[int, int]:
-        """Grow the heap now, or plan that it shrinks; returns the range that it will lose.
+        """Grow the heap now, or let it shrink at the end; returns the range that it will lose.
 
         The heap comes and goes by brk(2) alone: munmap(2) would leave the break where it was, and the
         next sbrk(3) would hand out addresses where nothing is.

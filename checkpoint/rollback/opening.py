@@ -1,4 +1,4 @@
-"""Files that are to be mapped again: those that the target has open, or that can be opened in its name."""
+"""Files for mappings that are made again: the target has them open, or we open them in its name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Files:
 
     Args:
         regions: mappings that may have to be made again.
-        known: what each file was found to be, by its name, when it was checked (`mapped_files`).
+        known: each file's identity, by its name, when it was checked (`mapped_files`).
     """
 
     def __init__(self, pid: int, regions: Iterable[Region], known: dict[str, list[int]]) -> None:
@@ -47,7 +47,7 @@ class Files:
         self._open_files: dict[tuple[int, int], list[tuple[int, int]]] | None = None
 
     def descriptor_of(self, region: Region) -> int | None:
-        """An open file of the target that is the one behind a mapping, and may be mapped as that was."""
+        """A descriptor of the target for the file behind a mapping, with which it may be mapped as it was."""
         if self._open_files is None:
             self._open_files = open_files(self.pid, self._inodes)
         major, minor = (int(part, 16) for part in region.device.split(":"))
@@ -61,10 +61,10 @@ class Files:
         return None
 
     def open(self, injector: Injector, text: Text, region: Region) -> int:
-        """Open a file in the target, by its name there; it has to be the one that was checked.
+        """Open a file in the target, by its name there; it has to be the file that was checked.
 
         Raises:
-            TargetError: it is another one now, or cannot be opened.
+            TargetError: it is another file now, or we cannot open it.
         """
         task = task_directory(self.pid)
         mode = os.O_RDWR if region.shared and "w" in region.permissions else os.O_RDONLY
@@ -92,7 +92,7 @@ class Files:
 
 
 class Text:
-    """Puts a text below the stack pointer of a stopped target for the time of a call that needs it.
+    """Puts a text below the stack pointer of a stopped target while a call needs it.
 
     Args:
         memory: its memory, /proc/PID/mem, open for reading and writing.

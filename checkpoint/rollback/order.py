@@ -1,8 +1,7 @@
 """Put a live process back to an epoch: memory, mappings, registers. Whole, or not at all.
 
-Everything is read, verified and planned before the target changes; a step that fails after that is taken
-back with those before it. The change itself is made by a process of its own, which a kill of the command
-does not reach.
+We read, verify and plan everything before the target changes; if a step fails after that, we undo it and
+those before it. A process of its own makes the change; a kill of the command does not reach it.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class Outcome:
     """What a rollback did.
 
     Attributes:
-        pages: written, since they differed.
-        mappings: made, removed or changed.
-        ended: threads born since the epoch.
-        warnings: what of the process is not as it was.
+        pages: how many it has written, since they differed.
+        mappings: how many it has made, removed or changed.
+        ended: threads born since the epoch, which it has ended.
+        warnings: text about what is not as it was.
     """
 
     epoch: int
@@ -57,11 +56,11 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
     """Put process `pid` back to the epoch of `view`, which the caller has verified.
 
     Args:
-        anyway: also where it tears what the process has in the kernel from its memory (`torn`).
-        max_stop: seconds that the process may stand. What is not done after half of them is taken back.
+        anyway: also if it tears the process's memory from its state in the kernel (`torn`).
+        max_stop: seconds that the process may stand. If half of them are over before the end, all is undone.
 
     Raises:
-        RollbackRefusedError: it cannot be done; nothing was touched.
+        RollbackRefusedError: we cannot do it, and have touched nothing.
         TargetError: it failed on the way; the message says in what state the target is.
     """
     if "vm" in view.epoch.meta:
@@ -74,7 +73,7 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
 
 
 def check_same_process(pid: int, view: View) -> None:
-    """Raises: RollbackRefusedError, TargetError: it is not the process of the epoch, or cannot be handled."""
+    """Raises: RollbackRefusedError, TargetError: it is not the epoch's process, or we cannot handle it."""
     check_target(pid)
     meta = view.epoch.meta["process"]
     now = identify(pid)
@@ -105,13 +104,13 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
 class ProcessRollback:
     """One rollback of a target: `check`, `apply`, and then `commit` or `taken_back`.
 
-    What can be known before the target stops is found out by the constructor.
+    The constructor finds out what it can before the target stops.
     """
 
     def __init__(self, pid: int, view: View, anyway: bool, others: Sequence[tuple[int, int]] = ()) -> None:
         """Args:
         anyway: see `rollback`.
-        others: address ranges that another process shares, through which their contents are put back.
+        others: address ranges that another process shares; the contents are put back through that one.
         """
         self.pid = pid
         self.view = view
@@ -135,10 +134,10 @@ class ProcessRollback:
         self.made = Stretches([c for c in own if not c.kept])
 
     def check(self, tracee: Tracee) -> None:
-        """Plan all that can be planned before anything changes. The target stands.
+        """Make the plan, before anything changes. The target stands.
 
         Raises:
-            RollbackRefusedError: it cannot be done.
+            RollbackRefusedError: we cannot do it.
         """
         self.tracee = tracee
         # Before anything changes, and while it stands: what it does after is no difference.
@@ -173,8 +172,8 @@ class ProcessRollback:
         """Put all back, in a way that `taken_back` can undo.
 
         Raises:
-            RollbackRefusedError: it cannot be done, and has been taken back.
-            TargetError: it could not be taken back either, or not all of it.
+            RollbackRefusedError: we cannot do it, and have undone it.
+            TargetError: we could not undo it either, or not all of it.
         """
         try:
             self.registrations.take()
@@ -199,7 +198,7 @@ class ProcessRollback:
             raise self.taken_back(error) from error
 
     def commit(self) -> Outcome:
-        """What cannot fail any more, or not be taken back."""
+        """Do what can no longer fail, or cannot be undone."""
         self.memory.check_time = lambda: None  # from here on there is no way back
         try:
             if self.mappings.needed:
@@ -217,13 +216,13 @@ class ProcessRollback:
         return self.outcome
 
     def differences(self) -> list[str]:
-        """What it has in the kernel that is not as it was, in words: it is not rolled back."""
+        """Text about state in the kernel that is not as it was: a rollback does not restore it."""
         return [f"not rolled back: {text}" for text in self.torn] + differences(
             self.then, self.now, self.view.epoch.meta["row"]["time_ns"]
         )
 
     def _map(self, plan: Plan) -> Plan:
-        """Put the mappings back; returns what is to be done about contents then."""
+        """Put the mappings back; returns the plan for the contents after that."""
         if not self.mappings.needed:
             return plan
         with self.tracee.injector() as injector:
@@ -232,14 +231,14 @@ class ProcessRollback:
         return plan
 
     def _settle(self, plan: Plan) -> None:
-        """For a thread that has run system calls for us, the kernel has written to its rseq area."""
+        """Correct the rseq areas of threads that have run system calls for us: the kernel writes there."""
         areas = [t.rseq.area for t in self.tracee.threads if t.rseq] + self.registrations.areas
         touched = np.array(sorted({area // PAGE for area in areas if area}), np.uint64)
         for where in (self.kept, self.made):
             self.memory.settle(plan, where, touched)
 
     def _check_threads(self) -> list[int]:
-        """Threads born since the epoch."""
+        """The threads born since the epoch."""
         then = {t.tid: t for t in self.view.epoch.threads}
         now = {t.tid: t for t in self.tracee.threads if not t.worker}
         gone = sorted(then.keys() - now.keys())

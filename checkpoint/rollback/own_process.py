@@ -57,7 +57,7 @@ def in_own_process(work: Callable[[], T]) -> T:
 
 @contextmanager
 def urgent() -> Iterator[None]:
-    """Nothing else may take our processors while the target stands, where we may ask for that (root)."""
+    """Take priority over other processes while the target stands, if we may (root)."""
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     try:

@@ -1,4 +1,4 @@
-"""Pages of which the contents are to change."""
+"""The plan of a rollback: the pages whose contents it will change."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from uffdtrack.runs import (
 
 @dataclass(slots=True)
 class Plan:
-    """Pages of which the contents are to change, each list with what is there now.
+    """Pages whose contents will change, each list with their contents of now.
 
     Attributes:
-        write: pages that hold something else.
-        exact: pages that are given these contents, which are not quite those of the image.
-        drop: pages that hold something where the mapping itself gave the contents then; `anonymous`:
-            that was zeros.
-        skipped: pages that cannot be written through their mapping.
+        write: pages that have other contents now.
+        exact: pages that get these contents, which are not quite those of the image.
+        drop: pages that have contents now, where then the mapping itself gave them; `anonymous`:
+            those were zeros.
+        skipped: pages that we cannot write through their mapping.
     """
 
     write: list[tuple[Pages, Contents]] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""What threads have registered with rseq(2), put back by a rollback.
+"""A rollback puts back what threads have registered with rseq(2).
 
-To register twice is an error, for which the C library ends a process that it starts a thread in. It is the
+Registering twice is an error, and the C library ends a process for it when it starts a thread. It is the
 one registration of a thread's that cannot be repeated: set_robust_list(2), set_tid_address(2), sigaltstack(2)
 and prctl(2) can.
 """
@@ -17,7 +17,7 @@ _SECTION_AT, _SECTION = 8, 8  # rseq_cs of struct rseq
 
 
 class Registrations:
-    """Those of one process; its threads stand."""
+    """The registrations of one process; its threads stand."""
 
     def __init__(
         self, tracee: Tracee, then: Sequence[ThreadState], now: Mapping[int, ThreadState], memory: int
@@ -35,14 +35,14 @@ class Registrations:
 
     @property
     def areas(self) -> list[int]:
-        """Where the kernel writes for the changes."""
+        """The areas that the kernel writes when registrations change."""
         return [r.area for _, then, _, now in self._changed for r in (then, now) if r.area]
 
     def take(self) -> None:
-        """Take those of now away, while their areas are there: the kernel writes to them for that.
+        """Take the registrations of now away, while their areas exist: the kernel writes to them for that.
 
         Raises:
-            TargetError, PermissionDeniedError: no call can be made in the name of a thread.
+            TargetError, PermissionDeniedError: we cannot make a call in the name of a thread.
         """
         for _, _, state, now in self._changed:
             # In the name of each, so that none is refused later.
@@ -53,9 +53,9 @@ class Registrations:
                     self._taken.append((state, now, section))
 
     def restore(self) -> None:
-        """What was taken away is there again; memory is as it was then.
+        """Undo `take`: register again, and restore the memory that this changes.
 
-        A thread may have been inside of a critical section, which the kernel forgets at the registration.
+        A thread may have been inside a critical section, which the kernel forgets at the registration.
         """
         for state, now, section in self._taken:
             self._register(state.tid, now)
@@ -68,7 +68,7 @@ class Registrations:
             self._register(state.tid, then)
 
     def settled(self) -> None:
-        """Memory is that of the epoch, to the last byte: a section that a thread was in is known again."""
+        """Memory is the epoch's, to the last byte: restore the sections that threads were in."""
         for state, _, _, _ in self._changed:
             self._tracee.set_state(state)
 

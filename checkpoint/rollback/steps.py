@@ -1,4 +1,4 @@
-"""Calls in the name of a stopped process that can be taken back until they are committed."""
+"""Calls in the name of a stopped process that can be undone until they are committed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from uffdtrack.errors import TargetError
 MMAP, MPROTECT, MUNMAP, BRK, MREMAP, PRCTL = 9, 10, 11, 12, 25, 157
 
 Call = tuple[int, list[int], str]
-"""Number, arguments, and what it does in words."""
+"""Number, arguments, and a text that says what it does."""
 
 
 def has_failed(injector: Injector, call: Call) -> bool:
-    """Make a call. brk(2) says by its result alone that it has failed.
+    """Make a call; returns whether brk(2) has failed, which only its result tells.
 
     Raises:
-        TargetError: any other has.
+        TargetError: any other call has failed.
     """
     number, arguments, doing = call
     return injector.call(number, arguments, doing) != arguments[0] and number == BRK
 
 
 class Steps:
-    """What was done, each with what takes it back, and what is to be done last, when there is no way back."""
+    """The calls that undo what was done, and the calls for the end, which cannot be undone."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -30,19 +30,19 @@ class Steps:
         self.last: list[Call] = []
 
     def do(self, injector: Injector, call: Call, undo: Call) -> None:
-        """Raises: TargetError: it has failed; what was done before is for `take_back`."""
+        """Make a call. Raises: TargetError: it has failed; `take_back` undoes those before it."""
         injector.call(*call)
         self.undo.append(undo)
 
     def take_back(self, injector: Injector) -> None:
-        """Raises: TargetError: that has failed; what is left is still in `undo`."""
+        """Undo all. Raises: TargetError: one call has failed; it and the rest are still in `undo`."""
         while self.undo:
             if has_failed(injector, self.undo[-1]):
                 raise TargetError(f"cannot {self.undo[-1][2]} in process {self.pid}")
             self.undo.pop()
 
     def commit(self, injector: Injector) -> list[str]:
-        """Give up what is no more; returns what has failed all the same, in words."""
+        """Make the calls for the end; returns text about those that have failed all the same."""
         words = []
         for call in self.last:
             try:

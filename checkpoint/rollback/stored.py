@@ -1,4 +1,4 @@
-"""The contents of an epoch's pages, out of files that are opened once."""
+"""The contents of an epoch's pages, from files that are opened once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from uffdtrack.runs import (
 )
 
 Contents = npt.NDArray[np.uint8]
-"""Pages one behind the other, shape (n, 4096)."""
+"""Pages back to back, shape (n, 4096)."""
 
 
 class Image:
-    """The contents of a view, out of files that are opened once, before the target is stopped.
+    """The contents of a view, from files that are opened once, before the target is stopped.
 
     Raises:
-        InvalidInputError, ImageError: a file cannot be opened.
+        InvalidInputError, ImageError: we cannot open a file.
     """
 
     def __init__(self, view: View) -> None:
@@ -50,7 +50,7 @@ class Image:
         )
 
     def within(self, where: Stretches) -> tuple[Pages, Places]:
-        """The pages in some stretches, and where their contents are. What is asked again costs nothing."""
+        """The pages in some stretches, and where their contents are. Asking again costs nothing."""
         if self._within is None or self._within[0] is not where:
             rows = where.rows(self.pages)
             # What the kernel may drop at any time (MAP_DROPPABLE) is dropped now: random-number generators
@@ -60,18 +60,18 @@ class Image:
         return self._within[1:]
 
     def has(self, pages: Pages) -> npt.NDArray[np.bool_]:
-        """Which pages the view holds."""
+        """Which pages the view has."""
         return index_of(self.pages, pages) >= 0
 
     def places(self, pages: Pages) -> Places:
-        """Where the contents are; pages that the view does not hold are zeros."""
+        """Where the contents are; pages that the view lacks are zeros."""
         out = np.full((len(pages), 2), -1, np.int64)
         at = index_of(self.pages, pages)
         out[at >= 0] = self._places[at[at >= 0]]
         return out
 
     def read(self, pages: Pages) -> Contents:
-        """Raises: ImageError: a file cannot be read."""
+        """Read contents. Raises: ImageError: we cannot read a file."""
         try:
             return read_places(self.places(pages))
         except UffdtrackError as error:

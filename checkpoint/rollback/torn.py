@@ -1,4 +1,4 @@
-"""What a rollback would tear: objects of the kernel that go on with memory of the process."""
+"""Objects of the kernel that go on with memory of the process: a rollback would tear them from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from checkpoint.objects import IO_URING, Descriptor, Snapshot
 from uffdtrack import Region
 
 SHOWN = 3
-"""How many of a long list are named."""
+"""A text names so many of a long list."""
 
 
 _QUEUES = "its queues lie in memory, and the kernel or a device goes on where they are now"
@@ -30,7 +30,7 @@ TORN = (
     (r"/dev/(vfio/|iommu)|anon_inode:\[?vfio", "a device that it drives itself (VFIO)", _DEVICE),
     (r"/dev/bus/usb/", "a USB device", _DEVICE),
 )  # fmt: skip
-"""Descriptor or mapping, by what /proc says it is; what it is; why it must not be torn."""
+"""A descriptor or mapping, by its name in /proc; what it is; why we must not tear it."""
 
 
 TORN_MAPPED = (
@@ -41,14 +41,14 @@ TORN_MAPPED = (
     (r"/secretmem", "memory that nobody else can read (memfd_secret)", "it stays as it is now"),
     (r"anon_inode:|/dmabuf", "memory of a kernel object", "it stays as it is now"),
 )
-"""Mappings alone: the same objects without one hold nothing that memory has to agree with."""
+"""Only mappings: without one, these objects have nothing that memory has to agree with."""
 
 
 _ANY = re.compile("|".join((*(row[0] for row in (*TORN, *TORN_MAPPED)), "/dev/", "/sys/")))
 
 
 State = tuple[Snapshot, Iterable[Region]]
-"""What there is at one time: a snapshot, and the mappings."""
+"""The state at one time: a snapshot, and the mappings."""
 
 
 def listed(items: Iterable[str]) -> str:
@@ -64,11 +64,11 @@ def describe_descriptor(d: Descriptor) -> str:
 
 
 def torn(then: State, now: State, is_device: Callable[[Region], bool]) -> list[str]:
-    """What a rollback would tear, of what there was or is: each object, and why.
+    """The objects of then and now that a rollback would tear, each with the reason.
 
     Args:
         then, now: the snapshot and the mappings of the epoch, and of now.
-        is_device: whether a mapping with the name of one is of a device, not of a file system mounted there.
+        is_device: whether a mapping with a device's name is of it, not of a file system mounted there.
     """
     found: dict[tuple[str, str], list[str]] = {}
     idle = _idle(then[0], now[0])
@@ -86,7 +86,7 @@ def torn(then: State, now: State, is_device: Callable[[Region], bool]) -> list[s
 
 
 def _idle(then: Snapshot, now: Snapshot) -> set[str]:
-    """Rings that nothing was put into or taken out of since: they agree with the memory of then, too.
+    """Rings that were not used since: they agree with the memory of then, too.
 
     Many programs have an io_uring or an aio context that they never use (nginx, libuv).
     """

@@ -27,7 +27,7 @@ class TreeOutcome:
 
     Attributes:
         processes: what it did to each, by pid.
-        ended: processes that were born since the epoch.
+        ended: processes born since the epoch, which it has ended.
     """
 
     epoch: int
@@ -40,16 +40,16 @@ class TreeOutcome:
 def rollback_tree(
     pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bool = False, max_stop: float = MAX_STOP
 ) -> TreeOutcome:
-    """Put all processes of an epoch of a tree back, which the caller has verified.
+    """Put all processes back to an epoch of a tree, which the caller has verified.
 
     Args:
         pid: one of them.
-        views: of each, by pid, without what others store for it.
-        anyway: end processes that were born since, and pass over those that lived and are not in the epoch.
+        views: one of each, by pid, without what others store for it.
+        anyway: end processes that were born since, and ignore those that lived and are not in the epoch.
         max_stop: see `rollback`.
 
     Raises:
-        RollbackRefusedError: it cannot be done; all are as they were.
+        RollbackRefusedError: we cannot do it; all are as they were.
         TargetError: it failed on the way; the message says in what state they are.
     """
     if pid not in views:
@@ -136,7 +136,7 @@ def _apply_all(works: dict[int, ProcessRollback], tracees: dict[int, Tracee]) ->
 
 
 def _commit_all(works: dict[int, ProcessRollback]) -> tuple[dict[int, Outcome], UffdtrackError | None]:
-    """There is no way back: what fails in one is told when all others are done."""
+    """Commit all, which cannot be undone; report a failure of one when all others are done."""
     outcomes: dict[int, Outcome] = {}
     failure: UffdtrackError | None = None
     for pid, work in works.items():
@@ -150,7 +150,7 @@ def _commit_all(works: dict[int, ProcessRollback]) -> tuple[dict[int, Outcome], 
 
 @contextmanager
 def _about(pid: int) -> Iterator[None]:
-    """Say which process it was."""
+    """Add to an error which process it was."""
     try:
         yield
     except UffdtrackError as error:
@@ -158,12 +158,12 @@ def _about(pid: int) -> Iterator[None]:
 
 
 def _shared_elsewhere(view: View) -> list[tuple[int, int]]:
-    """What another process of the tree has stored, and puts back."""
+    """The ranges that another process of the tree has stored, and puts back."""
     return [(start, end) for start, end, *_ in view.epoch.meta.get("elsewhere", [])]
 
 
 def _born(pids: list[int], entry: TreeEpoch) -> list[int]:
-    """Living descendants that are not of the epoch. All that are look for stand."""
+    """Living descendants that are not in the epoch. The processes of the epoch stand."""
     known = {*pids, *(p.pid for p in entry.left_out), os.getpid(), os.getppid()}
     found: list[int] = []
     look = list(pids)
