@@ -1,4 +1,4 @@
-"""When epochs are taken, and what a session does where one cannot be."""
+"""When a session takes epochs, and what it does if it cannot take one."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def _skip(session: Taker[Any], error: TargetBusyError, warn: Callable[[str], Non
 
 
 def _rest(session: Taker[Any], wait: Callable[[float], bool], seconds: float) -> bool:
-    """Wait for the next attempt. A thread that was asked to stop, and does so now, is let go at once.
+    """Wait for the next attempt. If a thread that was asked to stop does so now, let it go at once.
 
-    `wait` may come back early all the time: the limit of dirty pages stays reached.
+    `wait` may return early every time: the limit of dirty pages stays reached.
     """
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -60,19 +60,19 @@ def run_session(
     emit: Callable[[R], None],
     warn: Callable[[str], None],
 ) -> bool:
-    """Take epochs as planned.
+    """Take epochs as `plan` says.
 
     Args:
         wait: sleeps for some seconds, or until the target's limit of dirty pages is reached; True: the
-            session is to end, or the target has.
+            session has to end, or the target has ended.
         emit: gets the row of each epoch.
-        warn: gets what went wrong and did not end the session.
+        warn: gets text about failures that do not end the session.
 
     Returns:
         Whether the target has ended.
 
     Raises:
-        StorageError: `ATTEMPTS` epochs in a row could not be written, or the last one.
+        StorageError: we could not write `ATTEMPTS` epochs in a row, or the last one.
     """
     started = due = time.monotonic()
     taken = 0

@@ -17,9 +17,9 @@ from uffdtrack import Window
 from uffdtrack.errors import MaxStopError, TargetBusyError
 
 REST = 0.05
-"""Seconds between two looks at a target of which no epoch can be taken."""
+"""Seconds between two looks at a target, while we can take no epoch of it."""
 PATIENCE = 3
-"""Seconds in which the stop that ends a base is tried again."""
+"""For so many seconds we try the stop that ends a base again."""
 R = TypeVar("R", EpochRow, TreeRow)
 
 
@@ -28,7 +28,7 @@ class Taker(ABC, Generic[R]):
 
     Attributes:
         late: intervals that have passed since the next epoch was due.
-        skipped: epochs that could not be taken since the last row; `skip_reason` says why, or is "".
+        skipped: how many epochs we could not take since the last row; `skip_reason` says why, or is "".
     """
 
     def __init__(self) -> None:
@@ -41,23 +41,23 @@ class Taker(ABC, Generic[R]):
         """Take one epoch and return its row.
 
         Raises:
-            StorageError: it could not be written; its pages come with the next one.
+            StorageError: we could not write it; the next one has its pages, too.
             StopTimeoutError: a thread did not stop; nothing was taken.
-            TargetBusyError: it cannot be taken now; nothing is lost, and the next one has it all.
-            MaxStopError: the target would have stood for too long; what is due is copied while it runs.
+            TargetBusyError: we cannot take it now; nothing is lost, and the next one has it all.
+            MaxStopError: the target would have stood for too long; the next epoch is copied while it runs.
             TargetGoneError: the target has ended, or all processes of a tree have.
             SessionInterrupted: a base was under way and has been dropped.
         """
 
     @abstractmethod
     def settle(self, timeout: float) -> bool:
-        """Wait, up to some seconds, for what did not stop in time; False: some still did not."""
+        """Wait, up to some seconds, for threads that did not stop in time; False: some still have not."""
 
     def circumstances(self) -> Circumstances:
         return Circumstances(self.late, self.skipped, self.skip_reason)
 
     def given(self, parts: Iterable[Part]) -> None:
-        """The row of an epoch is complete: what it says need not be said again."""
+        """Note that the user has an epoch's row: its warnings need not be repeated."""
         self.skipped, self.skip_reason = 0, ""
         for part in parts:
             part.told()
@@ -70,7 +70,7 @@ class Session(Taker[EpochRow]):
         self, target: Source, chain: ChainWriter, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
         """Args:
-        interrupted: asked while a base is copied; where it says so the base is dropped.
+        interrupted: called while a base is copied; if it returns True the base is dropped.
         """
         super().__init__()
         self.target = target
@@ -99,7 +99,7 @@ class Session(Taker[EpochRow]):
             raise SessionInterrupted
 
     def _window(self) -> Window:
-        """The stop that ends a base is tried again: a base is not thrown away for one that is late."""
+        """Take the window that ends a base, and try again: one late stop must not cost the base."""
         deadline = time.monotonic() + (PATIENCE if self.stream.in_base else 0)
         while True:
             try:

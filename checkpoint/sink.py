@@ -1,6 +1,6 @@
 """Where epochs go: a chain of files.
 
-A sink is handed an epoch in parts, says when it is whole, and, at any time after, that it is safe.
+A sink gets an epoch in parts; the epoch becomes whole, and, at some time after that, safe.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from uffdtrack import Region, Runs
 
 T = TypeVar("T")
 WRITERS = 4
-"""Epochs that are written side by side: most of it is waiting for the disk, and digests."""
+"""How many epochs we write side by side: most of the work is waiting for the disk, and digests."""
 
 
 class PageSink(Protocol):
-    """Takes memory, in parts: what comes later replaces what is there of the same page."""
+    """Takes memory, in parts: later contents of a page replace earlier ones."""
 
     def void(self, ranges: Runs) -> None:
         """Forget what was added so far in these ranges."""
 
     def add(self, data: Runs, zero: Runs, contents: memoryview) -> None:
         """Args:
-        data: ranges whose contents stand one behind the other in `contents`; that is valid in this call
+        data: ranges whose contents are back to back in `contents`; that is valid in this call
             alone.
-        zero: ranges that hold zeros.
+        zero: ranges of zeros.
         """
 
 
@@ -42,34 +42,34 @@ class Draft(PageSink, Protocol):
     """An epoch on its way into a sink."""
 
     def finish(self, epoch: Epoch) -> EpochRow:
-        """It is whole, and not safe yet. Returns its row, with the digest.
+        """Make it whole, but not safe yet. Returns its row, with the digest.
 
         Raises:
-            StorageError: it could not be written.
+            StorageError: we could not write it.
         """
 
     def steps(self) -> Sequence[Callable[[], None]]:
-        """What makes it safe, one after the other; each may wait long. Raises: StorageError: it is not."""
+        """The steps that make it safe, in order; each may wait long and raise StorageError."""
 
     def committed(self) -> None:
-        """It is safe: the next epoch follows it."""
+        """Note that it is safe: the next epoch follows it."""
 
     def abort(self) -> None:
-        """Drop it, before it was to be safe. Idempotent."""
+        """Drop it, before `steps`. Idempotent."""
 
     def withdraw(self) -> None:
-        """Drop it, though it may look safe to others already. Idempotent."""
+        """Drop it, even if it may look safe to others already. Idempotent."""
 
 
 class Sink(Protocol):
     """Takes the epochs of one source, one after the other."""
 
     def begin(self) -> Draft:
-        """Raises: StorageError, PermissionDeniedError: it takes none."""
+        """Begin an epoch. Raises: StorageError, PermissionDeniedError: the sink takes none."""
 
 
 class ChainSink:
-    """Epochs become files of a chain."""
+    """Writes epochs as files of a chain."""
 
     def __init__(self, chain: ChainWriter) -> None:
         self.chain = chain
@@ -139,25 +139,25 @@ class ChainDraft:
 
 
 def _describe_regions(regions: list[Region]) -> list[list[Any]]:
-    """As an image has them."""
+    """Regions as an image describes them."""
     return [[r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name, r.kind] for r in regions]
 
 
 def make_safe(drafts: Iterable[Draft]) -> None:
-    """All together: each step waits for the disk, which writes for several at once.
+    """Make all safe together: each step waits for the disk, which writes for several at once.
 
     Raises:
-        StorageError: one is not safe; each may have taken its name.
+        StorageError: one is not safe; each may have its name already.
     """
     for steps in itertools.zip_longest(*(draft.steps() for draft in drafts)):
         side_by_side(lambda step: step(), [step for step in steps if step])
 
 
 def side_by_side(function: Callable[[T], object], items: Iterable[T]) -> None:
-    """Call it for each, `WRITERS` at a time, or as many as there may be threads (RLIMIT_NPROC, pids.max).
+    """Call it for each, `WRITERS` at a time, or as many as we may have threads (RLIMIT_NPROC, pids.max).
 
     Raises:
-        BaseException: what a call has raised. No further call is begun then.
+        BaseException: a call has raised it. No further call begins then.
     """
     waiting = list(enumerate(items))
     errors: list[BaseException | None] = [None] * len(waiting)

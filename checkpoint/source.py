@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """What was harvested stays pending here, and nowhere else, until it is acknowledged.
+    """The harvest stays pending here, and nowhere else, until it is acknowledged.
 
     Each window has it again.
 
     Attributes:
-        pid: of the process, or of the one that holds the VM.
+        pid: of the process, or of the one that runs the VM.
         engine: the tracker's name.
         max_dirty: an epoch is due at so many dirty pages, or None.
     """
@@ -26,49 +26,49 @@ class Source(Protocol):
     max_dirty: int | None
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
-        """While it runs: what was written since the last time, or all; and what is void of older contents.
+        """While it runs, find what was written since the last time, or all; and which contents are void.
 
-        With `everything`, the memory is the one that it has now, and nothing of before is pending.
+        With `everything`, use the memory that it has now; then nothing from before is pending.
         """
 
     def postpone(self, runs: Runs, reset: Runs) -> None:
-        """What was harvested is not copied now: it comes with the next window."""
+        """Do not copy the harvest now: the next window has it."""
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
-        """Copy ranges: those with contents, those that hold zeros, and the contents of the former.
+        """Copy ranges; returns those with contents, those of zeros, and the contents of the former.
 
         The contents are valid until the next copy or window.
         """
 
     def window(self) -> Window:
-        """Stop it, take registers and what was written and what is pending, and let it run.
+        """Stop it, take registers, written and pending pages, and let it run.
 
         Raises:
-            TargetBusyError: not now, but later.
-            MaxStopError: there is more to copy than a stop may.
-            NewMemoryError: its memory was exchanged for another; `persist` knows what that means.
+            TargetBusyError: try again later.
+            MaxStopError: there is more to copy than a stop may copy.
+            NewMemoryError: it has another memory now; `persist` knows what that means.
         """
 
     def acknowledge(self) -> None:
-        """What the last window had is safe."""
+        """Note that the pages of the last window are safe."""
 
     def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
         """ELF notes, and facts for the image's JSON (docs/image.md). It runs again.
 
-        Among them `warnings`: what the epoch may miss, and was not told before. In place of `descriptors` and
+        Among them are new `warnings` about what the epoch may miss. In place of `descriptors` and
         `state` there may be `objects`, a Snapshot, of which an epoch stores what has changed.
         """
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
-        """Do what needs one memory from beginning to end; where that was exchanged meanwhile (exec), anew.
+        """Do work that needs one memory from beginning to end; after an exec, do it anew.
 
         Args:
             again: called before each further attempt.
 
         Raises:
-            TargetBusyError: that goes on.
+            TargetBusyError: it calls exec again and again.
             TargetGoneError: it has ended.
         """
 
     def settle(self, timeout: float) -> bool:
-        """Wait, up to some seconds, for what did not stop in time; False: some still did not."""
+        """Wait, up to some seconds, for threads that did not stop in time; False: some still have not."""

@@ -14,7 +14,7 @@ from checkpoint.source import Source
 from uffdtrack import Region, Window
 
 QUIET = 4 << 20
-"""Bytes dirtied while the base was copied that the stop may as well copy."""
+"""If so few bytes were dirtied while the base was copied, the stop may as well copy them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ ON_TIME = Circumstances()
 
 
 class Part:
-    """What a stream has in one epoch of its session.
+    """A stream's part in one epoch of its session.
 
     Attributes:
-        row: with `write_us` when it is safe.
-        draft: None where it is an epoch that is safe already.
+        row: it has `write_us` when the epoch is safe.
+        draft: None for an epoch that is safe already.
     """
 
     def __init__(self, stream: Stream, row: EpochRow, draft: Draft | None, started: float) -> None:
@@ -44,27 +44,27 @@ class Part:
         self._started = started
 
     def keep(self) -> None:
-        """It is safe, so that what it holds is no more pending."""
+        """Note that it is safe, so that its pages are no longer pending."""
         if self.draft:
             self.draft.committed()
             self.row = self.row.written(self._started)
             self.stream.kept()
 
     def drop(self) -> None:
-        """There is no such epoch, nor anything of its name."""
+        """Remove the epoch, and everything of its name."""
         if self.draft:
             self.draft.withdraw()
 
     def told(self) -> None:
-        """Its row is given out: what that warns of need not be said again."""
+        """Note that the user has its row: its warnings need not be repeated."""
         self.stream.untold = []
 
 
 def complete(parts: Sequence[Part]) -> None:
-    """Make the epochs of several streams safe; only then what they hold is pending no more.
+    """Make the epochs of several streams safe; only then are their pages no longer pending.
 
     Raises:
-        StorageError: one of them is not; none is left, and the next epochs have it all.
+        StorageError: one of them is not safe; none is left, and the next epochs have it all.
     """
     try:
         make_safe([part.draft for part in parts if part.draft])
@@ -80,12 +80,12 @@ class Stream:
     """One source's epochs.
 
     Attributes:
-        untold: warnings that stand in no row which was given out.
+        untold: warnings that no row has given to the user yet.
     """
 
     def __init__(self, source: Source, sink: Sink, interrupted: Callable[[], bool]) -> None:
         """Args:
-        interrupted: asked while a base is copied; where it says so the base is dropped.
+        interrupted: called while a base is copied; if it returns True the base is dropped.
         """
         self.source = source
         self.sink = sink
@@ -97,11 +97,11 @@ class Stream:
 
     @property
     def in_base(self) -> bool:
-        """Whether a base has been begun that the next `draft` makes whole."""
+        """Whether a base has begun that the next `draft` makes whole."""
         return self._begun is not None
 
     def prepare(self) -> None:
-        """Where a base is due: arm, and copy while the target runs. The window is to stop it only for what it
+        """If a base is due: arm, and copy while the target runs. The window then has to copy only what it
         wrote meanwhile, and `draft` makes the base whole.
 
         Raises:
@@ -123,13 +123,13 @@ class Stream:
         circumstances: Circumstances = ON_TIME,
         elsewhere: list[Elsewhere] | None = None,
     ) -> Part:
-        """Make an epoch of a window of the source's, up to where it is to be made safe (`complete`).
+        """Make an epoch of a window of the source's, until only `complete` is missing to make it safe.
 
         Args:
             elsewhere: see `Epoch`.
 
         Raises:
-            StorageError: it could not be written.
+            StorageError: we could not write it.
             TargetGoneError, NewMemoryError: the target has ended, or called exec, meanwhile.
         """
         started = time.perf_counter()
@@ -149,17 +149,17 @@ class Stream:
             raise
 
     def kept(self) -> None:
-        """The last epoch is safe."""
+        """Note that the last epoch is safe."""
         self.source.acknowledge()
         self._based = True
 
     def rebase(self) -> None:
-        """The next epoch is a base, which is copied while the target runs."""
+        """Make the next epoch a base, which is copied while the target runs."""
         self.abandon()
         self._based = False
 
     def abandon(self) -> None:
-        """Drop a base that was begun. Idempotent."""
+        """Drop a base that has begun. Idempotent."""
         if self._begun:
             self._begun.abort()
             self._begun = None

@@ -35,7 +35,7 @@ def entry_name(epoch: int) -> str:
 
 
 def numbers(directory: Path) -> list[int]:
-    """The epochs of the tree in a directory; empty where there is none."""
+    """The epochs of the tree in a directory; empty if there is none."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
@@ -58,8 +58,8 @@ class TreeEpoch:
 
     Attributes:
         meta: the stored facts.
-        processes: those that are in it.
-        left_out: those that lived and are not.
+        processes: the processes in it.
+        left_out: processes that lived and are not in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,11 +163,11 @@ def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochF
 
 
 class TreeWriter:
-    """A locked directory that epochs of a tree are added to, from 0 on.
+    """A locked directory that takes epochs of a tree, from 0 on.
 
     Raises:
-        InvalidInputError: the directory is in use, or holds checkpoints and `force` is not given.
-        PermissionDeniedError, StorageError: it cannot be made or written.
+        InvalidInputError: the directory is in use, or has checkpoints and `force` is not given.
+        PermissionDeniedError, StorageError: we cannot make or write it.
     """
 
     def __init__(self, directory: Path, key: bytes, force: bool) -> None:
@@ -184,13 +184,13 @@ class TreeWriter:
             )
 
     def _is_old(self, name: str) -> bool:
-        """A chain of a tree, or a part of a chain that is not one of a tree's."""
+        """Whether it is a chain of a tree, or a part of a chain that belongs to no tree."""
         if MEMBER_NAME.fullmatch(name):
             return (self.directory / name).is_dir()
         return bool(_OF_A_CHAIN.fullmatch(name)) and name != ".lock"
 
     def place(self, pid: int) -> Path:
-        """A directory for the chain of a process; pids are used again."""
+        """A new directory for the chain of a process; pids are used again."""
         path = self.directory / str(pid)
         used = 1
         while path.exists():
@@ -205,7 +205,7 @@ class TreeWriter:
             rows: of those epochs.
 
         Raises:
-            StorageError, PermissionDeniedError: it could not be written.
+            StorageError, PermissionDeniedError: we could not write it.
         """
         meta = {
             "schema": SCHEMA, "epoch": self.next_epoch, "parent": self.parent, "keyed": bool(self.key),
@@ -238,7 +238,7 @@ class TreeWriter:
         return digest
 
     def _clear(self) -> None:
-        """Remove the chains that were here before: no file that a chain does not have is touched."""
+        """Remove the chains that were here before, and touch no file that is not of a chain."""
         for name in self._old:
             path = self.directory / name
             if not path.is_dir():

@@ -44,7 +44,7 @@ class Member:
         self._last: tuple[Any, EpochRow] | None = None
 
     def prepare(self, tree: ProcessTree) -> None:
-        """Have it under traps, and its base copied.
+        """Put it under traps, and copy its base.
 
         Raises:
             NewMemoryError, TargetGoneError, StorageError: as they say.
@@ -55,19 +55,19 @@ class Member:
         self.stream.prepare()
 
     def rebase(self) -> None:
-        """It would have stood for too long: its next epoch is a base."""
+        """Make its next epoch a base: it would have stood for too long."""
         self.stream.rebase()
         self._last = None
 
     def renew(self) -> None:
-        """Its memory is another one."""
+        """Start anew with its new memory."""
         self.rebase()
         self.number = -1
 
     def draft(self, window: Window, parts: Mapping[int, Part]) -> Part | None:
-        """Write an epoch of a window, None where the process has ended meanwhile.
+        """Write an epoch of a window; None: the process has ended meanwhile.
 
-        One that has not run at all has no new epoch: the tree's epoch names its last one again.
+        A process that has not run at all has no new epoch: the tree's epoch names its last one again.
 
         Args:
             parts: of the members that store shared memory for others, by number.
@@ -87,7 +87,7 @@ class Member:
         return part
 
     def _again(self, last: EpochRow) -> Part:
-        """Nothing of it is new, and all of it is safe."""
+        """Its last epoch again: nothing of it is new, and all of it is safe."""
         self.target.acknowledge()
         assert last.member
         member, warnings = replace(last.member, unchanged=True), self.stream.untold
@@ -95,7 +95,7 @@ class Member:
         return Part(self.stream, row, None, 0.0)
 
     def kept(self, part: Part) -> None:
-        """Its part of the epoch is safe."""
+        """Note that its part of the epoch is safe."""
         if part.draft:
             self._last = self._state, part.row
 
@@ -110,7 +110,7 @@ class Member:
 
 
 def _state_of(window: Window) -> Any:
-    """What two windows have in common between which a process has not run; None: that is not asked."""
+    """The state that two windows share if the process has not run in between; None: do not ask."""
     if len(window.contents) > SMALL or window.heads:
         return None
     # The kernel itself writes to the rseq(2) area of a thread that it lets run: so contents count.

@@ -1,4 +1,4 @@
-"""Who belongs to a tree of processes: a process, its descendants, and those that are born meanwhile."""
+"""The members of a tree of processes: a process, its descendants, and those that are born meanwhile."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from uffdtrack import children, procfs, shares_memory
 from uffdtrack.errors import PermissionDeniedError, TargetError, TargetGoneError
 
 VFORK_SECONDS = 0.05
-"""How long a child that has its parent's memory (vfork) is waited for, to call exec."""
+"""How many seconds we wait for a child that has its parent's memory (vfork) to call exec."""
 REFUSED_SECONDS = 1.0
-"""After that a process that could not be attached to is tried again: it may have called exec."""
+"""After so many seconds we try again to attach to a process: it may have called exec."""
 UNKNOWN = -1
-"""A parent of which nothing is known."""
+"""An unknown parent."""
 
 
 class Roster:
     """The processes of a tree: members, and those that are left out. A process whose parent has ended stays.
 
     Attributes:
-        members: in the order in which they joined: who maps an object in memory first stores it for all.
-        left: processes that live and are not followed, with the reason.
+        members: in the order in which they joined: the first that maps an object in memory stores it for all.
+        left: living processes that we do not follow, with the reason.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Roster:
         self._attach(root, 0)
 
     def find(self) -> None:
-        """Follow all descendants that show. Who is born after that is found at the stop."""
+        """Follow all descendants that we see. The stop finds processes that are born after that."""
         for member in list(self.members):
             if member.target.ended():
                 self.bury(member)
@@ -109,7 +109,7 @@ class Roster:
             self._reap(member.target.pid)
 
     def _is_ours(self, pid: int) -> bool:
-        """A child of ours that helps us: it has our command line, since it has not called exec."""
+        """Whether it is a child of ours that helps us: it has our command line, as it has not called exec."""
         line = procfs.glance(f"/proc/{pid}/cmdline")
         ours = bool(line) and line == procfs.glance("/proc/self/cmdline")
         if ours:
@@ -117,7 +117,7 @@ class Roster:
         return ours
 
     def _reap(self, pid: int) -> bool:
-        """Whether it was a child of ours that has ended."""
+        """Reap it if it was a child of ours that has ended; returns whether it was."""
         if pid == self.root:
             return False
         try:
@@ -126,7 +126,7 @@ class Roster:
             return False
 
     def leave(self, member: Member, why: TargetError | PermissionDeniedError) -> None:
-        """What it has become by exec is nothing that can be followed."""
+        """Leave it out: we cannot follow what it has become by exec."""
         self.left[member.target.pid] = str(why)
         self._tried[member.target.pid] = time.monotonic()
         self.bury(member)
@@ -140,7 +140,7 @@ class Roster:
         return not lost and all(member.target.ended() for member in self.members)
 
     def close(self) -> None:
-        """All run on, untracked. Idempotent."""
+        """Let all run on, untracked. Idempotent."""
         for member in list(self.members):
             self.members.remove(member)
             member.close()

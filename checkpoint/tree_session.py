@@ -26,7 +26,7 @@ from uffdtrack.errors import (
 )
 
 ROUNDS = 4
-"""Stops for one epoch. All but the last are given up where a child is found that is not followed yet."""
+"""How many stops one epoch may take. We give up all but the last if they find a child not followed yet."""
 
 
 class TreeSession(Taker[TreeRow]):
@@ -43,7 +43,7 @@ class TreeSession(Taker[TreeRow]):
     ) -> None:
         """Args:
         root: the first process; it has passed `check_target`.
-        adopter: of which orphans of the tree become children (PR_SET_CHILD_SUBREAPER), 0 if there is none.
+        adopter: the process that becomes the parent of the tree's orphans (PR_SET_CHILD_SUBREAPER), or 0.
         """
         super().__init__()
         self.root = root
@@ -114,7 +114,7 @@ class TreeSession(Taker[TreeRow]):
         return ready
 
     def _renew(self, member: Member) -> None:
-        """Its memory has gone: it has called exec, or has ended."""
+        """Handle a member whose memory has gone: it has called exec, or has ended."""
         if member.target.lose():
             member.renew()
         else:
@@ -140,7 +140,7 @@ class TreeSession(Taker[TreeRow]):
         return whole
 
     def _write(self, members: list[Member], window: TreeWindow) -> TreeRow | None:
-        """Make an epoch; None: one that stores memory for others has ended before it was described."""
+        """Make an epoch; None: a process that stores memory for others has ended before it was described."""
         started = time.perf_counter()
         taken = [
             (member, result)
@@ -171,8 +171,8 @@ class TreeSession(Taker[TreeRow]):
     def _draft(self, taken: list[tuple[Member, Window]], storing: set[int]) -> dict[int, Part]:
         """The parts of members, by number, without those that have ended meanwhile.
 
-        Those that store shared memory come first, in the order in which they joined: the others name their
-        epochs. Where one of them has ended, the others are not written.
+        Members that store shared memory come first, in the order in which they joined: the others name their
+        epochs. If one of them has ended, the others are not written.
         """
         parts: dict[int, Part] = {}
 
@@ -198,7 +198,7 @@ class TreeSession(Taker[TreeRow]):
     def _left_out(
         self, members: list[Member], taken: list[tuple[Member, Window]], window: TreeWindow
     ) -> list[LeftOut]:
-        """Processes that lived at the stop and are not in it."""
+        """Processes that lived at the stop and are not in the epoch."""
         reasons = dict(self.roster.left)
         for pid in window.born:
             reasons.setdefault(pid, "it was born a moment before")

@@ -1,4 +1,4 @@
-"""The whole memory of one epoch, out of the files of its chain."""
+"""The whole memory of one epoch, from the files of its chain."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class View:
 
     @property
     def own_sources(self) -> list[EpochFile]:
-        """Without those of other processes of a tree."""
+        """The sources without those of other processes of a tree."""
         return [file for file in self.sources if file.path.parent == self.epoch.path.parent]
 
     def of_region(self, region: Region) -> slice:

@@ -1,4 +1,4 @@
-"""Processes that the target has started, and that do its work: those of a shell script, a launcher."""
+"""Children of the target that do its work: those of a shell script, a launcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uffdtrack.errors import TargetGoneError, UnsupportedError
 _WAITS = ("61", "130", "247")
 """wait4, rt_sigsuspend (a shell's wait), waitid: numbers of x86-64."""
 IDLE = 1.0
-"""Seconds without processor time after which a process with a child is taken to wait for it."""
+"""After so many seconds without processor time we assume that a process waits for its child."""
 
 
 class Delegation:
@@ -24,7 +24,7 @@ class Delegation:
         self._since = 0.0
 
     def look(self) -> int | None:
-        """The child, at the first look at which it is seen."""
+        """Look once; returns the child at the first look that sees it."""
         if self.told:
             return None
         try:
@@ -50,5 +50,5 @@ class Delegation:
 
 
 def describe_child(child: int) -> str:
-    """What it is, for people."""
+    """Describe the child, for people."""
     return f"{child} ({command_name(child) or 'which has ended'})"

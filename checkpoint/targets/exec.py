@@ -1,4 +1,4 @@
-"""A process inside of exec: much of what can be asked says then that there is none."""
+"""A process inside exec: many files of /proc then say that there is no such process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from uffdtrack.errors import NewMemoryError, TargetError, TargetGoneError
 
 T = TypeVar("T")
 EXEC_SECONDS = 10
-"""How long a process that does nothing but exec is tried again."""
+"""How many seconds we try again with a process that does nothing but exec."""
 EXEC_POLL = 0.02
-"""Seconds that a process without memory, in exec or at its end, is given to become one of the two."""
+"""A process without memory is in exec or at its end; we give it so many seconds to show which."""
 
 
 def through_exec(
@@ -22,11 +22,11 @@ def through_exec(
     again: Callable[[], None] = lambda: None,
     late: TargetError | None = None,
 ) -> T:
-    """Try until it succeeds, where the process may call exec meanwhile.
+    """Try until it succeeds, if the process may call exec meanwhile.
 
     Args:
         again: called before each further attempt.
-        late: raised when it has been tried for `EXEC_SECONDS`, in place of what the last attempt has raised.
+        late: raised after `EXEC_SECONDS`, in place of the last attempt's error.
 
     Raises:
         TargetGoneError: it has ended.

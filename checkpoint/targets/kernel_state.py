@@ -1,7 +1,7 @@
-"""Reads what a process has in the kernel beside its memory, out of /proc. The process may run meanwhile.
+"""Read a process's state in the kernel beside its memory, from /proc. The process may run meanwhile.
 
-Nothing here asks a file system that may not answer, or the target itself (FUSE): a rollback reads it while
-the target stands.
+Nothing here asks a file system that may not answer, like the target's own (FUSE): a rollback reads the state
+while the target stands.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
 FREE = 0.002
-"""Seconds that reading takes without a thought, of all processes of a tree together."""
+"""Seconds that reading may always take, for all processes of a tree together."""
 
 
 def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Descriptor]:
     """The open files of a process, by number.
 
     Args:
-        before: an earlier reading; what cannot change of an object is taken from there.
+        before: an earlier reading; facts that cannot change are taken from it.
 
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
@@ -65,7 +65,7 @@ def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Desc
 
 
 def _with_kind(entry: Descriptor, known: Descriptor | None, task: Path, links: int) -> Descriptor:
-    """With the kind of what /proc/PID/fd does not tell from others: sockets, FIFOs, devices, queues."""
+    """Add the kind, if /proc/PID/fd does not tell it: of sockets, FIFOs, devices, queues."""
     target = entry.target
     timer = known.facts.get("timer") if known else None
     if known and timer and same_timer(timer, entry.facts.get("timer", timer)):
@@ -115,10 +115,10 @@ def _directory(path: Path) -> Any:
 def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
     """What the process has set by system calls, and how much it has read and written.
 
-    What cannot be read on this host, or by us, is left out.
+    Facts that this host does not tell, or not to us, are left out.
 
     Args:
-        mappings: what is mapped, or at least aio contexts.
+        mappings: all mappings, or at least aio contexts.
     """
     task = task_directory(pid)
     state: dict[str, Any] = {"time_ns": time.time_ns()}
@@ -178,12 +178,12 @@ def _read_threads(tasks: Path, state: dict[str, Any]) -> None:
 
 
 def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = None) -> Snapshot:
-    """All of it; see `read_descriptors` and `read_state`."""
+    """Read all of it; see `read_descriptors` and `read_state`."""
     return Snapshot(read_descriptors(pid, before), read_state(pid, mappings))
 
 
 def kernel_mappings(pid: int) -> list[Region]:
-    """The mappings that may be of a kernel object or a device; there may be many thousand others."""
+    """Only the mappings that may be of a kernel object or a device; there may be many thousand others."""
     lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
     marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/sys/", "/dmabuf", "/secretmem")
     return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
@@ -206,7 +206,7 @@ class Reader:
     """Snapshots of one process for its epochs, at a bounded cost.
 
     /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look
-    of some 10 us. Where that is much, an epoch has what the last reading has found, and says when that was.
+    of some 10 us. If that is much, an epoch repeats the last reading, and says when that was.
     """
 
     def __init__(self, pid: int) -> None:

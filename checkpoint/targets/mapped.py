@@ -1,4 +1,4 @@
-"""What is mapped, as an image says it, and what of it an epoch may miss."""
+"""Mapped files for an image, and warnings about memory that an epoch may miss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uffdtrack import Region, task_directory
 
 IN_FLIGHT = "{} is in use: writes into pinned buffers in flight escape every tracker"
 MANY_MAPPINGS = 0.8
-"""The share of vm.max_map_count from which on a target is told of."""
+"""From this share of vm.max_map_count on we warn of a target."""
 
 
 def named_files(regions: list[Region]) -> list[Region]:
@@ -22,7 +22,7 @@ def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, lis
     """Mapped files that can be found by name: device, inode, size and mtime in ns.
 
     Args:
-        pid: of the process; with it, also what only it finds by that name (a container).
+        pid: of the process; with it, also files that only the process finds by that name (a container).
     """
     files: dict[str, list[int]] = {}
     roots = ("", f"{task_directory(pid)}/root") if pid else ("",)
@@ -39,7 +39,7 @@ def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, lis
 
 
 def warnings_for(regions: list[Region]) -> dict[str, str]:
-    """What a checkpoint of these mappings may miss, in words, each by a name under which it is told once."""
+    """Warnings about what a checkpoint of these mappings may miss; each has a key, and is given once."""
     warnings = {}
     if any(r.kind == "ring" and r.name.startswith("/[aio]") for r in regions):
         warnings["aio"] = IN_FLIGHT.format("aio")

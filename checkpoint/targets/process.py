@@ -45,7 +45,7 @@ class ProcessTarget:
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on.
 
     Attributes:
-        pending: what was harvested and is not acknowledged.
+        pending: what was harvested and not acknowledged.
     """
 
     def __init__(self, pid: int, engine: str = "scan", max_dirty: int | None = None) -> None:
@@ -75,10 +75,10 @@ class ProcessTarget:
     # -- which memory it has ----------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Have the memory that it has now: after exec it is another one, and so may be the kind of program.
+        """Attach to the memory that it has now: exec has changed it, and maybe the kind of program.
 
         Raises:
-            TargetBusyError: not now, but later.
+            TargetBusyError: try again later.
         """
         if self._attached:
             return
@@ -104,7 +104,7 @@ class ProcessTarget:
         self._attached = True
 
     def lose(self) -> bool:
-        """Its memory has gone. Whether that was exec: then the next base is of the memory that it has now."""
+        """Its memory has gone. Returns whether that was exec: then the next base is of its new memory."""
         self._attached = False
         return not self.ended(EXEC_POLL)
 
@@ -145,7 +145,7 @@ class ProcessTarget:
         return self.tracee.settle(timeout)
 
     def _stopping(self, work: Callable[[], T]) -> T:
-        """What may stop it, if it is well stopped now; a base would be copied for nothing, if not."""
+        """Do work that stops it, if it should be stopped now; else a base would be copied for nothing."""
         self.check_stop()
         try:
             return work()
@@ -156,7 +156,7 @@ class ProcessTarget:
             raise why from error
 
     def check_stop(self) -> None:
-        """Raises: TargetBusyError: it is better not stopped now."""
+        """Raises: TargetBusyError: we should not stop it now."""
         self._stops.check()
 
     def why_not_stopped(self, error: PermissionDeniedError | StopTimeoutError) -> TargetError | None:
@@ -166,11 +166,11 @@ class ProcessTarget:
     # -- what an image says of it -----------------------------------------------------------------
 
     def share_time(self, sharers: int) -> None:
-        """So many processes have the time together that reading /proc may take of one."""
+        """Share the time for reading /proc among so many processes."""
         self._attributes.budget.sharers = self._objects.budget.sharers = sharers
 
     def new_warnings(self, regions: list[Region], files: Iterable[str]) -> list[str]:
-        """What a checkpoint may miss, and was not told before.
+        """Warnings about what a checkpoint may miss that were not given before.
 
         Args:
             files: what /proc/PID/fd says of its descriptors.
@@ -183,7 +183,7 @@ class ProcessTarget:
         return new
 
     def facts(self) -> dict[str, Any]:
-        """Who the process is, for the image."""
+        """The process's identity, for the image."""
         fields = stat_fields(self.pid)
         status = parse_status(proc_read(self.pid, "status").decode(errors="replace"))
         cmdline = proc_read(self.pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
@@ -228,7 +228,7 @@ class ProcessTarget:
         }
 
     def _read_with(self, objects: Snapshot) -> tuple[dict[str, Any], bytes]:
-        """Facts and auxv, read when `objects` are."""
+        """Facts and auxv, read together with `objects`."""
         if self._read is None or self._read[0] is not objects:
             self._read = objects, (self.facts(), proc_read(self.pid, "auxv"))
         return self._read[1]

@@ -1,4 +1,4 @@
-"""Processes that are not touched, each for a reason that can be said."""
+"""Processes that we do not touch, each for a reason that we tell."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PF_KTHREAD = 0x00200000
 
 
 def check_target(pid: int) -> None:
-    """Refuse what cannot be handled, before anything is touched.
+    """Refuse a process that we cannot handle, before we touch anything.
 
     Raises:
         TargetGoneError, TargetRefusedError, PermissionDeniedError: with the reason.
@@ -61,7 +61,7 @@ def check_target(pid: int) -> None:
 
 
 def check_living_target(pid: int) -> None:
-    """`check_target`, of one that may be inside of exec."""
+    """`check_target`, of a process that may be inside exec."""
     with suppress(TargetGoneError):
         check_target(pid)
         return
@@ -88,7 +88,7 @@ def _check_program(pid: int) -> None:
 
 
 def _check_memory(pid: int) -> None:
-    """No other process writes the same memory. A vfork in progress, which is short, is waited for."""
+    """Check that no other process writes the same memory. Wait for a vfork, which is short."""
     deadline = time.monotonic() + 1
     others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != pid]
     while others:

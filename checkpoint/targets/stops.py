@@ -1,4 +1,4 @@
-"""When a process is better not stopped, and what a stop that has failed means."""
+"""When we should not stop a process, and the meaning of a failed stop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from uffdtrack.errors import (
 
 DUMPING = "the kernel writes a core of the process"
 UNSEEN_VISITS = 3
-"""Times in a row that we may be forbidden to trace without a tracer to be seen, until we believe it."""
+"""If we may not trace, but see no other tracer, so many times in a row, we believe it."""
 
 
 class Stops:
-    """Knows who keeps a process from being stopped: a visitor, a frozen cgroup, a core that is written."""
+    """Knows why we should not stop a process: a visitor, a frozen cgroup, a core that is being written."""
 
     def __init__(self, tracee: Tracee, process: Process) -> None:
         self.pid = tracee.pid
@@ -31,7 +31,7 @@ class Stops:
         self._frozen = False
 
     def check(self) -> None:
-        """Raises: TargetBusyError: it is better not stopped now."""
+        """Raises: TargetBusyError: we should not stop it now."""
         self.await_visitor()
         self._await_thaw()
         if dumps_core(self.pid):  # which PTRACE_INTERRUPT would cut short
@@ -40,7 +40,7 @@ class Stops:
     def why_not(
         self, error: PermissionDeniedError | StopTimeoutError, space: AddressSpace
     ) -> TargetError | None:
-        """What a stop that has failed means: another one is to be tried later, or it has ended just then."""
+        """The meaning of a failed stop: try again later, or the process has just ended."""
         if isinstance(error, PermissionDeniedError):
             traceable = may_trace(self.pid)
             if self._process.has_ended(0 if traceable else EXEC_POLL):
@@ -54,30 +54,30 @@ class Stops:
     def why_not_attached(
         self, error: PermissionDeniedError | TargetRefusedError, space: AddressSpace
     ) -> TargetError | None:
-        """What it means that it cannot be attached to after exec: a visitor may have come first."""
+        """Why we cannot attach to it after exec: a visitor may have come first."""
         self._unseen += 1
         unseen = isinstance(error, PermissionDeniedError) and self._unseen < UNSEEN_VISITS
         return self._visited(space) if find_visitor(self.pid) or unseen else None
 
     def attached(self) -> None:
-        """Nobody keeps it from us."""
+        """Note that we are attached, so that no visitor has it."""
         self._unseen = 0
 
     def await_visitor(self) -> None:
-        """A visitor that we know of is asked for first: each stop that fails costs the target some time."""
+        """First check whether a known visitor is still there: each failed stop costs the target some time."""
         if self._visitor and self._visitor.is_here():
             raise TargetBusyError(f"{self._visitor} traces the process")
         self._visitor = None
 
     def _visited(self, space: AddressSpace) -> TargetBusyError:
-        """Somebody has taken the process from us. It may have been for a moment, and over by now."""
+        """A visitor has taken the process from us. Its visit may have been short, and over by now."""
         self._tracee.settle(0.1)  # threads that are not the visitor's were called to stop
         space.passed_over()
         self._visitor = find_visitor(self.pid)
         return TargetBusyError(f"{self._visitor or 'another process'} traces the process")
 
     def _await_thaw(self) -> None:
-        """What is known to be frozen is asked to stop again after the thaw only."""
+        """If the process is known to be frozen, ask it to stop again only after the thaw."""
         frozen = self._frozen and frozen_cgroup(self.pid)
         if frozen:
             raise TargetBusyError(f"the cgroup {frozen} of the process is frozen")

@@ -1,4 +1,4 @@
-"""Somebody else traces the process: a debugger, strace, a profiler. One tracer at a time (ptrace(2))."""
+"""Visitors, which trace the process: a debugger, strace, a profiler. One tracer at a time (ptrace(2))."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from uffdtrack import command_name, procfs
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who traces one thread of a process.
+    """The tracer of one thread of a process.
 
     Attributes:
-        pid: the process, its tid: the thread that is traced.
+        pid, tid: the process, and its traced thread.
         tracer: process id of the tracer.
     """
 
@@ -29,9 +29,9 @@ class Visitor:
 
 
 def find_visitor(pid: int) -> Visitor | None:
-    """Who traces a thread of the process, other than ourselves. A tracer may have one thread alone.
+    """The tracer of any thread of the process, other than ourselves. It may trace only one thread.
 
-    A tracer that our PID namespace does not show is not found (TracerPid is 0 then).
+    We do not find a tracer that our PID namespace does not show (TracerPid is 0 then).
     """
     for tid in procfs.threads(pid):
         tracer = _tracer(pid, tid)
@@ -41,7 +41,7 @@ def find_visitor(pid: int) -> Visitor | None:
 
 
 def may_trace(pid: int) -> bool:
-    """Whether we could, were nobody else there: /proc/PID/mem asks for the same right (proc(5))."""
+    """Whether we could trace it without the visitor: /proc/PID/mem requires the same right (proc(5))."""
     for tid in procfs.threads(pid):
         try:
             os.close(os.open(f"{procfs.task(pid, tid)}/mem", os.O_RDONLY | os.O_CLOEXEC))
@@ -54,7 +54,7 @@ def may_trace(pid: int) -> bool:
 
 
 def dumps_core(pid: int) -> bool:
-    """Whether the kernel writes its core: its threads have been killed, and end when that is done."""
+    """Whether the kernel is writing its core: its threads have been killed, and end when that is done."""
     return procfs.field(procfs.glance(f"/proc/{pid}/status"), "CoreDumping") == "1"
 
 

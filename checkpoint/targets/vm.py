@@ -37,11 +37,11 @@ class VmTarget:
 
     Args:
         vm: it may run.
-        tracker: active, on its RAM.
-        guest: what it runs, for people.
+        tracker: an active one, on its RAM.
+        guest: the name of its guest, for people.
 
     Attributes:
-        pending: what was harvested and is not acknowledged.
+        pending: what was harvested and not acknowledged.
         states: of the vCPUs, at the last window.
     """
 
@@ -68,7 +68,7 @@ class VmTarget:
     # -- Source -----------------------------------------------------------------------------------
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
-        """A guest that stands at a threshold goes on."""
+        """Harvest; a guest that stands at a threshold goes on."""
         with stopping():
             pages = exchange_running(self.tracker)
         if not everything:
@@ -93,7 +93,7 @@ class VmTarget:
         return self._window(taken)
 
     def last_window(self) -> Window:
-        """As `window`, and it stands after, until `vm.resume()`; also where this fails."""
+        """As `window`, but the VM stands after it, until `vm.resume()`, even if this fails."""
         with stopping():
             taken = self._take()
         return self._window(taken)
@@ -121,11 +121,11 @@ class VmTarget:
         }
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
-        """A VM keeps its memory."""
+        """Do the work once: a VM keeps its memory."""
         return attempt()
 
     def settle(self, timeout: float) -> bool:
-        """Nothing of it is held when a window fails."""
+        """Does nothing: after a failed window all vCPUs run."""
         return True
 
     # -- parts of a window ------------------------------------------------------------------------
@@ -165,10 +165,10 @@ class VmTarget:
         )
 
     def _stop(self) -> npt.NDArray[np.uint64]:
-        """Have every vCPU at the VM's gate, where its state is whole.
+        """Bring every vCPU to the VM's gate, where its state is whole.
 
-        At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code: what is full is
-        harvested first then, and returned.
+        At a threshold of `sync` they stand at the tracker's gate, anywhere in their own code: then harvest
+        the full lists first, and return the pages.
         """
         self.vm.gate.close()
         full = self._harvested(leave_own_gate(self.vm, self.tracker))
@@ -176,7 +176,7 @@ class VmTarget:
         return full
 
     def _harvested(self, gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        """Pending from here on, whatever fails next."""
+        """Note harvested pages: they are pending from here on, whatever fails next."""
         pages = np.unique(gfn)
         self.pending.add(to_runs(pages), _NONE)
         return pages
@@ -207,14 +207,14 @@ class VmTarget:
     # -- the way back -----------------------------------------------------------------------------
 
     def rollback(self, view: View) -> int:
-        """Put memory and vCPUs back to an epoch of this VM; returns how many pages were written.
+        """Put memory and vCPUs back to an epoch of this VM; returns how many pages it wrote.
 
         Everything is read before the first byte changes. The pages count as written by the host. A VM that
         was paused stays so.
 
         Raises:
-            RollbackRefusedError: an epoch of another machine.
-            ImageError: the chain does not hold it whole.
+            RollbackRefusedError: the epoch is of another machine.
+            ImageError: the chain does not have all of it.
         """
         states = vcpu_states(view.epoch)
         if slots_of(view.epoch) != list(self.vm.ram.slots) or len(states) != len(self.vm.vcpus):
@@ -241,12 +241,12 @@ class VmTarget:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What a stop gave, before it is sorted.
+    """The result of a stop, before it is sorted.
 
     Attributes:
         copied: contents of `pages`, in the buffer.
-        touched: pages of the RAM that were harvested, at a threshold and after.
-        times: when it was begun, had stopped, was harvested, and was copied.
+        touched: harvested pages of the RAM, at a threshold and after.
+        times: when the stop began, when all had stopped, and when harvest and copy ended.
     """
 
     pages: npt.NDArray[np.uint64]
@@ -257,7 +257,7 @@ class _Taken:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """A vCPU that does not stop is, to a session, what a thread is that does not."""
+    """Raise for a vCPU that does not stop what a session expects for a thread."""
     try:
         yield
     except PauseTimeoutError as error:
@@ -265,7 +265,7 @@ def stopping() -> Iterator[None]:
 
 
 def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """Open a tracker's gate; what is full has to be harvested before, and is returned."""
+    """Open a tracker's gate; if its lists are full, harvest them first, and return the pages."""
     pages = np.empty(0, np.uint64)
     while True:
         try:
@@ -276,12 +276,12 @@ def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
 
 
 def leave_own_gate(vm: Vm, tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """Where a tracker has a gate beside the VM's, have vCPUs leave it; see `resume_full()`."""
+    """If a tracker has a gate beside the VM's, make the vCPUs leave it; see `resume_full()`."""
     return np.empty(0, np.uint64) if tracker.gate is vm.gate else resume_full(tracker)
 
 
 def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """Harvest and rearm while the guest runs; where it stands at its threshold, it goes on. Sorted."""
+    """Harvest and rearm while the guest runs; if it stands at its threshold, it goes on. Sorted."""
     pages = np.unique(tracker.exchange().gfn)
     return np.union1d(pages, resume_full(tracker)) if tracker.max_dirty_pages else pages
 

@@ -33,10 +33,10 @@ def encode_vcpu(number: int, state: VcpuState) -> dict[str, Any]:
 
 
 def decode_vcpus(stored: list[dict[str, Any]]) -> list[VcpuState]:
-    """What `encode_vcpu` gave, in any order; returned in the order of the vCPUs.
+    """Decode results of `encode_vcpu`, in any order; returns them in the order of the vCPUs.
 
     Raises:
-        KeyError, TypeError, ValueError: that it is not.
+        KeyError, TypeError, ValueError: they are something else.
     """
     found: dict[int, VcpuState] = {}
     for one in stored:
@@ -63,13 +63,13 @@ def vcpu_thread(number: int, state: VcpuState) -> ThreadState:
 
 
 def put_vcpus(vm: Vm, states: list[VcpuState], what: str) -> None:
-    """Have the vCPUs of a fresh VM in a state; its memory has been filled.
+    """Put the vCPUs of a fresh VM into a state; its memory is filled already.
 
     Args:
-        what: where it is from, for people.
+        what: where the state is from, for people.
 
     Raises:
-        ImageError, UnsupportedError: this VM cannot have it.
+        ImageError, UnsupportedError: this VM cannot have that state.
     """
     for vcpu, state in zip(vm.vcpus, states, strict=True):
         check_same_lists(vm, vcpu, what)
@@ -83,7 +83,7 @@ def put_pages(
     pages: npt.NDArray[np.uint64],
     contents: npt.NDArray[np.uint8],
 ) -> None:
-    """Put pages of an epoch of a VM, sorted, to where they belong.
+    """Write pages of an epoch of a VM, sorted, to where they belong.
 
     Args:
         ram: shape (rows, 4096).
@@ -100,8 +100,8 @@ def vm_facts(epoch: EpochFile) -> dict[str, Any]:
     """What the image says of its VM.
 
     Raises:
-        InvalidInputError: it is no VM's.
-        ImageError: it is not what was written.
+        InvalidInputError: it is not the image of a VM.
+        ImageError: it is not as it was written.
     """
     facts = epoch.meta.get("vm")
     if facts is None:
@@ -117,10 +117,10 @@ def slots_of(epoch: EpochFile) -> list[Memslot]:
 
 
 def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
-    """In the order of the vCPUs.
+    """The states in the order of the vCPUs.
 
     Raises:
-        ImageError: it does not hold all of them.
+        ImageError: the image does not have all of them.
     """
     own = (b"uffdtrack", NOTE_VCPU)
     with malformed(epoch.path):
@@ -132,10 +132,10 @@ def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
 
 
 def read_memory(view: View, vm: Vm, ram: npt.NDArray[np.uint8], system: npt.NDArray[np.uint8]) -> None:
-    """Fill RAM, shape (rows, 4096), zeroed, and system memory, shape (bytes,), with those of an epoch.
+    """Fill zeroed RAM, shape (rows, 4096), and system memory, shape (bytes,), with those of an epoch.
 
     Raises:
-        ImageError: of a VM that is laid out in another way.
+        ImageError: the epoch's VM has another layout.
     """
     if vm_facts(view.epoch)["system_bytes"] != system.size:
         raise ImageError(f"{view.epoch.path} was made by another version: its system memory is another")
@@ -162,8 +162,8 @@ def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
         make: makes the VM, of a RAM and a number of vCPUs; with the same `list_rows` as the one before.
 
     Raises:
-        ImageError: not an epoch of a VM, or not whole.
-        UnsupportedError: this host's KVM does not take the state.
+        ImageError: it is not an epoch of a VM, or not whole.
+        UnsupportedError: this host's KVM refuses the state.
     """
     states = vcpu_states(view.epoch)
     ram = GuestRam(slots=slots_of(view.epoch), shared=False)
