@@ -73,7 +73,7 @@ class ChainWriter:
     """A locked directory that epochs are added to, from 0 on.
 
     Raises:
-        InvalidInputError: the directory is in use, or holds a chain and `force` is not given.
+        InvalidInputError: the directory is in use, or has a chain and `force` is not given.
         PermissionDeniedError, StorageError: it cannot be made or written.
     """
 

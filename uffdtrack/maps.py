@@ -73,7 +73,7 @@ class Region:
 
     @property
     def stored(self) -> bool:
-        """Whether a copy of the process holds contents of this mapping."""
+        """Whether a copy of the process has contents of this mapping."""
         return not self.special and self.kind != "view"
 
     @property

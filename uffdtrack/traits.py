@@ -11,7 +11,7 @@ class Traits:
     """Attributes:
     name: the engine's name, for users and in files.
     per_vcpu: dirty lists say which vCPU wrote.
-    forced_pause: how well a threshold holds. "exact": no user write goes beyond it.
+    forced_pause: how well it keeps a threshold. "exact": no user write goes beyond it.
     sees_kernel_copies: writes by system calls of a vCPU, such as read(2).
     sees_gup: writes of a vCPU through pinned pages: O_DIRECT, process_vm_writev. "audited": the engine
         misses them at first, then notices that, and one scan makes up for them.

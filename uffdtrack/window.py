@@ -20,7 +20,7 @@ class Window:
         regions: the mappings at that instant; the same list as in the window before if they are the same.
         threads: the registers at that instant.
         data: ranges with contents; the contents are back to back in `contents`.
-        zero: ranges that were written and hold zeros.
+        zero: ranges that were written and have zeros.
         reset: ranges whose earlier contents are void: new mappings, and pages given back.
         contents: valid until the next window of this address space.
         unreadable: pages without content (past a file's end, guard pages).

@@ -1,5 +1,5 @@
-/* The guest program: 64-bit code in ring 3 with the right to do port I/O, without interrupts. It is copied out of
- * this module into guest memory, so it stands in a section of its own and uses nothing outside of it. */
+/* The guest program: 64-bit code in ring 3 with the right to do port I/O, without interrupts. It is copied
+ * out of this module into guest memory, so it is in a section of its own and uses nothing outside of it. */
 #include "guest.h"
 
 #pragma GCC target("general-regs-only")

@@ -116,7 +116,7 @@ static int look_at_mappings(ut_space *s, const ut_tracee *t)
 	return s->sync ? ut_exit_pages(t, &s->reader, &h->all.now.bare) : 0;
 }
 
-/* Digests are of what is stored, so they go where this harvest says that it holds no longer. */
+/* Digests are of what is stored, so they are void where this harvest says that this is void. */
 static int void_what_is_new(ut_space *s)
 {
 	ut_harvest *h = &s->harvest;

@@ -39,8 +39,8 @@ static void drain(ut_thread_rings *r, ut_fault_ring *ring)
 			r->lost = 1;
 	ut_fault_ring_end(ring, &c);
 	r->samples += ring->samples - before;
-	/* A thread that is new is watched from the next stop on. A process may be one of vfork(2), which writes in its
-	 * parent's memory and whose faults are its own. */
+	/* A new thread gets a ring at the next stop. A new process may be one of vfork(2), which writes in
+	 * its parent's memory and whose faults are its own. */
 	r->lost |= c.lost || c.births;
 }
 
@@ -99,7 +99,7 @@ static int open_ring(const ut_thread_rings *r, int tid, ut_fault_ring *out)
 	return err;
 }
 
-/* 1: it is watched. Where that fails, the audit finds faults without a sample. */
+/* 1: the thread has a ring. If that fails, the audit finds faults without a sample. */
 static int add(ut_thread_rings *r, int tid)
 {
 	int err;

@@ -15,7 +15,7 @@ int ut_proc_stat_of(int fd, ut_proc_stat *out)
 	if (n <= 0)
 		return -ESRCH;
 	text[n] = 0;
-	/* The name of the command stands in brackets, and may have some of its own. */
+	/* The name of the command is in brackets, and may have some of its own. */
 	p = strrchr(text, ')');
 	if (!p || sscanf(p + 1, " %c %*d %*d %*d %*d %*d %*u %" SCNu64 " %*u %" SCNu64, &out->state, &min, &maj) != 3)
 		return -EIO;

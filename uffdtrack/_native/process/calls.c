@@ -309,7 +309,7 @@ static int poll_all(ut_tracee *t)
 	return in;
 }
 
-/* Nobody stands for the sake of one who is in his call: that may be for him to answer. */
+/* No thread stands because another is in its call: the former may have to answer that call. */
 static void release_out(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->calls.n;) {

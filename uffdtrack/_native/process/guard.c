@@ -13,7 +13,7 @@
 static struct ut_guard_page *page;
 static int line = -1; /* to the watchdog */
 
-/* Without a slot, or a watchdog that hears us, the stop is not watched; all else works. */
+/* Without a slot, or a watchdog that hears us, the stop has no watchdog; all else works. */
 static void claim(ut_tracee *t)
 {
 	struct ut_guard_news news = {.stopper = getpid()};

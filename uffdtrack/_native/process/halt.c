@@ -94,7 +94,7 @@ int ut_tracee_resume(ut_tracee *t)
 		ut_thread *th = &t->threads[i];
 
 		if (th->state == UT_THREAD_STOPPED)
-			/* Killed while it stood: its end is still to be collected. */
+			/* Killed while it stood: we have yet to reap it. */
 			th->state = trace(PTRACE_DETACH, th->tid, NULL, NULL) == -ESRCH
 					    ? UT_THREAD_PENDING
 					    : UT_THREAD_RUNNING;

@@ -167,8 +167,8 @@ static int run_to(ut_tracee *t, ut_thread *th, int request, int want)
 			trace(PTRACE_GETEVENTMSG, th->tid, NULL, &t->injection.born);
 		if (want == PTRACE_EVENT_STOP ? status >> 16 == want : status >> 8 == (SIGTRAP | 0x80))
 			return 0;
-		/* A group stop, or a SIGSTOP that is held, goes on. Any other signal is blocked, so it was forced by the
-		 * call: it is not delivered, and the call was not made. */
+		/* A group stop, or a SIGSTOP that we keep for later, goes on. Any other signal is blocked, so
+		 * it was forced by the call: it is not delivered, and the call was not made. */
 		if (want != PTRACE_EVENT_STOP && !(status >> 16) && WSTOPSIG(status) != SIGSTOP)
 			return -EFAULT;
 	}

@@ -92,7 +92,7 @@ void ut_start_rescue(const struct ut_guard_slot *slot, int target_pidfd, int sto
 	if (child)
 		return;
 	signal(SIGCHLD, SIG_DFL);
-	ut_guard_forget(); /* it is not watched: its stop has limits of its own, and what it does must be done */
+	ut_guard_forget(); /* no watchdog here: this stop has its own limits, and must not be cut short */
 	rescue(slot, target_pidfd, stopped);
 	_exit(0);
 }

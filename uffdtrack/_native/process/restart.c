@@ -74,7 +74,7 @@ static int64_t remote_timeval(int tid, uint64_t addr)
 	return tv.tv_sec * 1000000000ll + tv.tv_usec * 1000;
 }
 
-/* The same for io_uring_enter, whose limit stands in a struct io_uring_getevents_arg. */
+/* The same for io_uring_enter, whose limit is in a struct io_uring_getevents_arg. */
 static int64_t ring_limit(int tid, const struct user_regs_struct *r)
 {
 	uint64_t arg[3]; /* sigmask, its size and more, the address of the limit */

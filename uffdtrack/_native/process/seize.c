@@ -6,17 +6,18 @@
 #include <setjmp.h>
 #include <sys/wait.h>
 
-/* A thread that calls exec ends all others and waits until each end has been collected by its tracer; a PTRACE_SEIZE
- * of any of them waits for that exec. So who seizes several threads can wait for an exec that waits for him. A
- * timer's signal takes us out of the wait: its handler collects, and the kernel repeats the call. That exec may itself
- * wait, for another machine's file, or in a frozen cgroup; so past the deadline the handler does not return to it. */
+/* A thread that calls exec ends all others and waits until their tracer has reaped each; a PTRACE_SEIZE of
+ * any of them waits for that exec. So a tracer that seizes several threads can wait for an exec that waits
+ * for the tracer. A timer's signal takes us out of the wait: its handler reaps, and the kernel repeats the
+ * call. That exec may itself wait, for another machine's file, or in a frozen cgroup; so past the deadline
+ * the handler does not return to it. */
 #define NUDGE (SIGRTMAX - 3)
 #define NUDGE_NS 5000000
 
 static __thread sigjmp_buf past_deadline;
 
-/* 1: a thread that was killed while it was ours has been collected. Asked without WNOWAIT, waitid(2) takes the stop of
- * one that lives. */
+/* 1: we have reaped a thread that was killed while we traced it. Without WNOWAIT, waitid(2) takes the stop of
+ * a thread that lives. */
 static int collect(int tid)
 {
 	siginfo_t what = {0};

@@ -178,7 +178,7 @@ static int take_states(ut_tracee *t)
 			continue;
 		if (trace(PTRACE_GETSIGMASK, th->tid, (void *)8, &th->sigmask) ||
 		    trace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov)) {
-			th->state = UT_THREAD_PENDING; /* killed while it stood: its end is still to be collected */
+			th->state = UT_THREAD_PENDING; /* killed while it stood: we have yet to reap it */
 			continue;
 		}
 		th->xstate_len = iov.iov_len;
