@@ -95,8 +95,7 @@ int ut_space_is_gone(const ut_space *s);
 /* The space owns `uffd` from then on, unless this fails. */
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
-/* Start a watch on its threads' faults. `limit`: so many touched pages make `full` readable; sync never
- * exceeds it. */
+/* Start the watch. `limit`: so many touched pages make `full` readable; sync keeps the target to it. */
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 /* Find what was written since the last harvest, and arm it again, in one step. `t`: the target, which stands,
  * or NULL with UT_RUNNING; with sync the target must stand. Results are in s->harvest.all. */

@@ -74,9 +74,9 @@ int ut_shared_create(int engine, int nvcpus, int mms, uint64_t npages, uint64_t 
 int ut_shared_map(int fd, ut_shared **out);
 void ut_shared_unmap(ut_shared *s);
 
-/* Words of bits, one for 64 pages: which pages are listed, and behind it, for each address space, of which
- * the trap has fired there (0 is the tracker's own, i + 1 that of vCPU process i). One page's bits share a
- * cache line. */
+/* For each 64 pages: a word that has the bits of listed pages, and behind it, for each address space, a word
+ * that has the bits of pages whose trap has fired there (0 is the tracker's own, i + 1 that of vCPU process
+ * i). One page's bits share a cache line. */
 enum { UT_LISTED = 0, UT_TRAPPED = 1 };
 
 static inline _Atomic uint64_t *ut_word(ut_shared *s, uint64_t i)
