@@ -91,11 +91,11 @@ class Chain:
             if file.compacted:
                 break  # older ones are what a compaction that was killed did not come to remove
         for before, file in itertools.pairwise(files):
-            if file.parent not in (before.digest, before.meta.get("replaces")):
+            if file.parent not in (before.digest, before.facts.replaces):
                 raise ImageError(
                     f"{file.path} does not follow {before.path.name}: one of the two was exchanged"
                 )
-        if not files[0].meta.get("base"):
+        if not files[0].facts.base:
             raise ImageError(f"{self.path(files[0].epoch - 1)} is missing: the chain has no base")
         self.check_head()
         return files
@@ -162,7 +162,7 @@ class Chain:
                 f"{self.path(number)} is left over: epoch {files[0].epoch} of {self.directory} is its base"
             )
         files = [f for f in files if f.epoch <= number]
-        first = max(i for i, f in enumerate(files) if f.meta.get("base"))
+        first = max(i for i, f in enumerate(files) if f.facts.base)
         sources = files[first:]
         pages = np.concatenate([f.pages for f in sources])
         index = np.repeat(np.arange(len(sources)), [len(f.pages) for f in sources])
@@ -185,7 +185,7 @@ class Chain:
         sources, pages = [*view.sources], [view.pages]
         files, offsets = [view.files], [view.offsets]
         others: dict[str, View] = {}
-        for start, end, at, name, epoch, digest in view.epoch.meta.get("elsewhere", []):
+        for start, end, at, name, epoch, digest in view.epoch.facts.elsewhere or ():
             if name not in others:
                 number, wanted = siblings.get(name, (epoch, digest))
                 others[name] = self._of_sibling(name, number, wanted, view)
@@ -204,7 +204,7 @@ class Chain:
         if not MEMBER_NAME.fullmatch(name):
             raise ImageError(f"{view.epoch.path} is damaged: {name!r} is no chain of a tree")
         other = Chain(self.directory.absolute().parent / name).view(epoch, alone=True)
-        if digest not in (other.epoch.digest, other.epoch.meta.get("replaces")):
+        if digest not in (other.epoch.digest, other.epoch.facts.replaces):
             raise ImageError(
                 f"{other.epoch.path} is not the epoch that {view.epoch.path} has its shared memory from"
             )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Protocol
 
+from checkpoint.facts import Elsewhere, TargetFacts
+from checkpoint.row import Row
 from uffdtrack import Window
-
-Elsewhere = tuple[int, int, int, str, int, str]
-"""A mapping, its address in the process that stores it, and directory, epoch and digest there."""
 
 
 class Timed(Protocol):
@@ -33,52 +32,16 @@ class Timed(Protocol):
     def resume_us(self) -> float: ...
 
 
-class Row:
-    """A dataclass that is one object of JSON, its fields in their order; what is None is left out."""
-
-    __slots__ = ()
-    schema: ClassVar[str] = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """With the fields of its `Times` and its `Membership` among its own."""
-        out: dict[str, Any] = {"schema": self.schema} if self.schema else {}
-        for name in _names(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, (Times, Membership)):
-                out.update(value.to_json())
-            elif isinstance(value, list):
-                out[name] = [one.to_json() if isinstance(one, Row) else one for one in value]
-            elif value is not None:
-                out[name] = value
-        return out
-
-    @classmethod
-    def of_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Of what `to_json` gave, now or in an older version; what is stored and no field is passed over.
-
-        Raises:
-            TypeError: what no version leaves out is missing.
-        """
-        names = _names(cls)
-        values = {name: stored[name] for name in names if name in stored}
-        if "times" in names:
-            values["times"] = Times.of_json(stored)
-        return cls(**values)
-
-
 def since(started: float) -> float:
     """Microseconds since a time of time.perf_counter()."""
     return round((time.perf_counter() - started) * 1e6, 1)
 
 
-def _names(kind: type) -> list[str]:
-    assert is_dataclass(kind)
-    return [part.name for part in fields(kind)]
-
-
 @dataclass(frozen=True, slots=True)
 class Times(Row):
     """A pause and its parts, in microseconds; `resume_us` is None in images of versions that lack it."""
+
+    among: ClassVar[bool] = True
 
     pause_us: float
     stop_us: float
@@ -89,7 +52,7 @@ class Times(Row):
 
     @classmethod
     def of(cls, window: Timed) -> Times:
-        return cls(*(round(getattr(window, name), 1) for name in _names(cls)))
+        return cls(*(round(getattr(window, part.name), 1) for part in fields(cls)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +64,8 @@ class Membership(Row):
         directory: the name of its chain's.
         unchanged: it has not run since its last epoch, which this one is again.
     """
+
+    among: ClassVar[bool] = True
 
     start_time: int
     comm: str
@@ -121,6 +86,7 @@ class EpochRow(Row):
     """
 
     schema: ClassVar[str] = "uffdtrack/epoch/1"
+    rows: ClassVar[Mapping[str, type[Row]]] = {"times": Times}
 
     epoch: int
     base: bool
@@ -170,14 +136,14 @@ class Epoch:
         row: but for what the sink counts.
         window: its contents are valid until the source's next window.
         notes: ELF notes: registers, mapped files.
-        facts: for the image's JSON (docs/image.md).
+        facts: of the target, for the image's JSON.
         elsewhere: of a process of a tree: shared memory that others store for it.
     """
 
     row: EpochRow
     window: Window
     notes: bytes
-    facts: dict[str, Any]
+    facts: TargetFacts
     elsewhere: list[Elsewhere] | None = None
 
     def counted(self, number: int, pages: int, content: int) -> EpochRow:
@@ -230,6 +196,7 @@ class TreeRow(Row):
     """
 
     schema: ClassVar[str] = "uffdtrack/tree-epoch/1"
+    rows: ClassVar[Mapping[str, type[Row]]] = {"times": Times}
 
     epoch: int
     pid: int

@@ -26,6 +26,7 @@ from checkpoint.elf import (
     note,
     region_flags,
 )
+from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translate
 from uffdtrack import PAGE, Region, Runs
 from uffdtrack.runs import Pages, expand, inside, latest
@@ -88,32 +89,32 @@ class EpochWriter:
 
     def finish(
         self,
-        describe: Callable[[int, int], dict[str, Any]],
+        describe: Callable[[int, int], ImageFacts],
         notes: bytes,
         regions: list[Region],
         key: bytes,
-    ) -> tuple[dict[str, Any], str]:
+    ) -> str:
         """Notes, headers, digest: all is written, and not on disk yet.
 
         Args:
-            describe: gets the number of pages and of content bytes; returns the facts to store.
+            describe: gets the number of pages and of content bytes; returns what the JSON is to say.
             notes: thread and file notes.
             regions: the mappings, for segment flags.
             key: of the digest; empty for none.
 
         Returns:
-            The facts and the digest in hex.
+            The digest in hex.
 
         Raises:
             StorageError: the disk is full or broken.
         """
         self._pages, self._offsets = latest(self._pages, self._offsets)
         content = int((self._offsets != ZERO).sum()) * PAGE
-        meta = describe(len(self._pages), content)
+        facts = describe(len(self._pages), content)
         digest_note = note(NOTE_NAME, NOTE_DIGEST, bytes(DIGEST_SIZE))
         # Behind the fixed head and the padded name.
         digest_at = self._end + 12 + (len(NOTE_NAME) + 1 + 3) // 4 * 4
-        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(meta).encode()) + notes
+        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts.to_json()).encode()) + notes
         headers = self._headers(regions, len(body))
         phoff = self._end + len(body)
         phoff += -phoff % 8
@@ -126,7 +127,7 @@ class EpochWriter:
             self._write(digest, digest_at)
         except OSError as error:
             raise translate(error, self.path) from error
-        return meta, digest.hex()
+        return digest.hex()
 
     def sync(self) -> None:
         """The contents are on disk. Raises: StorageError: they are not."""

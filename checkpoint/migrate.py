@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from checkpoint.epoch import Row
 from checkpoint.precopy import Round, precopy
+from checkpoint.row import Row
 from checkpoint.targets.vm import VmTarget, resume_full
 from checkpoint.targets.vm_state import decode_vcpus, encode_vcpu, put_pages, put_vcpus
 from kvmglue import KvmTracker, Vm

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from checkpoint.row import Row
 
 STATUS = (
     "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
@@ -59,36 +61,52 @@ class Snapshot:
 # -- in an image ---------------------------------------------------------------------------------------
 
 
-def increment(before: Snapshot | None, now: Snapshot) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ObjectFacts(Row):
+    """What an epoch stores of a snapshot.
+
+    Attributes:
+        closed: numbers of descriptors that are open no more; None: this is all there is, not what changed.
+        state: None for what is no more.
+    """
+
+    among: ClassVar[bool] = True
+
+    descriptors: Sequence[Sequence[Any]]
+    closed: list[int] | None = None
+    state: dict[str, Any] | None = None
+
+
+def increment(before: Snapshot | None, now: Snapshot) -> ObjectFacts:
     """What an epoch stores of `now`, where the epoch that it follows has `before`; None: all of it."""
     if before is None:
-        return {"descriptors": sorted(now.descriptors.values()), "state": now.state}
+        return ObjectFacts(sorted(now.descriptors.values()), state=now.state)
     if now is before:
-        return {"descriptors": [], "closed": [], "state": {}}
+        return ObjectFacts([], [], {})
     old, new = before.descriptors, now.descriptors
-    return {
-        "descriptors": sorted(d for number, d in new.items() if old.get(number) != d),
-        "closed": sorted(old.keys() - new.keys()),
-        "state": {
+    return ObjectFacts(
+        sorted(d for number, d in new.items() if old.get(number) != d),
+        sorted(old.keys() - new.keys()),
+        {
             key: now.state.get(key)
             for key in sorted(before.state.keys() | now.state.keys())
             if before.state.get(key) != now.state.get(key)
         },
-    }
+    )
 
 
-def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
-    """What the last of these epochs has, out of the stored facts of all from a base on."""
+def resolve(stored: Iterable[ObjectFacts]) -> Snapshot:
+    """What the last of these epochs has, out of what all from a base on have stored."""
     descriptors: dict[int, Descriptor] = {}
     state: dict[str, Any] = {}
-    for meta in metas:
-        if "closed" not in meta:
+    for facts in stored:
+        if facts.closed is None:
             descriptors, state = {}, {}
-        for number in meta.get("closed", ()):
+        for number in facts.closed or ():
             descriptors.pop(number, None)
-        for entry in meta["descriptors"]:
+        for entry in facts.descriptors:
             descriptors[entry[0]] = Descriptor(*entry)
-        for key, value in meta.get("state", {}).items():
+        for key, value in (facts.state or {}).items():
             if value is None:
                 state.pop(key, None)
             else:

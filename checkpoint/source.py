@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from checkpoint.facts import TargetFacts
 from uffdtrack import Runs, Window
 
 T = TypeVar("T")
@@ -52,12 +53,8 @@ class Source(Protocol):
     def acknowledge(self) -> None:
         """What the last window had is safe."""
 
-    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        """ELF notes, and facts for the image's JSON (docs/image.md). It runs again.
-
-        Among them `warnings`: what the epoch may miss, and was not told before. In place of `descriptors` and
-        `state` there may be `objects`, a Snapshot, of which an epoch stores what has changed.
-        """
+    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
+        """ELF notes, and what it says of its target. It runs again."""
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
         """Do what needs one memory from beginning to end; where that was exchanged meanwhile (exec), anew.

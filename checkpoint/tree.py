@@ -13,18 +13,17 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from checkpoint.chain import MEMBER_NAME, Chain
 from checkpoint.chain_writer import lock_directory
 from checkpoint.epoch import EpochRow, LeftOut, MemberEpoch, TreeRow
 from checkpoint.errors import ImageError
+from checkpoint.facts import TreeFacts
 from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
 from checkpoint.image import EpochFile
 from checkpoint.view import View
 from uffdtrack.errors import InvalidInputError
 
-SCHEMA = "uffdtrack/tree/1"
 _NAME = re.compile(r"epoch-(\d{8,})\.tree")
 _OF_A_CHAIN = re.compile(r"(epoch-\d{8,}\.core|\.epoch-\d{8,}\.core\.tmp|head|\.head\.tmp|\.lock)")
 _DIGEST_SIZE = 32
@@ -57,7 +56,7 @@ class TreeEpoch:
     """One epoch of a tree: which epoch of which chain.
 
     Attributes:
-        meta: the stored facts.
+        facts: what its file says.
         processes: those that are in it.
         left_out: those that lived and are not.
     """
@@ -68,13 +67,14 @@ class TreeEpoch:
             with open_regular(path) as file:
                 digest, _, self._body = file.read().partition(b"\n")
             self.digest = digest.decode("ascii")
-            self.meta: dict[str, Any] = json.loads(self._body)
-            if not isinstance(self.meta, dict) or self.meta.get("schema") != SCHEMA:
-                raise ValueError(f"its schema is not {SCHEMA}")
-            self.epoch = int(self.meta["epoch"])
-            self.parent = str(self.meta["parent"])
-            self.processes = [MemberEpoch.of_json(stored) for stored in self.meta["processes"]]
-            self.left_out = [LeftOut.of_json(stored) for stored in self.meta["left_out"]]
+            stored = json.loads(self._body)
+            if not isinstance(stored, dict) or stored.get("schema") != TreeFacts.schema:
+                raise ValueError(f"its schema is not {TreeFacts.schema}")
+            self.facts = TreeFacts.of_json(stored)
+            self.epoch = int(self.facts.epoch)
+            self.parent = str(self.facts.parent)
+            self.processes = [MemberEpoch.of_json(one) for one in self.facts.processes]
+            self.left_out = [LeftOut.of_json(one) for one in self.facts.left_out]
             if not all(MEMBER_NAME.fullmatch(p.directory) for p in self.processes):
                 raise ValueError("a process's directory is none of a tree's")
 
@@ -82,7 +82,7 @@ class TreeEpoch:
         """Raises: ImageError: the file is not what was written, or the key is another."""
         if hmac.compare_digest(_digest(self._body, key), self.digest):
             return
-        if bool(self.meta.get("keyed")) != bool(key):
+        if bool(self.facts.keyed) != bool(key):
             hint = "was written with a key: give it by --key-file" if not key else "has no key"
             raise ImageError(f"{self.path} {hint}")
         raise ImageError(f"{self.path} is damaged: its contents do not match its digest")
@@ -155,7 +155,7 @@ class Tree:
 
 def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochFile]) -> None:
     for file in files:
-        if file.epoch == process.epoch and process.digest in (file.digest, file.meta.get("replaces")):
+        if file.epoch == process.epoch and process.digest in (file.digest, file.facts.replaces):
             return
     raise ImageError(
         f"{entry.path} names epoch {process.epoch} of {process.directory}, which is another, or missing"
@@ -207,12 +207,15 @@ class TreeWriter:
         Raises:
             StorageError, PermissionDeniedError: it could not be written.
         """
-        meta = {
-            "schema": SCHEMA, "epoch": self.next_epoch, "parent": self.parent, "keyed": bool(self.key),
-            "processes": [MemberEpoch.of(one).to_json() for one in rows],
-            "left_out": [one.to_json() for one in row.left_out], "row": row.to_json(),
-        }  # fmt: skip
-        body = json.dumps(meta).encode()
+        facts = TreeFacts(
+            epoch=self.next_epoch,
+            parent=self.parent,
+            keyed=bool(self.key),
+            processes=[MemberEpoch.of(one).to_json() for one in rows],
+            left_out=[one.to_json() for one in row.left_out],
+            row=row.to_json(),
+        )
+        body = json.dumps(facts.to_json()).encode()
         digest = _digest(body, self.key)
         path = self.directory / entry_name(self.next_epoch)
         temporary = self.directory / f".{path.name}.tmp"

@@ -92,7 +92,7 @@ def resume(place: tuple[Path, int | None], options: Options) -> None:
         stack.enter_context(ram)
         stack.enter_context(vm)
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
-        run_vm(vm, str(vm_facts(view.epoch)["guest"]), options)
+        run_vm(vm, str(vm_facts(view.epoch).guest), options)
 
 
 def run_vm(vm: Vm, guest: str, options: Options) -> None:

@@ -55,10 +55,10 @@ class Attributes:
         return cls(list(_parse(text)))
 
     @classmethod
-    def of_meta(cls, rows: list[list[Any]]) -> Attributes:
+    def of_facts(cls, rows: list[list[Any]]) -> Attributes:
         return cls([(start, end, frozenset(flags.split())) for start, end, flags in rows])
 
-    def to_meta(self) -> list[list[Any]]:
+    def to_facts(self) -> list[list[Any]]:
         return [[start, end, " ".join(sorted(flags))] for start, end, flags in self.ranges]
 
     def at(self, address: int) -> Flags:
@@ -110,14 +110,14 @@ class Recorder:
         self._read: Attributes = Attributes([])
         self._regions: set[tuple[int, int, str]] = set()
 
-    def facts(self, regions: list[Region]) -> dict[str, Any]:
+    def facts(self, regions: list[Region]) -> tuple[list[list[Any]], list[list[int]]]:
         """What an image says: attributes, and the mappings that were not there when they were read."""
         present = {(r.start, r.end, r.permissions) for r in regions}
         if self.budget.is_due():
             with self.budget.spending():
                 self._read, self._regions = Attributes.read(self.pid), present
-        unknown = sorted((start, end) for start, end, _ in present - self._regions)
-        return {"attributes": self._read.to_meta(), "attributes_unknown": unknown}
+        unknown = sorted([start, end] for start, end, _ in present - self._regions)
+        return self._read.to_facts(), unknown
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,13 @@ class Recorded:
     unknown: Attributes
 
     @classmethod
-    def of(cls, meta: dict[str, Any]) -> Recorded:
-        unknown = meta.get("attributes_unknown", [[0, 1 << 64]])
+    def of(cls, attributes: list[list[Any]] | None, unknown: list[list[int]] | None) -> Recorded:
+        """Args: see `ImageFacts`."""
+        if unknown is None:
+            unknown = [[0, 1 << 64]]
         return cls(
-            Attributes.of_meta(meta.get("attributes", [])),
-            Attributes.of_meta([[start, end, "unknown"] for start, end in unknown]),
+            Attributes.of_facts(attributes or []),
+            Attributes.of_facts([[start, end, "unknown"] for start, end in unknown]),
         )
 
     def at(self, address: int) -> Flags | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from checkpoint.elf import NT_AUXV, file_note, note, thread_notes
+from checkpoint.facts import ProcessFacts, TargetFacts
 from checkpoint.heads import heads_note
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
@@ -60,7 +61,7 @@ class ProcessTarget:
         self.pending = Pending()
         self.process = Process(pid)
         self._warned: set[str] = set()
-        self._read: tuple[Snapshot, tuple[dict[str, Any], bytes]] | None = None
+        self._read: tuple[Snapshot, tuple[ProcessFacts, bytes]] | None = None
         self._file_note, self._named_files, self._warnings = (
             Once(file_note), Once(named_files), Once(warnings_for),
         )  # fmt: skip
@@ -182,7 +183,7 @@ class ProcessTarget:
         self._warned |= found.keys()
         return new
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ProcessFacts:
         """Who the process is, for the image."""
         fields = stat_fields(self.pid)
         status = parse_status(proc_read(self.pid, "status").decode(errors="replace"))
@@ -191,21 +192,21 @@ class ProcessTarget:
             exe = os.readlink(task_directory(self.pid) / "exe")
         except OSError:
             exe = ""
-        return {
-            "pid": self.pid,
-            "ppid": int(fields[1]),
-            "pgrp": int(fields[2]),
-            "sid": int(fields[3]),
-            "uid": int(status["Uid"].split()[0]),
-            "gid": int(status["Gid"].split()[0]),
-            "comm": proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
-            "cmdline": cmdline.decode(errors="surrogateescape"),
-            "exe": exe,
-            "start_time": self.process.identity.start_time,
-            "boot_id": self.process.identity.boot_id,
-        }
+        return ProcessFacts(
+            pid=self.pid,
+            ppid=int(fields[1]),
+            pgrp=int(fields[2]),
+            sid=int(fields[3]),
+            uid=int(status["Uid"].split()[0]),
+            gid=int(status["Gid"].split()[0]),
+            comm=proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
+            cmdline=cmdline.decode(errors="surrogateescape"),
+            exe=exe,
+            start_time=self.process.identity.start_time,
+            boot_id=self.process.identity.boot_id,
+        )
 
-    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
+    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
         try:
             objects = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -218,16 +219,19 @@ class ProcessTarget:
         if self.space.is_gone and not self.ended():
             # All this was read after the stop: it may be of another program than what was copied in it.
             raise NewMemoryError(f"process {self.pid} has replaced its program (exec)")
-        return notes, {
-            "process": facts,
-            "objects": objects,
-            "files": mapped_files(self._named_files(window.regions), self.pid),
-            "heap_end": max(heap, default=0),
-            **self._attributes.facts(window.regions),
-            "warnings": self.new_warnings(window.regions, files),
-        }
+        mapped = mapped_files(self._named_files(window.regions), self.pid)
+        attributes, unknown = self._attributes.facts(window.regions)
+        return notes, TargetFacts(
+            process=facts,
+            files=mapped,
+            heap_end=max(heap, default=0),
+            attributes=attributes,
+            attributes_unknown=unknown,
+            objects=objects,
+            warnings=self.new_warnings(window.regions, files),
+        )
 
-    def _read_with(self, objects: Snapshot) -> tuple[dict[str, Any], bytes]:
+    def _read_with(self, objects: Snapshot) -> tuple[ProcessFacts, bytes]:
         """Facts and auxv, read when `objects` are."""
         if self._read is None or self._read[0] is not objects:
             self._read = objects, (self.facts(), proc_read(self.pid, "auxv"))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.elf import SCHEMA, ZERO
+from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.export import compact
 from checkpoint.image import EpochFile
-from tests.unit.images import BASE, THREADS, Content, write
+from tests.unit.images import BASE, THREADS, Content, facts_of, write
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError
 
@@ -158,9 +158,8 @@ def test_many_program_headers(tmp_path: Path) -> None:
     with ChainWriter(tmp_path, b"", force=False) as chain:
         writer = chain.begin()
         writer.add_zero(np.stack((starts, starts + np.uint64(PAGE)), axis=1))
-        meta = {"schema": SCHEMA, "epoch": 0, "base": True, "parent": "", "reset": [], "regions": [
-            [region.start, region.end, "rw-p", 0, "00:00", 0, ""]]}  # fmt: skip
-        _, digest = writer.finish(lambda pages, size: meta, b"", [region], b"")
+        facts = facts_of(chain, region, base=True, row={}, reset=[])
+        digest = writer.finish(lambda pages, size: facts, b"", [region], b"")
         writer.make_safe()
         chain.committed(digest)
     file = Chain(tmp_path).verify(b"")[0]

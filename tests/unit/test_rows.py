@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.epoch import EpochRow, LeftOut, Membership, Row, TreeRow
+from checkpoint.epoch import EpochRow, LeftOut, Membership, TreeRow
 from checkpoint.migrate import MigrationRow
+from checkpoint.row import Row
 
 LINES = (Path(__file__).parent / "rows.jsonl").read_text().splitlines()
 KINDS: dict[str, type[Row]] = {kind.schema: kind for kind in (EpochRow, TreeRow, MigrationRow)}
