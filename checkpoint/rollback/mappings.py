@@ -11,11 +11,12 @@ from checkpoint.rollback.attributes import Attributes, cannot_be_made
 from checkpoint.rollback.layout import Change, Layout, heap_end
 from checkpoint.rollback.making import Maker, Names
 from checkpoint.rollback.opening import Files, Text
-from checkpoint.rollback.steps import BRK, MUNMAP, PRCTL, Steps
+from checkpoint.rollback.steps import Steps
 from checkpoint.targets.mapped import mapped_files
 from checkpoint.view import View
 from uffdtrack import PAGE, Injector, Region, Tracee, proc_read
 from uffdtrack.errors import TargetError
+from uffdtrack.syscalls import BRK, MUNMAP, PRCTL
 
 _PR_GET_MDWE, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 66, 0x53564D41, 0
 _START_BRK = 44  # field 47 of proc_pid_stat(5), counted from the state on

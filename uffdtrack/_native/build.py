@@ -14,6 +14,7 @@ ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "uffdtrack._native._core",
     """
+    #include "compat.h"
     #include "compare.h"
     #include "arm.h"
     #include "backing.h"
