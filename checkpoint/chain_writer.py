@@ -7,15 +7,15 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 from checkpoint.chain import LEFT_OVER, epoch_name, epoch_numbers
 from checkpoint.files import translate
 from checkpoint.image_writer import EpochWriter
+from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 
-class Lock:
+class Lock(Closing):
     """Holds a directory for one session; let go by close or by the death of the process."""
 
     def __init__(self, directory: Path) -> None:
@@ -42,17 +42,6 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def lock_directory(directory: Path) -> Lock:
     """Hold a directory, which is made where it is missing.
@@ -69,7 +58,7 @@ def lock_directory(directory: Path) -> Lock:
     return Lock(directory)
 
 
-class ChainWriter:
+class ChainWriter(Closing):
     """A locked directory that epochs are added to, from 0 on.
 
     Raises:
@@ -126,14 +115,3 @@ class ChainWriter:
 
     def close(self) -> None:
         self._lock.close()
-
-    def __enter__(self) -> ChainWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -22,6 +22,7 @@ from checkpoint.facts import TreeFacts
 from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
 from checkpoint.image import EpochFile
 from checkpoint.view import View
+from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError
 
 _NAME = re.compile(r"epoch-(\d{8,})\.tree")
@@ -162,7 +163,7 @@ def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochF
     )
 
 
-class TreeWriter:
+class TreeWriter(Closing):
     """A locked directory that epochs of a tree are added to, from 0 on.
 
     Raises:
@@ -256,9 +257,3 @@ class TreeWriter:
 
     def close(self) -> None:
         self._lock.close()
-
-    def __enter__(self) -> TreeWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

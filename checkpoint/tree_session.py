@@ -14,6 +14,7 @@ from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import Member, name_of
 from checkpoint.tree_roster import Roster
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
+from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     MaxStopError,
     NewMemoryError,
@@ -29,7 +30,7 @@ ROUNDS = 4
 """Stops for one epoch. All but the last are given up where a child is found that is not followed yet."""
 
 
-class TreeSession(Taker[TreeRow]):
+class TreeSession(Taker[TreeRow], Closing):
     """Takes epochs of a whole tree into one directory."""
 
     def __init__(
@@ -253,9 +254,3 @@ class TreeSession(Taker[TreeRow]):
         """Take every trap away; all run on. Idempotent."""
         self.roster.close()
         self.tree.close()
-
-    def __enter__(self) -> TreeSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

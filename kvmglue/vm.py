@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from kvmglue.kvm import Kvm, check_ring
 from kvmglue.memory import SystemMemory
 from kvmglue.vcpu import Vcpu
 from uffdtrack import PAUSE_TIMEOUT, GuestRam
+from uffdtrack.closing import Closing
 from uffdtrack.errors import CycleError, GuestError, InvalidInputError
 
 
-class Vm:
+class Vm(Closing):
     """A minimal machine: RAM, 1 to 16 vCPUs, a serial port, no interrupts. A context manager.
 
     It is made paused, each vCPU at the start of the guest program (_native/guest.c), which waits for orders
@@ -210,17 +210,6 @@ class Vm:
             if left <= 0:
                 return False
             self.wait_event(min(left, 0.1))
-
-    def __enter__(self) -> Vm:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _vms: weakref.WeakSet[Vm] = weakref.WeakSet()

@@ -6,12 +6,12 @@ import errno
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from uffdtrack.closing import Closing
 from uffdtrack.errors import CycleError, InvalidInputError
 from uffdtrack.gate import Gated
 from uffdtrack.pages import DirtyLog, DirtyPages, smaller_log
@@ -44,7 +44,7 @@ def check_call(result: int, doing: str) -> int:
     return result
 
 
-class CycleTracker(Gated):
+class CycleTracker(Gated, Closing):
     """A tracker whose lists are in a C core.
 
     A mechanism gives `core` and `gate`, and says how it begins and ends.
@@ -139,14 +139,6 @@ class CycleTracker(Gated):
     def __enter__(self) -> Self:
         self.activate()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _active(self) -> Any:
         if self._c is None:

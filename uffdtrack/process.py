@@ -10,6 +10,7 @@ from pathlib import Path
 
 from uffdtrack import procfs
 from uffdtrack._sys import check, lib
+from uffdtrack.closing import Closing
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UnsupportedError
 from uffdtrack.rights import how_to_be_allowed
 
@@ -23,7 +24,7 @@ class Identity:
     boot_id: str
 
 
-class Process:
+class Process(Closing):
     """A process for as long as somebody is interested in it.
 
     Attributes:
@@ -58,12 +59,6 @@ class Process:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def identify(pid: int) -> Identity:

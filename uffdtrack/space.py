@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
 from uffdtrack.attach import attach_uffd
+from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     TargetBusyError,
     TargetGoneError,
@@ -28,7 +28,7 @@ _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
 
 
-class AddressSpace:
+class AddressSpace(Closing):
     """Tracks one process's memory by userfaultfd write-protect (WP_ASYNC) and PAGEMAP_SCAN.
 
     Made by `attach`. Closing it, or the death of this process, takes every trap away; the target
@@ -279,14 +279,3 @@ class AddressSpace:
         if self._c is not None:
             lib.ut_space_close(self._c)
             self._c = None
-
-    def __enter__(self) -> AddressSpace:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -29,6 +29,7 @@ from uffdtrack import (
     stat_fields,
     task_directory,
 )
+from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     NewMemoryError,
     PermissionDeniedError,
@@ -42,7 +43,7 @@ from uffdtrack.errors import (
 T = TypeVar("T")
 
 
-class ProcessTarget:
+class ProcessTarget(Closing):
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on.
 
     Attributes:
@@ -245,9 +246,3 @@ class ProcessTarget:
             self.tracee.settle(2)
             self.tracee.close()
         self.process.close()
-
-    def __enter__(self) -> ProcessTarget:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
