@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import time
 from pathlib import Path
 
 import numpy as np
 
+from checkpoint.directory import choose, numbers
 from checkpoint.errors import ImageError
-from checkpoint.files import malformed, open_regular, translate_read
+from checkpoint.files import malformed, open_regular
 from checkpoint.image import EpochFile
 from checkpoint.view import View
 from uffdtrack import PAGE
@@ -55,7 +55,7 @@ class Chain:
         self.directory = directory
         # Before the names: a session adds its epoch first, and its number here after.
         self._head = _head(directory)
-        self.epochs = sorted(epoch_numbers(directory))
+        self.epochs = epoch_numbers(directory)
         if not directory.is_dir():
             raise InvalidInputError(f"{directory} is not a directory")
         if not self.epochs:
@@ -66,12 +66,7 @@ class Chain:
 
     def open(self, epoch: int | None) -> EpochFile:
         """One epoch, or the last."""
-        number = self.epochs[-1] if epoch is None else epoch
-        if number not in self.epochs:
-            raise InvalidInputError(
-                f"{self.directory} has no epoch {number}; it has {self.epochs[0]} to {self.epochs[-1]}"
-            )
-        return EpochFile(self.path(number))
+        return EpochFile(self.path(choose(self.directory, self.epochs, epoch)))
 
     def files(self) -> list[EpochFile]:
         """All epochs, linked as their digests say, from the base on that holds what is older.
@@ -110,7 +105,7 @@ class Chain:
         deadline = time.monotonic() + SETTLING
         # A session that was killed, or is about to, between its base and `head` leaves one epoch alone.
         while self._head < 0 and len(self.epochs) > 1:
-            if sorted(epoch_numbers(self.directory))[: len(self.epochs)] != self.epochs:
+            if epoch_numbers(self.directory)[: len(self.epochs)] != self.epochs:
                 raise InvalidInputError(f"{self.directory} was replaced while it was read; try again")
             if time.monotonic() > deadline:
                 raise ImageError(
@@ -231,10 +226,4 @@ def _head(directory: Path) -> int:
 
 
 def epoch_numbers(directory: Path) -> list[int]:
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise translate_read(error, directory) from error
-    return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
+    return numbers(directory, _NAME)

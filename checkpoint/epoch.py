@@ -8,28 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from checkpoint.facts import Elsewhere, TargetFacts
 from checkpoint.row import Row
-from uffdtrack import Window
-
-
-class Timed(Protocol):
-    """What has lasted: a window of one process, or of a tree. All in microseconds."""
-
-    @property
-    def pause_us(self) -> float: ...
-    @property
-    def stop_us(self) -> float: ...
-    @property
-    def harvest_us(self) -> float: ...
-    @property
-    def copy_us(self) -> float: ...
-    @property
-    def rearm_us(self) -> float: ...
-    @property
-    def resume_us(self) -> float: ...
+from uffdtrack import StopTimes, Window
 
 
 def since(started: float) -> float:
@@ -51,7 +34,7 @@ class Times(Row):
     resume_us: float | None = None
 
     @classmethod
-    def of(cls, window: Timed) -> Times:
+    def of(cls, window: StopTimes) -> Times:
         return cls(*(round(getattr(window, part.name), 1) for part in fields(cls)))
 
 
@@ -73,7 +56,7 @@ class Membership(Row):
     unchanged: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRow(Row):
     """One epoch of one process or VM, see docs/image.md.
 
@@ -94,7 +77,7 @@ class EpochRow(Row):
     engine: str
     pages: int
     bytes: int
-    scanned: bool
+    scanned: bool = False
     times: Times
     threads: int
     regions: int = 0

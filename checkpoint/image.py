@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.directory import not_as_written
 from checkpoint.elf import (
     DIGEST_SIZE,
     EHDR,
@@ -39,7 +40,6 @@ from checkpoint.elf import (
     ZERO,
     file_digest,
 )
-from checkpoint.errors import ImageError
 from checkpoint.facts import ImageFacts
 from checkpoint.files import identity, malformed, open_regular
 from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState
@@ -167,13 +167,7 @@ class EpochFile:
             found = file_digest(file, self._digest_at, key)
         if hmac.compare_digest(found.hex(), self.digest):
             return
-        if bool(self.facts.keyed) != bool(key):
-            hint = "was written with a key: give it by --key-file" if not key else "has no key"
-            raise ImageError(f"{self.path} {hint}")
-        raise ImageError(
-            f"{self.path} is damaged: its contents do not match its digest"
-            + (" (or the key is another)" if key else "")
-        )
+        raise not_as_written(self.path, bool(self.facts.keyed), key)
 
     @property
     def compacted(self) -> bool:

@@ -39,17 +39,18 @@ class EpochWriter:
 
     Args:
         path: the name that the file gets.
-        before_rename: called when the file is on disk, right before it takes its name.
+        give_way: called when the file is on disk, right before it takes its name; says whether an older chain
+            has gone for it.
     """
 
-    def __init__(self, path: Path, before_rename: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Path, give_way: Callable[[], bool] = lambda: False) -> None:
         self.path = path
-        self._before_rename = before_rename
+        self._give_way = give_way
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._pages: Pages = np.empty(0, np.uint64)
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
-        self._named = False
+        self._named = self._is_all = False
         try:
             self._temporary.unlink(missing_ok=True)
             fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -140,7 +141,7 @@ class EpochWriter:
     def rename(self) -> None:
         """It takes its name. Raises: StorageError: it has none."""
         try:
-            self._before_rename()
+            self._is_all = self._give_way()
             self._temporary.replace(self.path)
             self._named = True
         except OSError as error:
@@ -191,8 +192,8 @@ class EpochWriter:
             self._temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Drop everything, the file that has taken its name too."""
+        """Drop everything, the file that has taken its name too, unless it is all that there is."""
         self.abort()
-        if self._named:
+        if self._named and not self._is_all:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)

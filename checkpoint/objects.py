@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from checkpoint.row import Row
+from uffdtrack import procfs
 
 STATUS = (
     "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
@@ -206,7 +207,7 @@ def parse_limits(text: str) -> dict[str, str]:
 def parse_stat(text: str) -> list[Any]:
     """Of a thread (proc_pid_stat(5)): name, nice value, real-time priority, policy, pending signals."""
     name = text[text.index("(") + 1 : text.rindex(")")]
-    fields = text[text.rindex(")") + 2 :].split()
+    fields = procfs.stat_fields_of(text)
     return [name, int(fields[16]), int(fields[37]), int(fields[38]), int(fields[28])]
 
 

@@ -187,9 +187,10 @@ class TreeSession(Taker[TreeRow], Closing):
                 if member.number in storing:
                     draft(member, result)
                     if member.number not in parts:
-                        return parts
-            others = [pair for pair in taken if pair[0].number not in storing]
-            side_by_side(lambda pair: draft(*pair), others)
+                        break
+            if storing <= parts.keys():
+                others = [pair for pair in taken if pair[0].number not in storing]
+                side_by_side(lambda pair: draft(*pair), others)
         except BaseException:
             for part in parts.values():
                 part.drop()

@@ -88,12 +88,18 @@ def proc_read(pid: int, name: str) -> bytes:
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
     """
+    return _read(pid, task_directory(pid) / name)
+
+
+def _read(pid: int, path: Path) -> bytes:
     try:
-        return (task_directory(pid) / name).read_bytes()
+        return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
     except PermissionError as error:
-        raise PermissionDeniedError(f"cannot read /proc/{pid}/{name}. {how_to_be_allowed(pid)}") from error
+        raise PermissionDeniedError(
+            f"cannot read /proc/{pid}/{path.name}. {how_to_be_allowed(pid)}"
+        ) from error
 
 
 def status_field(pid: int, name: str) -> str:
@@ -109,12 +115,9 @@ def stat_fields(pid: int) -> list[str]:
     """/proc/PID/stat of the process as a whole, from the state on: index 0 is field 3 of proc_pid_stat(5).
 
     Raises:
-        TargetGoneError: there is no such process.
+        TargetGoneError, PermissionDeniedError: as they say.
     """
-    fields = procfs.stat_fields_of(procfs.glance(f"/proc/{pid}/stat"))
-    if not fields:
-        raise TargetGoneError(f"there is no process {pid}")
-    return fields
+    return procfs.stat_fields_of(_read(pid, Path(f"/proc/{pid}/stat")).decode(errors="replace"))
 
 
 def command_name(pid: int) -> str:
@@ -158,7 +161,11 @@ def children(pid: int) -> list[int]:
         UnsupportedError: the kernel does not say (CONFIG_PROC_CHILDREN).
     """
     found: list[int] = []
-    for tid in procfs.threads(pid):
+    try:
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    for tid in tids:
         try:
             found += map(int, Path(f"{procfs.task(pid, tid)}/children").read_text().split())
         except (FileNotFoundError, ProcessLookupError) as error:

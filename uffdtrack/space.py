@@ -22,7 +22,7 @@ from uffdtrack.maps import Region
 from uffdtrack.regions import regions_of
 from uffdtrack.runs import PAGE, Runs, merge_runs, size_of
 from uffdtrack.tracee import Tracee
-from uffdtrack.window import Heads, Pending, Window
+from uffdtrack.window import Heads, Pending, Window, stop_times
 
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
@@ -187,11 +187,7 @@ class AddressSpace(Closing):
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
             touched=size_of(runs_array(harvest.news.touched)) // PAGE if harvest.by_news else 0,
-            stop_us=times.stop_ns / 1e3,
-            harvest_us=times.harvest_ns / 1e3,
-            copy_us=times.copy_ns / 1e3,
-            rearm_us=times.rearm_ns / 1e3,
-            pause_us=times.pause_ns / 1e3,
+            **stop_times(times),
             heads=dict(pending.heads),
             elsewhere=[
                 (int(e.start), int(e.end), int(e.address), int(e.member))

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from checkpoint import report
-from checkpoint.chain_writer import Lock
 from checkpoint.cli.common import say
+from checkpoint.directory import Lock
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed
 from checkpoint.rollback.tree import rollback_tree

@@ -14,7 +14,7 @@ from checkpoint.rollback.opening import Files, Text
 from checkpoint.rollback.steps import Steps
 from checkpoint.targets.mapped import mapped_files
 from checkpoint.view import View
-from uffdtrack import PAGE, Injector, Region, Tracee, proc_read
+from uffdtrack import PAGE, Injector, Region, Tracee, proc_read, procfs
 from uffdtrack.errors import TargetError
 from uffdtrack.syscalls import BRK, MUNMAP, PRCTL
 
@@ -29,7 +29,7 @@ def page_end(address: int) -> int:
 def start_break(pid: int) -> int:
     """Where the heap begins: the program break of a process that has none yet."""
     text = proc_read(pid, "stat").decode(errors="replace")
-    return int(text[text.rindex(")") + 2 :].split()[_START_BRK])
+    return int(procfs.stat_fields_of(text)[_START_BRK])
 
 
 def wiped_in_children(view: View) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from checkpoint.view import View
 from kvmglue import Vcpu, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
 from uffdtrack.errors import InvalidInputError
+from uffdtrack.runs import batches
 
 NOTE_VCPU = 0x75660003
 """All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
@@ -137,13 +138,8 @@ def read_memory(view: View, vm: Vm, ram: npt.NDArray[np.uint8], system: npt.NDAr
     if vm_facts(view.epoch).system_bytes != system.size:
         raise ImageError(f"{view.epoch.path} was made by another version: its system memory is another")
     system[:] = 0
-    for part in _parts(view.pages):
+    for part in batches(view.pages):
         put_pages(vm, ram, system, part, view.read(part))
-
-
-def _parts(pages: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
-    for i in range(0, len(pages), 8192):
-        yield pages[i : i + 8192]
 
 
 def check_same_lists(vm: Vm, vcpu: Vcpu, what: str) -> None:

@@ -108,6 +108,7 @@ typedef struct {
 } kg_stats;
 typedef struct {
 	ut_log log[2];
+	uint64_t number;
 	int32_t open;
 	...;
 } ut_cycle;

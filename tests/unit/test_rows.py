@@ -42,3 +42,14 @@ def test_a_row_of_an_older_version() -> None:
         del stored[name]
     row = EpochRow.of_json({**stored, "unknown": 1})
     assert row.times.resume_us is None and row.late == 0
+
+
+def test_a_row_of_the_first_version() -> None:
+    stored = json.loads(LINES[0])
+    del stored["scanned"]
+    assert not EpochRow.of_json(stored).scanned
+
+
+def test_a_row_that_lacks_what_all_have() -> None:
+    with pytest.raises(KeyError, match="pages"):
+        EpochRow.of_json({"epoch": 0, "base": True, "pid": 1, "engine": "scan"})

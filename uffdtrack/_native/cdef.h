@@ -333,6 +333,7 @@ typedef struct {
 } ut_log;
 typedef struct {
 	ut_log log[2];
+	uint64_t number;
 	int32_t open;
 	...;
 } ut_cycle;

@@ -1,8 +1,15 @@
 /* What /proc says of a thread, or of a process as a whole, in files of one line. */
 #ifndef UT_PROC_STAT_H
 #define UT_PROC_STAT_H
+#include <dirent.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* A file of a thread's, or with `tid` 0 of the process. -ESRCH: there is none, or -errno. */
+int ut_open_task(int pid, int tid, const char *name);
+/* The threads of a process, one after the other; NULL and errno ESRCH: there is no such process. 0: that was all. */
+DIR *ut_open_tasks(int pid);
+int ut_next_task(DIR *dir);
 
 typedef struct {
 	char state; /* one letter: proc_pid_stat(5) */
@@ -23,7 +30,7 @@ int ut_live_thread(int pid);
 /* 1: a thread of that number is the caller's own. */
 int ut_is_own_thread(int tid);
 
-/* The text of a file of a thread's, cut off where there is no room, with a 0 behind it. 0, -ENOENT: empty; -errno. */
+/* The text of a file of a thread's, cut off where there is no room, with a 0 behind it. 0; -ENOENT: empty; -ESRCH: there is none; or -errno. */
 int ut_read_task(int pid, int tid, const char *name, char *to, size_t room);
 
 /* The system call that a thread sleeps in: proc_pid_syscall(5). */
