@@ -15,7 +15,7 @@ Heads = dict[tuple[str, int], bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTimes:
-    """How long a stop has lasted, in microseconds: the whole (pause), and its parts. The rest is `resume_us`."""
+    """How long a stop has lasted, in microseconds: all of it (pause), and its parts."""
 
     stop_us: float
     harvest_us: float
@@ -25,6 +25,7 @@ class StopTimes:
 
     @property
     def resume_us(self) -> float:
+        """The rest."""
         return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
 
 

@@ -314,7 +314,7 @@ void ut_shared_unmap(ut_shared *s);
 void ut_vcpu_bind(ut_shared *s, int vcpu, int pid, int tid, int forced);
 int ut_vcpu_state(ut_shared *s, int vcpu);
 int ut_vcpu_tid(const ut_shared *s, int vcpu);
-int ut_vcpu_stands(ut_shared *s, int vcpu);
+uint32_t ut_vcpu_stands(ut_shared *s, int vcpu);
 int ut_member_open(ut_shared *s, uint8_t *base, int mm, int uffd, int lifeline);
 void ut_member_close(int member);
 void ut_member_perf(int member, int vcpu, int perf);
