@@ -228,7 +228,3 @@ class CycleTracker(Gated, Closing):
     def pending(self) -> int:
         """Pages of the open cycle so far; of kvm-clear, once the last cycle is rearmed."""
         return self._check(self.core.pending(self._active()), "count")
-
-    def sabotage(self, flags: int) -> None:
-        """Break the tracking on purpose, for the negative controls of the tests."""
-        self._active().sabotage = flags

@@ -252,24 +252,6 @@ class AddressSpace(Closing):
         found.n = 0
         return heads
 
-    def sabotage(self, kind: str) -> None:
-        """Break the tracking on purpose, so that tests can see it fail.
-
-        Args:
-            kind: "forget", "late-rearm", "compare" (of small mappings); of the ring "audit", "events".
-        """
-        if kind in ("audit", "events"):
-            self._c.watch.sabotage = {
-                "audit": lib.UT_WATCH_BREAK_AUDIT,
-                "events": lib.UT_WATCH_BREAK_EVENTS,
-            }[kind]
-            return
-        self._c.sabotage = {
-            "forget": lib.UT_SABOTAGE_FORGET,
-            "late-rearm": lib.UT_SABOTAGE_LATE_REARM,
-            "compare": lib.UT_SABOTAGE_COMPARE,
-        }[kind]
-
     def close(self) -> None:
         """Take every trap away. Idempotent."""
         if self._c is not None:

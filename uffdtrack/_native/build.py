@@ -27,6 +27,7 @@ ffi.set_source(
     #include "mm.h"
     #include "probe.h"
     #include "pause.h"
+    #include "sabotage.h"
     #include "tree.h"
     """,
     sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("*.c"))],

@@ -5,9 +5,6 @@
 #include "runs.h"
 #include "thread_rings.h"
 
-/* Faults on purpose, for the tests' negative controls. */
-enum { UT_WATCH_BREAK_AUDIT = 1, UT_WATCH_BREAK_EVENTS = 2 };
-
 /* sync: a fault that waits for its answer. */
 typedef struct {
 	uint64_t page;
@@ -31,7 +28,6 @@ typedef struct {
 	int32_t full;    /* eventfd: `limit` pages were touched since the last stop */
 	int32_t told;    /* by that */
 	int32_t broken;  /* no memory to note an event: nothing is known */
-	int32_t sabotage;
 	ut_fault_server server;
 	pthread_mutex_t lock; /* of all that follows */
 	ut_touched touched;

@@ -7,15 +7,6 @@
 #include "lists.h"
 #include "slots.h"
 
-/* Faults on purpose, for the tests' negative controls. */
-enum {
-	UT_BREAK_FORGET = 1,   /* one page of a harvest is dropped */
-	UT_BREAK_REARM = 2,    /* one page of a rearm is skipped */
-	UT_BREAK_AUDIT = 4,    /* ring: no fallback to a scan */
-	UT_BREAK_HANDLER = 8,  /* sync: the handler thread ends */
-	UT_BREAK_HOLD = 16,    /* ring: a vCPU that is to stand for a moment comes too late */
-};
-
 struct ut_tracker;
 struct ut_engine_ops;
 
@@ -78,7 +69,6 @@ typedef struct ut_tracker {
 	ut_scratch scratch;
 	int32_t paused;     /* whoever controls the vCPUs takes it that they stand, until it opens the gate */
 	int32_t everything; /* nobody can say what was written: all of it */
-	int32_t sabotage;
 	ut_stats stats;
 } ut_tracker;
 

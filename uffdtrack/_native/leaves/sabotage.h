@@ -1,7 +1,0 @@
-/* Faults on purpose, for tests alone: UFFDTRACK_SABOTAGE=KIND:POINT makes us hang at a point of that name. */
-#ifndef UT_SABOTAGE_H
-#define UT_SABOTAGE_H
-void ut_sabotage(const char *point);
-/* Not in this process. */
-void ut_sabotage_off(void);
-#endif
