@@ -60,7 +60,7 @@ def test_one_after_another_is_noticed(
             windows.append(member.space.window(member.tracee, member.pending))
             token = target.token()
             wait_for(lambda token=token: target.token() > token + 1, "the token goes round")
-        return TreeWindow(windows, [], 0, 0, 0, 0, 0)
+        return TreeWindow(windows, [], stop_us=0, harvest_us=0, copy_us=0, rearm_us=0, pause_us=0)
 
     taker = tree_of(target.pid)
     monkeypatch.setattr(ProcessTree, "window", singly)
