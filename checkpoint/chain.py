@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import time
 from pathlib import Path
 
 import numpy as np
 
+from checkpoint.directory import choose, numbers
 from checkpoint.errors import ImageError
-from checkpoint.files import malformed, open_regular, translate_read
+from checkpoint.files import malformed, open_regular
 from checkpoint.image import EpochFile
 from checkpoint.view import View
 from uffdtrack import PAGE
@@ -55,7 +55,7 @@ class Chain:
         self.directory = directory
         # Before the names: a session adds its epoch first, and its number here after.
         self._head = _head(directory)
-        self.epochs = sorted(epoch_numbers(directory))
+        self.epochs = epoch_numbers(directory)
         if not directory.is_dir():
             raise InvalidInputError(f"{directory} is not a directory")
         if not self.epochs:
@@ -66,12 +66,7 @@ class Chain:
 
     def open(self, epoch: int | None) -> EpochFile:
         """One epoch, or the last."""
-        number = self.epochs[-1] if epoch is None else epoch
-        if number not in self.epochs:
-            raise InvalidInputError(
-                f"{self.directory} has no epoch {number}; it has {self.epochs[0]} to {self.epochs[-1]}"
-            )
-        return EpochFile(self.path(number))
+        return EpochFile(self.path(choose(self.directory, self.epochs, epoch)))
 
     def files(self) -> list[EpochFile]:
         """All epochs, linked as their digests say; if the chain was compacted, from that base on.
@@ -91,11 +86,11 @@ class Chain:
             if file.compacted:
                 break  # older ones are what a compaction that was killed did not come to remove
         for before, file in itertools.pairwise(files):
-            if file.parent not in (before.digest, before.meta.get("replaces")):
+            if file.parent not in (before.digest, before.facts.replaces):
                 raise ImageError(
                     f"{file.path} does not follow {before.path.name}: one of the two was exchanged"
                 )
-        if not files[0].meta.get("base"):
+        if not files[0].facts.base:
             raise ImageError(f"{self.path(files[0].epoch - 1)} is missing: the chain has no base")
         self.check_head()
         return files
@@ -110,7 +105,7 @@ class Chain:
         deadline = time.monotonic() + SETTLING
         # A session that was killed, or is about to, between its base and `head` leaves one epoch alone.
         while self._head < 0 and len(self.epochs) > 1:
-            if sorted(epoch_numbers(self.directory))[: len(self.epochs)] != self.epochs:
+            if epoch_numbers(self.directory)[: len(self.epochs)] != self.epochs:
                 raise InvalidInputError(f"{self.directory} was replaced while it was read; try again")
             if time.monotonic() > deadline:
                 raise ImageError(
@@ -162,7 +157,7 @@ class Chain:
                 f"{self.path(number)} is left over: epoch {files[0].epoch} of {self.directory} is its base"
             )
         files = [f for f in files if f.epoch <= number]
-        first = max(i for i, f in enumerate(files) if f.meta.get("base"))
+        first = max(i for i, f in enumerate(files) if f.facts.base)
         sources = files[first:]
         pages = np.concatenate([f.pages for f in sources])
         index = np.repeat(np.arange(len(sources)), [len(f.pages) for f in sources])
@@ -185,7 +180,7 @@ class Chain:
         sources, pages = [*view.sources], [view.pages]
         files, offsets = [view.files], [view.offsets]
         others: dict[str, View] = {}
-        for start, end, at, name, epoch, digest in view.epoch.meta.get("elsewhere", []):
+        for start, end, at, name, epoch, digest in view.epoch.facts.elsewhere or ():
             if name not in others:
                 number, wanted = siblings.get(name, (epoch, digest))
                 others[name] = self._of_sibling(name, number, wanted, view)
@@ -204,7 +199,7 @@ class Chain:
         if not MEMBER_NAME.fullmatch(name):
             raise ImageError(f"{view.epoch.path} is damaged: {name!r} is no chain of a tree")
         other = Chain(self.directory.absolute().parent / name).view(epoch, alone=True)
-        if digest not in (other.epoch.digest, other.epoch.meta.get("replaces")):
+        if digest not in (other.epoch.digest, other.epoch.facts.replaces):
             raise ImageError(
                 f"{other.epoch.path} is not the epoch that {view.epoch.path} has its shared memory from"
             )
@@ -231,10 +226,4 @@ def _head(directory: Path) -> int:
 
 
 def epoch_numbers(directory: Path) -> list[int]:
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise translate_read(error, directory) from error
-    return [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
+    return numbers(directory, _NAME)

@@ -26,7 +26,7 @@ class RegionDiff:
 
 def differences(a: View, b: View) -> list[RegionDiff]:
     """Compare two views of one process, by contents, mapping by mapping."""
-    if a.epoch.meta["process"]["pid"] != b.epoch.meta["process"]["pid"]:
+    if a.epoch.facts.process.pid != b.epoch.facts.process.pid:
         raise ImageError("the two epochs are of different processes")
     keys_a = {_key(r): r for r in a.epoch.regions if r.stored}
     keys_b = {_key(r): r for r in b.epoch.regions if r.stored}

@@ -11,38 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.facts import ProcessFacts
 from uffdtrack import PAGE, Region, ThreadState
 
-SCHEMA = "uffdtrack/image/1"
-
-
 NOTE_NAME = b"uffdtrack"
-
-
 NOTE_META, NOTE_DIGEST = 0x75660001, 0x75660002
-
-
 NOTE_RSEQ = 0x75660005
-
-
 NT_PRSTATUS, NT_FPREGSET, NT_PRPSINFO, NT_AUXV = 1, 2, 3, 6
-
-
 NT_X86_XSTATE, NT_FILE = 0x202, 0x46494C45
-
-
 PN_XNUM = 0xFFFF
-
-
 DIGEST_SIZE = 32
-
-
 ZERO = -1
 """The place of a page of zeros, which the file does not store."""
-
-
 Offsets = npt.NDArray[np.int64]
-
 
 PHDR = np.dtype(
     [
@@ -56,20 +37,10 @@ PHDR = np.dtype(
         ("align", "<u8"),
     ]
 )
-
-
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-
-
 SHDR = struct.Struct("<IIQQQQIIQQ")
-
-
 PRSTATUS = struct.Struct("<3ihxxQQ4i64x216sixxxx")
-
-
 PRPSINFO = struct.Struct("<4bxxxxQII4i16s80s")
-
-
 RSEQ = struct.Struct("<QII")
 
 
@@ -80,18 +51,18 @@ def note(name: bytes, kind: int, data: bytes) -> bytes:
     return head + name + bytes(-len(name) % 4) + data + bytes(-len(data) % 4)
 
 
-def thread_notes(threads: list[ThreadState], process: dict[str, Any]) -> bytes:
+def thread_notes(threads: list[ThreadState], process: ProcessFacts) -> bytes:
     """NT_PRSTATUS, NT_PRPSINFO (once), NT_FPREGSET, NT_X86_XSTATE, the order the kernel writes; then ours."""
     out: list[bytes] = []
-    family = (process["ppid"], process["pgrp"], process["sid"])
+    family = (process.ppid, process.pgrp, process.sid)
     for i, thread in enumerate(t for t in threads if not t.worker):
         status = PRSTATUS.pack(0, 0, 0, 0, 0, thread.sigmask, thread.tid, *family, thread.regs, 1)
         out.append(note(b"CORE", NT_PRSTATUS, status))
         if i == 0:
             info = PRPSINFO.pack(
-                0, ord("R"), 0, 0, 0, process["uid"], process["gid"], process["pid"], *family,
-                process["comm"].encode(errors="surrogateescape")[:15],
-                process["cmdline"].encode(errors="surrogateescape")[:79],
+                0, ord("R"), 0, 0, 0, process.uid, process.gid, process.pid, *family,
+                process.comm.encode(errors="surrogateescape")[:15],
+                process.cmdline.encode(errors="surrogateescape")[:79],
             )  # fmt: skip
             out.append(note(b"CORE", NT_PRPSINFO, info))
         out.append(note(b"CORE", NT_FPREGSET, thread.xstate[:512]))

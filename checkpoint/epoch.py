@@ -7,63 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
-from uffdtrack import Window
-
-Elsewhere = tuple[int, int, int, str, int, str]
-"""A mapping, its address in the process that stores it, and directory, epoch and digest there."""
-
-
-class Timed(Protocol):
-    """Something with durations: a window of one process, or of a tree. All in microseconds."""
-
-    @property
-    def pause_us(self) -> float: ...
-    @property
-    def stop_us(self) -> float: ...
-    @property
-    def harvest_us(self) -> float: ...
-    @property
-    def copy_us(self) -> float: ...
-    @property
-    def rearm_us(self) -> float: ...
-    @property
-    def resume_us(self) -> float: ...
-
-
-class Row:
-    """A dataclass that is one object of JSON, its fields in their order, without those that are None."""
-
-    __slots__ = ()
-    schema: ClassVar[str] = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The row with the fields of its `Times` and its `Membership` among its own."""
-        out: dict[str, Any] = {"schema": self.schema} if self.schema else {}
-        for name in _names(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, (Times, Membership)):
-                out.update(value.to_json())
-            elif isinstance(value, list):
-                out[name] = [one.to_json() if isinstance(one, Row) else one for one in value]
-            elif value is not None:
-                out[name] = value
-        return out
-
-    @classmethod
-    def of_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Read what this or an older version of `to_json` made; ignores keys that are no fields.
-
-        Raises:
-            TypeError: a field is missing that every version has.
-        """
-        names = _names(cls)
-        values = {name: stored[name] for name in names if name in stored}
-        if "times" in names:
-            values["times"] = Times.of_json(stored)
-        return cls(**values)
+from checkpoint.facts import Elsewhere, TargetFacts
+from checkpoint.row import Row
+from uffdtrack import StopTimes, Window
 
 
 def since(started: float) -> float:
@@ -71,14 +20,11 @@ def since(started: float) -> float:
     return round((time.perf_counter() - started) * 1e6, 1)
 
 
-def _names(kind: type) -> list[str]:
-    assert is_dataclass(kind)
-    return [part.name for part in fields(kind)]
-
-
 @dataclass(frozen=True, slots=True)
 class Times(Row):
     """A pause and its parts, in microseconds; `resume_us` is None in images of versions that lack it."""
+
+    among: ClassVar[bool] = True
 
     pause_us: float
     stop_us: float
@@ -88,8 +34,8 @@ class Times(Row):
     resume_us: float | None = None
 
     @classmethod
-    def of(cls, window: Timed) -> Times:
-        return cls(*(round(getattr(window, name), 1) for name in _names(cls)))
+    def of(cls, window: StopTimes) -> Times:
+        return cls(*(round(getattr(window, part.name), 1) for part in fields(cls)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +48,15 @@ class Membership(Row):
         unchanged: it has not run since its last epoch, which the tree's epoch names again.
     """
 
+    among: ClassVar[bool] = True
+
     start_time: int
     comm: str
     directory: str
     unchanged: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRow(Row):
     """One epoch of one process or VM, see docs/image.md.
 
@@ -121,6 +69,7 @@ class EpochRow(Row):
     """
 
     schema: ClassVar[str] = "uffdtrack/epoch/1"
+    rows: ClassVar[Mapping[str, type[Row]]] = {"times": Times}
 
     epoch: int
     base: bool
@@ -128,7 +77,7 @@ class EpochRow(Row):
     engine: str
     pages: int
     bytes: int
-    scanned: bool
+    scanned: bool = False
     times: Times
     threads: int
     regions: int = 0
@@ -170,14 +119,14 @@ class Epoch:
         row: without the fields that the sink counts.
         window: its contents are valid until the source's next window.
         notes: ELF notes: registers, mapped files.
-        facts: for the image's JSON (docs/image.md).
+        facts: of the target, for the image's JSON.
         elsewhere: in a tree: shared memory that other processes store for this one.
     """
 
     row: EpochRow
     window: Window
     notes: bytes
-    facts: dict[str, Any]
+    facts: TargetFacts
     elsewhere: list[Elsewhere] | None = None
 
     def counted(self, number: int, pages: int, content: int) -> EpochRow:
@@ -230,6 +179,7 @@ class TreeRow(Row):
     """
 
     schema: ClassVar[str] = "uffdtrack/tree-epoch/1"
+    rows: ClassVar[Mapping[str, type[Row]]] = {"times": Times}
 
     epoch: int
     pid: int

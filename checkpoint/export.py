@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from checkpoint.elf import (
     note,
     region_flags,
 )
+from checkpoint.facts import ImageFacts
 from checkpoint.files import translate
 from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
 from checkpoint.image import EpochFile
@@ -114,7 +116,7 @@ def _write_core(view: View, fd: int) -> int:
 def _heads(view: View) -> dict[int, bytes]:
     """The first pages of ELF files, by the start of their mappings."""
     stored = stored_heads(view.sources)
-    files = view.epoch.meta.get("files", {})
+    files = view.epoch.facts.files
     found = {region.start: head_of(region, stored, files) for region in view.epoch.regions}
     return {start: head for start, head in found.items() if head}
 
@@ -208,8 +210,7 @@ def _merge(view: View, key: bytes) -> None:
     """Write the epoch of a view anew, as a base with all of its memory."""
     old = view.epoch
     # A base has all of the descriptors; the epochs behind it have what changed.
-    kept = {key: value for key, value in old.meta.items() if key != "closed"}
-    kept.update(increment(None, resolve(file.meta for file in view.own_sources)))
+    objects = increment(None, resolve(file.facts.objects for file in view.own_sources))
     writer = EpochWriter(old.path)
     try:
         for part in batches(view.pages):
@@ -218,16 +219,17 @@ def _merge(view: View, key: bytes) -> None:
             writer.add(to_runs(part[full]), contents[full].reshape(-1).data)
             writer.add_zero(to_runs(part[~full]))
 
-        def describe(pages: int, content: int) -> dict[str, Any]:
-            return {
-                **kept,
-                "base": True,
-                "parent": "",
-                "reset": [],
-                "keyed": bool(key),
-                "replaces": old.meta.get("replaces") or old.digest,
-                "row": {**old.meta["row"], "base": True, "pages": pages, "bytes": content},
-            }
+        def describe(pages: int, content: int) -> ImageFacts:
+            return replace(
+                old.facts,
+                base=True,
+                parent="",
+                reset=[],
+                keyed=bool(key),
+                replaces=old.facts.replaces or old.digest,
+                row={**old.facts.row, "base": True, "pages": pages, "bytes": content},
+                objects=objects,
+            )
 
         notes = kept_notes(old) + heads_note(stored_heads(view.sources))
         writer.finish(describe, notes, old.regions, key)

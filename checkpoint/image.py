@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.directory import not_as_written
 from checkpoint.elf import (
     DIGEST_SIZE,
     EHDR,
@@ -35,12 +36,11 @@ from checkpoint.elf import (
     PN_XNUM,
     PRSTATUS,
     RSEQ,
-    SCHEMA,
     SHDR,
     ZERO,
     file_digest,
 )
-from checkpoint.errors import ImageError
+from checkpoint.facts import ImageFacts
 from checkpoint.files import identity, malformed, open_regular
 from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState
 from uffdtrack.errors import InvalidInputError
@@ -52,7 +52,7 @@ class EpochFile:
     written.
 
     Attributes:
-        meta: the stored facts, see docs/image.md.
+        facts: what its JSON says.
         pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros.
     """
 
@@ -152,13 +152,14 @@ class EpochFile:
         if self._digest_at < 0:
             raise ValueError("it has no digest")
         self.digest = own[NOTE_DIGEST].hex()
-        self.meta: dict[str, Any] = json.loads(own[NOTE_META])
-        if not isinstance(self.meta, dict) or self.meta.get("schema") != SCHEMA:
-            raise ValueError(f"its schema is not {SCHEMA}")
-        self.epoch = int(self.meta["epoch"])
-        self.parent = str(self.meta["parent"])
-        self.regions = [Region(*fields) for fields in self.meta["regions"]]
-        self.reset: Runs = np.array(self.meta["reset"], np.uint64).reshape(-1, 2)
+        stored = json.loads(own[NOTE_META])
+        if not isinstance(stored, dict) or stored.get("schema") != ImageFacts.schema:
+            raise ValueError(f"its schema is not {ImageFacts.schema}")
+        self.facts = ImageFacts.of_json(stored)
+        self.epoch = int(self.facts.epoch)
+        self.parent = str(self.facts.parent)
+        self.regions = [Region(*fields) for fields in self.facts.regions]
+        self.reset: Runs = np.array(self.facts.reset, np.uint64).reshape(-1, 2)
 
     def verify(self, key: bytes) -> None:
         """Raises: ImageError: the file is not what was written, or the key is another."""
@@ -166,18 +167,12 @@ class EpochFile:
             found = file_digest(file, self._digest_at, key)
         if hmac.compare_digest(found.hex(), self.digest):
             return
-        if bool(self.meta.get("keyed")) != bool(key):
-            hint = "was written with a key: give it by --key-file" if not key else "has no key"
-            raise ImageError(f"{self.path} {hint}")
-        raise ImageError(
-            f"{self.path} is damaged: its contents do not match its digest"
-            + (" (or the key is another)" if key else "")
-        )
+        raise not_as_written(self.path, bool(self.facts.keyed), key)
 
     @property
     def compacted(self) -> bool:
         """Whether it is a base that has the contents of older epochs."""
-        return bool(self.meta.get("base") and self.meta.get("replaces"))
+        return bool(self.facts.base and self.facts.replaces)
 
     @cached_property
     def threads(self) -> list[ThreadState]:

@@ -26,6 +26,7 @@ from checkpoint.elf import (
     note,
     region_flags,
 )
+from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translate
 from uffdtrack import PAGE, Region, Runs
 from uffdtrack.runs import Pages, expand, inside, latest
@@ -38,17 +39,18 @@ class EpochWriter:
 
     Args:
         path: the name that the file gets.
-        before_rename: called when the file is on disk, right before it gets its name.
+        give_way: called when the file is on disk, right before it gets its name; returns whether it has
+            removed an older chain.
     """
 
-    def __init__(self, path: Path, before_rename: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Path, give_way: Callable[[], bool] = lambda: False) -> None:
         self.path = path
-        self._before_rename = before_rename
+        self._give_way = give_way
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._pages: Pages = np.empty(0, np.uint64)
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
-        self._named = False
+        self._named = self._is_all = False
         try:
             self._temporary.unlink(missing_ok=True)
             fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -88,32 +90,32 @@ class EpochWriter:
 
     def finish(
         self,
-        describe: Callable[[int, int], dict[str, Any]],
+        describe: Callable[[int, int], ImageFacts],
         notes: bytes,
         regions: list[Region],
         key: bytes,
-    ) -> tuple[dict[str, Any], str]:
+    ) -> str:
         """Write notes, headers and digest: the file is whole, and not on disk yet.
 
         Args:
-            describe: gets the number of pages and of content bytes; returns the facts to store.
+            describe: gets the number of pages and of content bytes; returns what the JSON is to say.
             notes: thread and file notes.
             regions: the mappings, for segment flags.
             key: of the digest; empty for none.
 
         Returns:
-            The facts and the digest in hex.
+            The digest in hex.
 
         Raises:
             StorageError: the disk is full or broken.
         """
         self._pages, self._offsets = latest(self._pages, self._offsets)
         content = int((self._offsets != ZERO).sum()) * PAGE
-        meta = describe(len(self._pages), content)
+        facts = describe(len(self._pages), content)
         digest_note = note(NOTE_NAME, NOTE_DIGEST, bytes(DIGEST_SIZE))
         # Behind the fixed head and the padded name.
         digest_at = self._end + 12 + (len(NOTE_NAME) + 1 + 3) // 4 * 4
-        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(meta).encode()) + notes
+        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts.to_json()).encode()) + notes
         headers = self._headers(regions, len(body))
         phoff = self._end + len(body)
         phoff += -phoff % 8
@@ -126,7 +128,7 @@ class EpochWriter:
             self._write(digest, digest_at)
         except OSError as error:
             raise translate(error, self.path) from error
-        return meta, digest.hex()
+        return digest.hex()
 
     def sync(self) -> None:
         """Bring the contents to disk. Raises: StorageError: that failed."""
@@ -139,7 +141,7 @@ class EpochWriter:
     def rename(self) -> None:
         """Give the file its name. Raises: StorageError: that failed."""
         try:
-            self._before_rename()
+            self._is_all = self._give_way()
             self._temporary.replace(self.path)
             self._named = True
         except OSError as error:
@@ -190,8 +192,8 @@ class EpochWriter:
             self._temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Drop everything, even the file that has its name already."""
+        """Drop everything, even the file that has its name already, unless that is all there is."""
         self.abort()
-        if self._named:
+        if self._named and not self._is_all:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)

@@ -19,14 +19,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from checkpoint.epoch import Row
 from checkpoint.precopy import Round, precopy
+from checkpoint.row import Row
 from checkpoint.targets.vm import VmTarget, resume_full
 from checkpoint.targets.vm_state import decode_vcpus, encode_vcpu, put_pages, put_vcpus
 from kvmglue import KvmTracker, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, Runs, UffdTracker
 from uffdtrack.errors import TargetError
-from uffdtrack.runs import expand
+from uffdtrack.runs import expand, size_of
 
 _HEAD = struct.Struct("<cQ")
 _HELLO, _PAGES, _STATE, _ABORT = b"h", b"p", b"s", b"a"
@@ -127,6 +127,7 @@ def migrate(
 
     Raises:
         MigrationError: it did not converge, or the other end has gone; the guest runs on here.
+        StopTimeoutError: a vCPU did not stop in time; the guest runs on here.
     """
     source, rows = VmTarget(vm, tracker, ""), list[MigrationRow]()
 
@@ -138,7 +139,7 @@ def migrate(
         if not done.number:
             return False
         note(MigrationRow(done.number - 1, done.sent, done.left, round(done.seconds * 1e6)))
-        if done.left > downtime * (link.rate or 1e9) and done.number == max_rounds:
+        if done.left > downtime * (link.rate or 1e9) and done.number >= max_rounds:
             raise _not_converged(max_rounds, done.left, downtime)
         return done.left <= downtime * (link.rate or 1e9)
 
@@ -146,8 +147,7 @@ def migrate(
         slots = [[slot.gfn, slot.pages] for slot in vm.ram.slots]
         link.send(_HELLO, json.dumps({"slots": slots, "vcpus": len(vm.vcpus)}).encode())
         precopy(source, _Far(link), enough)
-        note(_finish(source, link, len(rows)))
-        return rows
+        last = _finish(source, link, len(rows))
     except BaseException as error:
         with suppress(OSError):
             link.send(_ABORT)
@@ -157,6 +157,8 @@ def migrate(
             text = f"the link has failed ({error.strerror}); the guest runs on here"
             raise MigrationError(text) from error
         raise
+    note(last)  # here, since whatever `emit` raises, the guest runs there
+    return rows
 
 
 def _not_converged(rounds: int, left: int, downtime: float) -> MigrationError:
@@ -176,7 +178,7 @@ def _finish(source: VmTarget, link: Link, number: int) -> MigrationRow:
     kind, _ = link.receive()
     if kind != _STATE:
         raise MigrationError("the other end could not take the guest; it runs on here")
-    sent = sum(int((runs[:, 1] - runs[:, 0]).sum()) for runs in (window.data, window.zero))
+    sent = size_of(window.data) + size_of(window.zero)
     us = round((time.perf_counter() - started) * 1e6)
     return MigrationRow(number, sent, 0, us, us)
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from checkpoint.row import Row
+from uffdtrack import procfs
 
 STATUS = (
     "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
@@ -59,36 +62,52 @@ class Snapshot:
 # -- in an image ---------------------------------------------------------------------------------------
 
 
-def increment(before: Snapshot | None, now: Snapshot) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ObjectFacts(Row):
+    """What an epoch stores of a snapshot.
+
+    Attributes:
+        closed: numbers of descriptors that are no longer open; None: these facts are complete, no increment.
+        state: None for what is gone.
+    """
+
+    among: ClassVar[bool] = True
+
+    descriptors: Sequence[Sequence[Any]]
+    closed: list[int] | None = None
+    state: dict[str, Any] | None = None
+
+
+def increment(before: Snapshot | None, now: Snapshot) -> ObjectFacts:
     """What an epoch stores of `now`, if the epoch that it follows has `before`; None: all of it."""
     if before is None:
-        return {"descriptors": sorted(now.descriptors.values()), "state": now.state}
+        return ObjectFacts(sorted(now.descriptors.values()), state=now.state)
     if now is before:
-        return {"descriptors": [], "closed": [], "state": {}}
+        return ObjectFacts([], [], {})
     old, new = before.descriptors, now.descriptors
-    return {
-        "descriptors": sorted(d for number, d in new.items() if old.get(number) != d),
-        "closed": sorted(old.keys() - new.keys()),
-        "state": {
+    return ObjectFacts(
+        sorted(d for number, d in new.items() if old.get(number) != d),
+        sorted(old.keys() - new.keys()),
+        {
             key: now.state.get(key)
             for key in sorted(before.state.keys() | now.state.keys())
             if before.state.get(key) != now.state.get(key)
         },
-    }
+    )
 
 
-def resolve(metas: Iterable[dict[str, Any]]) -> Snapshot:
+def resolve(stored: Iterable[ObjectFacts]) -> Snapshot:
     """The snapshot of the last of these epochs, from the stored facts of all from a base on."""
     descriptors: dict[int, Descriptor] = {}
     state: dict[str, Any] = {}
-    for meta in metas:
-        if "closed" not in meta:
+    for facts in stored:
+        if facts.closed is None:
             descriptors, state = {}, {}
-        for number in meta.get("closed", ()):
+        for number in facts.closed or ():
             descriptors.pop(number, None)
-        for entry in meta["descriptors"]:
+        for entry in facts.descriptors:
             descriptors[entry[0]] = Descriptor(*entry)
-        for key, value in meta.get("state", {}).items():
+        for key, value in (facts.state or {}).items():
             if value is None:
                 state.pop(key, None)
             else:
@@ -188,7 +207,7 @@ def parse_limits(text: str) -> dict[str, str]:
 def parse_stat(text: str) -> list[Any]:
     """A thread's name, nice value, real-time priority, policy and pending signals (proc_pid_stat(5))."""
     name = text[text.index("(") + 1 : text.rindex(")")]
-    fields = text[text.rindex(")") + 2 :].split()
+    fields = procfs.stat_fields_of(text)
     return [name, int(fields[16]), int(fields[37]), int(fields[38]), int(fields[28])]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from checkpoint.sink import PageSink
 from checkpoint.source import Source
-from uffdtrack.runs import chunks, no_runs
+from uffdtrack.runs import chunks, no_runs, size_of
 
 CHUNK = 32 << 20
 """How many bytes we copy at a time."""
@@ -61,7 +61,7 @@ def precopy(
             sink.add(*source.copy(part))
         runs, reset = source.harvest(everything=not number)
         sink.void(reset)
-        left = int((runs[:, 1] - runs[:, 0]).sum())
+        left = size_of(runs)
         if enough(Round(number, sent, left, time.perf_counter() - started)):
             source.postpone(runs, reset)
             return

@@ -12,7 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from checkpoint.epoch import EpochRow, Row, TreeRow
+from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.row import Row
 from uffdtrack.errors import OutputError
 
 

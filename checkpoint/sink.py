@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.elf import SCHEMA
 from checkpoint.epoch import Epoch, EpochRow
+from checkpoint.facts import ImageFacts
 from checkpoint.image_writer import EpochWriter
-from checkpoint.objects import Snapshot, increment
+from checkpoint.objects import ObjectFacts, Snapshot, increment
 from checkpoint.once import Once
 from uffdtrack import Region, Runs
 
@@ -97,31 +97,34 @@ class ChainDraft:
         self.file.add_zero(zero)
 
     def finish(self, epoch: Epoch) -> EpochRow:
-        chain, window, facts = self._sink.chain, epoch.window, dict(epoch.facts)
-        self._objects = facts.pop("objects", None)
-        if self._objects:
-            facts.update(increment(None if epoch.row.base else self._sink.objects, self._objects))
-        if epoch.elsewhere is not None:
-            facts["elsewhere"] = epoch.elsewhere
+        chain, window, target = self._sink.chain, epoch.window, epoch.facts
+        before = None if epoch.row.base else self._sink.objects
+        self._objects = target.objects
         rows: list[EpochRow] = []
 
-        def describe(pages: int, content: int) -> dict[str, Any]:
+        def describe(pages: int, content: int) -> ImageFacts:
             rows.append(epoch.counted(chain.next_epoch, pages, content))
-            return {
-                "schema": SCHEMA,
-                "epoch": chain.next_epoch,
-                "base": epoch.row.base,
-                "parent": chain.parent,
-                "keyed": bool(chain.key),
-                "row": rows[0].to_json(),
-                "reset": window.reset.tolist(),
-                "threads": [t.tid for t in window.threads if not t.worker],
-                "kernel_threads": [t.tid for t in window.threads if t.worker],
-                "regions": self._sink.described(window.regions),
-                **facts,
-            }
+            return ImageFacts(
+                epoch=chain.next_epoch,
+                base=epoch.row.base,
+                parent=chain.parent,
+                keyed=bool(chain.key),
+                row=rows[0].to_json(),
+                reset=window.reset.tolist(),
+                threads=[t.tid for t in window.threads if not t.worker],
+                kernel_threads=[t.tid for t in window.threads if t.worker],
+                regions=self._sink.described(window.regions),
+                process=target.process,
+                files=target.files,
+                heap_end=target.heap_end,
+                attributes=target.attributes,
+                attributes_unknown=target.attributes_unknown,
+                objects=increment(before, target.objects) if target.objects else ObjectFacts([]),
+                elsewhere=epoch.elsewhere,
+                vm=target.vm,
+            )
 
-        _, self._digest = self.file.finish(describe, epoch.notes, window.regions, chain.key)
+        self._digest = self.file.finish(describe, epoch.notes, window.regions, chain.key)
         return rows[0].sealed(self._digest)
 
     def steps(self) -> Sequence[Callable[[], None]]:

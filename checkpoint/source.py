@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from checkpoint.facts import TargetFacts
 from uffdtrack import Runs, Window
 
 T = TypeVar("T")
@@ -52,12 +53,8 @@ class Source(Protocol):
     def acknowledge(self) -> None:
         """Note that the pages of the last window are safe."""
 
-    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        """ELF notes, and facts for the image's JSON (docs/image.md). It runs again.
-
-        Among them are new `warnings` about what the epoch may miss. In place of `descriptors` and
-        `state` there may be `objects`, a Snapshot, of which an epoch stores what has changed.
-        """
+    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
+        """ELF notes, and facts of its target. It runs again."""
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
         """Do work that needs one memory from beginning to end; after an exec, do it anew.

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from checkpoint.epoch import Elsewhere, Epoch, EpochRow, Times
+from checkpoint.epoch import Epoch, EpochRow, Times
+from checkpoint.facts import Elsewhere
 from checkpoint.once import Once
 from checkpoint.precopy import Round, precopy
 from checkpoint.sink import Draft, Sink, make_safe
@@ -137,7 +138,7 @@ class Stream:
         base = draft is not None
         try:
             notes, facts = self.source.describe(window)
-            self.untold = [*self.untold, *facts.pop("warnings", [])]
+            self.untold = [*self.untold, *facts.warnings]
             draft = draft or self.sink.begin()
             draft.void(window.reset)
             draft.add(window.data, window.zero, window.contents)

@@ -13,18 +13,17 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from checkpoint.chain import MEMBER_NAME, Chain
-from checkpoint.chain_writer import lock_directory
+from checkpoint.directory import DirectoryWriter, choose, not_as_written, numbers, write_beside
 from checkpoint.epoch import EpochRow, LeftOut, MemberEpoch, TreeRow
 from checkpoint.errors import ImageError
-from checkpoint.files import malformed, open_regular, sync_directory, translate, translate_read
+from checkpoint.facts import TreeFacts
+from checkpoint.files import malformed, open_regular, sync_directory, translate
 from checkpoint.image import EpochFile
 from checkpoint.view import View
 from uffdtrack.errors import InvalidInputError
 
-SCHEMA = "uffdtrack/tree/1"
 _NAME = re.compile(r"epoch-(\d{8,})\.tree")
 _OF_A_CHAIN = re.compile(r"(epoch-\d{8,}\.core|\.epoch-\d{8,}\.core\.tmp|head|\.head\.tmp|\.lock)")
 _DIGEST_SIZE = 32
@@ -34,19 +33,13 @@ def entry_name(epoch: int) -> str:
     return f"epoch-{epoch:08d}.tree"
 
 
-def numbers(directory: Path) -> list[int]:
+def tree_numbers(directory: Path) -> list[int]:
     """The epochs of the tree in a directory; empty if there is none."""
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise translate_read(error, directory) from error
-    return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+    return numbers(directory, _NAME)
 
 
 def is_tree(directory: Path) -> bool:
-    return bool(numbers(directory))
+    return bool(tree_numbers(directory))
 
 
 def _digest(body: bytes, key: bytes) -> str:
@@ -57,9 +50,9 @@ class TreeEpoch:
     """One epoch of a tree: which epoch of which chain.
 
     Attributes:
-        meta: the stored facts.
-        processes: the processes in it.
-        left_out: processes that lived and are not in it.
+        facts: what its file says.
+        processes: those that are in it.
+        left_out: those that lived and are not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,13 +61,14 @@ class TreeEpoch:
             with open_regular(path) as file:
                 digest, _, self._body = file.read().partition(b"\n")
             self.digest = digest.decode("ascii")
-            self.meta: dict[str, Any] = json.loads(self._body)
-            if not isinstance(self.meta, dict) or self.meta.get("schema") != SCHEMA:
-                raise ValueError(f"its schema is not {SCHEMA}")
-            self.epoch = int(self.meta["epoch"])
-            self.parent = str(self.meta["parent"])
-            self.processes = [MemberEpoch.of_json(stored) for stored in self.meta["processes"]]
-            self.left_out = [LeftOut.of_json(stored) for stored in self.meta["left_out"]]
+            stored = json.loads(self._body)
+            if not isinstance(stored, dict) or stored.get("schema") != TreeFacts.schema:
+                raise ValueError(f"its schema is not {TreeFacts.schema}")
+            self.facts = TreeFacts.of_json(stored)
+            self.epoch = int(self.facts.epoch)
+            self.parent = str(self.facts.parent)
+            self.processes = [MemberEpoch.of_json(one) for one in self.facts.processes]
+            self.left_out = [LeftOut.of_json(one) for one in self.facts.left_out]
             if not all(MEMBER_NAME.fullmatch(p.directory) for p in self.processes):
                 raise ValueError("a process's directory is none of a tree's")
 
@@ -82,10 +76,7 @@ class TreeEpoch:
         """Raises: ImageError: the file is not what was written, or the key is another."""
         if hmac.compare_digest(_digest(self._body, key), self.digest):
             return
-        if bool(self.meta.get("keyed")) != bool(key):
-            hint = "was written with a key: give it by --key-file" if not key else "has no key"
-            raise ImageError(f"{self.path} {hint}")
-        raise ImageError(f"{self.path} is damaged: its contents do not match its digest")
+        raise not_as_written(self.path, bool(self.facts.keyed), key)
 
     def view(self, process: MemberEpoch, alone: bool = False) -> View:
         """The memory of one of its processes."""
@@ -107,18 +98,13 @@ class Tree:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.epochs = numbers(directory)
+        self.epochs = tree_numbers(directory)
         if not self.epochs:
             raise InvalidInputError(f"{directory} holds no checkpoint of a tree of processes")
 
     def open(self, epoch: int | None) -> TreeEpoch:
         """One epoch, or the last."""
-        number = self.epochs[-1] if epoch is None else epoch
-        if number not in self.epochs:
-            raise InvalidInputError(
-                f"{self.directory} has no epoch {number}; it has {self.epochs[0]} to {self.epochs[-1]}"
-            )
-        return TreeEpoch(self.directory / entry_name(number))
+        return TreeEpoch(self.directory / entry_name(choose(self.directory, self.epochs, epoch)))
 
     def entries(self) -> list[TreeEpoch]:
         """All epochs, linked as their digests say.
@@ -155,33 +141,19 @@ class Tree:
 
 def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochFile]) -> None:
     for file in files:
-        if file.epoch == process.epoch and process.digest in (file.digest, file.meta.get("replaces")):
+        if file.epoch == process.epoch and process.digest in (file.digest, file.facts.replaces):
             return
     raise ImageError(
         f"{entry.path} names epoch {process.epoch} of {process.directory}, which is another, or missing"
     )
 
 
-class TreeWriter:
-    """A locked directory that takes epochs of a tree, from 0 on.
+class TreeWriter(DirectoryWriter):
+    """A tree's directory that is being written, see `DirectoryWriter`."""
 
-    Raises:
-        InvalidInputError: the directory is in use, or has checkpoints and `force` is not given.
-        PermissionDeniedError, StorageError: we cannot make or write it.
-    """
-
-    def __init__(self, directory: Path, key: bytes, force: bool) -> None:
-        self.directory = directory
-        self.key = key
-        self.next_epoch = 0
-        self.parent = ""
-        self._lock = lock_directory(directory)
-        self._old = [name for name in os.listdir(directory) if self._is_old(name)]
-        if (numbers(directory) or self._old) and not force:
-            self._lock.close()
-            raise InvalidInputError(
-                f"{directory} holds checkpoints; give another directory, or --force to delete them"
-            )
+    def _look(self) -> tuple[str, str]:
+        self._old = [name for name in os.listdir(self.directory) if self._is_old(name)]
+        return "checkpoints" if tree_numbers(self.directory) or self._old else "", "them"
 
     def _is_old(self, name: str) -> bool:
         """Whether it is a chain of a tree, or a part of a chain that belongs to no tree."""
@@ -207,25 +179,22 @@ class TreeWriter:
         Raises:
             StorageError, PermissionDeniedError: we could not write it.
         """
-        meta = {
-            "schema": SCHEMA, "epoch": self.next_epoch, "parent": self.parent, "keyed": bool(self.key),
-            "processes": [MemberEpoch.of(one).to_json() for one in rows],
-            "left_out": [one.to_json() for one in row.left_out], "row": row.to_json(),
-        }  # fmt: skip
-        body = json.dumps(meta).encode()
+        facts = TreeFacts(
+            epoch=self.next_epoch,
+            parent=self.parent,
+            keyed=bool(self.key),
+            processes=[MemberEpoch.of(one).to_json() for one in rows],
+            left_out=[one.to_json() for one in row.left_out],
+            row=row.to_json(),
+        )
+        body = json.dumps(facts.to_json()).encode()
         digest = _digest(body, self.key)
         path = self.directory / entry_name(self.next_epoch)
-        temporary = self.directory / f".{path.name}.tmp"
         try:
-            temporary.unlink(missing_ok=True)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(digest.encode() + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
+            temporary = write_beside(path, digest.encode() + b"\n" + body, sync=True)
             if not self.next_epoch:
                 # What was here before goes, its first epoch last.
-                for number in reversed(numbers(self.directory)[1:]):
+                for number in reversed(tree_numbers(self.directory)[1:]):
                     (self.directory / entry_name(number)).unlink()
             temporary.replace(path)
             sync_directory(self.directory)
@@ -250,12 +219,3 @@ class TreeWriter:
             if not os.listdir(path):
                 path.rmdir()
         self._old = []
-
-    def close(self) -> None:
-        self._lock.close()
-
-    def __enter__(self) -> TreeWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -14,6 +14,7 @@ from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import Member, name_of
 from checkpoint.tree_roster import Roster
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
+from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     MaxStopError,
     NewMemoryError,
@@ -29,7 +30,7 @@ ROUNDS = 4
 """How many stops one epoch may take. We give up all but the last if they find a child not followed yet."""
 
 
-class TreeSession(Taker[TreeRow]):
+class TreeSession(Taker[TreeRow], Closing):
     """Takes epochs of a whole tree into one directory."""
 
     def __init__(
@@ -186,9 +187,10 @@ class TreeSession(Taker[TreeRow]):
                 if member.number in storing:
                     draft(member, result)
                     if member.number not in parts:
-                        return parts
-            others = [pair for pair in taken if pair[0].number not in storing]
-            side_by_side(lambda pair: draft(*pair), others)
+                        break
+            if storing <= parts.keys():
+                others = [pair for pair in taken if pair[0].number not in storing]
+                side_by_side(lambda pair: draft(*pair), others)
         except BaseException:
             for part in parts.values():
                 part.drop()
@@ -253,9 +255,3 @@ class TreeSession(Taker[TreeRow]):
         """Take every trap away; all run on. Idempotent."""
         self.roster.close()
         self.tree.close()
-
-    def __enter__(self) -> TreeSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

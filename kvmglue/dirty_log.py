@@ -3,6 +3,8 @@
 Source: Documentation/virt/kvm/api.rst, 4.8 and 7.18.
 """
 
+from dataclasses import replace
+
 from kvmglue._sys import lib
 from kvmglue.vm import Vm
 from uffdtrack import Traits
@@ -20,16 +22,7 @@ BITMAP = Traits(
 )
 """Reading the log clears it and sets all traps: harvest and rearm in one."""
 
-CLEAR = Traits(
-    name="kvm-clear",
-    per_vcpu=False,
-    forced_pause="none",
-    sees_kernel_copies=False,
-    sees_gup=False,
-    sees_outside=False,
-    exact=False,
-    cost="O(size)",
-)
+CLEAR = replace(BITMAP, name="kvm-clear")
 """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, with INITIALLY_SET where KVM offers it: traps are set page by page."""
 
 MODES = {BITMAP.name: lib.KG_BITMAP, CLEAR.name: lib.KG_CLEAR}

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from kvmglue._sys import check, ffi, lib
+from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, UnsupportedError
 
 DEVICE = "/dev/kvm"
@@ -32,7 +33,7 @@ class Capabilities:
     xsave_bytes: int
 
 
-class Kvm:
+class Kvm(Closing):
     """/dev/kvm. A context manager.
 
     Raises:
@@ -72,12 +73,6 @@ class Kvm:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Kvm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def check_ring(entries: int, capabilities: Capabilities) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,11 +15,12 @@ from kvmglue.gate import KvmGate
 from kvmglue.kvm import Kvm, check_ring
 from kvmglue.memory import SystemMemory
 from kvmglue.vcpu import Vcpu
-from uffdtrack import PAUSE_TIMEOUT, GuestRam
+from uffdtrack import PAUSE_TIMEOUT, GuestRam, Pausable
+from uffdtrack.closing import Closing
 from uffdtrack.errors import CycleError, GuestError, InvalidInputError
 
 
-class Vm:
+class Vm(Closing, Pausable):
     """A minimal machine: RAM, 1 to 16 vCPUs, a serial port, no interrupts. A context manager.
 
     It is made paused, each vCPU at the start of the guest program (_native/guest.c), which waits for orders
@@ -159,15 +157,6 @@ class Vm:
         """Let every vCPU run. Idempotent."""
         self.gate.open()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """All vCPUs stand in the block, and run after it."""
-        self.pause()
-        try:
-            yield
-        finally:
-            self.resume()
-
     # -- the guest --------------------------------------------------------------------------------
 
     def ring_bell(self) -> None:
@@ -210,17 +199,6 @@ class Vm:
             if left <= 0:
                 return False
             self.wait_event(min(left, 0.1))
-
-    def __enter__(self) -> Vm:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _vms: weakref.WeakSet[Vm] = weakref.WeakSet()

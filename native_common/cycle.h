@@ -23,6 +23,7 @@ typedef struct {
 
 typedef struct {
 	ut_log log[2];
+	_Atomic uint64_t number;         /* of the ended cycle, from 1 on; 0: none has ended */
 	_Atomic int32_t open;            /* log[open] is being filled, the other one is handed out */
 	_Atomic uint64_t next;           /* place of the first page of the ended log that was not fetched */
 	_Atomic uint64_t rearmed;        /* pages of the ended log */
@@ -180,6 +181,7 @@ static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *
 	/* Fetching takes no lock: it must not combine the place in one log with the length of the other. */
 	atomic_store(&c->next, UT_NOTHING_TO_FETCH);
 	atomic_store(&c->open, !c->open);
+	atomic_fetch_add(&c->number, 1);
 	ut_cycle_open_log(c)->n = 0;
 	atomic_store(&c->rearmed, 0);
 	err = ops->begin(core, log);

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import kvmglue._sys
+import uffdtrack._sys
 from uffdtrack import parse_maps, stat_fields, status_field
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -20,6 +22,20 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Build = Callable[..., Path]
 DEADLINE = 30.0
 """Seconds after which what should come is given up. No test's result depends on a shorter time."""
+
+
+@contextmanager
+def broken(what: str) -> Iterator[None]:
+    """A negative control: the tracking of this process is broken on purpose (native_common/sabotage.h)."""
+    flag = getattr(uffdtrack._sys.lib, f"UT_BREAK_{what.upper().replace('-', '_')}")
+    modules = uffdtrack._sys.lib, kvmglue._sys.lib
+    for module in modules:
+        module.ut_break(flag)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.ut_break(0)
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:

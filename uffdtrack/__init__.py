@@ -36,7 +36,7 @@ from uffdtrack.errors import (
 )
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode, open_files
-from uffdtrack.gate import PAUSE_TIMEOUT, Gate
+from uffdtrack.gate import PAUSE_TIMEOUT, Gate, Pausable
 from uffdtrack.guard import (
     MAX_STOP,
     end_watchdog,
@@ -81,7 +81,7 @@ from uffdtrack.traits import Traits
 from uffdtrack.tree import ProcessTree, TreeMember, TreeWindow, adopt_orphans, stop_together
 from uffdtrack.uffd_tracker import UffdTracker
 from uffdtrack.whereabouts import frozen_cgroup
-from uffdtrack.window import Heads, Pending, Window
+from uffdtrack.window import Heads, Pending, StopTimes, Window
 
 __all__ = [
     "DIFFERS",
@@ -112,6 +112,7 @@ __all__ = [
     "Memslot",
     "NewMemoryError",
     "OutputError",
+    "Pausable",
     "PauseTimeoutError",
     "Pending",
     "PermissionDeniedError",
@@ -125,6 +126,7 @@ __all__ = [
     "Runs",
     "Stats",
     "StopTimeoutError",
+    "StopTimes",
     "StorageError",
     "TargetBusyError",
     "TargetError",

@@ -6,12 +6,12 @@ import errno
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from uffdtrack.closing import Closing
 from uffdtrack.errors import CycleError, InvalidInputError
 from uffdtrack.gate import Gated
 from uffdtrack.pages import DirtyLog, DirtyPages, smaller_log
@@ -44,7 +44,7 @@ def check_call(result: int, doing: str) -> int:
     return result
 
 
-class CycleTracker(Gated):
+class CycleTracker(Gated, Closing):
     """A tracker whose lists are in a C core.
 
     A mechanism sets `core` and `gate`, and defines how it begins and ends.
@@ -65,7 +65,6 @@ class CycleTracker(Gated):
         super().__init__(max_dirty_pages)
         self._c: Any = None
         self._closed = False
-        self._cycle = 0
         self._logs: Logs = []
 
     # -- what a mechanism says of itself -----------------------------------------------------------
@@ -103,7 +102,6 @@ class CycleTracker(Gated):
         except BaseException:
             self.deactivate()
             raise
-        self._cycle = 0
         self.ram.watch(self)
 
     def _open(self, size: int, make: Callable[[Any], Any]) -> None:
@@ -140,14 +138,6 @@ class CycleTracker(Gated):
         self.activate()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _active(self) -> Any:
         if self._c is None:
             raise CycleError("the tracker is not active: activate() comes first")
@@ -158,7 +148,7 @@ class CycleTracker(Gated):
     def _ended(self) -> int:
         """The index of the ended cycle's log: 0 or 1."""
         native = self._active()
-        if not self._cycle:
+        if not native.cycle.number:
             raise CycleError("no cycle has ended yet: prepare() comes first")
         return 1 - int(native.cycle.open)
 
@@ -172,9 +162,7 @@ class CycleTracker(Gated):
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        n = self._check(self.core.prepare(self._active()), "end the cycle")
-        self._cycle += 1
-        return n
+        return self._check(self.core.prepare(self._active()), "end the cycle")
 
     def fetch(self, max_pages: int | None = None) -> DirtyPages:
         """Pages of the ended cycle that nobody has fetched yet, none when there are no more.
@@ -184,13 +172,17 @@ class CycleTracker(Gated):
         Raises:
             CycleError: before the first `prepare()`.
         """
-        gfn, vcpu = self._logs[self._ended()]
+        self._ended()
         if max_pages is not None and max_pages <= 0:
             raise InvalidInputError(f"cannot fetch {max_pages} pages")
         out = self.core.ffi.new("uint64_t *")
         n = self.core.fetch(self._active(), self.ram.size if max_pages is None else max_pages, out)
-        first = out[0]
-        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self._cycle)
+        return self._pages(out[0], n)
+
+    def _pages(self, first: int, n: int) -> DirtyPages:
+        """Of the ended cycle. It stays that one for as long as a page of it is claimed and not rearmed."""
+        gfn, vcpu = self._logs[self._ended()]
+        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self._active().cycle.number)
 
     def rearm(self, pages: DirtyPages) -> None:
         """Set the traps of fetched pages again. Read their contents after it.
@@ -201,8 +193,9 @@ class CycleTracker(Gated):
         native = self._active()
         if not isinstance(pages, DirtyPages):
             raise InvalidInputError(f"pages are what fetch() gave, not {type(pages).__name__}")
-        if pages.cycle != self._cycle:
-            raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {self._cycle}")
+        if pages.cycle != native.cycle.number:
+            last = native.cycle.number
+            raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {last}")
         if pages.rearmed:
             raise CycleError("these pages are rearmed already")
         pages.rearmed = True  # first, so that of two threads one is told
@@ -221,14 +214,8 @@ class CycleTracker(Gated):
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        n = int(self.core.exchange(self._active()))
-        if n < 0:
-            if n != -errno.EBUSY:
-                self._cycle += 1  # what is not rearmed can be fetched
-            self._check(n, "end the cycle")
-        self._cycle += 1
-        gfn, vcpu = self._logs[self._ended()]
-        pages = DirtyPages(gfn[:n], vcpu[:n], self._cycle)
+        n = self._check(self.core.exchange(self._active()), "end the cycle")
+        pages = self._pages(0, n)
         pages.rearmed = True
         return pages
 
@@ -241,7 +228,3 @@ class CycleTracker(Gated):
     def pending(self) -> int:
         """Pages of the open cycle so far; of kvm-clear, once the last cycle is rearmed."""
         return self._check(self.core.pending(self._active()), "count")
-
-    def sabotage(self, flags: int) -> None:
-        """Break the tracking on purpose, for the negative controls of the tests."""
-        self._active().sabotage = flags

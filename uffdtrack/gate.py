@@ -39,7 +39,26 @@ def checked_threshold(pages: int) -> int:
     return pages
 
 
-class Gated:
+class Pausable:
+    """Has `pause()` and `resume()`."""
+
+    def pause(self) -> None:
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """All vCPUs stand in the block, and run after it. It takes over a pause that `wait_full()` began."""
+        self.pause()  # a closed gate is no pause yet: a vCPU may just have closed it
+        try:
+            yield
+        finally:
+            self.resume()
+
+
+class Gated(Pausable):
     """A tracker's vCPUs can be stopped: when the user asks for it, and at the threshold.
 
     Attributes:
@@ -117,12 +136,3 @@ class Gated:
         """
         self._active()
         self.gate.resume()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """All vCPUs stand in the block, and run after it. It takes over a pause that `wait_full()` began."""
-        self.pause()  # a closed gate is no pause yet: a vCPU may just have closed it
-        try:
-            yield
-        finally:
-            self.resume()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from types import TracebackType
 from typing import Any
 
 from uffdtrack._sys import check_own, ffi, lib
@@ -133,12 +132,7 @@ class Vcpu:
     def __enter__(self) -> Vcpu:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.leave()
 
 

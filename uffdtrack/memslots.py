@@ -5,13 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from uffdtrack.arguments import whole
+from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.runs import PAGE
 
@@ -33,7 +33,7 @@ class _Watcher(Protocol):
     def host_wrote(self, first: int, pages: int) -> None: ...
 
 
-class Ram:
+class Ram(Closing):
     """Memory that a tracker tracks; a context manager that closes it.
 
     Attributes:
@@ -74,20 +74,6 @@ class Ram:
         for watcher in list(self._watchers):
             if size:
                 watcher.host_wrote(first, (offset + size - 1) // PAGE - first + 1)
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:

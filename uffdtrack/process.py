@@ -10,6 +10,7 @@ from pathlib import Path
 
 from uffdtrack import procfs
 from uffdtrack._sys import check, lib
+from uffdtrack.closing import Closing
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UnsupportedError
 from uffdtrack.rights import how_to_be_allowed
 
@@ -23,7 +24,7 @@ class Identity:
     boot_id: str
 
 
-class Process:
+class Process(Closing):
     """A process, by a pidfd, until `close()`.
 
     Attributes:
@@ -59,12 +60,6 @@ class Process:
             os.close(self.pidfd)
             self.pidfd = -1
 
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def identify(pid: int) -> Identity:
     """The identity of the process that has that number now.
@@ -93,12 +88,18 @@ def proc_read(pid: int, name: str) -> bytes:
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
     """
+    return _read(pid, task_directory(pid) / name)
+
+
+def _read(pid: int, path: Path) -> bytes:
     try:
-        return (task_directory(pid) / name).read_bytes()
+        return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
     except PermissionError as error:
-        raise PermissionDeniedError(f"cannot read /proc/{pid}/{name}. {how_to_be_allowed(pid)}") from error
+        raise PermissionDeniedError(
+            f"cannot read /proc/{pid}/{path.name}. {how_to_be_allowed(pid)}"
+        ) from error
 
 
 def status_field(pid: int, name: str) -> str:
@@ -114,12 +115,9 @@ def stat_fields(pid: int) -> list[str]:
     """/proc/PID/stat of the process as a whole, from the state on: index 0 is field 3 of proc_pid_stat(5).
 
     Raises:
-        TargetGoneError: there is no such process.
+        TargetGoneError, PermissionDeniedError: as they say.
     """
-    fields = procfs.stat_fields_of(procfs.glance(f"/proc/{pid}/stat"))
-    if not fields:
-        raise TargetGoneError(f"there is no process {pid}")
-    return fields
+    return procfs.stat_fields_of(_read(pid, Path(f"/proc/{pid}/stat")).decode(errors="replace"))
 
 
 def command_name(pid: int) -> str:
@@ -163,7 +161,11 @@ def children(pid: int) -> list[int]:
         UnsupportedError: the kernel does not say (CONFIG_PROC_CHILDREN).
     """
     found: list[int] = []
-    for tid in procfs.threads(pid):
+    try:
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    for tid in tids:
         try:
             found += map(int, Path(f"{procfs.task(pid, tid)}/children").read_text().split())
         except (FileNotFoundError, ProcessLookupError) as error:

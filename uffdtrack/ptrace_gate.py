@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from uffdtrack import procfs
 from uffdtrack._sys import lib
 from uffdtrack.errors import PauseTimeoutError, StopTimeoutError
@@ -46,7 +48,7 @@ class PtraceGate:
         self._halted = False
 
     def lives(self, tid: int) -> bool:
-        return tid in procfs.threads(self._pid)
+        return os.path.exists(procfs.task(self._pid, tid))
 
     def _ended(self) -> set[int]:
         return {vcpu for vcpu in self._vcpus.own if not self.lives(self._vcpus.tid(vcpu))}

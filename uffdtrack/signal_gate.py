@@ -42,7 +42,8 @@ class SignalGate:
         self._vcpus = vcpus
 
     def pause(self, timeout: float) -> None:
-        self._check(lib.ut_pause(self._vcpus.native, int(timeout * 1e9)))
+        while not self._check(lib.ut_pause(self._vcpus.native, int(timeout * 1e9))):
+            pass
 
     def resume(self) -> None:
         resume_core(self._vcpus)
@@ -55,9 +56,10 @@ class SignalGate:
         result = lib.ut_wait_full(self._vcpus.native, int(seconds * 1e9), int(stop * 1e9))
         if result != 1:
             self._check(result)
-        return bool(result)
+        return bool(result == 1)
 
-    def _check(self, result: int) -> None:
+    def _check(self, result: int) -> bool:
+        """False: a vCPU has ended, and left before anybody could say so; the others run."""
         check_call(result, "stop the vCPUs")
         if result == -errno.ETIMEDOUT:
             self._raise_late()
@@ -70,8 +72,10 @@ class SignalGate:
         if gone:
             lib.ut_let_run(self._vcpus.native)
             raise_gone(gone)
-        if result != -errno.ESRCH:
-            check_core(result, "stop the vCPUs")
+        if result == -errno.ESRCH:
+            return False
+        check_core(result, "stop the vCPUs")
+        return True
 
     def _raise_late(self) -> None:
         native, shared = self._vcpus.native, self._vcpus.shared

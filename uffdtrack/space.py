@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
 from uffdtrack.attach import attach_uffd
+from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     TargetBusyError,
     TargetGoneError,
@@ -22,13 +22,13 @@ from uffdtrack.maps import Region
 from uffdtrack.regions import regions_of
 from uffdtrack.runs import PAGE, Runs, merge_runs, size_of
 from uffdtrack.tracee import Tracee
-from uffdtrack.window import Heads, Pending, Window
+from uffdtrack.window import Heads, Pending, Window, stop_times
 
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
 
 
-class AddressSpace:
+class AddressSpace(Closing):
     """Tracks one process's memory by userfaultfd write-protect (WP_ASYNC) and PAGEMAP_SCAN.
 
     Made by `attach`. Closing it, or the death of this process, takes every trap away; the target
@@ -187,11 +187,7 @@ class AddressSpace:
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
             touched=size_of(runs_array(harvest.news.touched)) // PAGE if harvest.by_news else 0,
-            stop_us=times.stop_ns / 1e3,
-            harvest_us=times.harvest_ns / 1e3,
-            copy_us=times.copy_ns / 1e3,
-            rearm_us=times.rearm_ns / 1e3,
-            pause_us=times.pause_ns / 1e3,
+            **stop_times(times),
             heads=dict(pending.heads),
             elsewhere=[
                 (int(e.start), int(e.end), int(e.address), int(e.member))
@@ -256,37 +252,8 @@ class AddressSpace:
         found.n = 0
         return heads
 
-    def sabotage(self, kind: str) -> None:
-        """Break the tracking on purpose, so that tests can see it fail.
-
-        Args:
-            kind: "forget", "late-rearm", "compare" (of small mappings); for "ring": "audit", "events".
-        """
-        if kind in ("audit", "events"):
-            self._c.watch.sabotage = {
-                "audit": lib.UT_WATCH_BREAK_AUDIT,
-                "events": lib.UT_WATCH_BREAK_EVENTS,
-            }[kind]
-            return
-        self._c.sabotage = {
-            "forget": lib.UT_SABOTAGE_FORGET,
-            "late-rearm": lib.UT_SABOTAGE_LATE_REARM,
-            "compare": lib.UT_SABOTAGE_COMPARE,
-        }[kind]
-
     def close(self) -> None:
         """Take every trap away. Idempotent."""
         if self._c is not None:
             lib.ut_space_close(self._c)
             self._c = None
-
-    def __enter__(self) -> AddressSpace:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

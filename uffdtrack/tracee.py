@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import NamedTuple
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
+from uffdtrack.closing import Closing
 from uffdtrack.errors import MaxStopError, StopTimeoutError, TargetError
 from uffdtrack.whereabouts import describe_threads, frozen_cgroup
 
@@ -47,7 +47,7 @@ class ThreadState:
     rseq: Rseq | None = None
 
 
-class Tracee:
+class Tracee(Closing):
     """Traces a process for as long as its threads are stopped, and no longer.
 
     All calls of one Tracee belong to the thread that made it: ptrace(2) ties a tracee to a thread.
@@ -198,17 +198,6 @@ class Tracee:
         if self._c is not None:
             lib.ut_tracee_close(self._c)
             self._c = None
-
-    def __enter__(self) -> Tracee:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Injector:

@@ -11,7 +11,7 @@ from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
 from uffdtrack.errors import TargetBusyError, TargetError
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import CALL_SECONDS, Tracee
-from uffdtrack.window import Pending, Window
+from uffdtrack.window import Pending, StopTimes, Window, stop_times
 
 REST = 0.05
 """All run for so many seconds before we try a stop of several again."""
@@ -27,27 +27,17 @@ class TreeMember:
 
 
 @dataclass(frozen=True, slots=True)
-class TreeWindow:
-    """What one stop of a tree gave.
+class TreeWindow(StopTimes):
+    """What one stop of a tree gave; the times are of the whole tree.
 
     Attributes:
         windows: of each member, or the reason why there is none: `TargetGoneError`, `NewMemoryError` (exec).
             Empty if nothing was taken, since there are children that are no members.
         born: those children.
-        stop_us, harvest_us, copy_us, rearm_us, pause_us: of the whole tree.
     """
 
     windows: list[Window | TargetError]
     born: list[int]
-    stop_us: float
-    harvest_us: float
-    copy_us: float
-    rearm_us: float
-    pause_us: float
-
-    @property
-    def resume_us(self) -> float:
-        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
 
 
 class ProcessTree:
@@ -127,15 +117,7 @@ class ProcessTree:
                 # Each of them stood for as long as all did.
                 at.times.stop_ns, at.times.pause_ns = times.stop_ns, times.pause_ns
                 windows.append(_conclude(member, at))
-        return TreeWindow(
-            windows,
-            found,
-            stop_us=times.stop_ns / 1e3,
-            harvest_us=times.harvest_ns / 1e3,
-            copy_us=times.copy_ns / 1e3,
-            rearm_us=times.rearm_ns / 1e3,
-            pause_us=times.pause_ns / 1e3,
-        )
+        return TreeWindow(windows, found, **stop_times(times))
 
     def close(self) -> None:
         """Close the spaces before this. Idempotent."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from uffdtrack.maps import Region
 from uffdtrack.runs import Runs, merge_runs, no_runs
@@ -12,8 +13,29 @@ Heads = dict[tuple[str, int], bytes]
 """First pages of ELF files, by device as in `Region` and inode."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTimes:
+    """How long a stop has lasted, in microseconds: all of it (pause), and its parts."""
+
+    stop_us: float
+    harvest_us: float
+    copy_us: float
+    rearm_us: float
+    pause_us: float
+
+    @property
+    def resume_us(self) -> float:
+        """The rest."""
+        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
+
+
+def stop_times(native: Any) -> dict[str, float]:
+    """The fields of `StopTimes`, of the core's times in ns."""
+    return {part.name: getattr(native, part.name.replace("_us", "_ns")) / 1e3 for part in fields(StopTimes)}
+
+
 @dataclass(frozen=True, slots=True)
-class Window:
+class Window(StopTimes):
     """The result of one stop of the target.
 
     Attributes:
@@ -28,8 +50,6 @@ class Window:
         scanned: the harvest looked through the page tables of the whole memory.
         touched: "ring", "sync": pages with a fault since the last window; 0 if that is not known.
         heads: the first page of mapped ELF files that was not acknowledged yet.
-        stop_us, harvest_us, copy_us, rearm_us, pause_us: parts of the pause and the whole of it; the rest
-            of it is `resume_us`.
         elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
             the number of that member (`ProcessTree`).
     """
@@ -44,17 +64,8 @@ class Window:
     compared: int
     scanned: bool
     touched: int
-    stop_us: float
-    harvest_us: float
-    copy_us: float
-    rearm_us: float
-    pause_us: float
     heads: Heads = field(default_factory=dict)
     elsewhere: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-    @property
-    def resume_us(self) -> float:
-        return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ import click
 
 from checkpoint import report
 from checkpoint.chain import Chain
-from checkpoint.chain_writer import Lock
 from checkpoint.cli.common import DIRECTORY, json_option, key_option
+from checkpoint.directory import Lock
 from checkpoint.export import compact
 from checkpoint.tree import is_tree
 from uffdtrack.errors import InvalidInputError

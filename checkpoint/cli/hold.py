@@ -55,27 +55,35 @@ class Held(Generic[R]):
         rows: of its epochs.
         ended: whether the target has ended.
         untold: we could not write to stdout; the epochs are safe.
+        as_json: each row was printed.
     """
 
     rows: list[R]
     ended: bool
     untold: OutputError | None
+    as_json: bool
 
-    def conclude(self, summarise: Callable[[list[R]], None], farewell: str = "") -> None:
+    def conclude(
+        self,
+        summary: Callable[[list[R]], str],
+        farewell: str = "",
+        tell: Callable[[str], None] = report.emit,
+    ) -> None:
         """Say how the session went.
 
         Args:
-            summarise: prints a summary of the rows.
+            summary: makes a summary of the rows, if they were not printed.
             farewell: what becomes of the target, if there is something to say.
+            tell: where the summary goes.
 
         Raises:
             OutputError: we cannot write to stdout.
         """
         if not self.rows:
             say("interrupted before the base was whole: no epoch was taken")
-        elif not self.untold:
+        elif not self.untold and not self.as_json:
             try:
-                summarise(self.rows)
+                tell(summary(self.rows))
             except OutputError as error:
                 self.untold = error
         if farewell:
@@ -109,6 +117,6 @@ def hold(
         show(row)
 
     try:
-        return Held(rows, run_session(session, options.plan, wait, emit, say), None)
+        return Held(rows, run_session(session, options.plan, wait, emit, say), None, options.as_json)
     except OutputError as error:
-        return Held(rows, False, error)  # the epoch is safe; nobody reads of it
+        return Held(rows, False, error, options.as_json)  # the epoch is safe; nobody reads of it

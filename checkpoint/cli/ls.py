@@ -29,10 +29,10 @@ def command(directory: Path, as_json: bool) -> None:
     first = max((i for i, file in enumerate(files) if file.compacted), default=0)
     for file in files[first:]:
         if as_json:
-            report.emit_json({**file.meta["row"], "digest": file.digest, "file": file.path.name})
+            report.emit_json({**file.facts.row, "digest": file.digest, "file": file.path.name})
         else:
             with malformed(file.path):
-                rows.append(EpochRow.of_json(file.meta["row"]))
+                rows.append(EpochRow.of_json(file.facts.row))
     if not as_json:
         report.emit_table(report.EPOCH_COLUMNS, report.epoch_rows(rows))
     chain.check_holes(files[first].epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -39,8 +40,9 @@ class Verbs(click.Group):
         if own:
             return own
         for verb in entry_points(group="uffdtrack.verbs", name=name):
-            command: click.Command = verb.load()
-            return command
+            with contextlib.suppress(ImportError):  # what lacks one verb has all others
+                command: click.Command = verb.load()
+                return command
         return None
 
 

@@ -9,10 +9,10 @@ import click
 
 from checkpoint import report
 from checkpoint.chain import Chain
-from checkpoint.chain_writer import Lock
 from checkpoint.cli.common import PID, Place, json_option, key_option, max_stop_option, say
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.tree import rollback_tree_to
+from checkpoint.directory import Lock
 from checkpoint.rollback.order import rollback
 from checkpoint.tree import is_tree
 

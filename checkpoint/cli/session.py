@@ -101,11 +101,8 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
         held.ended = held.ended or watched.has_ended()
 
-    def summarise(rows: list[EpochRow]) -> None:
-        if not options.as_json:
-            report.emit(summary(pid, directory, rows))
-
-    held.conclude(summarise, f"process {pid} {'has ended' if held.ended else 'runs on, untracked'}")
+    how = "has ended" if held.ended else "runs on, untracked"
+    held.conclude(lambda rows: summary(pid, directory, rows), f"process {pid} {how}")
     return held.ended
 
 

@@ -51,12 +51,8 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
             held = hold(session, options, watch.wait, _warnings, progress.show)
         held.ended = held.ended or session.ended()
 
-    def summarise(rows: list[TreeRow]) -> None:
-        if not options.as_json:
-            report.emit(summary(pid, directory, rows))
-
     how = "have ended" if held.ended else "run on, untracked"
-    held.conclude(summarise, f"the processes of the tree of {pid} {how}")
+    held.conclude(lambda rows: summary(pid, directory, rows), f"the processes of the tree of {pid} {how}")
     return held.ended
 
 

@@ -44,7 +44,7 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
         return
     chain = Chain(directory)
     file = chain.open(epoch)
-    meta, row = file.meta, file.meta["row"]
+    facts, row = file.facts, file.facts.row
     threads = [
         {"tid": t.tid, "rip": int.from_bytes(t.regs[128:136], "little"),
          "rsp": int.from_bytes(t.regs[152:160], "little")}
@@ -53,31 +53,33 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
     regions = region_rows(file)
     if as_json:
         keys = ("process", "kernel_threads", "files", "parent", "keyed", "reset")
-        metas = [f.meta for f in chain.view(file.epoch, alone=True).sources] if "closed" in meta else [meta]
+        base = facts.objects.closed is None
+        files = [file] if base else chain.view(file.epoch, alone=True).sources
         with malformed(file.path):
-            objects = increment(None, resolve(metas))
+            objects = increment(None, resolve(f.facts.objects for f in files))
+        stored = facts.to_json()
         report.emit_json(
             {
                 **row,
                 "schema": "uffdtrack/show/1",
                 "digest": file.digest,
-                **{k: meta[k] for k in keys},
-                **objects,
+                **{k: stored[k] for k in keys},
+                **objects.to_json(),
                 "thread_list": threads,
                 "region_list": regions,
             }
         )
         return
-    process = meta["process"]
+    process = facts.process
     taken = datetime.datetime.fromtimestamp(row["time_ns"] / 1e9).astimezone()
     report.emit(f"epoch     {row['epoch']}{' (base)' if row['base'] else ''} of {directory}")
-    report.emit(f"process   {process['pid']} {process['cmdline'] or process['comm']}")
+    report.emit(f"process   {process.pid} {process.cmdline or process.comm}")
     report.emit(f"taken     {taken.isoformat(timespec='milliseconds')}, engine {row['engine']}")
     report.emit(f"pages     {row['pages']} ({report.size(row['bytes'])} of contents)")
     names = [k for k in ("stop", "harvest", "copy", "rearm", "resume") if f"{k}_us" in row]
     parts = ", ".join(f"{k} {report.duration(row[f'{k}_us'])}" for k in names)
     report.emit(f"pause     {report.duration(row['pause_us'])}: {parts}")
-    report.emit(f"digest    {file.digest}{' (keyed)' if meta['keyed'] else ''}")
+    report.emit(f"digest    {file.digest}{' (keyed)' if facts.keyed else ''}")
     report.emit(f"parent    {file.parent or 'none'}")
     report.emit()
     report.emit_table(

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from checkpoint import report
-from checkpoint.chain_writer import Lock
 from checkpoint.cli.common import say
+from checkpoint.directory import Lock
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed
 from checkpoint.rollback.tree import rollback_tree
@@ -19,13 +19,13 @@ def list_tree(directory: Path, as_json: bool) -> None:
     entries = Tree(directory).entries()
     if as_json:
         for entry in entries:
-            about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.meta["processes"]}
-            report.emit_json({**entry.meta["row"], **about})
+            about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.facts.processes}
+            report.emit_json({**entry.facts.row, **about})
         return
     rows = []
     for entry in entries:
         with malformed(entry.path):
-            rows.append(TreeRow.of_json(entry.meta["row"]))
+            rows.append(TreeRow.of_json(entry.facts.row))
     shown = zip(report.epoch_rows(rows), entries, strict=True)
     report.emit_table(
         (*report.EPOCH_COLUMNS, "processes", "left out"),
@@ -37,13 +37,13 @@ def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
     """`show` of a tree: which epochs of which processes belong together."""
     entry = Tree(directory).open(epoch)
     if as_json:
-        report.emit_json({**entry.meta["row"], "schema": "uffdtrack/show-tree/1", "digest": entry.digest,
-                          "parent": entry.parent, "processes": entry.meta["processes"]})  # fmt: skip
+        report.emit_json({**entry.facts.row, "schema": "uffdtrack/show-tree/1", "digest": entry.digest,
+                          "parent": entry.parent, "processes": entry.facts.processes})  # fmt: skip
         return
-    row = entry.meta["row"]
+    row = entry.facts.row
     report.emit(f"epoch     {entry.epoch} of {directory}, a tree of {len(entry.processes)} processes")
     report.emit(f"pause     {report.duration(row['pause_us'])}")
-    report.emit(f"digest    {entry.digest}{' (keyed)' if entry.meta['keyed'] else ''}")
+    report.emit(f"digest    {entry.digest}{' (keyed)' if entry.facts.keyed else ''}")
     for process in entry.left_out:
         report.emit(f"left out  process {process.pid} ({process.comm}): {process.reason}")
     report.emit()

@@ -92,7 +92,7 @@ def resume(place: tuple[Path, int | None], options: Options) -> None:
         stack.enter_context(ram)
         stack.enter_context(vm)
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
-        run_vm(vm, str(vm_facts(view.epoch)["guest"]), options)
+        run_vm(vm, str(vm_facts(view.epoch).guest), options)
 
 
 def run_vm(vm: Vm, guest: str, options: Options) -> None:
@@ -120,12 +120,10 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         tracker.close()
         show_serial(vm, options.as_json)
 
-    def summarise(rows: list[EpochRow]) -> None:
-        if not options.as_json:
-            text = f"{report.span(0, rows[-1].epoch)} in {options.directory}; {report.pause_summary(rows)}"
-            say(text)  # stdout is the guest's
+    def summary(rows: list[EpochRow]) -> str:
+        return f"{report.span(0, rows[-1].epoch)} in {options.directory}; {report.pause_summary(rows)}"
 
-    held.conclude(summarise)
+    held.conclude(summary, tell=say)  # stdout is the guest's
 
 
 def watch(

@@ -11,6 +11,7 @@ from typing import Any
 from checkpoint.budget import Budget
 from uffdtrack import Region, task_directory
 from uffdtrack.errors import TargetGoneError
+from uffdtrack.syscalls import MADVISE, MLOCK2, MUNLOCK, PKEY_MPROTECT
 
 Flags = frozenset[str]
 """Codes of VmFlags that are in `KNOWN`, "key:N" of a protection key, "page:KIB" of huge pages."""
@@ -20,7 +21,6 @@ KNOWN = frozenset(
 )
 """Grows down, locked, locked on fault, read advice, kept from children, wiped in children, kept from cores,
 huge page advice, merged by KSM, hugetlb, shadow stack, droppable, no reserve, memory tags, sealed."""
-_MADVISE, _MPROTECT_KEY, _MLOCK, _MUNLOCK = 28, 329, 325, 150
 _ADVICE = {"wf": (18, 19), "dc": (10, 11), "dd": (16, 17), "mg": (12, 13)}
 """For each flag the advice of madvise(2) that sets it, and the one that clears it."""
 _READING = {"rr": 1, "sr": 2}
@@ -55,10 +55,10 @@ class Attributes:
         return cls(list(_parse(text)))
 
     @classmethod
-    def of_meta(cls, rows: list[list[Any]]) -> Attributes:
+    def of_facts(cls, rows: list[list[Any]]) -> Attributes:
         return cls([(start, end, frozenset(flags.split())) for start, end, flags in rows])
 
-    def to_meta(self) -> list[list[Any]]:
+    def to_facts(self) -> list[list[Any]]:
         return [[start, end, " ".join(sorted(flags))] for start, end, flags in self.ranges]
 
     def at(self, address: int) -> Flags:
@@ -110,14 +110,14 @@ class Recorder:
         self._read: Attributes = Attributes([])
         self._regions: set[tuple[int, int, str]] = set()
 
-    def facts(self, regions: list[Region]) -> dict[str, Any]:
+    def facts(self, regions: list[Region]) -> tuple[list[list[Any]], list[list[int]]]:
         """What an image says: attributes, and mappings that are newer than the reading."""
         present = {(r.start, r.end, r.permissions) for r in regions}
         if self.budget.is_due():
             with self.budget.spending():
                 self._read, self._regions = Attributes.read(self.pid), present
-        unknown = sorted((start, end) for start, end, _ in present - self._regions)
-        return {"attributes": self._read.to_meta(), "attributes_unknown": unknown}
+        unknown = sorted([start, end] for start, end, _ in present - self._regions)
+        return self._read.to_facts(), unknown
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,13 @@ class Recorded:
     unknown: Attributes
 
     @classmethod
-    def of(cls, meta: dict[str, Any]) -> Recorded:
-        unknown = meta.get("attributes_unknown", [[0, 1 << 64]])
+    def of(cls, attributes: list[list[Any]] | None, unknown: list[list[int]] | None) -> Recorded:
+        """Args: see `ImageFacts`."""
+        if unknown is None:
+            unknown = [[0, 1 << 64]]
         return cls(
-            Attributes.of_meta(meta.get("attributes", [])),
-            Attributes.of_meta([[start, end, "unknown"] for start, end in unknown]),
+            Attributes.of_facts(attributes or []),
+            Attributes.of_facts([[start, end, "unknown"] for start, end in unknown]),
         )
 
     def at(self, address: int) -> Flags | None:
@@ -165,18 +167,18 @@ def steps(start: int, size: int, access: int, has: Flags, wanted: Flags) -> list
     found: list[tuple[Step, Step | None]] = []
     for flag, advice in _ADVICE.items():
         if (flag in has) != (flag in wanted):
-            on, off = ((_MADVISE, [*where, a]) for a in advice)
+            on, off = ((MADVISE, [*where, a]) for a in advice)
             found.append((on, off) if flag in wanted else (off, on))
     if _reading(has) != _reading(wanted):
-        found.append(((_MADVISE, [*where, _reading(wanted)]), (_MADVISE, [*where, _reading(has)])))
+        found.append(((MADVISE, [*where, _reading(wanted)]), (MADVISE, [*where, _reading(has)])))
     for flag, advised in _HUGE.items():
         if flag in wanted and flag not in has:
             # There is no advice that takes this one away, but for the opposite one.
-            back = next(((_MADVISE, [*where, a]) for f, a in _HUGE.items() if f in has), None)
-            found.append(((_MADVISE, [*where, advised]), back))
+            back = next(((MADVISE, [*where, a]) for f, a in _HUGE.items() if f in has), None)
+            found.append(((MADVISE, [*where, advised]), back))
     # The kernel gives a key of its own to what may be executed and not read (pkeys(7)).
     if _key(has) != _key(wanted) and access != 4:
-        key, had = ((_MPROTECT_KEY, [*where, access, _key(f)]) for f in (wanted, has))
+        key, had = ((PKEY_MPROTECT, [*where, access, _key(f)]) for f in (wanted, has))
         found.append((key, had))
     lock, locked = (_locking(where, f) for f in (wanted, has))
     if lock != locked:
@@ -185,7 +187,7 @@ def steps(start: int, size: int, access: int, has: Flags, wanted: Flags) -> list
 
 
 def _locking(where: list[int], flags: Flags) -> Step:
-    return (_MLOCK, [*where, int("lf" in flags)]) if "lo" in flags else (_MUNLOCK, where)
+    return (MLOCK2, [*where, int("lf" in flags)]) if "lo" in flags else (MUNLOCK, where)
 
 
 def _reading(flags: Flags) -> int:

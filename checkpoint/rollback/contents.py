@@ -36,8 +36,9 @@ from uffdtrack.runs import (
     subtract,
     to_runs,
 )
+from uffdtrack.syscalls import MADVISE
 
-_MADVISE, _MADV_DONTNEED_LOCKED = 28, 24
+_MADV_DONTNEED_LOCKED = 24
 _CHUNK = 4096  # pages written at a time
 _COMPARED = 1 << 16  # compared at a time: a tenth of a second
 _MANY = 1 << 12  # from which on it pays to ask how they may be read
@@ -155,7 +156,7 @@ class Memory:
                 try:
                     # LOCKED, Linux 5.18: also what mlock(2) holds.
                     arguments = [start, end - start, _MADV_DONTNEED_LOCKED]
-                    injector.call(_MADVISE, arguments, f"give back the pages at {start:#x}")
+                    injector.call(MADVISE, arguments, f"give back the pages at {start:#x}")
                 except TargetError:
                     if not anonymous:
                         raise

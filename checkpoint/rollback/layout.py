@@ -143,7 +143,8 @@ class Layout:
             self.regions, self.changes, self.differ = before.regions, before.changes, before.differ
             return
         self.regions = read_maps(pid)
-        self.changes = split_changes(self.regions, epoch.regions, self.has, Recorded.of(epoch.meta))
+        had = Recorded.of(epoch.facts.attributes, epoch.facts.attributes_unknown)
+        self.changes = split_changes(self.regions, epoch.regions, self.has, had)
         self.differ = [c for c in self.changes if not c.same]
 
 

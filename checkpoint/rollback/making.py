@@ -12,8 +12,9 @@ from checkpoint.rollback.attributes import (
 )
 from checkpoint.rollback.layout import Change, Layout, protection
 from checkpoint.rollback.opening import Files, Text
-from checkpoint.rollback.steps import MMAP, MPROTECT, MREMAP, MUNMAP, Call, Steps
+from checkpoint.rollback.steps import Call, Steps
 from uffdtrack import Injector, Region
+from uffdtrack.syscalls import MMAP, MPROTECT, MREMAP, MUNMAP
 
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 1, 2, 0x20, 0x100
 _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000

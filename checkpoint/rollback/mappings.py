@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from checkpoint.elf import NT_AUXV
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback.attributes import (
-    Recorded,
-    cannot_be_made,
-)
+from checkpoint.rollback.attributes import Attributes, cannot_be_made
 from checkpoint.rollback.layout import Change, Layout, heap_end
 from checkpoint.rollback.making import Maker, Names
 from checkpoint.rollback.opening import Files, Text
-from checkpoint.rollback.steps import BRK, MUNMAP, PRCTL, Steps
+from checkpoint.rollback.steps import Steps
 from checkpoint.targets.mapped import mapped_files
 from checkpoint.view import View
-from uffdtrack import PAGE, Injector, Region, Tracee, proc_read
+from uffdtrack import PAGE, Injector, Region, Tracee, proc_read, procfs
 from uffdtrack.errors import TargetError
+from uffdtrack.syscalls import BRK, MUNMAP, PRCTL
 
 _PR_GET_MDWE, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 66, 0x53564D41, 0
 _START_BRK = 44  # field 47 of proc_pid_stat(5), counted from the state on
@@ -31,7 +29,7 @@ def page_end(address: int) -> int:
 def start_break(pid: int) -> int:
     """Where the heap begins: the program break of a process that has none yet."""
     text = proc_read(pid, "stat").decode(errors="replace")
-    return int(text[text.rindex(")") + 2 :].split()[_START_BRK])
+    return int(procfs.stat_fields_of(text)[_START_BRK])
 
 
 def wiped_in_children(view: View) -> list[str]:
@@ -42,7 +40,7 @@ def wiped_in_children(view: View) -> list[str]:
     """
     places = [
         f"{start:#x}"
-        for start, _, flags in Recorded.of(view.epoch.meta).attributes.ranges
+        for start, _, flags in Attributes.of_facts(view.epoch.facts.attributes or []).ranges
         if "wf" in flags and "dp" not in flags
     ]
     if not places:
@@ -108,7 +106,7 @@ class Mappings:
         for change in self.layout.differ:
             if change.then and not change.kept:
                 self._check_can_be_made(change, change.then)
-        then = epoch.meta["files"]
+        then = epoch.facts.files
         changed = {name for name, was in then.items() if self._known.get(name) != was}
         if changed:
             kept = {c.then.name for c in self.layout.changes if c.kept and c.then and c.then.file_backed}
@@ -120,7 +118,7 @@ class Mappings:
         if then.anonymous or self._files.descriptor_of(then) is not None:
             return
         # Contents of a shared mapping are in the image: that it is that file is enough.
-        was, found = self.view.epoch.meta["files"].get(then.name), self._known.get(then.name)
+        was, found = self.view.epoch.facts.files.get(then.name), self._known.get(then.name)
         known = 2 if then.shared else 4
         if not found or not was or found[:known] != was[:known]:
             raise RollbackRefusedError(
@@ -130,7 +128,7 @@ class Mappings:
 
     def _other_program(self) -> bool:
         """Whether the process no longer maps anything of the epoch's program file."""
-        exe = self.view.epoch.meta["process"].get("exe")
+        exe = self.view.epoch.facts.process.exe
         then = {(r.device, r.inode) for r in self.view.epoch.regions if exe and r.name == exe}
         return bool(then) and not then & {(r.device, r.inode) for r in self.layout.regions}
 
@@ -200,7 +198,7 @@ class Mappings:
     @property
     def needed(self) -> bool:
         """Whether there is anything to do."""
-        differ = self.layout.differ or self.view.epoch.meta["heap_end"] != heap_end(self.layout.regions)
+        differ = self.layout.differ or self.view.epoch.facts.heap_end != heap_end(self.layout.regions)
         return bool(differ or self._steps.undo or self._steps.last)
 
     @property
@@ -227,7 +225,7 @@ class Mappings:
         The heap comes and goes by brk(2) alone: munmap(2) would leave the break where it was, and the
         next sbrk(3) would hand out addresses where nothing is.
         """
-        recorded = self.view.epoch.meta["heap_end"]
+        recorded = self.view.epoch.facts.heap_end
         if recorded == heap_end(self.layout.regions):
             return 0, 0
         then = recorded or start_break(self.pid)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 
 from uffdtrack import Injector, Region, Tracee, task_directory
 from uffdtrack.errors import TargetError
+from uffdtrack.syscalls import CLOSE, OPENAT
 
-_CLOSE, _OPENAT, _AT_FDCWD = 3, 257, -100
+_AT_FDCWD = -100
 
 
 def open_files(pid: int, inodes: set[int]) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -72,7 +73,7 @@ class Files:
 
         def call(place: int) -> int:
             arguments = [_AT_FDCWD, place, mode | os.O_CLOEXEC, 0]
-            return injector.call(_OPENAT, arguments, f"open {region.name}")
+            return injector.call(OPENAT, arguments, f"open {region.name}")
 
         # Of a target in a chroot(2), we see names that begin with its root.
         for name in sorted({region.name, region.name.removeprefix(root.rstrip("/"))}, key=len):
@@ -88,7 +89,7 @@ class Files:
         raise error
 
     def close(self, injector: Injector, number: int) -> None:
-        injector.call(_CLOSE, [number], "close a file")
+        injector.call(CLOSE, [number], "close a file")
 
 
 class Text:

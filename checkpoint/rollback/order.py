@@ -63,7 +63,7 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
         RollbackRefusedError: we cannot do it, and have touched nothing.
         TargetError: it failed on the way; the message says in what state the target is.
     """
-    if "vm" in view.epoch.meta:
+    if view.epoch.facts.vm:
         raise RollbackRefusedError(
             f"{view.epoch.path} is an epoch of a VM: `uffdtrack vm resume` continues it in a fresh process"
         )
@@ -75,12 +75,12 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
 def check_same_process(pid: int, view: View) -> None:
     """Raises: RollbackRefusedError, TargetError: it is not the epoch's process, or we cannot handle it."""
     check_target(pid)
-    meta = view.epoch.meta["process"]
+    then = view.epoch.facts.process
     now = identify(pid)
-    if (now.boot_id, now.start_time, pid) != (meta["boot_id"], meta["start_time"], meta["pid"]):
+    if (now.boot_id, now.start_time, pid) != (then.boot_id, then.start_time, then.pid):
         raise RollbackRefusedError(
             f"process {pid} is not the one that epoch {view.epoch.epoch} was taken of "
-            f"(that was process {meta['pid']}, {meta['comm']})"
+            f"(that was process {then.pid}, {then.comm})"
         )
 
 
@@ -119,7 +119,7 @@ class ProcessRollback:
         self.outcome = Outcome(view.epoch.epoch)
         self.set: list[int] = []
         self.written = Plan()
-        self.then = resolve(file.meta for file in view.own_sources)
+        self.then = resolve(file.facts.objects for file in view.own_sources)
         self.image = Image(view)
         self.mappings = Mappings(pid, view)
         self.programs = Programs(pid, self.mappings.layout.changes)
@@ -218,7 +218,7 @@ class ProcessRollback:
     def differences(self) -> list[str]:
         """Text about state in the kernel that is not as it was: a rollback does not restore it."""
         return [f"not rolled back: {text}" for text in self.torn] + differences(
-            self.then, self.now, self.view.epoch.meta["row"]["time_ns"]
+            self.then, self.now, self.view.epoch.facts.row["time_ns"]
         )
 
     def _map(self, plan: Plan) -> Plan:

@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from uffdtrack import Injector, Rseq, ThreadState, Tracee
+from uffdtrack.syscalls import RSEQ
 
-_RSEQ, _UNREGISTER = 334, 1
+_UNREGISTER = 1  # RSEQ_FLAG_UNREGISTER
 _SECTION_AT, _SECTION = 8, 8  # rseq_cs of struct rseq
 
 
@@ -79,4 +80,4 @@ class Registrations:
 
 
 def _call(injector: Injector, rseq: Rseq, flags: int, doing: str) -> None:
-    injector.call(_RSEQ, [rseq.area, rseq.size, flags, rseq.signature], f"{doing} an area of rseq(2)")
+    injector.call(RSEQ, [rseq.area, rseq.size, flags, rseq.signature], f"{doing} an area of rseq(2)")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from uffdtrack import Injector
 from uffdtrack.errors import TargetError
-
-MMAP, MPROTECT, MUNMAP, BRK, MREMAP, PRCTL = 9, 10, 11, 12, 25, 157
+from uffdtrack.syscalls import BRK
 
 Call = tuple[int, list[int], str]
 """Number, arguments, and a text that says what it does."""

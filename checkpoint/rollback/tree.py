@@ -159,7 +159,7 @@ def _about(pid: int) -> Iterator[None]:
 
 def _shared_elsewhere(view: View) -> list[tuple[int, int]]:
     """The ranges that another process of the tree has stored, and puts back."""
-    return [(start, end) for start, end, *_ in view.epoch.meta.get("elsewhere", [])]
+    return [(start, end) for start, end, *_ in view.epoch.facts.elsewhere or ()]
 
 
 def _born(pids: list[int], entry: TreeEpoch) -> list[int]:

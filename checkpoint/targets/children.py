@@ -7,9 +7,10 @@ import time
 
 from uffdtrack import children, command_name, procfs, stat_fields
 from uffdtrack.errors import TargetGoneError, UnsupportedError
+from uffdtrack.syscalls import RT_SIGSUSPEND, WAIT4, WAITID
 
-_WAITS = ("61", "130", "247")
-"""wait4, rt_sigsuspend (a shell's wait), waitid: numbers of x86-64."""
+_WAITS = {str(number) for number in (WAIT4, WAITID, RT_SIGSUSPEND)}
+"""The last is a shell's `wait`."""
 IDLE = 1.0
 """After so many seconds without processor time we assume that a process waits for its child."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from checkpoint.elf import NT_AUXV, file_note, note, thread_notes
+from checkpoint.facts import ProcessFacts, TargetFacts
 from checkpoint.heads import heads_note
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
@@ -28,6 +29,7 @@ from uffdtrack import (
     stat_fields,
     task_directory,
 )
+from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     NewMemoryError,
     PermissionDeniedError,
@@ -41,7 +43,7 @@ from uffdtrack.errors import (
 T = TypeVar("T")
 
 
-class ProcessTarget:
+class ProcessTarget(Closing):
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on.
 
     Attributes:
@@ -60,7 +62,7 @@ class ProcessTarget:
         self.pending = Pending()
         self.process = Process(pid)
         self._warned: set[str] = set()
-        self._read: tuple[Snapshot, tuple[dict[str, Any], bytes]] | None = None
+        self._read: tuple[Snapshot, tuple[ProcessFacts, bytes]] | None = None
         self._file_note, self._named_files, self._warnings = (
             Once(file_note), Once(named_files), Once(warnings_for),
         )  # fmt: skip
@@ -182,7 +184,7 @@ class ProcessTarget:
         self._warned |= found.keys()
         return new
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ProcessFacts:
         """The process's identity, for the image."""
         fields = stat_fields(self.pid)
         status = parse_status(proc_read(self.pid, "status").decode(errors="replace"))
@@ -191,21 +193,21 @@ class ProcessTarget:
             exe = os.readlink(task_directory(self.pid) / "exe")
         except OSError:
             exe = ""
-        return {
-            "pid": self.pid,
-            "ppid": int(fields[1]),
-            "pgrp": int(fields[2]),
-            "sid": int(fields[3]),
-            "uid": int(status["Uid"].split()[0]),
-            "gid": int(status["Gid"].split()[0]),
-            "comm": proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
-            "cmdline": cmdline.decode(errors="surrogateescape"),
-            "exe": exe,
-            "start_time": self.process.identity.start_time,
-            "boot_id": self.process.identity.boot_id,
-        }
+        return ProcessFacts(
+            pid=self.pid,
+            ppid=int(fields[1]),
+            pgrp=int(fields[2]),
+            sid=int(fields[3]),
+            uid=int(status["Uid"].split()[0]),
+            gid=int(status["Gid"].split()[0]),
+            comm=proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
+            cmdline=cmdline.decode(errors="surrogateescape"),
+            exe=exe,
+            start_time=self.process.identity.start_time,
+            boot_id=self.process.identity.boot_id,
+        )
 
-    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
+    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
         try:
             objects = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -218,16 +220,19 @@ class ProcessTarget:
         if self.space.is_gone and not self.ended():
             # All this was read after the stop: it may be of another program than what was copied in it.
             raise NewMemoryError(f"process {self.pid} has replaced its program (exec)")
-        return notes, {
-            "process": facts,
-            "objects": objects,
-            "files": mapped_files(self._named_files(window.regions), self.pid),
-            "heap_end": max(heap, default=0),
-            **self._attributes.facts(window.regions),
-            "warnings": self.new_warnings(window.regions, files),
-        }
+        mapped = mapped_files(self._named_files(window.regions), self.pid)
+        attributes, unknown = self._attributes.facts(window.regions)
+        return notes, TargetFacts(
+            process=facts,
+            files=mapped,
+            heap_end=max(heap, default=0),
+            attributes=attributes,
+            attributes_unknown=unknown,
+            objects=objects,
+            warnings=self.new_warnings(window.regions, files),
+        )
 
-    def _read_with(self, objects: Snapshot) -> tuple[dict[str, Any], bytes]:
+    def _read_with(self, objects: Snapshot) -> tuple[ProcessFacts, bytes]:
         """Facts and auxv, read together with `objects`."""
         if self._read is None or self._read[0] is not objects:
             self._read = objects, (self.facts(), proc_read(self.pid, "auxv"))
@@ -241,9 +246,3 @@ class ProcessTarget:
             self.tracee.settle(2)
             self.tracee.close()
         self.process.close()
-
-    def __enter__(self) -> ProcessTarget:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from checkpoint.elf import thread_notes
 from checkpoint.errors import RollbackRefusedError
+from checkpoint.facts import ProcessFacts, TargetFacts, VmFacts
 from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
 from checkpoint.view import View
 from kvmglue import KvmTracker, VcpuState, Vm
@@ -101,24 +102,15 @@ class VmTarget:
     def acknowledge(self) -> None:
         self.pending.clear()
 
-    def describe(self, window: Window) -> tuple[bytes, dict[str, Any]]:
-        facts = {
-            "pid": self.pid, "ppid": os.getppid(), "pgrp": os.getpgrp(), "sid": os.getsid(0),
-            "uid": os.getuid(), "gid": os.getgid(), "comm": "vm", "cmdline": f"vm {self.guest}", "exe": "",
-            "start_time": self._started, "boot_id": "",
-        }  # fmt: skip
-        return thread_notes(window.threads, facts) + vcpu_notes(self.states), {
-            "process": facts,
-            "descriptors": [],
-            "files": {},
-            "heap_end": 0,
-            "vm": {
-                "guest": self.guest,
-                "vcpus": len(self.vm.vcpus),
-                "slots": [[slot.gfn, slot.pages] for slot in self.vm.ram.slots],
-                "system_bytes": self._system.size,
-            },
-        }
+    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
+        process = ProcessFacts(
+            pid=self.pid, ppid=os.getppid(), pgrp=os.getpgrp(), sid=os.getsid(0), uid=os.getuid(),
+            gid=os.getgid(), comm="vm", cmdline=f"vm {self.guest}", exe="", start_time=self._started,
+            boot_id="",
+        )  # fmt: skip
+        slots = [[slot.gfn, slot.pages] for slot in self.vm.ram.slots]
+        vm = VmFacts(self.guest, len(self.vm.vcpus), slots, self._system.size)
+        return thread_notes(window.threads, process) + vcpu_notes(self.states), TargetFacts(process, vm=vm)
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
         """Do the work once: a VM keeps its memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from checkpoint.elf import note
 from checkpoint.errors import ImageError
+from checkpoint.facts import VmFacts
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from checkpoint.view import View
 from kvmglue import Vcpu, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
 from uffdtrack.errors import InvalidInputError
+from uffdtrack.runs import batches
 
 NOTE_VCPU = 0x75660003
 """All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
@@ -96,24 +98,20 @@ def put_pages(
     system.reshape(-1, PAGE)[(pages[split:] - np.uint64(at)).astype(np.int64)] = contents[split:]
 
 
-def vm_facts(epoch: EpochFile) -> dict[str, Any]:
+def vm_facts(epoch: EpochFile) -> VmFacts:
     """What the image says of its VM.
 
     Raises:
         InvalidInputError: it is not the image of a VM.
-        ImageError: it is not as it was written.
     """
-    facts = epoch.meta.get("vm")
-    if facts is None:
+    if epoch.facts.vm is None:
         raise InvalidInputError(f"{epoch.path} is a checkpoint of a process, not of a VM")
-    if not isinstance(facts, dict):
-        raise ImageError(f"{epoch.path} is damaged: what it says of its VM")
-    return facts
+    return epoch.facts.vm
 
 
 def slots_of(epoch: EpochFile) -> list[Memslot]:
     with malformed(epoch.path):
-        return [Memslot(int(gfn), int(pages)) for gfn, pages in vm_facts(epoch)["slots"]]
+        return [Memslot(int(gfn), int(pages)) for gfn, pages in vm_facts(epoch).slots]
 
 
 def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
@@ -125,7 +123,7 @@ def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
     own = (b"uffdtrack", NOTE_VCPU)
     with malformed(epoch.path):
         states = decode_vcpus([json.loads(data) for *kind, data in epoch.notes if tuple(kind) == own])
-        count = int(vm_facts(epoch)["vcpus"])
+        count = int(vm_facts(epoch).vcpus)
     if len(states) != count:
         raise ImageError(f"{epoch.path} holds {len(states)} vCPUs of {count}")
     return states
@@ -137,16 +135,11 @@ def read_memory(view: View, vm: Vm, ram: npt.NDArray[np.uint8], system: npt.NDAr
     Raises:
         ImageError: the epoch's VM has another layout.
     """
-    if vm_facts(view.epoch)["system_bytes"] != system.size:
+    if vm_facts(view.epoch).system_bytes != system.size:
         raise ImageError(f"{view.epoch.path} was made by another version: its system memory is another")
     system[:] = 0
-    for part in _parts(view.pages):
+    for part in batches(view.pages):
         put_pages(vm, ram, system, part, view.read(part))
-
-
-def _parts(pages: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
-    for i in range(0, len(pages), 8192):
-        yield pages[i : i + 8192]
 
 
 def check_same_lists(vm: Vm, vcpu: Vcpu, what: str) -> None:

@@ -11,7 +11,7 @@ ffi = FFI()
 ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "kvmglue._native._core",
-    '#include "dirty.h"\n#include "gate.h"',
+    '#include "dirty.h"\n#include "gate.h"\n#include "sabotage.h"',
     sources=[str(source.relative_to(ROOT)) for source in sorted(HERE.glob("[!_]*.c"))],
     include_dirs=[str(ROOT / "native_common"), str(HERE)],
     extra_compile_args=[

@@ -94,9 +94,6 @@ int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value);
 #define KG_BITMAP ...
 #define KG_CLEAR ...
 #define KG_RING ...
-#define KG_BREAK_FORGET ...
-#define KG_BREAK_REARM ...
-#define KG_BREAK_ORDER ...
 typedef struct {
 	uint64_t *gfn;
 	int32_t *vcpu;
@@ -108,12 +105,12 @@ typedef struct {
 } kg_stats;
 typedef struct {
 	ut_log log[2];
+	uint64_t number;
 	int32_t open;
 	...;
 } ut_cycle;
 typedef struct {
 	ut_cycle cycle;
-	int32_t sabotage;
 	kg_stats stats;
 	...;
 } kg_tracker;
@@ -129,3 +126,5 @@ int64_t kg_exchange(kg_tracker *t);
 int64_t kg_pending(kg_tracker *t);
 void kg_mark(kg_tracker *t, uint64_t row, uint64_t n);
 int kg_wait_full(kg_tracker *t, int64_t timeout_ns, int64_t stop_ns);
+
+void ut_break(uint32_t what);

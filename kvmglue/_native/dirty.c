@@ -1,11 +1,14 @@
 #include "clock.h"
 #include "gate.h"
 #include "mode.h"
+#include "sabotage.h"
 
 #include <string.h>
 #include <sys/mman.h>
 
 #define CLOSE_NS 5000000000ll
+
+_Atomic uint32_t ut_broken;
 
 static const kg_mode_ops *mode_ops(int mode)
 {
@@ -39,7 +42,7 @@ static int hold(void *core)
 {
 	kg_tracker *t = core;
 	int64_t started = ut_now_ns();
-	int held = t->ops->needs_stop && !(t->sabotage & KG_BREAK_ORDER), err = 0;
+	int held = t->ops->needs_stop && !ut_breaks(UT_BREAK_ORDER), err = 0;
 
 	t->stats.stop_ns = 0;
 	if (held) {
@@ -79,9 +82,9 @@ static void seal(void *core, ut_log *log)
 
 		t->bits.listed[row / 64] &= ~(1ull << (row % 64));
 	}
-	if ((t->sabotage & KG_BREAK_FORGET) && log->n > 8) {
+	if (ut_breaks(UT_BREAK_FORGET) && log->n > 8) {
 		log->n--;
-		t->sabotage &= ~KG_BREAK_FORGET;
+		ut_mend(UT_BREAK_FORGET);
 	}
 }
 

@@ -5,12 +5,6 @@
 #include "vm.h"
 
 enum { KG_BITMAP = 1, KG_CLEAR, KG_RING, KG_MODES };
-/* Faults on purpose, for the tests' negative controls. */
-enum {
-	KG_BREAK_FORGET = 1, /* one page of a harvest is dropped */
-	KG_BREAK_REARM = 2,  /* the traps of a ring's last page are not set again */
-	KG_BREAK_ORDER = 4,  /* ring: the vCPUs may be in KVM_RUN at a harvest */
-};
 
 typedef struct {
 	uint64_t cycles, pages, duplicates, calls, rearm_calls, rearm_pages, fulls;
@@ -41,7 +35,6 @@ typedef struct kg_tracker {
 	ut_cycle cycle;
 	kg_vm *vm;
 	const struct kg_mode_ops *ops;
-	int32_t sabotage;
 	_Atomic int32_t stuck;      /* a vCPU's thread may still be inside a call of the listener */
 	int64_t threshold, stop_ns; /* stop_ns: how long a vCPU may take to leave KVM_RUN */
 	int64_t held_at;            /* when a harvest began */

@@ -1,5 +1,6 @@
 /* KVM's dirty rings: a ring of entries for each vCPU, which exits when its own is full. */
 #include "mode.h"
+#include "sabotage.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -35,7 +36,7 @@ static int reset_rings(kg_tracker *t)
 	for (int i = 0; i < t->vm->nvcpus; i++) {
 		uint32_t until = t->rings.taken[i];
 
-		if ((t->sabotage & KG_BREAK_REARM) && until - t->rings.reset[i] > 8)
+		if (ut_breaks(UT_BREAK_REARM) && until - t->rings.reset[i] > 8)
 			until--; /* its trap stays open until the next reset */
 		left += until - t->rings.reset[i];
 		for (; t->rings.reset[i] != until; t->rings.reset[i]++)
@@ -51,7 +52,7 @@ static int reset_rings(kg_tracker *t)
 		left -= n > 0 ? n : 0;
 	} while (left > 0 && n != 0);
 	t->rings.reset_due = 0;
-	t->sabotage &= ~KG_BREAK_REARM;
+	ut_mend(UT_BREAK_REARM);
 	return 0;
 }
 

@@ -176,7 +176,18 @@ class Slow:
     def take(self) -> EpochRow:
         self.clock[0] += self.takes
         times = Times(1000.0, 0.0, 0.0, 0.0, 0.0)
-        return EpochRow(0, False, 1, "scan", 0, 0, False, times, 1, late=self.late, write_us=self.takes * 1e6)
+        return EpochRow(
+            epoch=0,
+            base=False,
+            pid=1,
+            engine="scan",
+            pages=0,
+            bytes=0,
+            times=times,
+            threads=1,
+            late=self.late,
+            write_us=self.takes * 1e6,
+        )
 
 
 @pytest.mark.parametrize(("takes", "late"), [(0.05, 0), (0.35, 2), (2.6, 25)])

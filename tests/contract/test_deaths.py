@@ -22,8 +22,8 @@ from tests.contract.combinations import (
 )
 from tests.contract.conftest import Guest, until_gone
 from tests.contract.guests import DEADLINE, ProcessVcpu
+from tests.helpers import broken
 from uffdtrack import GuestRam
-from uffdtrack._sys import lib
 from uffdtrack.errors import (
     HandlerGoneError,
     VcpuGoneError,
@@ -91,8 +91,8 @@ def test_death_of_a_native_thread(make: Callable[..., Guest], engine: str) -> No
 def test_death_of_the_handler(make: Callable[..., Guest], engine: str) -> None:
     guest = make(engine, Config(2, "processes", shared=True))
     guest.tracker.exchange()
-    guest.tracker.sabotage(lib.UT_BREAK_HANDLER)
-    guest.write(0, list(range(100)), 3)  # it does not hang
+    with broken("handler"):
+        guest.write(0, list(range(100)), 3)  # it does not hang
     for call in (guest.tracker.exchange, guest.tracker.prepare, guest.tracker.pending, guest.tracker.pause):
         with pytest.raises(HandlerGoneError, match="full copy"):
             call()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import inspect
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -72,30 +73,44 @@ def test_a_ring_keeps_its_threshold(make: Callable[..., Guest]) -> None:
 
 
 def test_one_thread_polls_while_another_ends_cycles(make: Callable[..., Guest], engine: str) -> None:
-    """A fetch beside a prepare gets pages of one cycle: no place of one and length of another."""
+    """A fetch beside a prepare gets pages of one cycle: its log, its number, and each page once."""
     guest = make(engine, Config(1, "threads", shared=False))
-    guest.tracker.exchange()
-    done, wrong = threading.Event(), []
+    tracker = guest.tracker
+    tracker.exchange()
+    given = [tracker.prepare()]
+    done = threading.Event()
+    fetched: dict[int, list[int]] = {}
+    failed: list[BaseException] = []
 
     def poll() -> None:
-        first, core = guest.tracker.core.ffi.new("uint64_t *"), guest.tracker.core
-        native: Any = guest.tracker._c
-        while not done.is_set():
-            n = core.fetch(native, 1 << 40, first)
-            if n < 0 or first[0] + n > 300 or (n and core.rearm(native, native_log(native) + first[0], n)):
-                wrong.append((first[0], n))
+        try:
+            while not done.is_set():
+                pages = tracker.fetch()
+                if len(pages):
+                    fetched.setdefault(pages.cycle, []).extend(pages.gfn.tolist())
+                    tracker.rearm(pages)
+        except BaseException as error:
+            failed.append(error)
 
-    def native_log(native: Any) -> Any:
-        return native.cycle.log[1 - native.cycle.open].gfn
+    def prepare() -> int:
+        deadline = time.monotonic() + DEADLINE
+        while not failed and time.monotonic() < deadline:
+            with contextlib.suppress(CycleError):
+                return tracker.prepare()
+        return -1
 
-    guest.tracker.prepare()
     thread = threading.Thread(target=poll)
     thread.start()
-    for cycle in range(150):
-        guest.write(0, list(range(300 if cycle % 2 else 20)), cycle)
-        while (n := guest.tracker.core.prepare(guest.tracker._c)) == -errno.EBUSY:
-            pass
-        assert n >= 0
-    done.set()
-    thread.join(DEADLINE)
-    assert not thread.is_alive() and not wrong
+    try:
+        for cycle in range(150):
+            guest.write(0, list(range(300 if cycle % 2 else 20)), cycle)
+            given.append(prepare())
+            # Empty cycles, one after the other: the ended log changes beneath the other thread's feet.
+            given += [prepare() for _ in range(20)]
+        assert prepare() >= 0, "the last pages are rearmed, and there is no other way that they can be"
+    finally:
+        done.set()
+        thread.join(DEADLINE)
+    assert not thread.is_alive() and not failed
+    assert [n for n in given if n] == [len(fetched[cycle]) for cycle in sorted(fetched)]
+    assert all(len(set(gfns)) == len(gfns) for gfns in fetched.values())

@@ -11,8 +11,8 @@ import pytest
 
 from tests.contract.combinations import CONFIGS, OWN, PAGES, TRAITS, Config, on, on_guests
 from tests.contract.conftest import Guest
+from tests.helpers import broken
 from uffdtrack import DirtyPages
-from uffdtrack._sys import lib
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -91,7 +91,7 @@ def test_no_write_is_lost_while_vcpus_run(make: Callable[..., Guest], engine: st
 
 @pytest.mark.parametrize(
     ("engine", "flag"),
-    [*((engine, "FORGET") for engine in TRAITS), *((engine, "REARM") for engine in REARMING)],
+    [*((engine, "forget") for engine in TRAITS), *((engine, "rearm") for engine in REARMING)],
     indirect=["engine"],
 )
 def test_a_broken_tracker_is_found_out(make: Callable[..., Guest], engine: str, flag: str) -> None:
@@ -99,12 +99,12 @@ def test_a_broken_tracker_is_found_out(make: Callable[..., Guest], engine: str, 
     guest = make(engine, CONFIGS[1])
     guest.tracker.exchange()
     guest.copy(guest.tracker.exchange())
-    guest.tracker.sabotage(getattr(lib, f"UT_BREAK_{flag}"))
     stale = []
-    for value in (5, 6):
-        guest.write(0, list(range(0, 600, 3)), value)
-        guest.copy(guest.tracker.exchange())
-        stale += guest.stale()
+    with broken(flag):
+        for value in (5, 6):
+            guest.write(0, list(range(0, 600, 3)), value)
+            guest.copy(guest.tracker.exchange())
+            stale += guest.stale()
     assert set(stale) == {597}
 
 

@@ -12,8 +12,8 @@ import pytest
 from tests.contract.combinations import CONFIGS, OWN, PAGES, Config, on, on_guests
 from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, STORM, WRITE, ThreadVcpu
+from tests.helpers import broken
 from uffdtrack import ENGINES
-from uffdtrack._sys import lib
 from uffdtrack.errors import CycleError
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -60,8 +60,8 @@ def test_vcpus_that_come_too_late_to_be_given_a_share(
 ) -> None:
     """As on a machine that is busy: ring cannot hold them for a moment."""
     guest = make(engine, config, LIMIT)
-    guest.tracker.sabotage(lib.UT_BREAK_HOLD)
-    storm(guest, config, cycles)
+    with broken("hold"):
+        storm(guest, config, cycles)
 
 
 @on(EXACT)

@@ -14,6 +14,7 @@ from kvmglue import KVM_ENGINES
 from tests.contract.combinations import CONFIGS, OWN, Config, on, on_guests
 from tests.contract.conftest import Guest
 from tests.contract.guests import DEADLINE, DIRECT, LOAD, PVM, READ_FILE
+from tests.helpers import broken
 
 pytestmark = pytest.mark.usefixtures("kernel")
 KINDS = {"read": READ_FILE, "O_DIRECT": DIRECT, "process_vm_writev": PVM}
@@ -102,15 +103,13 @@ def test_writers_outside_of_the_vcpus(make: Callable[..., Guest], engine: str) -
 @on(["ring"])
 def test_audit_can_fail(make: Callable[..., Guest], engine: str, files: tuple[int, int]) -> None:
     """The negative control of the audit: without it, a GUP write is lost."""
-    from uffdtrack._sys import lib
-
     guest = make(engine, CONFIGS[1])
     for _ in range(3):
         guest.copy(guest.tracker.exchange())
-    guest.tracker.sabotage(lib.UT_BREAK_AUDIT)
-    guest.vcpus[0].post(PVM, [44], 9)
-    assert guest.vcpus[0].wait()
-    guest.copy(guest.tracker.exchange())
+    with broken("audit"):
+        guest.vcpus[0].post(PVM, [44], 9)
+        assert guest.vcpus[0].wait()
+        guest.copy(guest.tracker.exchange())
     assert guest.stale() == [44]
 
 

@@ -150,9 +150,9 @@ def test_exec_right_after_the_stop(
         target.window = exec_after  # type: ignore[method-assign]
         row = session.take()
     assert row.base and row.epoch == 1
-    meta = Chain(tmp_path / "c").open(1).meta
-    exe = meta["process"]["exe"]
-    assert os.path.basename(exe) == "sleep" and any(region[6] == exe for region in meta["regions"])
+    facts = Chain(tmp_path / "c").open(1).facts
+    exe = facts.process.exe
+    assert os.path.basename(exe) == "sleep" and any(region[6] == exe for region in facts.regions)
 
 
 def test_rollback_over_an_exec_is_refused(

@@ -174,9 +174,9 @@ def test_unchanged_objects_give_no_warning(start: Callable[..., Objects], tmp_pa
     chain = take(target.pid, tmp_path / "c", 2)
     assert rollback(target.pid, chain.view(0)).warnings == []
     assert rollback(target.pid, chain.view(1)).warnings == []
-    meta = chain.open(1).meta
-    assert (meta["descriptors"], meta["closed"]) == ([], [])
-    assert meta["state"].keys() <= {"time_ns"}
+    objects = chain.open(1).facts.objects
+    assert (objects.descriptors, objects.closed) == ([], [])
+    assert objects.state is not None and objects.state.keys() <= {"time_ns"}
 
 
 Changed = tuple[Objects, Outcome]
@@ -246,7 +246,7 @@ def test_increments_and_compaction(start: Callable[..., Objects], tmp_path: Path
         seen.append(session.stream.sink.objects or Snapshot())
 
     def stored(number: int) -> Snapshot:
-        return resolve(file.meta for file in Chain(tmp_path / "c").view(number).sources)
+        return resolve(file.facts.objects for file in Chain(tmp_path / "c").view(number).sources)
 
     for number, snapshot in enumerate(seen):
         assert stored(number) == snapshot
@@ -254,7 +254,7 @@ def test_increments_and_compaction(start: Callable[..., Objects], tmp_path: Path
     compact(Chain(tmp_path / "c"), 2, b"")
     for number in (2, 3):
         assert stored(number) == seen[number]
-    assert len(Chain(tmp_path / "c").open(3).meta["descriptors"]) == 0
+    assert len(Chain(tmp_path / "c").open(3).facts.objects.descriptors) == 0
 
 
 MANY = """
@@ -269,8 +269,8 @@ def test_many_descriptors_are_stored_once(kernel: None, spawn: Spawn, tmp_path: 
     target = spawn(sys.executable, "-c", MANY)
     assert target.stdout and target.stdout.readline()
     chain = take(target.pid, tmp_path / "c", 3)
-    assert len(chain.open(0).meta["descriptors"]) > 900
+    assert len(chain.open(0).facts.objects.descriptors) > 900
     for number in (1, 2):
-        assert len(chain.open(number).meta["descriptors"]) == 0
-        assert len(resolve(file.meta for file in chain.view(number).sources).descriptors) > 900
+        assert len(chain.open(number).facts.objects.descriptors) == 0
+        assert len(resolve(file.facts.objects for file in chain.view(number).sources).descriptors) > 900
     assert rollback(target.pid, chain.view(2)).warnings == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.image import EpochFile
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
-from tests.helpers import Build, Spawn
+from tests.helpers import Build, Spawn, broken
 from tests.oracle import PAGE, Memory, OracleError
 from uffdtrack.errors import TargetError
 
@@ -34,13 +35,15 @@ def take_epochs(
     """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping."""
     rng = random.Random(seed)
     memory = Memory(control)
-    with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(pid, engine) as target:
+    with ExitStack() as stack:
+        chain = stack.enter_context(ChainWriter(directory, b"", force=False))
+        target = stack.enter_context(ProcessTarget(pid, engine))
         session = Session(target, chain)
         for n in range(epochs):
             row = session.take()
             assert row.epoch == n
             if n == 1 and sabotage:
-                target.space.sabotage(sabotage)
+                stack.enter_context(broken(sabotage))
             file = EpochFile(directory / f"epoch-{n:08d}.core")
             memory.apply(file)
             memory.check(file)

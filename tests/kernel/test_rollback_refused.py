@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.chain_writer import Lock
+from checkpoint.directory import Lock
 from tests.helpers import Build, Run, Spawn, wait_for
 from tests.kernel.rollee import Rollee, take
 

@@ -16,7 +16,7 @@ from checkpoint.chain import Chain
 from checkpoint.epoch import Times, TreeRow
 from checkpoint.errors import ImageError
 from checkpoint.image_writer import EpochWriter
-from checkpoint.tree import Tree, TreeWriter, numbers
+from checkpoint.tree import Tree, TreeWriter, tree_numbers
 from checkpoint.tree_session import TreeSession
 from tests.helpers import Run, wait_for
 from tests.kernel.forks import SHARED, Forks, cut_errors
@@ -60,7 +60,7 @@ def test_one_after_another_is_noticed(
             windows.append(member.space.window(member.tracee, member.pending))
             token = target.token()
             wait_for(lambda token=token: target.token() > token + 1, "the token goes round")
-        return TreeWindow(windows, [], 0, 0, 0, 0, 0)
+        return TreeWindow(windows, [], stop_us=0, harvest_us=0, copy_us=0, rearm_us=0, pause_us=0)
 
     taker = tree_of(target.pid)
     monkeypatch.setattr(ProcessTree, "window", singly)
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_whole_epochs(
     monkeypatch.setattr(EpochWriter, at, fails)
     with pytest.raises(StorageError):
         taker.take()
-    assert numbers(tmp_path / "t") == ([] if base else [0])
+    assert tree_numbers(tmp_path / "t") == ([] if base else [0])
     assert not list((tmp_path / "t").glob("*/.*.tmp"))
     assert {p.name for p in (tmp_path / "t").glob("*/*.core")} == (set() if base else {"epoch-00000000.core"})
     for _ in range(3 + base):

@@ -20,10 +20,8 @@ from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import load_vm, read_memory, vcpu_states
 from kvmglue import Order, Vm, post, rings_for, stop, wait
-from kvmglue._sys import lib
-from tests.helpers import DEADLINE, Run
+from tests.helpers import DEADLINE, Run, broken
 from tests.kvm.conftest import Machine, printed, run_on
-from uffdtrack._sys import lib as uffd
 
 Make = Callable[..., Machine]
 PACE = 2000
@@ -82,8 +80,8 @@ def test_a_lost_page_tears_the_guest(machine: Make, engine: str, tmp_path: Path)
         session = Session(VmTarget(made.vm, made.tracker, "check"), chain)
         session.take()
         run_on(made.vm, 0, 300)
-        made.tracker.sabotage(lib.KG_BREAK_FORGET if engine.startswith("kvm") else uffd.UT_BREAK_FORGET)
-        session.take()
+        with broken("forget"):
+            session.take()
         run_on(made.vm, 0, 1)
         session.take()
     chain_ = Chain(tmp_path / "c")

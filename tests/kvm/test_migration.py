@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from checkpoint.migrate import Link, MigrationError, migrate, receive
+from checkpoint.migrate import Link, MigrationError, MigrationRow, migrate, receive
 from kvmglue import Order, Vm, post, written
 from tests.helpers import DEADLINE
 from tests.kvm.conftest import PAGES, Machine
@@ -128,6 +128,26 @@ def test_an_idle_guest_moves_over_every_tracker(machine: Make, engine: str) -> N
         assert pipe.poll(DEADLINE)
         _, text = pipe.recv()
     assert text and b"T" not in text
+
+
+def test_the_guest_that_has_moved_stands_here(machine: Make) -> None:
+    """Whatever goes wrong then: it runs at one end alone."""
+    made = machine("kvm-ring", 1)
+    made.vm.resume()
+    post(made.vm, 0, Order("check", pages=20, pace=PACE))
+
+    def emit(row: MigrationRow) -> None:
+        if row.downtime_us is not None:
+            raise BrokenPipeError("nobody reads the rows")
+
+    with standby() as (link, pipe):
+        with pytest.raises(BrokenPipeError):
+            migrate(made.vm, made.tracker, link, downtime=0.01, emit=emit)
+        here = written(made.vm, 0)
+        assert pipe.poll(DEADLINE)
+        began, text = pipe.recv()
+    assert text and b"T" not in text
+    assert began == here == written(made.vm, 0)
 
 
 def test_the_other_end_goes(machine: Make) -> None:

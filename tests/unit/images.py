@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.elf import SCHEMA, thread_notes
+from checkpoint.elf import thread_notes
+from checkpoint.facts import ImageFacts, ProcessFacts
+from checkpoint.objects import ObjectFacts
 from uffdtrack import PAGE, Region, Rseq, ThreadState
 
 BASE = 0x10000000
 REGION = Region(BASE, BASE + 256 * PAGE, "rw-p", 0, "00:00", 0, "")
-PROCESS = {
-    "pid": 7, "ppid": 1, "pgrp": 7, "sid": 7, "uid": 0, "gid": 0, "comm": "x", "cmdline": "x y",
-    "start_time": 1, "boot_id": "b", "exe": "/x",
-}  # fmt: skip
+PROCESS = ProcessFacts(7, 1, 7, 7, 0, 0, "x", "x y", "/x", 1, "b")
 THREADS = [
     ThreadState(7 + i, bytes([i]) * 216, bytes([i + 1]) * 832, 1 << i, False, Rseq(i, 32, 5) if i else None)
     for i in range(3)
@@ -23,6 +22,14 @@ THREADS = [
 
 Content = dict[int, int]
 """Page number relative to BASE -> the byte that fills it."""
+
+
+def facts_of(chain: ChainWriter, region: Region, **values: Any) -> ImageFacts:
+    return ImageFacts(
+        epoch=chain.next_epoch, parent=chain.parent, keyed=bool(chain.key), process=PROCESS, files={},
+        heap_end=0, objects=ObjectFacts([]), threads=[7], kernel_threads=[],
+        regions=[[region.start, region.end, region.permissions, 0, "00:00", 0, ""]], **values,
+    )  # fmt: skip
 
 
 def write(
@@ -36,16 +43,11 @@ def write(
         else:
             writer.add_zero(run)
 
-    def describe(pages: int, size: int) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA, "epoch": chain.next_epoch, "base": base, "parent": chain.parent,
-            "keyed": bool(chain.key), "process": PROCESS,
-            "regions": [[REGION.start, REGION.end, REGION.permissions, 0, "00:00", 0, ""]],
-            "reset": [[BASE + a * PAGE, BASE + b * PAGE] for a, b in reset or []],
-            "row": {"epoch": chain.next_epoch, "base": base, "pages": pages, "bytes": size},
-            "descriptors": [], "files": {}, "heap_end": 0, "threads": [7], "kernel_threads": [],
-        }  # fmt: skip
+    def describe(pages: int, size: int) -> ImageFacts:
+        row = {"epoch": chain.next_epoch, "base": base, "pages": pages, "bytes": size}
+        cut = [[BASE + a * PAGE, BASE + b * PAGE] for a, b in reset or []]
+        return facts_of(chain, REGION, base=base, row=row, reset=cut)
 
-    _, digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
+    digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
     writer.make_safe()
     chain.committed(digest)

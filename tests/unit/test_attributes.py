@@ -63,10 +63,9 @@ def test_what_no_call_changes_is_made_anew(has: str, wanted: str, anew: bool) ->
 
 def test_attributes_that_an_image_does_not_know() -> None:
     none: Flags = frozenset()
-    meta = {"attributes": [[0, 8192, "dc"]], "attributes_unknown": [[4096, 8192]]}
-    recorded = Recorded.of(meta)
+    recorded = Recorded.of([[0, 8192, "dc"]], [[4096, 8192]])
     assert recorded.at(0) == {"dc"} and recorded.at(4096) is None and recorded.at(8192) == none
-    assert Recorded.of({}).at(4096) is None, "of an older image, nothing is known"
+    assert Recorded.of(None, None).at(4096) is None, "of an older image, nothing is known"
 
 
 def pages(**changes: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.elf import SCHEMA, ZERO
+from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.export import compact
 from checkpoint.image import EpochFile
-from tests.unit.images import BASE, THREADS, Content, write
+from tests.unit.images import BASE, REGION, THREADS, Content, facts_of, write
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError
 
@@ -158,9 +158,8 @@ def test_many_program_headers(tmp_path: Path) -> None:
     with ChainWriter(tmp_path, b"", force=False) as chain:
         writer = chain.begin()
         writer.add_zero(np.stack((starts, starts + np.uint64(PAGE)), axis=1))
-        meta = {"schema": SCHEMA, "epoch": 0, "base": True, "parent": "", "reset": [], "regions": [
-            [region.start, region.end, "rw-p", 0, "00:00", 0, ""]]}  # fmt: skip
-        _, digest = writer.finish(lambda pages, size: meta, b"", [region], b"")
+        facts = facts_of(chain, region, base=True, row={}, reset=[])
+        digest = writer.finish(lambda pages, size: facts, b"", [region], b"")
         writer.make_safe()
         chain.committed(digest)
     file = Chain(tmp_path).verify(b"")[0]
@@ -180,6 +179,24 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
         ChainWriter(tmp_path, b"", force=False)
     mode = (tmp_path / "epoch-00000000.core").stat().st_mode
     assert mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_epoch_whose_name_cannot_be_synced(tmp_path: Path, force: bool) -> None:
+    """It goes, unless an older chain has gone for it: then it is all that there is."""
+    if force:
+        with ChainWriter(tmp_path, b"", force=False) as chain:
+            write(chain, {0: 1}, base=True)
+    with ChainWriter(tmp_path, b"", force=force) as chain:
+        writer = chain.begin()
+        facts = facts_of(chain, REGION, base=True, row={}, reset=[])
+        writer.finish(lambda pages, size: facts, b"", [REGION], b"")
+        writer.sync()
+        writer.rename()
+        writer.withdraw()
+    assert (tmp_path / "epoch-00000000.core").exists() is force
+    if force:
+        assert len(Chain(tmp_path).verify(b"")[0].pages) == 0
 
 
 def test_files_of_a_chain_are_its_owners_alone(tmp_path: Path) -> None:

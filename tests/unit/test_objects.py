@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any
 
 import pytest
@@ -12,9 +11,9 @@ from hypothesis import strategies as st
 
 from checkpoint.objects import (
     Descriptor,
+    ObjectFacts,
     Snapshot,
     increment,
-    parse_aio_ring,
     parse_descriptor,
     parse_io,
     parse_limits,
@@ -26,7 +25,7 @@ from checkpoint.objects import (
     same_timer,
 )
 from checkpoint.rollback.differences import differences, signal_names
-from checkpoint.rollback.torn import SHOWN, listed, torn
+from checkpoint.rollback.torn import SHOWN, listed
 from checkpoint.targets import kernel_state
 from uffdtrack import Region
 
@@ -132,29 +131,33 @@ SNAPSHOT = st.builds(
 )
 
 
+def read_back(facts: ObjectFacts) -> ObjectFacts:
+    return ObjectFacts.of_json(json.loads(json.dumps(facts.to_json())))
+
+
 @given(st.lists(SNAPSHOT, min_size=1, max_size=6), st.data())
 def test_increments_give_each_epoch_back(snapshots: list[Snapshot], data: st.DataObject) -> None:
     """Also where an epoch becomes the base, with all of it."""
-    metas = [increment(before, now) for before, now in zip([None, *snapshots], snapshots, strict=False)]
-    metas = json.loads(json.dumps(metas))
+    pairs = zip([None, *snapshots], snapshots, strict=False)
+    stored = [read_back(increment(before, now)) for before, now in pairs]
     for i, snapshot in enumerate(snapshots):
-        assert resolve(metas[: i + 1]) == snapshot
+        assert resolve(stored[: i + 1]) == snapshot
     base = data.draw(st.integers(0, len(snapshots) - 1))
-    metas[base] = json.loads(json.dumps(increment(None, resolve(metas[: base + 1]))))
+    stored[base] = read_back(increment(None, resolve(stored[: base + 1])))
     for i in range(base, len(snapshots)):
-        assert resolve(metas[base : i + 1]) == snapshots[i]
+        assert resolve(stored[base : i + 1]) == snapshots[i]
 
 
 def test_what_has_not_changed_is_not_stored() -> None:
     many = Snapshot({n: Descriptor(n, "/a", 0, 2) for n in range(1000)}, {"io": [1, 2]})
     other = Snapshot(dict(many.descriptors), {"io": [1, 3]})
-    assert increment(many, many) == {"descriptors": [], "closed": [], "state": {}}
-    assert increment(many, other) == {"descriptors": [], "closed": [], "state": {"io": [1, 3]}}
+    assert increment(many, many) == ObjectFacts([], [], {})
+    assert increment(many, other) == ObjectFacts([], [], {"io": [1, 3]})
 
 
 def test_epochs_of_older_images() -> None:
     """They have a whole list in each, without flags and facts."""
-    then = resolve([{"descriptors": [[0, "/a", 5]]}, {"descriptors": [[0, "/a", 7], [1, "pipe:[3]", -1]]}])
+    then = resolve([ObjectFacts([[0, "/a", 5]]), ObjectFacts([[0, "/a", 7], [1, "pipe:[3]", -1]])])
     assert then == Snapshot({0: Descriptor(0, "/a", 7), 1: Descriptor(1, "pipe:[3]")}, {})
     now = Snapshot(
         {0: Descriptor(0, "/a", 7, 2, {"locks": ["x"]}), 1: Descriptor(1, "pipe:[3]", -1, 1)}, {"io": [1, 1]}
@@ -180,100 +183,6 @@ def test_a_reading_from_before_the_epoch_says_so() -> None:
 
 def test_signal_names() -> None:
     assert signal_names(1 << 9 | 1 << 40) == ["SIGUSR1", "signal 41"]
-
-
-NOTHING: tuple[Snapshot, list[Region]] = (Snapshot(), [])
-
-
-def region(name: str, permissions: str = "rw-s") -> Region:
-    return Region(0x1000, 0x2000, permissions, 0, "00:05", 7, name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "anon_inode:[io_uring]", "anon_inode:kvm-vm", "anon_inode:kvm-vcpu:3", "anon_inode:mshv_vp",
-        "anon_inode:[userfaultfd]", "/dev/vhost-net", "/dev/vhost-vsock", "/dev/dri/card0",
-        "/dev/dri/renderD128",
-        "/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/infiniband/uverbs0", "anon_inode:[uverbs-event]",
-        "/dev/vfio/vfio", "/dev/vfio/12", "anon_inode:[vfio-device]", "/dev/iommu", "/dev/bus/usb/001/004",
-    ],
-)  # fmt: skip
-def test_descriptors_that_are_torn(name: str) -> None:
-    found = torn((Snapshot({5: Descriptor(5, name)}), []), NOTHING, lambda _: False)
-    assert len(found) == 1 and f"file descriptor 5 ({name})" in found[0]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "/dev/kvm", "anon_inode:[perf_event]", "anon_inode:bpf-map", "anon_inode:bpf-prog", "socket:[5]",
-        "anon_inode:[eventfd]", "/dev/null", "/dev/fuse", "/dev/net/tun", "/dev/snd/pcmC0D0p", "pipe:[7]",
-        "/home/dev/dri/x",
-    ],
-)  # fmt: skip
-def test_descriptors_that_are_not(name: str) -> None:
-    assert torn(NOTHING, (Snapshot({5: Descriptor(5, name)}), []), lambda _: True) == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "/[aio] (deleted)", "anon_inode:[io_uring]", "anon_inode:kvm-vcpu:0", "anon_inode:[perf_event]",
-        "anon_inode:bpf-map", "socket:[5]", "anon_inode:[unheard of]", "/dmabuf:", "/dev/video0",
-        "/dev/snd/pcmC0D0p", "/dev/uio0", "/dev/dri/card0",
-        "/sys/devices/pci0000:00/0000:00:02.0/resource0", "/secretmem (deleted)",
-    ],
-)  # fmt: skip
-def test_mappings_that_are_torn(name: str) -> None:
-    found = torn((Snapshot(), [region(name), region("/lib/x")]), NOTHING, lambda _: True)
-    assert len(found) == 1 and f"mapping 0x1000 ({name})" in found[0]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "[heap]", "/dev/zero (deleted)", "/dev/shm/x", "/dev/hugepages/x", "/memfd:x (deleted)", "/a/b"],
-)
-def test_mappings_that_are_not(name: str) -> None:
-    assert torn(NOTHING, (Snapshot(), [region(name)]), lambda _: True) == []
-
-
-def uring(*counts: int) -> Snapshot:
-    rest = "".join(
-        f"{key}:\t{n}\n" for key, n in zip(("SqHead", "SqTail", "CqHead", "CqTail"), counts, strict=False)
-    )
-    return Snapshot({5: parse_descriptor(5, "anon_inode:[io_uring]", info(rest))})
-
-
-@pytest.mark.parametrize(
-    ("then", "now", "idle"),
-    [
-        (uring(1, 1, 1, 1), uring(1, 1, 1, 1), True),
-        (uring(1, 1, 1, 1), uring(1, 2, 1, 1), False),
-        (uring(1, 1, 1, 1), uring(1, 1, 1, 2), False),
-        (uring(), uring(), False),  # the kernel does not tell, while the ring is in use
-        (uring(1, 1, 1, 1), Snapshot(), False),
-        (Snapshot(), uring(1, 1, 1, 1), False),
-    ],
-)
-def test_rings_that_are_idle(then: Snapshot, now: Snapshot, idle: bool) -> None:
-    mappings = [region("anon_inode:[io_uring]")]
-    assert (torn((then, mappings), (now, mappings), lambda _: False) == []) is idle
-
-
-def test_aio_that_is_idle() -> None:
-    ring = parse_aio_ring(struct.pack("<8I", 0, 127, 3, 4, 0xA10A10A1, 1, 0, 32))
-    assert ring == [3, 4]
-    with pytest.raises(ValueError, match="no"):
-        parse_aio_ring(bytes(32))
-    mappings = [region("/[aio] (deleted)")]
-    a, b = (Snapshot({}, {"aio": {"0x1000": tail}}) for tail in ([3, 4], [3, 5]))
-    assert torn((a, mappings), (a, mappings), lambda _: False) == []
-    assert len(torn((a, mappings), (b, mappings), lambda _: False)) == 1
-
-
-def test_file_systems_below_dev_are_no_devices() -> None:
-    assert torn(NOTHING, (Snapshot(), [region("/dev/huge1G/x")]), lambda _: False) == []
 
 
 def test_reading_takes_a_bounded_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.epoch import EpochRow, LeftOut, Membership, Row, TreeRow
+from checkpoint.epoch import EpochRow, LeftOut, Membership, TreeRow
 from checkpoint.migrate import MigrationRow
+from checkpoint.row import Row
 
 LINES = (Path(__file__).parent / "rows.jsonl").read_text().splitlines()
 KINDS: dict[str, type[Row]] = {kind.schema: kind for kind in (EpochRow, TreeRow, MigrationRow)}
@@ -41,3 +42,14 @@ def test_a_row_of_an_older_version() -> None:
         del stored[name]
     row = EpochRow.of_json({**stored, "unknown": 1})
     assert row.times.resume_us is None and row.late == 0
+
+
+def test_a_row_of_the_first_version() -> None:
+    stored = json.loads(LINES[0])
+    del stored["scanned"]
+    assert not EpochRow.of_json(stored).scanned
+
+
+def test_a_row_that_lacks_what_all_have() -> None:
+    with pytest.raises(KeyError, match="pages"):
+        EpochRow.of_json({"epoch": 0, "base": True, "pid": 1, "engine": "scan"})

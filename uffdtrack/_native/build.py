@@ -14,6 +14,7 @@ ffi.cdef((HERE / "cdef.h").read_text())
 ffi.set_source(
     "uffdtrack._native._core",
     """
+    #include "compat.h"
     #include "compare.h"
     #include "arm.h"
     #include "backing.h"
@@ -26,6 +27,7 @@ ffi.set_source(
     #include "mm.h"
     #include "probe.h"
     #include "pause.h"
+    #include "sabotage.h"
     #include "tree.h"
     """,
     sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("*.c"))],

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define DEV_ZERO makedev(1, 5)
@@ -143,12 +144,37 @@ static int stat_by_name(const ut_maps *m, const ut_region *r, int pid, int tid, 
 	return 0;
 }
 
-/* What the file itself is. map_files, which leads to the very file, is for CAP_CHECKPOINT_RESTORE only. */
+enum { MAPPED = 96 }; /* bytes of a path */
+
+/* The link in map_files leads to the very file. */
+static void name_mapped(char path[MAPPED], int pid, const ut_region *r)
+{
+	snprintf(path, MAPPED, "/proc/%d/map_files/%lx-%lx", pid, r->start, r->end);
+}
+
+int ut_open_mapped(int pid, const ut_region *r, long *type)
+{
+	char path[MAPPED];
+	struct statfs fs;
+	int fd;
+
+	name_mapped(path, pid, r);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || fstatfs(fd, &fs)) {
+		int err = -errno;
+
+		ut_close_fd(&fd);
+		return err;
+	}
+	*type = fs.f_type;
+	return fd;
+}
+
 static int stat_file(const ut_maps *m, const ut_region *r, int pid, int tid, struct statx *out)
 {
-	char path[96];
+	char path[MAPPED];
 
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", pid, r->start, r->end);
+	name_mapped(path, pid, r);
 	if (!syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_BASIC_STATS, out))
 		return 1;
 	return stat_by_name(m, r, pid, tid, out);

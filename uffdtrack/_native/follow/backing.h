@@ -4,6 +4,10 @@
 #define UT_BACKING_H
 #include "maps.h"
 
+/* The file behind a mapping, by /proc/PID/map_files, which is for CAP_CHECKPOINT_RESTORE only, and the type of its file
+ * system (statfs(2)); or -errno. */
+int ut_open_mapped(int pid, const ut_region *r, long *type);
+
 typedef struct {
 	uint32_t major, minor;
 	uint8_t backing; /* of all files of this file system; UT_BACKING_PLAIN: ask about each */

@@ -3,9 +3,7 @@
 #include "tree.h"
 #include "vec.h"
 
-#include <fcntl.h>
 #include <linux/magic.h>
-#include <sys/vfs.h>
 
 void ut_claims_drop(ut_claims *c, int member)
 {
@@ -28,13 +26,10 @@ void ut_claims_free(ut_claims *c)
  * takes CAP_CHECKPOINT_RESTORE, and not of hugetlbfs (find_in_file, compared.c). */
 static int sees_all(const ut_space *s, const ut_region *r)
 {
-	char path[96];
-	struct statfs fs;
+	long type;
+	AUTO_FD fd = ut_open_mapped(s->reader.pid, r, &type);
 
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", s->reader.pid, r->start, r->end);
-	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	return fd >= 0 && !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC;
+	return fd >= 0 && type == TMPFS_MAGIC;
 }
 
 static int note_elsewhere(ut_space *s, ut_region *r, const ut_claim *c)

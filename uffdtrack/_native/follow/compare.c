@@ -54,15 +54,22 @@ int ut_read_places(const ut_place *p, size_t n, uint8_t *out)
 	return 0;
 }
 
+/* Behind the last of the pages, from the i-th on, that follow one another. */
+static size_t run_end(const uint64_t *pages, size_t i, size_t n)
+{
+	do
+		i++;
+	while (i < n && pages[i] == pages[i - 1] + 1);
+	return i;
+}
+
 /* What the process has, page by page where a run cannot be read at once; `out` says which cannot. */
 static void read_pages(int mem, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *out)
 {
 	for (size_t i = 0, k; i < n; i = k) {
 		ssize_t got;
 
-		k = i + 1;
-		while (k < n && pages[k] == pages[k - 1] + 1)
-			k++;
+		k = run_end(pages, i, n);
 		got = pread(mem, to + i * UT_PAGE, (k - i) * UT_PAGE, (off_t)(pages[i] * UT_PAGE));
 		got = got < 0 ? 0 : got / (ssize_t)UT_PAGE;
 		memset(out + i, 0, got);
@@ -130,9 +137,7 @@ int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size
 	for (size_t i = 0, k; i < n; i = k) {
 		ssize_t got;
 
-		k = i + 1;
-		while (k < n && pages[k] == pages[k - 1] + 1)
-			k++;
+		k = run_end(pages, i, n);
 		got = pwrite(mem, contents + i * UT_PAGE, (k - i) * UT_PAGE, (off_t)(pages[i] * UT_PAGE));
 		if (got != (ssize_t)((k - i) * UT_PAGE))
 			return i + (got < 0 ? 0 : got / UT_PAGE);

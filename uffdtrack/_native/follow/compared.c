@@ -2,11 +2,11 @@
  * tables of their own, or through a file that no copy stands on (a memfd that is mapped private); those that
  * cannot be registered; hugetlb pages, which keep their trap when they are given back; and small ones (small.c). */
 #include "methods.h"
+#include "sabotage.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <sys/vfs.h>
 
 /* Pages of a file in memory that others have written and the target has not touched yet. Only who may open
  * /proc/PID/map_files (CAP_CHECKPOINT_RESTORE) can know of them; without, they are what they are when the
@@ -14,14 +14,11 @@
 static int find_in_file(const ut_space *s, const ut_region *r, ut_runs *found)
 {
 	off_t at = r->offset, end = r->offset + (r->end - r->start);
-	char path[96];
-	struct statfs fs;
-
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", s->reader.pid, r->start, r->end);
-	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+	long type;
+	AUTO_FD fd = ut_open_mapped(s->reader.pid, r, &type);
 
 	/* hugetlbfs says of holes that they are data, and reading them takes pages from the pool. */
-	if (fd < 0 || fstatfs(fd, &fs) || fs.f_type == HUGETLBFS_MAGIC)
+	if (fd < 0 || type == HUGETLBFS_MAGIC)
 		return 0;
 	while (at < end) {
 		off_t data = lseek(fd, at, SEEK_DATA), hole = lseek(fd, data < 0 ? at : data, SEEK_HOLE);
@@ -68,7 +65,7 @@ int ut_follow_compared(ut_space *s, ut_region *r)
 	TRY(runs_append(&part->now.known, &h->found));
 	if (!known)
 		return runs_append(&part->want, &h->found);
-	s->digests.blind = s->sabotage == UT_SABOTAGE_COMPARE && r->kind == UT_KIND_ANON;
+	s->digests.blind = ut_breaks(UT_BREAK_COMPARE) && r->kind == UT_KIND_ANON;
 	err = ut_compare_stored(&s->reader, &s->digests, &h->found, s->bounce, &part->want);
 	s->digests.blind = 0;
 	return err;

@@ -18,11 +18,6 @@ struct share {
 	uint8_t *to;
 };
 
-static uint64_t min64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 static int copy_share(void *arg)
 {
 	struct share *s = arg;
@@ -57,13 +52,13 @@ static int compare_share(void *arg)
 }
 
 /* Cut ranges into shares of about the same size. With `to`, each has its place in there. */
-static int deal(const ut_run *runs, size_t nruns, uint64_t bytes, struct share *shares, int n, uint8_t *to)
+static int deal(const ut_runs *runs, struct share *shares, int n, uint8_t *to)
 {
-	uint64_t each = (bytes / n + UT_PAGE - 1) & ~(UT_PAGE - 1), room = each;
+	uint64_t each = (runs_bytes(runs) / n + UT_PAGE - 1) & ~(UT_PAGE - 1), room = each;
 	int k = 0;
 
-	for (size_t i = 0; i < nruns; i++)
-		for (uint64_t at = runs[i].start; at < runs[i].end;) {
+	for (size_t i = 0; i < runs->n; i++)
+		for (uint64_t at = runs->v[i].start; at < runs->v[i].end;) {
 			uint64_t part;
 
 			if (!room && k + 1 < n) {
@@ -71,7 +66,7 @@ static int deal(const ut_run *runs, size_t nruns, uint64_t bytes, struct share *
 				shares[k].to = to ? shares[k - 1].to + each : shares[k].to;
 				room = each;
 			}
-			part = room ? min64(room, runs[i].end - at) : runs[i].end - at;
+			part = room ? min64(room, runs->v[i].end - at) : runs->v[i].end - at;
 			TRY(runs_push(&shares[k].runs, at, at + part));
 			at += part;
 			room -= min64(room, part);
@@ -99,39 +94,39 @@ static int merge(const struct share *shares, int n, ut_runs *unreadable, ut_runs
 	return 0;
 }
 
+/* Deal ranges out, have the work done, and put together what it found. */
+static int work_on(const ut_runs *runs, int (*work)(void *), struct share *shares, int n, uint8_t *to,
+		   ut_runs *unreadable, ut_runs *changed)
+{
+	int err = deal(runs, shares, n, to);
+
+	if (!err)
+		err = ut_parallel(work, shares, sizeof(*shares), n);
+	if (!err)
+		err = merge(shares, n, unreadable, changed);
+	free_shares(shares, n);
+	return err;
+}
+
 int ut_copy(const ut_reader *r, const ut_run *runs, size_t n, uint8_t *to, ut_runs *unreadable)
 {
 	const ut_runs all = {(ut_run *)runs, n, n};
-	uint64_t bytes = runs_bytes(&all);
-	int k = ut_shares(bytes, LEAST), err;
-	struct share shares[UT_SHARES] = {{.reader = r, .to = to}};
+	int k = ut_shares(runs_bytes(&all), LEAST);
+	struct share shares[UT_SHARES];
 
-	for (int i = 1; i < k; i++)
-		shares[i].reader = r;
-	err = deal(runs, n, bytes, shares, k, to);
-	if (!err)
-		err = ut_parallel(copy_share, shares, sizeof(*shares), k);
-	if (!err)
-		err = merge(shares, k, unreadable, NULL);
-	free_shares(shares, k);
-	return err;
+	for (int i = 0; i < k; i++)
+		shares[i] = (struct share){.reader = r, .to = to};
+	return work_on(&all, copy_share, shares, k, to, unreadable, NULL);
 }
 
 int ut_compare_stored(const ut_reader *r, const ut_digests *d, const ut_runs *pages, uint8_t *bounce, ut_runs *changed)
 {
-	uint64_t bytes = runs_bytes(pages);
-	int k = ut_shares(bytes, LEAST), err;
-	struct share shares[UT_SHARES] = {{0}};
+	int k = ut_shares(runs_bytes(pages), LEAST);
+	struct share shares[UT_SHARES];
 
 	for (int i = 0; i < k; i++)
 		shares[i] = (struct share){.reader = r, .digests = d, .to = bounce + i * PART};
-	err = deal(pages->v, pages->n, bytes, shares, k, NULL);
-	if (!err)
-		err = ut_parallel(compare_share, shares, sizeof(*shares), k);
-	if (!err)
-		err = merge(shares, k, NULL, changed);
-	free_shares(shares, k);
-	return err;
+	return work_on(pages, compare_share, shares, k, NULL, NULL, changed);
 }
 
 int ut_buffer_reserve(ut_buffer *b, size_t bytes)

@@ -7,20 +7,9 @@ static int same_object(const ut_region *a, const ut_region *b)
 	       a->minor == b->minor && a->offset - a->start == b->offset - b->start;
 }
 
-/* The first of these mappings, which are sorted, that ends after `addr`. */
 static size_t first_after(const ut_maps *m, uint64_t addr)
 {
-	size_t low = 0, high = m->n;
-
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (m->regions[middle].end <= addr)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
+	return ut_first_after(m->regions, m->n, sizeof(*m->regions), addr);
 }
 
 int ut_stood_before(const ut_space *s, const ut_region *r)

@@ -14,11 +14,6 @@ enum {
 	((ut_scan){.pagemap = (s)->reader.pagemap, .start = (from), .end = (to), .found = (s)->found, \
 		   .room = UT_FOUND_ROOM, .first_room = UT_FOUND_FEW, __VA_ARGS__})
 
-static inline uint64_t min64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 /* Each fills s->harvest.part with what it finds of a mapping. -EPERM, -EBUSY, -EINVAL: this way does not work
  * for it. */
 /* trapped.c: by traps that the kernel takes away by itself (WP_ASYNC). */

@@ -2,6 +2,7 @@
 #include "clock.h"
 #include "compat.h"
 #include "sabotage.h"
+#include "proc_stat.h"
 #include "reader.h"
 
 #include <errno.h>
@@ -23,14 +24,9 @@ enum {
 
 static int reopen(const ut_reader *r, const char *name, int32_t *fd)
 {
-	char path[64];
-
 	ut_close_fd(fd);
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", r->pid, r->tid, name);
-	*fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (*fd < 0)
-		return errno == ENOENT ? -ESRCH : -errno;
-	return 0;
+	*fd = ut_open_task(r->pid, r->tid, name);
+	return *fd < 0 ? *fd : 0;
 }
 
 int ut_reader_open(ut_reader *r)

@@ -17,8 +17,6 @@ enum {
 	UT_NO_COPY = 4, /* copy nothing: the caller copies what this finds while the target runs */
 };
 enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
-/* Faults on purpose, for the tests' negative controls. */
-enum { UT_SABOTAGE_FORGET = 1, UT_SABOTAGE_LATE_REARM = 2, UT_SABOTAGE_COMPARE = 3 };
 
 /* An object in memory that one process of a tree stores for all processes that map it, see claims.c. */
 typedef struct {
@@ -71,7 +69,6 @@ typedef struct {
 	int32_t uffd;
 	int32_t sync;      /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell which pages lack one */
 	int32_t diff_all;  /* the kernel misses zapped PMDs: find zapped pages by comparing sets */
-	int32_t sabotage;
 	uint64_t max_maps; /* vm.max_map_count; 0: not known */
 	ut_reader reader;
 	ut_digests digests;

@@ -119,21 +119,14 @@ int ut_thread_rings_renew(ut_thread_rings *r)
 {
 	size_t before = r->n, hint = 0;
 	AUTO_FREE uint8_t *lives = calloc(before + 1, 1);
-	struct dirent *entry;
-	char path[64];
-	int changed = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", r->pid);
-	AUTO_DIR dir = opendir(path);
+	AUTO_DIR dir = ut_open_tasks(r->pid);
+	int changed = 0, tid;
 
 	if (!dir || !lives)
 		return 0;
-	while ((entry = readdir(dir))) {
-		int tid = atoi(entry->d_name);
+	while ((tid = ut_next_task(dir))) {
 		size_t i = 0;
 
-		if (tid <= 0)
-			continue;
 		/* The list is in the same order each time. */
 		while (i < before && r->v[(hint + i) % before].tid != tid)
 			i++;

@@ -62,18 +62,17 @@ int ut_touched_has(const ut_touched *t, uint64_t page)
 	return !!t->table[slot(t->table, t->cap, page + 1)];
 }
 
-static int empty(ut_touched *t)
+static void empty(ut_touched *t)
 {
-	uint64_t *large = t->table;
+	ut_touched small;
 
-	if (t->cap <= MOST_IDLE || t->n * 8 >= t->cap) {
-		memset(t->table, 0, t->cap * sizeof(*t->table));
-		t->n = 0;
-		return 0;
+	if (t->cap > MOST_IDLE && t->n * 8 < t->cap && !ut_touched_open(&small)) {
+		ut_touched_close(t);
+		*t = small;
+		return;
 	}
-	TRY(ut_touched_open(t));
-	free(large);
-	return 0;
+	memset(t->table, 0, t->cap * sizeof(*t->table));
+	t->n = 0;
 }
 
 int ut_touched_take(ut_touched *t, ut_runs *out)
@@ -88,7 +87,7 @@ int ut_touched_take(ut_touched *t, ut_runs *out)
 	for (size_t i = 0; i < t->cap && n < t->n; i++)
 		if (t->table[i])
 			room[n++] = t->table[i] - 1;
-	TRY(empty(t));
+	empty(t);
 	sorted = sort_pages(room, room + n, n, PAGE_BITS);
 	for (size_t i = 0; i < n; i++)
 		TRY(runs_push(out, sorted[i] * UT_PAGE, (sorted[i] + 1) * UT_PAGE));

@@ -6,6 +6,7 @@
 #include "proc_stat.h"
 #include "vec.h"
 #include "watch.h"
+#include "sabotage.h"
 
 #include <sys/eventfd.h>
 
@@ -57,7 +58,7 @@ static int note_message(ut_watch *w, const struct uffd_msg *m)
 	if (m->event == UFFD_EVENT_PAGEFAULT)
 		return note_fault(w, m->arg.pagefault.address / UT_PAGE, m->arg.pagefault.feat.ptid,
 				  !(m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP));
-	if (w->sabotage & UT_WATCH_BREAK_EVENTS)
+	if (ut_breaks(UT_BREAK_EVENTS))
 		return 0;
 	if (m->event == UFFD_EVENT_REMAP) {
 		TRY(note_range(&w->changes.moved, to, to + len));
@@ -280,7 +281,7 @@ int ut_watch_take(ut_watch *w, ut_news *news, int limited)
 	pthread_mutex_lock(&w->lock);
 	look(w);
 	scan = w->lost || w->rings.lost;
-	if (!w->sync && ut_thread_rings_audit(&w->rings) && !(w->sabotage & UT_WATCH_BREAK_AUDIT))
+	if (!w->sync && ut_thread_rings_audit(&w->rings) && !ut_breaks(UT_BREAK_AUDIT))
 		scan = 1;
 	/* Who was held has left its fault, or tries again. */
 	for (size_t i = 0; i < w->nfaults; i++)

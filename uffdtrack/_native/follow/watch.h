@@ -6,9 +6,6 @@
 #include "runs.h"
 #include "thread_rings.h"
 
-/* Faults on purpose, for the tests' negative controls. */
-enum { UT_WATCH_BREAK_AUDIT = 1, UT_WATCH_BREAK_EVENTS = 2 };
-
 /* sync: a fault that waits for its answer. */
 typedef struct {
 	uint64_t page;
@@ -32,7 +29,6 @@ typedef struct {
 	int32_t full;    /* eventfd: `limit` pages were touched since the last stop */
 	int32_t told;    /* we have written to `full` */
 	int32_t broken;  /* there was no memory to note an event: nothing is known */
-	int32_t sabotage;
 	ut_fault_server server;
 	pthread_mutex_t lock; /* protects all that follows */
 	ut_touched touched;

@@ -55,7 +55,7 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	ut_sabotage("window");
 	err = ut_space_harvest(s, t, flags, pending, npending);
 	ut_sabotage("harvested");
-	if (s->sabotage == UT_SABOTAGE_FORGET)
+	if (ut_breaks(UT_BREAK_FORGET))
 		forget_page(s);
 	t1 = ut_now_ns();
 	if (!err && (flags & UT_NO_COPY)) {
@@ -76,7 +76,7 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 
 void ut_stopping(ut_space *s)
 {
-	if (s->sabotage == UT_SABOTAGE_LATE_REARM)
+	if (ut_breaks(UT_BREAK_LATE_REARM))
 		rearm_early(s);
 	if (s->watch)
 		ut_watch_stopping(s->watch);

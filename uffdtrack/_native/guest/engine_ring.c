@@ -8,6 +8,7 @@
 #include "pause.h"
 #include "proc_stat.h"
 #include "share.h"
+#include "sabotage.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -171,7 +172,7 @@ static void drain(ut_tracker *t, int vcpu)
 
 	t->stats.lost += !!lost;
 	t->stats.audits += unsampled && !lost;
-	if ((lost || unsampled) && !(t->sabotage & UT_BREAK_AUDIT))
+	if ((lost || unsampled) && !ut_breaks(UT_BREAK_AUDIT))
 		t->mm[t->ev[vcpu].mm].need_scan = 1;
 }
 
@@ -235,7 +236,7 @@ static int grant(ut_tracker *t)
 	for (int i = 0; i < t->s->nvcpus; i++)
 		if (t->ev[i].used && t->ev[i].count >= 0) {
 			bound++;
-			held[i] = still && !is_still(t, i) && !(t->sabotage & UT_BREAK_HOLD) && ut_hold(t->s, i);
+			held[i] = still && !is_still(t, i) && !ut_breaks(UT_BREAK_HOLD) && ut_hold(t->s, i);
 			still &= held[i] || is_still(t, i) || never_stands(&t->s->vcpu[i]);
 		}
 	if (!bound)

@@ -6,6 +6,7 @@
 #include "gate.h"
 #include "mm.h"
 #include "proc_stat.h"
+#include "sabotage.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -154,7 +155,7 @@ static void serve(void *arg)
 
 		if (mm->waiting.any && ut_now_ns() - mm->waiting.since > GRACE_NS)
 			answer(mm);
-		if (n < 0 || (n && (mm->tracker->sabotage & UT_BREAK_HANDLER))) {
+		if (n < 0 || (n && ut_breaks(UT_BREAK_HANDLER))) {
 			give_up(mm);
 			return;
 		}

@@ -5,6 +5,7 @@
 #include "mm.h"
 #include "radix.h"
 #include "rearm.h"
+#include "sabotage.h"
 
 #define PART 256 /* pages that are rearmed while no fault is listed */
 #define FEW 48   /* pages that are sorted by insertion */
@@ -166,9 +167,9 @@ static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine
 		if (!t->mm[i].used)
 			continue;
 		k = take_fired(t, i, v, n, mine);
-		if ((t->sabotage & UT_BREAK_REARM) && k > 8) {
+		if (ut_breaks(UT_BREAK_REARM) && k > 8) {
 			k--;
-			t->sabotage &= ~UT_BREAK_REARM;
+			ut_mend(UT_BREAK_REARM);
 		}
 		TRY(rearm_sorted(t, &t->mm[i], mine, k));
 	}

@@ -4,6 +4,7 @@
 #include "gate.h"
 #include "harvest.h"
 #include "rearm.h"
+#include "sabotage.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -181,10 +182,10 @@ static void seal(void *core, ut_log *log)
 {
 	ut_tracker *t = core;
 
-	if (!(t->sabotage & UT_BREAK_FORGET) || log->n <= 8)
+	if (!ut_breaks(UT_BREAK_FORGET) || log->n <= 8)
 		return;
 	bit_clear(t->s, UT_LISTED, ut_row_of_gfn(&t->slots, log->gfn[--log->n]));
-	t->sabotage &= ~UT_BREAK_FORGET;
+	ut_mend(UT_BREAK_FORGET);
 }
 
 static int begin(void *core, const ut_log *ended)

@@ -7,15 +7,6 @@
 #include "lists.h"
 #include "slots.h"
 
-/* Faults on purpose, for the tests' negative controls. */
-enum {
-	UT_BREAK_FORGET = 1,   /* one page of a harvest is dropped */
-	UT_BREAK_REARM = 2,    /* one page of a rearm is skipped */
-	UT_BREAK_AUDIT = 4,    /* ring: no fallback to a scan */
-	UT_BREAK_HANDLER = 8,  /* sync: the handler thread ends */
-	UT_BREAK_HOLD = 16,    /* ring: a held vCPU comes too late */
-};
-
 struct ut_tracker;
 struct ut_engine_ops;
 
@@ -79,7 +70,6 @@ typedef struct ut_tracker {
 	ut_scratch scratch;
 	int32_t paused;     /* until the gate opens, its user relies on it that the vCPUs stand */
 	int32_t everything; /* what was written is not known: list the whole RAM */
-	int32_t sabotage;
 	ut_stats stats;
 } ut_tracker;
 

@@ -51,8 +51,14 @@ struct ut_pm_scan_arg {
 #define SYS_preadv2 327
 #define SYS_pwritev2 328
 #endif
+#ifndef SYS_pkey_mprotect /* Linux 4.9 */
+#define SYS_pkey_mprotect 329
+#endif
 #ifndef SYS_io_pgetevents /* Linux 4.18 */
 #define SYS_io_pgetevents 333
+#endif
+#ifndef SYS_rseq /* Linux 4.18 */
+#define SYS_rseq 334
 #endif
 #ifndef SYS_io_uring_enter /* Linux 5.1 */
 #define SYS_io_uring_enter 426

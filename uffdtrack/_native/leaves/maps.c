@@ -1,5 +1,6 @@
 #include "cleanup.h"
 #include "maps.h"
+#include "proc_stat.h"
 #include "vec.h"
 
 #include <errno.h>
@@ -186,13 +187,10 @@ int ut_maps_parse(ut_maps *m)
 
 int ut_maps_read(ut_maps *m, int pid, int tid)
 {
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/maps", pid, tid);
-	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+	AUTO_FD fd = ut_open_task(pid, tid, "maps");
 
 	if (fd < 0)
-		return errno == ENOENT ? -ESRCH : -errno;
+		return fd;
 	m->len = 0;
 	for (;;) {
 		ssize_t n;

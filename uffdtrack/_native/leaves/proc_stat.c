@@ -23,19 +23,49 @@ int ut_proc_stat_of(int fd, ut_proc_stat *out)
 	return 0;
 }
 
-int ut_proc_stat_read(int pid, int tid, ut_proc_stat *out)
+int ut_open_task(int pid, int tid, const char *name)
 {
 	char path[64];
+	int fd;
 
 	if (tid)
-		snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+		snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", pid, tid, name);
 	else
-		snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
+		snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd >= 0 ? fd : errno == ENOENT ? -ESRCH : -errno;
+}
 
-	if (fd < 0)
-		return errno == ENOENT ? -ESRCH : -errno;
-	return ut_proc_stat_of(fd, out);
+DIR *ut_open_tasks(int pid)
+{
+	char path[32];
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	if (!dir && errno == ENOENT)
+		errno = ESRCH;
+	return dir;
+}
+
+int ut_next_task(DIR *dir)
+{
+	struct dirent *e;
+
+	while ((e = readdir(dir))) {
+		int tid = atoi(e->d_name);
+
+		if (tid > 0)
+			return tid;
+	}
+	return 0;
+}
+
+int ut_proc_stat_read(int pid, int tid, ut_proc_stat *out)
+{
+	AUTO_FD fd = ut_open_task(pid, tid, "stat");
+
+	return fd < 0 ? fd : ut_proc_stat_of(fd, out);
 }
 
 char ut_thread_state(int pid, int tid)
@@ -55,22 +85,17 @@ int ut_thread_is_dead(int pid, int tid)
 
 int ut_live_thread(int pid)
 {
-	char path[32];
-	struct dirent *e;
+	int tid;
 
 	if (!ut_thread_is_dead(pid, pid))
 		return pid;
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	AUTO_DIR dir = opendir(path);
+	AUTO_DIR dir = ut_open_tasks(pid);
 
 	if (!dir)
-		return errno == ENOENT ? -ESRCH : -errno;
-	while ((e = readdir(dir))) {
-		int tid = atoi(e->d_name);
-
-		if (tid > 0 && !ut_thread_is_dead(pid, tid))
+		return -errno;
+	while ((tid = ut_next_task(dir)))
+		if (!ut_thread_is_dead(pid, tid))
 			return tid;
-	}
 	/* It may have called exec meanwhile, and have the first one's id. */
 	return ut_thread_is_dead(pid, pid) ? -ESRCH : pid;
 }
@@ -85,14 +110,11 @@ int ut_is_own_thread(int tid)
 
 int ut_read_task(int pid, int tid, const char *name, char *to, size_t room)
 {
-	char path[64];
+	AUTO_FD fd = ut_open_task(pid, tid, name);
 	ssize_t n;
 
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", pid, tid, name);
-	AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC);
-
 	if (fd < 0)
-		return -errno;
+		return fd;
 	n = read(fd, to, room - 1);
 	to[n > 0 ? n : 0] = 0;
 	return n > 0 ? 0 : -ENOENT;

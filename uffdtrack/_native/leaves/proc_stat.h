@@ -1,8 +1,15 @@
 /* /proc files about a thread, or a process as a whole. */
 #ifndef UT_PROC_STAT_H
 #define UT_PROC_STAT_H
+#include <dirent.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* A file of a thread's, or with `tid` 0 of the process. -ESRCH: there is none, or -errno. */
+int ut_open_task(int pid, int tid, const char *name);
+/* The threads of a process, one after the other; NULL and errno ESRCH: there is no such process. 0: that was all. */
+DIR *ut_open_tasks(int pid);
+int ut_next_task(DIR *dir);
 
 typedef struct {
 	char state; /* one letter: proc_pid_stat(5) */
@@ -24,8 +31,8 @@ int ut_live_thread(int pid);
 /* 1: the thread of that number belongs to the caller's process. */
 int ut_is_own_thread(int tid);
 
-/* Read a file of a thread's as text, cut off after `room` and ended by a 0. 0; -ENOENT: it is empty; or
- * -errno. */
+/* Read a file of a thread's as text, cut off after `room` and ended by a 0. 0; -ENOENT: it is empty; -ESRCH:
+ * there is no such file; or -errno. */
 int ut_read_task(int pid, int tid, const char *name, char *to, size_t room);
 
 /* The system call that a thread sleeps in: proc_pid_syscall(5). */

@@ -49,20 +49,9 @@ void runs_normalise(ut_runs *r)
 	r->n = n + 1;
 }
 
-/* The index of the first run that ends after `addr`. */
 static size_t first_after(const ut_runs *r, uint64_t addr)
 {
-	size_t lo = 0, hi = r->n;
-
-	while (lo < hi) {
-		size_t mid = (lo + hi) / 2;
-
-		if (r->v[mid].end <= addr)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return lo;
+	return ut_first_after(r->v, r->n, sizeof(*r->v), addr);
 }
 
 int runs_have(const ut_runs *r, uint64_t addr)

@@ -13,6 +13,27 @@ typedef struct {
 	size_t n, cap;
 } ut_runs;
 
+static inline uint64_t min64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* The index of the first of n ranges, sorted, that ends after `addr`. Each is `size` bytes that begin with a ut_run. */
+static inline size_t ut_first_after(const void *ranges, size_t n, size_t size, uint64_t addr)
+{
+	size_t low = 0, high = n;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (((const ut_run *)((const char *)ranges + middle * size))->end <= addr)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
 /* Append; a range that touches the last one is merged into it. 0 or -ENOMEM. */
 int runs_push(ut_runs *r, uint64_t start, uint64_t end);
 /* `runs_push` each range of `from`. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+_Atomic uint32_t ut_broken;
 static int is_off;
 
 void ut_sabotage_off(void)

@@ -217,20 +217,15 @@ static int is_ours(const ut_tracee *t, int tid)
 /* Hold the threads that are in such a call and not held yet, or only look for one; returns how many. */
 static int hold_new(ut_tracee *t, int only_look)
 {
-	char path[32];
-	struct dirent *e;
-	int fresh = 0, err = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", t->pid);
-	AUTO_DIR dir = opendir(path);
+	AUTO_DIR dir = ut_open_tasks(t->pid);
+	int fresh = 0, err = 0, tid;
 
 	if (!dir)
-		return errno == ENOENT ? -ESRCH : -errno;
-	while (err >= 0 && (e = readdir(dir))) {
-		int tid = atoi(e->d_name);
+		return -errno;
+	while (err >= 0 && (tid = ut_next_task(dir))) {
 		ut_held found;
 
-		if (tid <= 0 || is_ours(t, tid) || !look(t, tid, &found))
+		if (is_ours(t, tid) || !look(t, tid, &found))
 			continue;
 		err = only_look ? 1 : hold(t, &found);
 		fresh += err > 0;

@@ -131,19 +131,13 @@ void ut_guard_group_stop(ut_tracee *t)
 int ut_guard_repair(ut_tracee *t, ut_thread *th)
 {
 	const struct ut_guard_slot *slot = t->guard.repair;
-	int err;
 
 	if (!slot || slot->injecting != th->tid)
 		return 0;
 	t->guard.repair = NULL;
 	memcpy(th->regs, slot->regs, sizeof(th->regs));
 	th->sigmask = slot->sigmask;
-	if (slot->section.word)
-		ut_rseq_abort(th->tid, &slot->section, regs_of(th));
-	if (slot->dispatch.mode)
-		ut_set_dispatch(th->tid, &slot->dispatch);
-	err = trace(PTRACE_SETREGS, th->tid, NULL, th->regs);
-	return err ? err : trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &th->sigmask);
+	return ut_give_back(th->tid, regs_of(th), th->sigmask, &slot->section, &slot->dispatch);
 }
 
 int64_t ut_guard_max_ns(void)

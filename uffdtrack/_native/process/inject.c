@@ -316,14 +316,8 @@ int ut_inject_end(ut_tracee *t, size_t index)
 		err = run_to(t, th, PTRACE_CONT, PTRACE_EVENT_STOP);
 	if (!err)
 		err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
-	if (!err && t->injection.section.word)
-		ut_rseq_abort(th->tid, &t->injection.section, &live);
 	if (!err)
-		err = trace(PTRACE_SETREGS, th->tid, NULL, &live);
-	if (!err && t->injection.dispatch.mode)
-		ut_set_dispatch(th->tid, &t->injection.dispatch);
-	if (!err)
-		err = trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &t->injection.sigmask);
+		err = ut_give_back(th->tid, &live, t->injection.sigmask, &t->injection.section, &t->injection.dispatch);
 	if (!err || th->state == UT_THREAD_DEAD)
 		ut_guard_injected(t); /* else the watchdog does it, when we have ended */
 	if (t->injection.held_stop) {
@@ -340,7 +334,6 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 	struct iovec iov = {(void *)xstate, xstate_len};
 	struct user_regs_struct *r = regs_of(th), live;
 	ut_section section;
-	int err;
 
 	memcpy(r, regs, sizeof(*r));
 	/* The block that a timed call restarts from is the thread's present one, not the one of then:
@@ -352,12 +345,6 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 	/* Memory is that of then already, rseq_cs with it. */
 	live = *r;
 	ut_rseq_find(th->tid, r->rip, &section);
-	if (section.word)
-		ut_rseq_abort(th->tid, &section, &live);
-	err = trace(PTRACE_SETREGS, th->tid, NULL, &live);
-	if (!err)
-		err = trace(PTRACE_SETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov);
-	if (!err)
-		err = trace(PTRACE_SETSIGMASK, th->tid, (void *)8, &sigmask);
-	return err;
+	TRY(ut_give_back(th->tid, &live, sigmask, &section, &(ut_dispatch){0}));
+	return trace(PTRACE_SETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov);
 }

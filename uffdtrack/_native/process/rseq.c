@@ -53,6 +53,22 @@ void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live)
 	ut_remote_write(tid, s->word, &s->descriptor, sizeof(s->descriptor));
 }
 
+void ut_set_dispatch(int tid, const ut_dispatch *d)
+{
+	trace(UT_PTRACE_SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
+}
+
+int ut_give_back(int tid, struct user_regs_struct *live, uint64_t sigmask, const ut_section *section,
+		 const ut_dispatch *dispatch)
+{
+	if (section->word)
+		ut_rseq_abort(tid, section, live);
+	if (dispatch->mode)
+		ut_set_dispatch(tid, dispatch);
+	TRY(trace(PTRACE_SETREGS, tid, NULL, live));
+	return trace(PTRACE_SETSIGMASK, tid, (void *)8, &sigmask);
+}
+
 /* Kernels since 6.19 write the numbers of processor, node and concurrency to the area when they change, not at each
  * return: memory of an earlier time would leave those of then there, and per-CPU data would be another processor's. */
 int ut_rseq_keep(ut_tracee *t)

@@ -48,10 +48,13 @@ int ut_thread_getfd(int tid, int fd)
 
 int ut_tracee_getfd(const ut_tracee *t, int tid, int fd)
 {
-	int own = syscall(SYS_pidfd_getfd, t->pidfd, fd, 0);
+	int own = syscall(SYS_pidfd_getfd, t->pidfd, fd, 0), err = -errno;
 
+	if (own >= 0)
+		return own;
 	/* Where the first thread has ended its pidfd has no files. */
-	return own < 0 ? ut_thread_getfd(tid, fd) : own;
+	own = ut_thread_getfd(tid, fd);
+	return own == -EINVAL ? err : own; /* before Linux 6.9 there is none of a thread */
 }
 
 int ut_read_remote(int tid, uint64_t addr, void *to, size_t len)

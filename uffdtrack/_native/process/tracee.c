@@ -119,19 +119,13 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 
 static int seize_all(ut_tracee *t)
 {
-	char path[32];
-	struct dirent *e;
-	int fresh = 0, err = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", t->pid);
-	AUTO_DIR dir = opendir(path);
+	AUTO_DIR dir = ut_open_tasks(t->pid);
+	int fresh = 0, err = 0, tid;
 
 	if (!dir)
-		return errno == ENOENT ? -ESRCH : -errno;
-	while (!err && (e = readdir(dir))) {
-		int tid = atoi(e->d_name);
-
-		if (tid <= 0 || ut_tracee_index(t, tid) >= 0)
+		return -errno;
+	while (!err && (tid = ut_next_task(dir))) {
+		if (ut_tracee_index(t, tid) >= 0)
 			continue;
 		err = ut_seize(t, tid);
 		if (err) {

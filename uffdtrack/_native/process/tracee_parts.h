@@ -35,11 +35,6 @@ static inline long trace(int request, int tid, void *addr, void *data)
 }
 
 int ut_read_remote(int tid, uint64_t addr, void *to, size_t len);
-/* Syscall user dispatch of a thread. */
-static inline void ut_set_dispatch(int tid, const ut_dispatch *d)
-{
-	trace(UT_PTRACE_SET_DISPATCH, tid, (void *)sizeof(*d), (void *)d);
-}
 /* rseq.c: what the thread has registered; area 0: nothing, or the kernel does not say. */
 ut_registration ut_rseq_of(int tid);
 /* Find the critical section that a stopped thread with that instruction pointer is inside; word 0: it is in
@@ -48,6 +43,12 @@ void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
 /* Let the thread go on at the section's abort address, as the kernel does unless our call keeps it from
  * that. */
 void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
+/* rseq.c: syscall user dispatch of a thread. */
+void ut_set_dispatch(int tid, const ut_dispatch *d);
+/* Let a stopped thread have its registers and mask, outside of a critical section that it is inside of, and its syscall
+ * user dispatch. `live` is what it gets. */
+int ut_give_back(int tid, struct user_regs_struct *live, uint64_t sigmask, const ut_section *section,
+		 const ut_dispatch *dispatch);
 /* seccomp.c: a number of /proc/PID/task/TID/status; -ENOENT: no such line, or no such thread. */
 long ut_status_number(int pid, int tid, const char *key);
 /* The same for one that is a mask of signals; 0 or -errno. */

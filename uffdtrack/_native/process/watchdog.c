@@ -34,14 +34,11 @@ static struct watched watched[UT_GUARD_SLOTS];
 
 static int any_stands(int pid)
 {
-	char path[32];
-	struct dirent *e;
+	AUTO_DIR dir = ut_open_tasks(pid);
+	int tid;
 
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	AUTO_DIR dir = opendir(path);
-
-	while (dir && (e = readdir(dir)))
-		if (ut_thread_state(pid, atoi(e->d_name)) == 't')
+	while (dir && (tid = ut_next_task(dir)))
+		if (ut_thread_state(pid, tid) == 't')
 			return 1;
 	return 0;
 }

@@ -1,0 +1,111 @@
+"""What the JSON of an image and of a tree's epoch says, see docs/image.md and docs/trees.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from checkpoint.objects import ObjectFacts, Snapshot
+from checkpoint.row import Row
+
+Elsewhere = tuple[int, int, int, str, int, str]
+"""A mapping, its address in the process that stores it, and directory, epoch and digest there."""
+FileFacts = dict[str, list[int]]
+"""Device, inode, size and mtime in ns of mapped files, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts(Row):
+    """Who a process is: the only one with its `pid`, `start_time` (proc_pid_stat(5), field 22), `boot_id`."""
+
+    pid: int
+    ppid: int
+    pgrp: int
+    sid: int
+    uid: int
+    gid: int
+    comm: str
+    cmdline: str
+    exe: str
+    start_time: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmFacts(Row):
+    """How a VM is laid out; `slots` are first frame and number of pages, `system_bytes` the memory beside."""
+
+    guest: str
+    vcpus: int
+    slots: list[list[int]]
+    system_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What a source says of its target for one epoch.
+
+    Attributes:
+        heap_end: the program break, to the page; 0 for no heap.
+        attributes: ranges of addresses with their codes; None where they are not known.
+        attributes_unknown: ranges that were mapped after the attributes had been read.
+        objects: what it has in the kernel; an epoch stores what has changed of it.
+        warnings: what the epoch may miss, and was not told before; in no image.
+    """
+
+    process: ProcessFacts
+    files: FileFacts = field(default_factory=dict)
+    heap_end: int = 0
+    attributes: list[list[Any]] | None = None
+    attributes_unknown: list[list[int]] | None = None
+    objects: Snapshot | None = None
+    vm: VmFacts | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts(Row):
+    """What an image says, with defaults for what older versions do not store.
+
+    Attributes:
+        row: the line of `--json`, as it was printed.
+    """
+
+    schema: ClassVar[str] = "uffdtrack/image/1"
+    rows: ClassVar[Mapping[str, type[Row]]] = {
+        "process": ProcessFacts, "objects": ObjectFacts, "vm": VmFacts,
+    }  # fmt: skip
+
+    epoch: int
+    base: bool
+    parent: str
+    keyed: bool
+    row: dict[str, Any]
+    reset: list[list[int]]
+    threads: list[int]
+    kernel_threads: list[int]
+    regions: list[list[Any]]
+    process: ProcessFacts
+    files: FileFacts
+    heap_end: int
+    attributes: list[list[Any]] | None = None
+    attributes_unknown: list[list[int]] | None = None
+    objects: ObjectFacts
+    elsewhere: list[Elsewhere] | None = None
+    vm: VmFacts | None = None
+    replaces: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFacts(Row):
+    """What the file of a tree's epoch says: `processes` and `left_out` are rows of checkpoint/epoch.py."""
+
+    schema: ClassVar[str] = "uffdtrack/tree/1"
+
+    epoch: int
+    parent: str
+    keyed: bool
+    processes: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+    row: dict[str, Any]

@@ -1,0 +1,56 @@
+"""Dataclasses that are objects of JSON: lines of `--json`, what an image says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, ClassVar, Self
+
+
+class Row:
+    """A dataclass that is one object of JSON, its fields in their order; what is None is left out.
+
+    Attributes:
+        schema: stands first in the object, where there is one.
+        among: as a field of another row, its own fields stand among those of that row.
+        rows: fields that are rows themselves when they are read back.
+    """
+
+    __slots__ = ()
+    schema: ClassVar[str] = ""
+    among: ClassVar[bool] = False
+    rows: ClassVar[Mapping[str, type[Row]]] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        assert is_dataclass(self)
+        out: dict[str, Any] = {"schema": self.schema} if self.schema else {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, Row):
+                own = value.to_json()
+                out.update(own if value.among else {part.name: own})
+            elif isinstance(value, list):
+                out[part.name] = [one.to_json() if isinstance(one, Row) else one for one in value]
+            elif value is not None:
+                out[part.name] = value
+        return out
+
+    @classmethod
+    def of_json(cls, stored: Mapping[str, Any]) -> Self:
+        """Of what `to_json` gave, now or in an older version; what is stored and no field is passed over.
+
+        Raises:
+            KeyError, TypeError: what no version leaves out is missing, or is no object.
+        """
+        assert is_dataclass(cls)
+        values: dict[str, Any] = {}
+        for part in fields(cls):
+            kind = cls.rows.get(part.name)
+            if kind and kind.among:
+                values[part.name] = kind.of_json(stored)
+            elif part.name in stored:
+                value = stored[part.name]
+                values[part.name] = kind.of_json(value) if kind else value
+            elif part.default is MISSING and part.default_factory is MISSING:
+                raise KeyError(part.name)
+        return cls(**values)

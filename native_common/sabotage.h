@@ -1,0 +1,43 @@
+/* Faults on purpose, for tests alone. */
+#ifndef UT_SABOTAGE_H
+#define UT_SABOTAGE_H
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* Negative controls: a test breaks the tracking, and has to see it fail. */
+enum {
+	UT_BREAK_FORGET = 1,       /* one page of a harvest is dropped */
+	UT_BREAK_REARM = 2,        /* the trap of one page is not set again */
+	UT_BREAK_LATE_REARM = 4,   /* of a process: a trap is set before the stop: a write between is lost */
+	UT_BREAK_COMPARE = 8,      /* small mappings never differ from what was stored */
+	UT_BREAK_AUDIT = 16,       /* ring: no scan where there were more faults than samples */
+	UT_BREAK_EVENTS = 32,      /* ring, sync: what the target maps, moves and gives back is not noticed */
+	UT_BREAK_HANDLER = 64,     /* sync: the handler thread ends */
+	UT_BREAK_HOLD = 128,       /* ring: a held vCPU comes too late */
+	UT_BREAK_ORDER = 256,      /* kvm-ring: the vCPUs may be in KVM_RUN at a harvest */
+};
+
+/* Each module has one. */
+extern _Atomic uint32_t ut_broken;
+
+static inline void ut_break(uint32_t what)
+{
+	atomic_store(&ut_broken, what);
+}
+
+static inline int ut_breaks(uint32_t what)
+{
+	return !!(atomic_load_explicit(&ut_broken, memory_order_relaxed) & what);
+}
+
+/* Break it no more. */
+static inline void ut_mend(uint32_t what)
+{
+	atomic_fetch_and(&ut_broken, ~what);
+}
+
+/* UFFDTRACK_SABOTAGE=KIND:POINT makes us hang at a point of that name (leaves/sabotage.c). */
+void ut_sabotage(const char *point);
+/* Not in this process. */
+void ut_sabotage_off(void);
+#endif

@@ -1,0 +1,86 @@
+"""Images that an earlier version has written: what is read of them stays what it was, byte for byte.
+
+`old_images/images.tar.xz` has a process, one under a key and the same compacted, a VM and a tree;
+`printed.txt` is what that version has printed of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from checkpoint.chain import Chain
+from checkpoint.cli.main import cli
+from checkpoint.elf import NOTE_META
+from checkpoint.export import compact
+from checkpoint.image import EpochFile
+from checkpoint.tree import Tree
+from uffdtrack.errors import UffdtrackError
+
+OLD = Path(__file__).parent / "old_images"
+PRINTED = [
+    (command, output, int(status))
+    for command, output, status in re.findall(
+        r"^\$ ([^\n]*)\n(.*?)^= (\d+)\n", (OLD / "printed.txt").read_text(), re.MULTILINE | re.DOTALL
+    )
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    with tarfile.open(OLD / "images.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+@pytest.fixture
+def here(images: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(images)
+    with monkeypatch.context() as zone:
+        zone.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_all_that_was_printed_is_compared() -> None:
+    text = (OLD / "printed.txt").read_text()
+    assert len(PRINTED) == len(re.findall(r"^\$ ", text, re.MULTILINE)) > 30
+
+
+@pytest.mark.parametrize(("command", "output", "status"), PRINTED, ids=[p[0] for p in PRINTED])
+def test_what_is_printed(command: str, output: str, status: int, here: None) -> None:
+    done = CliRunner().invoke(cli, command.split())
+    printed, code = done.output, done.exit_code
+    if isinstance(done.exception, UffdtrackError):
+        printed, code = f"{printed}uffdtrack: error: {done.exception}\n", done.exception.exit_code
+    assert (printed, code) == (output, status)
+
+
+def test_compaction_writes_the_same_bytes(images: Path) -> None:
+    compact(Chain(images / "keyed"), 2, (images / "key").read_bytes())
+    for path in (images / "compacted").iterdir():
+        assert (images / "keyed" / path.name).read_bytes() == path.read_bytes()
+
+
+def stored(file: EpochFile) -> bytes:
+    """The JSON, as it stands in the file."""
+    return next(data for _, kind, data in file.notes if kind == NOTE_META)
+
+
+def test_what_an_image_says_is_written_as_it_was(images: Path) -> None:
+    for name in ("process", "keyed", "compacted", "vm"):
+        for file in (Chain(images / name).open(n) for n in Chain(images / name).epochs):
+            again, was = file.facts.to_json(), json.loads(stored(file))
+            assert again == was
+            if name != "vm":
+                assert json.dumps(again).encode() == stored(file), "the keys are in their order"
+    for entry in Tree(images / "tree").entries():
+        assert json.dumps(entry.facts.to_json()).encode() in entry.path.read_bytes()

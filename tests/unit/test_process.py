@@ -1,0 +1,42 @@
+"""Who has ended is told from what we cannot read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from uffdtrack import children, stat_fields
+from uffdtrack.errors import PermissionDeniedError, TargetGoneError
+
+
+def no_such_process() -> int:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
+
+
+def test_who_has_ended() -> None:
+    with pytest.raises(TargetGoneError):
+        stat_fields(no_such_process())
+    assert children(no_such_process()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.EMFILE, OSError), (errno.EIO, OSError), (errno.EACCES, PermissionDeniedError)]
+)
+def test_who_cannot_be_read_has_not_ended(
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(kind):
+        stat_fields(os.getpid())
+    monkeypatch.setattr(os, "listdir", fail)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        children(os.getpid())
