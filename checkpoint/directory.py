@@ -1,4 +1,4 @@
-"""A directory that epochs are written into: its lock, what is in it, how files get their names."""
+"""A directory that epochs are written into: its lock, its epochs, how files get their names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 
 def numbers(directory: Path, name: re.Pattern[str]) -> list[int]:
-    """Which epochs there are, in their order; `name` has the number as its group.
+    """The numbers of its epochs, in order; `name` has the number as its group.
 
     Raises:
-        ImageError, PermissionDeniedError: the directory cannot be read.
+        ImageError, PermissionDeniedError: we cannot read the directory.
     """
     try:
         names = os.listdir(directory)
@@ -30,7 +30,7 @@ def numbers(directory: Path, name: re.Pattern[str]) -> list[int]:
 
 
 def choose(directory: Path, epochs: list[int], epoch: int | None) -> int:
-    """One of the epochs that there are, or the last.
+    """One of the existing epochs, or the last.
 
     Raises:
         InvalidInputError: there is none of that number.
@@ -53,10 +53,10 @@ def not_as_written(path: Path, keyed: bool, key: bytes) -> ImageError:
 
 
 def write_beside(path: Path, data: bytes, sync: bool = False) -> Path:
-    """A file that is to take the name of `path`, mode 0600.
+    """Write a file that can take the name of `path`, mode 0600.
 
     Args:
-        sync: it is on disk.
+        sync: bring it to disk.
 
     Raises:
         OSError: as open(2), write(2), fsync(2).
@@ -73,7 +73,7 @@ def write_beside(path: Path, data: bytes, sync: bool = False) -> Path:
 
 
 class Lock(Closing):
-    """Holds a directory for one session; let go by close or by the death of the process."""
+    """Locks a directory for one session, until `close` or the death of the process."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -101,7 +101,7 @@ class Lock(Closing):
 
 
 def lock_directory(directory: Path) -> Lock:
-    """Hold a directory, which is made where it is missing.
+    """Lock a directory, and make it if it is missing.
 
     Raises:
         InvalidInputError, PermissionDeniedError, StorageError: as they say.
@@ -116,15 +116,15 @@ def lock_directory(directory: Path) -> Lock:
 
 
 class DirectoryWriter(Closing):
-    """A locked directory that epochs are added to, from 0 on.
+    """A locked directory that takes epochs, from 0 on.
 
     Args:
         key: of the digests; empty for none.
-        force: what is there may go.
+        force: existing checkpoints may go.
 
     Raises:
-        InvalidInputError: the directory is in use, or holds checkpoints and `force` is not given.
-        PermissionDeniedError, StorageError: it cannot be made or written.
+        InvalidInputError: the directory is in use, or has checkpoints and `force` is not given.
+        PermissionDeniedError, StorageError: we cannot make or write it.
     """
 
     def __init__(self, directory: Path, key: bytes, force: bool) -> None:
@@ -147,7 +147,7 @@ class DirectoryWriter(Closing):
             raise
 
     def _look(self) -> tuple[str, str]:
-        """What is there already, in words ("": nothing), and in a pronoun."""
+        """A text that says what the directory has already ("": nothing), and a pronoun for it."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the JSON of an image and of a tree's epoch says, see docs/image.md and docs/trees.md."""
+"""The JSON of an image and of a tree's epoch, see docs/image.md and docs/trees.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FileFacts = dict[str, list[int]]
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts(Row):
-    """Who a process is: the only one with its `pid`, `start_time` (proc_pid_stat(5), field 22), `boot_id`."""
+    """A process; no other has its `pid`, `start_time` (proc_pid_stat(5), field 22) and `boot_id`."""
 
     pid: int
     ppid: int
@@ -34,7 +34,7 @@ class ProcessFacts(Row):
 
 @dataclass(frozen=True, slots=True)
 class VmFacts(Row):
-    """How a VM is laid out; `slots` are first frame and number of pages, `system_bytes` the memory beside."""
+    """The layout of a VM; `slots`: first frame and number of pages; `system_bytes`: memory beside the RAM."""
 
     guest: str
     vcpus: int
@@ -48,10 +48,10 @@ class TargetFacts:
 
     Attributes:
         heap_end: the program break, to the page; 0 for no heap.
-        attributes: ranges of addresses with their codes; None where they are not known.
+        attributes: ranges of addresses with their codes; None if they are not known.
         attributes_unknown: ranges that were mapped after the attributes had been read.
-        objects: what it has in the kernel; an epoch stores what has changed of it.
-        warnings: what the epoch may miss, and was not told before; in no image.
+        objects: its state in the kernel; an epoch stores what has changed.
+        warnings: new warnings about what the epoch may miss; no image has them.
     """
 
     process: ProcessFacts
@@ -66,7 +66,7 @@ class TargetFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts(Row):
-    """What an image says, with defaults for what older versions do not store.
+    """The facts of an image, with defaults for those that older versions do not store.
 
     Attributes:
         row: the line of `--json`, as it was printed.
@@ -99,7 +99,7 @@ class ImageFacts(Row):
 
 @dataclass(frozen=True, slots=True)
 class TreeFacts(Row):
-    """What the file of a tree's epoch says: `processes` and `left_out` are rows of checkpoint/epoch.py."""
+    """The facts of a tree's epoch: `processes` and `left_out` are rows of checkpoint/epoch.py."""
 
     schema: ClassVar[str] = "uffdtrack/tree/1"
 

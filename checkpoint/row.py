@@ -1,4 +1,4 @@
-"""Dataclasses that are objects of JSON: lines of `--json`, what an image says."""
+"""Dataclasses that are objects of JSON: lines of `--json`, facts of an image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 
 
 class Row:
-    """A dataclass that is one object of JSON, its fields in their order; what is None is left out.
+    """A dataclass that is one object of JSON, its fields in their order, without those that are None.
 
     Attributes:
-        schema: stands first in the object, where there is one.
-        among: as a field of another row, its own fields stand among those of that row.
+        schema: comes first in the object, if there is one.
+        among: as a field of another row, it puts its own fields among those of that row.
         rows: fields that are rows themselves when they are read back.
     """
 
@@ -37,10 +37,10 @@ class Row:
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Of what `to_json` gave, now or in an older version; what is stored and no field is passed over.
+        """Read what this or an older version of `to_json` made; ignores keys that are no fields.
 
         Raises:
-            KeyError, TypeError: what no version leaves out is missing, or is no object.
+            KeyError, TypeError: a field is missing that every version has, or is no object.
         """
         assert is_dataclass(cls)
         values: dict[str, Any] = {}

@@ -149,7 +149,7 @@ def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochF
 
 
 class TreeWriter(DirectoryWriter):
-    """A tree's directory that is being written, see `DirectoryWriter`."""
+    """Writes a tree's directory, see `DirectoryWriter`."""
 
     def _look(self) -> tuple[str, str]:
         self._old = [name for name in os.listdir(self.directory) if self._is_old(name)]

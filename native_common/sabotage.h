@@ -10,7 +10,7 @@ enum {
 	UT_BREAK_REARM = 2,        /* the trap of one page is not set again */
 	UT_BREAK_LATE_REARM = 4,   /* of a process: a trap is set before the stop: a write between is lost */
 	UT_BREAK_COMPARE = 8,      /* small mappings never differ from what was stored */
-	UT_BREAK_AUDIT = 16,       /* ring: no scan where there were more faults than samples */
+	UT_BREAK_AUDIT = 16,       /* ring: no scan if there were more faults than samples */
 	UT_BREAK_EVENTS = 32,      /* ring, sync: what the target maps, moves and gives back is not noticed */
 	UT_BREAK_HANDLER = 64,     /* sync: the handler thread ends */
 	UT_BREAK_HOLD = 128,       /* ring: a held vCPU comes too late */
@@ -38,6 +38,6 @@ static inline void ut_mend(uint32_t what)
 
 /* UFFDTRACK_SABOTAGE=KIND:POINT makes us hang at a point of that name (leaves/sabotage.c). */
 void ut_sabotage(const char *point);
-/* Not in this process. */
+/* No sabotage in this process. */
 void ut_sabotage_off(void);
 #endif

@@ -1,4 +1,4 @@
-"""Things that are closed at the end of a `with`."""
+"""A base class of objects that a `with` closes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Closing:
-    """What has `close()`."""
+    """Has `close()`; a `with` calls it."""
 
     def close(self) -> None:
         raise NotImplementedError

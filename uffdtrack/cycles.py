@@ -180,7 +180,7 @@ class CycleTracker(Gated, Closing):
         return self._pages(out[0], n)
 
     def _pages(self, first: int, n: int) -> DirtyPages:
-        """Of the ended cycle. It stays that one for as long as a page of it is claimed and not rearmed."""
+        """Pages of the ended cycle. It stays the ended one while a page of it is claimed and not rearmed."""
         gfn, vcpu = self._logs[self._ended()]
         return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self._active().cycle.number)
 

@@ -59,7 +59,7 @@ class SignalGate:
         return bool(result == 1)
 
     def _check(self, result: int) -> bool:
-        """False: a vCPU has ended, and left before anybody could say so; the others run."""
+        """False: a vCPU has ended, and left before we could report it; the others run."""
         check_call(result, "stop the vCPUs")
         if result == -errno.ETIMEDOUT:
             self._raise_late()

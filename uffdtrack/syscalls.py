@@ -1,4 +1,4 @@
-"""Numbers of system calls, as the headers have them that the core was compiled with (sys/syscall.h)."""
+"""Numbers of system calls, from the headers that the core was compiled with (sys/syscall.h)."""
 
 from __future__ import annotations
 

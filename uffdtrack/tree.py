@@ -28,7 +28,7 @@ class TreeMember:
 
 @dataclass(frozen=True, slots=True)
 class TreeWindow(StopTimes):
-    """What one stop of a tree gave; the times are of the whole tree.
+    """The result of one stop of a tree; the times are of the whole tree.
 
     Attributes:
         windows: of each member, or the reason why there is none: `TargetGoneError`, `NewMemoryError` (exec).

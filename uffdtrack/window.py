@@ -25,7 +25,7 @@ class StopTimes:
 
     @property
     def resume_us(self) -> float:
-        """The rest."""
+        """The rest of the pause."""
         return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
 
 

@@ -4,8 +4,8 @@
 #define UT_BACKING_H
 #include "maps.h"
 
-/* The file behind a mapping, by /proc/PID/map_files, which is for CAP_CHECKPOINT_RESTORE only, and the type of its file
- * system (statfs(2)); or -errno. */
+/* Open the file behind a mapping, by /proc/PID/map_files, which requires CAP_CHECKPOINT_RESTORE; *type: that
+ * of its file system (statfs(2)). Or -errno. */
 int ut_open_mapped(int pid, const ut_region *r, long *type);
 
 typedef struct {

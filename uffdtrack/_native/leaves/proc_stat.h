@@ -5,9 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A file of a thread's, or with `tid` 0 of the process. -ESRCH: there is none, or -errno. */
+/* Open a file of a thread's, or with `tid` 0 of the process. -ESRCH: there is none, or -errno. */
 int ut_open_task(int pid, int tid, const char *name);
-/* The threads of a process, one after the other; NULL and errno ESRCH: there is no such process. 0: that was all. */
+/* List the threads of a process. NULL and errno ESRCH: there is no such process. ut_next_task(): the next
+ * one; 0: there are no more. */
 DIR *ut_open_tasks(int pid);
 int ut_next_task(DIR *dir);
 

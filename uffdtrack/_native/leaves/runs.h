@@ -18,7 +18,8 @@ static inline uint64_t min64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* The index of the first of n ranges, sorted, that ends after `addr`. Each is `size` bytes that begin with a ut_run. */
+/* The index of the first of n sorted ranges that ends after `addr`. Each has `size` bytes and begins with a
+ * ut_run. */
 static inline size_t ut_first_after(const void *ranges, size_t n, size_t size, uint64_t addr)
 {
 	size_t low = 0, high = n;

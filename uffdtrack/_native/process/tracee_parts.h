@@ -45,8 +45,8 @@ void ut_rseq_find(int tid, uint64_t rip, ut_section *found);
 void ut_rseq_abort(int tid, const ut_section *s, struct user_regs_struct *live);
 /* rseq.c: syscall user dispatch of a thread. */
 void ut_set_dispatch(int tid, const ut_dispatch *d);
-/* Let a stopped thread have its registers and mask, outside of a critical section that it is inside of, and its syscall
- * user dispatch. `live` is what it gets. */
+/* Give a stopped thread back its registers, signal mask and syscall user dispatch; if it is inside a critical
+ * section, it goes on outside. `live`: the registers that it gets. */
 int ut_give_back(int tid, struct user_regs_struct *live, uint64_t sigmask, const ut_section *section,
 		 const ut_dispatch *dispatch);
 /* seccomp.c: a number of /proc/PID/task/TID/status; -ENOENT: no such line, or no such thread. */
