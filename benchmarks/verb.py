@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from benchmarks.ab import AB_ENGINES, Plan, crossover, emulated, run
+from benchmarks.ab import AB_ENGINES, Setup, crossover, emulated, run
 from benchmarks.ab.tables import tables
 from benchmarks.plots import draw_ab, pyplot
 from checkpoint import report
@@ -18,7 +18,7 @@ from checkpoint.files import translate
 from uffdtrack import parse_size
 from uffdtrack.errors import InvalidInputError
 
-DEFAULT = Plan()
+DEFAULT = Setup()
 
 
 @click.group("bench")
@@ -65,7 +65,7 @@ def ab(
     """
     rams, dirties = ram or DEFAULT.rams, dirty or DEFAULT.dirties
     least = min(rams) // 4096
-    plan = Plan(
+    setup = Setup(
         engines=engines.split(",") if engines else AB_ENGINES,
         rams=rams,
         dirties=[n for n in dirties if n <= max(rams) // 4096] if dirty is None else dirties,
@@ -85,7 +85,7 @@ def ab(
             report.emit_json(row)
 
     slow, ns = emulated()
-    run(plan, seed, emit, say)
+    run(setup, seed, emit, say)
     if not as_json:
         tables(rows)
         report.emit()
@@ -94,7 +94,7 @@ def ab(
         report.emit(f"KVM {how} here {turn}. The guest's own times, its faults among them, are KVM's affair;")
         report.emit("harvest and rearm are the trackers'.")
         most = max(rams)
-        if "kvm-ring" in plan.engines and "kvm-bitmap" in plan.engines:
+        if "kvm-ring" in setup.engines and "kvm-bitmap" in setup.engines:
             pages = crossover(rows)
             where = (
                 "at no number measured"

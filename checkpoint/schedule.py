@@ -22,7 +22,7 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """When a session takes epochs, in seconds; `count` includes the base. None: no limit."""
 
     every: float
@@ -55,12 +55,12 @@ def _rest(session: Taker[Any], wait: Callable[[float], bool], seconds: float) ->
 
 def run_session(
     session: Taker[R],
-    plan: Plan,
+    schedule: Schedule,
     wait: Callable[[float], bool],
     emit: Callable[[R], None],
     warn: Callable[[str], None],
 ) -> bool:
-    """Take epochs as `plan` says.
+    """Take epochs as `schedule` says.
 
     Args:
         wait: sleeps for some seconds, or until the target's limit of dirty pages is reached; True: the
@@ -82,8 +82,8 @@ def run_session(
     def pause(seconds: float) -> bool:
         return _rest(session, wait, seconds) if session.skipped else wait(seconds)
 
-    while plan.count is None or taken < plan.count:
-        session.late = int((time.monotonic() - due) / plan.every) if taken else 0
+    while schedule.count is None or taken < schedule.count:
+        session.late = int((time.monotonic() - due) / schedule.every) if taken else 0
         if session.late:
             due = time.monotonic()
         try:
@@ -108,13 +108,13 @@ def run_session(
             if not taken or failed == ATTEMPTS:
                 raise
             warn(f"{error}; what it would have held comes with the next epoch")
-        if plan.count is not None and taken >= plan.count:
+        if schedule.count is not None and taken >= schedule.count:
             break
-        due += plan.every
-        if plan.duration is not None and max(due, time.monotonic()) >= started + plan.duration:
-            left = started + plan.duration - time.monotonic()
+        due += schedule.every
+        if schedule.duration is not None and max(due, time.monotonic()) >= started + schedule.duration:
+            left = started + schedule.duration - time.monotonic()
             # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
-            if left <= 0 or pause(left) or time.monotonic() >= started + plan.duration:
+            if left <= 0 or pause(left) or time.monotonic() >= started + schedule.duration:
                 break
             due = time.monotonic()
             continue

@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
 	/* Bring the vCPUs to where all their writes can be seen, from before the lock is taken until after
 	 * it: 1; 0: there was nothing to do. Both may be NULL. */
-	int (*hold)(void *core);
+	int (*halt)(void *core);
 	void (*release)(void *core);
 	/* Put all pages written up to now into the open log. Under the lock. */
 	int (*fill)(void *core);
@@ -191,15 +191,15 @@ static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *
 
 static inline int64_t ut_cycle_end(ut_cycle *c, const ut_cycle_core *ops, void *core, int fetched)
 {
-	int held = ops->hold ? ops->hold(core) : 0;
+	int halted = ops->halt ? ops->halt(core) : 0;
 	int64_t n;
 
-	TRY(held);
+	TRY(halted);
 	{
 		UT_LOCK(&c->lock);
 		n = ut_cycle_cut(c, ops, core, fetched);
 	}
-	if (held)
+	if (halted)
 		ops->release(core);
 	return n;
 }
@@ -252,17 +252,17 @@ static inline int64_t ut_cycle_exchange(ut_cycle *c, const ut_cycle_core *ops, v
 /* How many pages the open cycle has by now. */
 static inline int64_t ut_cycle_pending(ut_cycle *c, const ut_cycle_core *ops, void *core)
 {
-	int held = ops->hold ? ops->hold(core) : 0;
+	int halted = ops->halt ? ops->halt(core) : 0;
 	int64_t n;
 
-	TRY(held);
+	TRY(halted);
 	{
 		UT_LOCK(&c->lock);
 		n = ops->fill(core);
 		if (!n)
 			n = ut_cycle_open_log(c)->n;
 	}
-	if (held)
+	if (halted)
 		ops->release(core);
 	return n;
 }

@@ -64,6 +64,7 @@ class CycleTracker(Gated, Closing):
         self.vcpus = vcpus
         super().__init__(max_dirty_pages)
         self._c: Any = None
+        self._cycle: tuple[Any, Any] | None = None
         self._closed = False
         self._logs: Logs = []
 
@@ -102,7 +103,7 @@ class CycleTracker(Gated, Closing):
         except BaseException:
             self.deactivate()
             raise
-        self.ram.watch(self)
+        self.ram.add_tracker(self)
 
     def _open(self, size: int, make: Callable[[Any], Any]) -> None:
         """Open the core's tracker, with its lists in an arena of `size` bytes.
@@ -116,6 +117,7 @@ class CycleTracker(Gated, Closing):
         memory = ffi.from_buffer(arena)
         # Freed with the last reference: another thread may be in a call when the tracker is closed.
         self._c = ffi.gc(make(memory), self.core.free)
+        self._cycle = self._c, self._c.cycle  # together, since the one is memory of the other
         base, pages = int(ffi.cast("uintptr_t", memory)), self.ram.size // PAGE
 
         def array(at: Any, dtype: Any) -> Any:
@@ -125,8 +127,8 @@ class CycleTracker(Gated, Closing):
 
     def deactivate(self) -> None:
         """Make every page writable, and let every vCPU run. Idempotent."""
-        native, self._c = self._c, None
-        self.ram.unwatch(self)
+        native, self._c, self._cycle = self._c, None, None
+        self.ram.drop_tracker(self)
         self._end(native)
 
     def close(self) -> None:
@@ -145,12 +147,15 @@ class CycleTracker(Gated, Closing):
 
     # -- a cycle ----------------------------------------------------------------------------------
 
-    def _ended(self) -> int:
-        """The index of the ended cycle's log: 0 or 1."""
-        native = self._active()
-        if not native.cycle.number:
+    def _active_cycle(self) -> tuple[Any, Any]:
+        """The core's tracker, and its cycle, which lives as long as the tracker."""
+        return self._cycle or (self._active(), None)
+
+    def _ended_cycle(self) -> tuple[Any, Any]:
+        native, cycle = self._active_cycle()
+        if not cycle.number:
             raise CycleError("no cycle has ended yet: prepare() comes first")
-        return 1 - int(native.cycle.open)
+        return native, cycle
 
     def prepare(self) -> int:
         """End the cycle, and begin the next one: counters are zero again.
@@ -172,17 +177,17 @@ class CycleTracker(Gated, Closing):
         Raises:
             CycleError: before the first `prepare()`.
         """
-        self._ended()
+        native, cycle = self._ended_cycle()
         if max_pages is not None and max_pages <= 0:
             raise InvalidInputError(f"cannot fetch {max_pages} pages")
         out = self.core.ffi.new("uint64_t *")
-        n = self.core.fetch(self._active(), self.ram.size if max_pages is None else max_pages, out)
-        return self._pages(out[0], n)
+        n = self.core.fetch(native, self.ram.size if max_pages is None else max_pages, out)
+        return self._pages(cycle, out[0], self._check(n, "fetch"))
 
-    def _pages(self, first: int, n: int) -> DirtyPages:
+    def _pages(self, cycle: Any, first: int, n: int) -> DirtyPages:
         """Pages of the ended cycle. It stays the ended one while a page of it is claimed and not rearmed."""
-        gfn, vcpu = self._logs[self._ended()]
-        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self._active().cycle.number)
+        gfn, vcpu = self._logs[1 - cycle.open]
+        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], cycle.number)
 
     def rearm(self, pages: DirtyPages) -> None:
         """Set the traps of fetched pages again. Read their contents after it.
@@ -190,11 +195,10 @@ class CycleTracker(Gated, Closing):
         Raises:
             CycleError: pages of another cycle, or rearmed already.
         """
-        native = self._active()
+        native, cycle = self._active_cycle()
         if not isinstance(pages, DirtyPages):
             raise InvalidInputError(f"pages are what fetch() gave, not {type(pages).__name__}")
-        if pages.cycle != native.cycle.number:
-            last = native.cycle.number
+        if pages.cycle != (last := cycle.number):
             raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {last}")
         if pages.rearmed:
             raise CycleError("these pages are rearmed already")
@@ -214,15 +218,19 @@ class CycleTracker(Gated, Closing):
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        n = self._check(self.core.exchange(self._active()), "end the cycle")
-        pages = self._pages(0, n)
+        native, cycle = self._active_cycle()
+        n = self.core.exchange(native)
+        if n < 0:
+            self._check(n, "end the cycle")
+        pages = self._pages(cycle, 0, n)
         pages.rearmed = True
         return pages
 
     def get_dirty_log(self) -> DirtyLog:
         """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""
-        ended = self._ended()
-        gfn = self._logs[ended][0][: int(self._active().cycle.log[ended].n)]
+        _, cycle = self._ended_cycle()
+        ended = 1 - cycle.open
+        gfn = self._logs[ended][0][: int(cycle.log[ended].n)]
         return smaller_log(gfn, self.ram.index(gfn), self.ram.size // PAGE)
 
     def pending(self) -> int:

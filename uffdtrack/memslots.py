@@ -29,7 +29,7 @@ class Memslot:
     pages: int
 
 
-class _Watcher(Protocol):
+class _Tracker(Protocol):
     def host_wrote(self, first: int, pages: int) -> None: ...
 
 
@@ -43,7 +43,7 @@ class Ram(Closing):
     slots: tuple[Memslot, ...]
 
     def __init__(self) -> None:
-        self._watchers: weakref.WeakSet[_Watcher] = weakref.WeakSet()
+        self._trackers: weakref.WeakSet[_Tracker] = weakref.WeakSet()
 
     @property
     def size(self) -> int:
@@ -58,12 +58,12 @@ class Ram(Closing):
         """
         return index_in(self.slots, gfn)
 
-    def watch(self, watcher: _Watcher) -> None:
+    def add_tracker(self, tracker: _Tracker) -> None:
         """From now on, tell a tracker of each `host_write()`."""
-        self._watchers.add(watcher)
+        self._trackers.add(tracker)
 
-    def unwatch(self, watcher: _Watcher) -> None:
-        self._watchers.discard(watcher)
+    def drop_tracker(self, tracker: _Tracker) -> None:
+        self._trackers.discard(tracker)
 
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or offset + size > self.size:
@@ -71,9 +71,9 @@ class Ram(Closing):
 
     def _wrote(self, offset: int, size: int) -> None:
         first = offset // PAGE
-        for watcher in list(self._watchers):
+        for tracker in list(self._trackers):
             if size:
-                watcher.host_wrote(first, (offset + size - 1) // PAGE - first + 1)
+                tracker.host_wrote(first, (offset + size - 1) // PAGE - first + 1)
 
 
 def checked_slots(slots: Iterable[Memslot]) -> tuple[Memslot, ...]:

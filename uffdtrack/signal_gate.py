@@ -13,6 +13,8 @@ from uffdtrack.vcpus import Vcpus
 
 def check_core(result: int, doing: str) -> int:
     """Turn a negative errno of the tracker's core into an exception."""
+    if result >= 0:
+        return result
     if check_call(result, doing) == -errno.EPIPE:
         raise HandlerGoneError(
             f"cannot {doing}: a fault handler has ended, and what was written since is not known; "

@@ -167,15 +167,15 @@ class AddressSpace(Closing):
         everything = pending.everything
         self._check(tracee, pending, result, times)
         harvest = self._c.harvest
-        plan = runs_array(harvest.all.want)
+        want = runs_array(harvest.all.want)
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:
             reset = merge_runs(runs_array(harvest.all.gone), runs_array(harvest.all.fresh), pending.reset)
-        pending.add(plan, reset)
+        pending.add(want, reset)
         pending.everything = False
         pending.heads.update(self._take_heads())
-        data, zero, contents = self.split_zero(plan)
+        data, zero, contents = self.split_zero(want)
         return Window(
             regions=self._regions(),
             threads=tracee.threads,

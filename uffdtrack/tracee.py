@@ -120,8 +120,8 @@ class Tracee(Closing):
         """After UT_BUSY: a clause that says which thread is in a call that a stop leaves alone."""
         nr = int(self._c.calls.busy_nr)
         what = {
-            lib.UT_HELD_SUPERVISED: "system call that its seccomp supervisor answers",
-            lib.UT_HELD_FAULT: "page fault that a file system in user space answers",
+            lib.UT_ESCORT_SUPERVISED: "system call that its seccomp supervisor answers",
+            lib.UT_ESCORT_FAULT: "page fault that a file system in user space answers",
         }.get(nr, f"system call (number {nr}) that begins anew when it is interrupted")
         return f"thread {self._c.calls.busy_tid} is in a {what}"
 
@@ -129,7 +129,7 @@ class Tracee(Closing):
     def late(self) -> list[int]:
         """Threads that did not stop in time at the last stop."""
         threads = (self._c.threads[i] for i in range(self._c.n))
-        return [int(t.tid) for t in threads if t.state == lib.UT_THREAD_PENDING]
+        return [int(t.tid) for t in threads if t.state == lib.UT_THREAD_ASKED]
 
     @property
     def threads(self) -> list[ThreadState]:

@@ -103,6 +103,8 @@ class Vcpus:
 
     def take_gone(self) -> tuple[int, ...]:
         """The vCPUs that were buried since the last call."""
+        if not self._gone:
+            return ()
         with self._changed:
             gone, self._gone = tuple(sorted(set(self._gone))), []
         return gone

@@ -147,7 +147,7 @@ def emulated() -> tuple[bool, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Setup:
     """What is compared.
 
     Attributes:
@@ -186,32 +186,32 @@ class Plan:
         ]
 
 
-def run(plan: Plan, seed: int, emit: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> None:
-    """All of a plan, round by round; `emit` gets each row, `say` what is under way.
+def run(setup: Setup, seed: int, emit: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> None:
+    """All of a setup, round by round; `emit` gets each row, `say` what is under way.
 
     Raises:
         TrackerError: an engine's dirty pages are not those that were written.
     """
-    plan.check()
-    points = plan.points()
-    for size in sorted(set(plan.rams)):
+    setup.check()
+    points = setup.points()
+    for size in sorted(set(setup.rams)):
         with GuestRam(size, shared=False) as ram:
             ram.array[::PAGE] = 1
             for point in [p for p in points if p.ram == size]:
                 say(f"{point.series}: {size >> 20} MiB, {point.dirty} dirty pages")
-                for round_ in range(plan.rounds):
-                    for engine in plan.engines:
+                for round_ in range(setup.rounds):
+                    for engine in setup.engines:
                         rng = np.random.default_rng([seed, round_])  # the same pages for each
                         for row in measure(ram, engine, point, rng, cycles=2):
                             emit({**row, "round": round_})
-            if size == min(plan.rams):
+            if size == min(setup.rams):
                 say("forced pause and guest progress")
-                for engine in plan.engines:
+                for engine in setup.engines:
                     traits = VM_ENGINES.get(engine)
                     if engine in NATIVE_ENGINES or (traits and traits.forced_pause != "none"):
-                        for row in forced_pause(ram, engine, plan.vcpus, plan.limit, 30):
+                        for row in forced_pause(ram, engine, setup.vcpus, setup.limit, 30):
                             emit(row)
-                    emit(progress(ram, engine, plan.vcpus, PROGRESS_PAGES * plan.vcpus))
+                    emit(progress(ram, engine, setup.vcpus, PROGRESS_PAGES * setup.vcpus))
 
 
 def crossover(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from checkpoint.cli.common import DIRECTORY, Time, json_option, key_option
-from checkpoint.schedule import Plan
+from checkpoint.schedule import Schedule
 
 Verb = Callable[..., Any]
 
@@ -31,8 +31,8 @@ class Options:
     as_json: bool
 
     @property
-    def plan(self) -> Plan:
-        return Plan(self.every, self.count, self.duration)
+    def schedule(self) -> Schedule:
+        return Schedule(self.every, self.count, self.duration)
 
 
 def session_options(output: str, required: bool, engines: Sequence[str], engine: str,

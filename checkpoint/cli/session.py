@@ -11,9 +11,9 @@ from pathlib import Path
 from checkpoint import report
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import say
-from checkpoint.cli.hold import Progress, hold
 from checkpoint.cli.options import Options, session_options
-from checkpoint.cli.watch import ChildWatch, Watch
+from checkpoint.cli.take import Progress, take_epochs
+from checkpoint.cli.waits import ChildWait, Wait
 from checkpoint.epoch import EpochRow
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
@@ -88,22 +88,22 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
     with ExitStack() as stack:
         chain = stack.enter_context(ChainWriter(directory, options.key, options.force))
         pid = begin(process)
-        watched = stack.enter_context(Process(pid))
+        handle = stack.enter_context(Process(pid))
         with attach(pid, traits.name, options.max_dirty) as target:
             files = [name for _, name in descriptors(pid)]
             for warning in target.new_warnings(read_maps(pid), files):
                 say(f"warning: {warning}")
-            with Watch(target, lifeline) as interrupt, Progress() as progress:
+            with Wait(target, lifeline) as interrupt, Progress() as progress:
                 name = f"process {pid}" if isinstance(process, int) else "the command"
-                wait = ChildWatch(pid, name, interrupt.wait).wait
+                wait = ChildWait(pid, name, interrupt.wait).wait
                 session = Session(target, chain, interrupt.seen)
-                held = hold(session, options, wait, lambda row: row.warnings, progress.show)
+                taken = take_epochs(session, options, wait, lambda row: row.warnings, progress.show)
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
-        held.ended = held.ended or watched.has_ended()
+        taken.ended = taken.ended or handle.has_ended()
 
-    how = "has ended" if held.ended else "runs on, untracked"
-    held.conclude(lambda rows: summary(pid, directory, rows), f"process {pid} {how}")
-    return held.ended
+    how = "has ended" if taken.ended else "runs on, untracked"
+    taken.conclude(lambda rows: summary(pid, directory, rows), f"process {pid} {how}")
+    return taken.ended
 
 
 def summary(pid: int, directory: Path, rows: list[EpochRow]) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from checkpoint import report
-from checkpoint.cli.hold import Progress, hold
 from checkpoint.cli.options import Options
 from checkpoint.cli.session import Target, begin, check_first, raise_limit
-from checkpoint.cli.watch import TreeWatch
+from checkpoint.cli.take import Progress, take_epochs
+from checkpoint.cli.waits import TreeWait
 from checkpoint.epoch import TreeRow
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
@@ -44,16 +44,16 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
             adopter = os.getpid()
         pid = begin(process)
         raise_limit()  # each process takes about nine descriptors of ours
-        watch = TreeWatch(lifeline)
-        session = TreeSession(pid, writer, traits.name, options.max_dirty, watch.seen, adopter)
-        watch.session = stack.enter_context(session)
-        with watch, Progress() as progress:
-            held = hold(session, options, watch.wait, _warnings, progress.show)
-        held.ended = held.ended or session.ended()
+        interrupt = TreeWait(lifeline)
+        session = TreeSession(pid, writer, traits.name, options.max_dirty, interrupt.seen, adopter)
+        interrupt.session = stack.enter_context(session)
+        with interrupt, Progress() as progress:
+            taken = take_epochs(session, options, interrupt.wait, _warnings, progress.show)
+        taken.ended = taken.ended or session.ended()
 
-    how = "have ended" if held.ended else "run on, untracked"
-    held.conclude(lambda rows: summary(pid, directory, rows), f"the processes of the tree of {pid} {how}")
-    return held.ended
+    how = "have ended" if taken.ended else "run on, untracked"
+    taken.conclude(lambda rows: summary(pid, directory, rows), f"the processes of the tree of {pid} {how}")
+    return taken.ended
 
 
 def _warnings(row: TreeRow) -> Iterator[str]:

@@ -13,9 +13,9 @@ from checkpoint import report
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import Place, say
 from checkpoint.cli.diff import open_view
-from checkpoint.cli.hold import hold
 from checkpoint.cli.options import Options, session_options
-from checkpoint.cli.watch import Interrupt
+from checkpoint.cli.take import take_epochs
+from checkpoint.cli.waits import Interrupt
 from checkpoint.epoch import EpochRow
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
@@ -103,7 +103,7 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         interrupt = stack.enter_context(Interrupt())
         if options.directory is None:
             vm.resume()
-            watch(vm, None, interrupt, options.duration, options.as_json)
+            wait_for_guest(vm, None, interrupt, options.duration, options.as_json)
             return
         chain = stack.enter_context(ChainWriter(options.directory, options.key, options.force))
         tracker = open_tracker(vm, options.engine, max_dirty_pages=options.max_dirty)
@@ -114,19 +114,21 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         session = Session(VmTarget(vm, tracker, guest), chain, interrupt.seen)
 
         def wait(seconds: float) -> bool:
-            return watch(vm, tracker if options.max_dirty else None, interrupt, seconds, options.as_json)
+            return wait_for_guest(
+                vm, tracker if options.max_dirty else None, interrupt, seconds, options.as_json
+            )
 
-        held = hold(session, options, wait, lambda row: row.warnings)
+        taken = take_epochs(session, options, wait, lambda row: row.warnings)
         tracker.close()
         show_serial(vm, options.as_json)
 
     def summary(rows: list[EpochRow]) -> str:
         return f"{report.span(0, rows[-1].epoch)} in {options.directory}; {report.pause_summary(rows)}"
 
-    held.conclude(summary, tell=say)  # stdout is the guest's
+    taken.conclude(summary, tell=say)  # stdout is the guest's
 
 
-def watch(
+def wait_for_guest(
     vm: Vm,
     tracker: KvmTracker | UffdTracker | None,
     interrupt: Interrupt,

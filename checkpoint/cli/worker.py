@@ -7,7 +7,7 @@ import signal
 import sys
 
 from checkpoint.cli.common import say
-from checkpoint.cli.watch import ENDINGS
+from checkpoint.cli.waits import ENDINGS
 from uffdtrack import (
     choose_for_process,
     end_watchdog,

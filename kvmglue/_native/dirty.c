@@ -38,27 +38,27 @@ static void take_host(kg_tracker *t)
 
 /* Where the processor logs by itself (PML), it keeps what it has logged while a vCPU is in KVM_RUN. KVM_GET_DIRTY_LOG
  * sees to that in the kernel. */
-static int hold(void *core)
+static int halt(void *core)
 {
 	kg_tracker *t = core;
 	int64_t started = ut_now_ns();
-	int held = t->ops->needs_stop && !ut_breaks(UT_BREAK_ORDER), err = 0;
+	int halted = t->ops->needs_stop && !ut_breaks(UT_BREAK_ORDER), err = 0;
 
 	t->stats.stop_ns = 0;
-	if (held) {
-		kg_gate_hold(t->vm);
+	if (halted) {
+		kg_gate_halt(t->vm);
 		err = kg_wait_parked(t->vm, t->stop_ns);
 		if (err)
-			kg_gate_release(t->vm);
+			kg_gate_go_on(t->vm);
 		t->stats.stop_ns = ut_now_ns() - started;
 	}
-	t->held_at = ut_now_ns();
-	return err ? err : held;
+	t->halted_at = ut_now_ns();
+	return err ? err : halted;
 }
 
 static void release(void *core)
 {
-	kg_gate_release(((kg_tracker *)core)->vm);
+	kg_gate_go_on(((kg_tracker *)core)->vm);
 }
 
 /* The bitmap's traps are set as it is read, which a look must not do: what is read is kept. */
@@ -95,7 +95,7 @@ static int begin(void *core, const ut_log *ended)
 	atomic_store(&t->vm->gate.full, 0);
 	t->stats.cycles++;
 	t->stats.pages += ended->n;
-	t->stats.harvest_ns = ut_now_ns() - t->held_at;
+	t->stats.harvest_ns = ut_now_ns() - t->halted_at;
 	t->stats.rearm_ns = 0;
 	return 0;
 }
@@ -121,7 +121,7 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 }
 
 static const ut_cycle_core core = {
-	.hold = hold, .release = release, .fill = fill, .seal = seal, .begin = begin, .rearm = rearm,
+	.halt = halt, .release = release, .fill = fill, .seal = seal, .begin = begin, .rearm = rearm,
 };
 
 int64_t kg_prepare(kg_tracker *t)
@@ -261,11 +261,11 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 	madvise(arena, kg_arena_bytes(vm), MADV_HUGEPAGE);
 	carve(t, arena);
 	ut_cycle_init(&t->cycle);
-	kg_gate_hold(vm);
+	kg_gate_halt(vm);
 	err = kg_wait_parked(vm, CLOSE_NS);
 	if (!err)
 		err = start_logging(t);
-	kg_gate_release(vm);
+	kg_gate_go_on(vm);
 	if (err) {
 		kg_tracker_close(t);
 		kg_tracker_free(t);
@@ -277,7 +277,7 @@ int kg_tracker_open(kg_vm *vm, int mode, uint32_t ring_entries, int64_t threshol
 
 static void stop_logging(kg_tracker *t)
 {
-	kg_gate_hold(t->vm);
+	kg_gate_halt(t->vm);
 	/* A vCPU's thread may be at work for it: none is, once all have stood. */
 	t->stuck = kg_wait_parked(t->vm, CLOSE_NS) < 0;
 	atomic_store(&t->vm->listener, NULL);
@@ -285,7 +285,7 @@ static void stop_logging(kg_tracker *t)
 	kg_set_slots(t->vm, 0);
 	if (t->ops->stop && !t->stuck)
 		t->ops->stop(t);
-	kg_gate_release(t->vm);
+	kg_gate_go_on(t->vm);
 }
 
 /* Whoever waits inside of a call sees that it is closing. */

@@ -37,7 +37,7 @@ typedef struct kg_tracker {
 	const struct kg_mode_ops *ops;
 	_Atomic int32_t stuck;      /* a vCPU's thread may still be inside a call of the listener */
 	int64_t threshold, stop_ns; /* stop_ns: how long a vCPU may take to leave KVM_RUN */
-	int64_t held_at;            /* when a harvest began */
+	int64_t halted_at;            /* when a harvest began */
 	kg_bits bits;
 	kg_rings rings;
 	kg_stats stats;

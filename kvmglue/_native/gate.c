@@ -38,7 +38,7 @@ void kg_kick(kg_vcpu *v)
 /* Under the lock: have the gate as those who want it closed say. */
 static void set_gate(kg_vm *vm)
 {
-	int closed = vm->gate.paused || vm->gate.holds;
+	int closed = vm->gate.paused || vm->gate.halts;
 
 	if (closed == (int)(atomic_load(&vm->gate.word) & 1))
 		return;
@@ -52,11 +52,11 @@ static void set_gate(kg_vm *vm)
 	kg_tell(&vm->gate.changed);
 }
 
-static void change_gate(kg_vm *vm, int paused, int holds)
+static void change_gate(kg_vm *vm, int paused, int halts)
 {
 	pthread_mutex_lock(&vm->gate.lock);
 	vm->gate.paused = paused < 0 ? vm->gate.paused : paused;
-	vm->gate.holds += holds;
+	vm->gate.halts += halts;
 	set_gate(vm);
 	pthread_mutex_unlock(&vm->gate.lock);
 }
@@ -71,12 +71,12 @@ void kg_gate_open(kg_vm *vm)
 	change_gate(vm, 0, 0);
 }
 
-void kg_gate_hold(kg_vm *vm)
+void kg_gate_halt(kg_vm *vm)
 {
 	change_gate(vm, -1, 1);
 }
 
-void kg_gate_release(kg_vm *vm)
+void kg_gate_go_on(kg_vm *vm)
 {
 	change_gate(vm, -1, -1);
 }

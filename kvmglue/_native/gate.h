@@ -14,8 +14,8 @@ void kg_tell(_Atomic uint32_t *word);
 void kg_gate_close(kg_vm *vm);
 void kg_gate_open(kg_vm *vm);
 /* Begin and end a tracker's pause, in the middle of a call. */
-void kg_gate_hold(kg_vm *vm);
-void kg_gate_release(kg_vm *vm);
+void kg_gate_halt(kg_vm *vm);
+void kg_gate_go_on(kg_vm *vm);
 int kg_gate_closed(kg_vm *vm);
 int kg_is_full(kg_vm *vm);
 /* Wait until every vCPU is out of KVM_RUN, its last port access completed. */

@@ -83,7 +83,7 @@ static int port(kg_vcpu *v)
 	uint32_t value = 0;
 	int64_t now;
 
-	v->pending = 1;
+	v->port_due = 1;
 	atomic_fetch_add(&v->ports, 1);
 	if (run->io.direction == KVM_EXIT_IO_IN) {
 		memset(data, run->io.port == KG_PORT_STATUS ? 0x60 : 0xff, bytes);
@@ -146,10 +146,10 @@ static int handle(kg_vcpu *v)
  * immediate_exit (Documentation/virt/kvm/api.rst). */
 static int settle(kg_vcpu *v)
 {
-	while (v->pending) {
+	while (v->port_due) {
 		int result;
 
-		v->pending = 0;
+		v->port_due = 0;
 		__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 		result = ioctl(v->fd, KVM_RUN, 0);
 		if (result < 0 && errno != EINTR && errno != EAGAIN)
@@ -207,7 +207,7 @@ static void *run_vcpu(void *arg)
 		int result;
 
 		atomic_fetch_add_explicit(&v->runs, 1, memory_order_relaxed);
-		v->pending = 0;
+		v->port_due = 0;
 		result = ioctl(v->fd, KVM_RUN, 0);
 		if (result < 0 && (errno == EINTR || errno == EAGAIN)) {
 			atomic_fetch_add_explicit(&v->kicks, 1, memory_order_relaxed);

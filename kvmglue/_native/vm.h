@@ -34,7 +34,7 @@ typedef struct kg_listener {
 /* Where vCPUs stand. It is open unless the user, a full ring or a tracker wants it closed. */
 typedef struct {
 	_Atomic uint32_t word;    /* odd: closed; also a futex */
-	int32_t paused, holds;    /* the user or a full ring closes it; trackers, for a moment. Locked */
+	int32_t paused, halts;    /* the user or a full ring closes it; trackers, for a moment. Locked */
 	pthread_mutex_t lock;
 	_Atomic uint32_t changed; /* futex of vCPUs that sleep: mailbox or gate has changed, the VM ends */
 	_Atomic uint32_t event;   /* futex of the host: there is something to look at */
@@ -55,7 +55,7 @@ typedef struct {
 	size_t run_bytes;
 	kg_mailbox *mailbox;
 	pthread_t thread;
-	int32_t started, pending;   /* pending: the next KVM_RUN has to complete a port access */
+	int32_t started, port_due;  /* port_due: the next KVM_RUN has to complete a port access */
 	_Atomic int32_t tid;
 	_Atomic uint32_t state;
 	_Atomic uint32_t parked;    /* the gate's word that it stands at */

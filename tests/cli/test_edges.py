@@ -19,7 +19,7 @@ from checkpoint.cli.main import cli
 from checkpoint.epoch import EpochRow, Times
 from checkpoint.errors import ImageError
 from checkpoint.report import missed
-from checkpoint.schedule import Plan, run_session
+from checkpoint.schedule import Schedule, run_session
 from checkpoint.targets.children import children
 from tests.helpers import Build, Run, Spawn
 from uffdtrack import how_to_be_allowed, status_field
@@ -201,7 +201,7 @@ def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, 
 
     rows: list[EpochRow] = []
     session: Any = Slow(clock, takes)
-    run_session(session, Plan(0.1, 4, None), wait, rows.append, print)
+    run_session(session, Schedule(0.1, 4, None), wait, rows.append, print)
     # Each is due 0.1 s after the one before was begun.
     assert [row.late for row in rows] == [0, late, late, late]
     said = missed(rows)

@@ -94,9 +94,9 @@ def test_command_of_run_reads_a_pipe(kernel: None, spawn: Spawn, tmp_path: Path)
 def test_second_interrupt_cuts_nothing_off(kernel: None) -> None:
     """The terminal signals the session and the process that waits for it, which passes its own on."""
     script = (
-        "import os, signal, types; from checkpoint.cli.watch import ENDINGS, Watch\n"
+        "import os, signal, types; from checkpoint.cli.waits import ENDINGS, Wait\n"
         "N = types.SimpleNamespace; target = N(process=N(pidfd=-1), space=N(full_fd=-1))\n"
-        "with Watch(target, -1) as interrupt:\n"
+        "with Wait(target, -1) as interrupt:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    assert interrupt.wait(60) and interrupt.seen()\n"
         "for number in ENDINGS: os.kill(os.getpid(), number)\n"

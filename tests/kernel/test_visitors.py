@@ -18,7 +18,7 @@ from elftools.elf.elffile import ELFFile
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow
-from checkpoint.schedule import Plan, run_session
+from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
@@ -249,8 +249,8 @@ def test_end_of_a_session_in_the_midst(visited: Visited, tmp_path: Path, end: st
         def wait(seconds: float) -> bool:
             return end == "wait" and session.skipped > 4
 
-        plan = Plan(0.001, None, None if end == "wait" else 0.3)
-        assert not run_session(session, plan, wait, rows.append, said.append)
+        schedule = Schedule(0.001, None, None if end == "wait" else 0.3)
+        assert not run_session(session, schedule, wait, rows.append, said.append)
         visited.leave(visitor, "run")
     assert not rows and len(said) == 1 and said[0].startswith("epochs are skipped while visitor")
 

@@ -18,7 +18,7 @@ import pytest
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow
-from checkpoint.schedule import Plan, run_session
+from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.helpers import Build, Run, Spawn, ask, goes_on, session_of, start_notices, state_of, wait_for
@@ -220,7 +220,7 @@ def test_too_much_for_a_stop_is_copied_while_the_target_runs(
             return window()
 
         target.window = too_long_once  # type: ignore[method-assign]
-        run_session(session, Plan(0.01, 5, None), lambda s: False, rows.append, said.append)
+        run_session(session, Schedule(0.01, 5, None), lambda s: False, rows.append, said.append)
     assert [row.base for row in rows] == [True, False, True, False, False]
     assert len(said) == 1 and "too much" in said[0]
     assert len(Chain(tmp_path / "d").verify(b"")) == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ab import AB_ENGINES, Plan, check_equal, crossover, run
+from benchmarks.ab import AB_ENGINES, Setup, check_equal, crossover, run
 from tests.contract.conftest import missing
 from tests.helpers import Run
 from uffdtrack import probe
@@ -72,9 +72,9 @@ def test_a_difference_is_an_error() -> None:
     ],
 )
 def test_plans_that_cannot_be(bad: dict[str, object]) -> None:
-    plan = Plan(**{"rams": [16 << 20], "dirties": [100], "limit": 512, **bad})  # type: ignore[arg-type]
+    setup = Setup(**{"rams": [16 << 20], "dirties": [100], "limit": 512, **bad})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError):
-        run(plan, 1, lambda row: None, lambda text: None)
+        run(setup, 1, lambda row: None, lambda text: None)
 
 
 def test_crossover() -> None:

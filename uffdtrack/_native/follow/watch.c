@@ -139,7 +139,7 @@ static int cannot_stand(const ut_watch *w, const ut_fault *f)
 }
 
 /* The write would be one too many. */
-static int is_held(const ut_watch *w, const ut_fault *f)
+static int must_wait(const ut_watch *w, const ut_fault *f)
 {
 	if (!w->limit || !w->limited || w->broken || w->touched.n < w->limit)
 		return 0;
@@ -155,13 +155,13 @@ static void answer_all(ut_watch *w)
 
 	for (size_t i = 0; i < w->nfaults; i++) {
 		ut_fault *f = &w->faults[i];
-		int known = ut_touched_has(&w->touched, f->page), hold = !known && is_held(w, f);
+		int known = ut_touched_has(&w->touched, f->page), waits = !known && must_wait(w, f);
 
-		if (hold)
+		if (waits)
 			tell(w);
 		else if (!known && ut_touched_add(&w->touched, f->page))
 			w->lost = 1;
-		if (hold || !answer(w, f))
+		if (waits || !answer(w, f))
 			w->faults[left++] = *f;
 	}
 	w->nfaults = left;

@@ -93,44 +93,40 @@ struct answer {
 	int fd, late;
 };
 
-/* `*left` is released, but for threads that have not stopped. */
-static struct answer make_uffd(int pid, int user_mode_only, ut_tracee **left)
+/* Stop the target and have it make a userfaultfd; returns a copy of ours. */
+static int make_stopped(ut_tracee *t, uint64_t flags)
 {
-	struct answer answer = {-1, 0};
-	uint64_t flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
-	ut_tracee *t;
-	int own = -1, at, err = ut_tracee_open(pid, &t);
+	int own, at, end;
 
-	*left = NULL;
-	if (err) {
-		answer.fd = err;
-		return answer;
-	}
-	*left = t;
-	err = ut_tracee_stop(t, STOP_NS);
-	if (err)
-		goto out;
+	TRY(ut_tracee_stop(t, STOP_NS));
 	ut_sabotage("attach");
-	err = at = begin(t, flags);
-	if (err < 0)
-		goto out;
+	at = begin(t, flags);
+	TRY(at);
 	ut_guard_attaching(t, 1);
 	own = call(t, at, flags);
 	ut_guard_attaching(t, 0);
-	err = own < 0 ? own : 0;
-	if (t->threads[at].state == UT_THREAD_STOPPED) {
-		int end = ut_inject_end(t, at);
+	end = t->threads[at].state == UT_THREAD_STOPPED ? ut_inject_end(t, at) : 0;
+	if (own < 0 || !end)
+		return own;
+	close(own);
+	return end;
+}
 
-		if (!err)
-			err = end;
-	}
-out:
+/* `*left` is released, but for threads that have not stopped. */
+static struct answer make_uffd(int pid, int user_mode_only, ut_tracee **left)
+{
+	uint64_t flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
+	struct answer answer = {0, 0};
+	ut_tracee *t = NULL;
+
+	answer.fd = ut_tracee_open(pid, &t);
+	*left = t;
+	if (answer.fd < 0)
+		return answer;
+	answer.fd = make_stopped(t, flags);
 	if (ut_tracee_resume(t))
 		for (size_t i = 0; i < t->n && !answer.late; i++)
-			answer.late = t->threads[i].state == UT_THREAD_PENDING ? t->threads[i].tid : 0;
-	if (err && own >= 0)
-		close(own);
-	answer.fd = err ? err : own;
+			answer.late = t->threads[i].state == UT_THREAD_ASKED ? t->threads[i].tid : 0;
 	return answer;
 }
 
@@ -163,7 +159,7 @@ static struct answer receive_answer(int sock)
 }
 
 /* It stays for as long as a thread has not stopped that was asked to; then it is not waited for. */
-static void collect(int child)
+static void reap(int child)
 {
 	struct timespec nap = {0, 1000000};
 	int r;
@@ -208,7 +204,7 @@ int ut_attach_uffd(int pid, int user_mode_only)
 	close(pair[1]);
 	answer = receive_answer(pair[0]);
 	close(pair[0]);
-	collect(child);
+	reap(child);
 	if (answer.fd == -ECHILD && ut_guard_verdict_of(child, &verdict))
 		answer = (struct answer){UT_OVERDUE, child};
 	/* Yama's scope 1 lets ancestors trace, not their other children. */

@@ -58,7 +58,7 @@ static int any_anew(const ut_tracee *t)
 }
 
 /* 1: the thread is in a call to be left alone; *h says in which, and until when. */
-static int look(const ut_tracee *t, int tid, ut_held *h)
+static int look(const ut_tracee *t, int tid, ut_escort *h)
 {
 	const ut_wait *w = ut_find_wait(t, tid);
 	int64_t now = ut_now_ns();
@@ -66,7 +66,7 @@ static int look(const ut_tracee *t, int tid, ut_held *h)
 
 	enum waits_for whom = waits_for(t, tid);
 
-	*h = (ut_held){.tid = tid, .trap = -1, .nr = UT_HELD_SUPERVISED, .until_ns = INT64_MAX};
+	*h = (ut_escort){.tid = tid, .trap = -1, .nr = UT_ESCORT_SUPERVISED, .until_ns = INT64_MAX};
 	if (whom == SUPERVISOR) {
 		if (ut_proc_call_read(t->pid, tid, &c) || c.nr < 0)
 			return 0;
@@ -84,20 +84,20 @@ static int look(const ut_tracee *t, int tid, ut_held *h)
 		return 0;
 	if (whom == NOBODY && !ut_begins_anew(t, tid, c.nr, c.fd))
 		return 0;
-	h->nr = c.nr < 0 ? UT_HELD_FAULT : c.nr;
+	h->nr = c.nr < 0 ? UT_ESCORT_FAULT : c.nr;
 	h->pc = c.pc;
 	h->until_ns = now + (c.nr == SYS_close ? ONCE_NS : FIRST_LOOK_NS);
 	return 1;
 }
 
 /* 0: it is not in that call any more, or has had its time. */
-static int is_still_in(ut_tracee *t, const ut_held *h)
+static int is_still_in(ut_tracee *t, const ut_escort *h)
 {
 	ut_proc_call c;
 
-	if (h->nr == UT_HELD_SUPERVISED)
+	if (h->nr == UT_ESCORT_SUPERVISED)
 		return waits_for(t, h->tid) == SUPERVISOR && !ut_proc_call_read(t->pid, h->tid, &c) && c.pc == h->pc;
-	if (h->nr == UT_HELD_FAULT)
+	if (h->nr == UT_ESCORT_FAULT)
 		return ut_now_ns() < h->until_ns && waits_for(t, h->tid) == FILE_SYSTEM &&
 		       !ut_proc_call_read(t->pid, h->tid, &c) && c.nr < 0;
 	if (ut_now_ns() >= h->until_ns) {
@@ -124,7 +124,7 @@ static int harmless_signal(const ut_tracee *t, int tid)
 }
 
 /* Where it fails (kernel.perf_event_paranoid, no signal to have) the thread is looked at again and again. */
-static void set_trap(const ut_tracee *t, ut_held *h)
+static void set_trap(const ut_tracee *t, ut_escort *h)
 {
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_BREAKPOINT,
@@ -154,7 +154,7 @@ static void set_trap(const ut_tracee *t, ut_held *h)
 	h->trap = fd;
 }
 
-static int is_trap(const ut_held *h)
+static int is_trap(const ut_escort *h)
 {
 	siginfo_t what;
 
@@ -162,16 +162,16 @@ static int is_trap(const ut_held *h)
 	       what.si_code > 0 && what.si_fd == h->trap;
 }
 
-static void forget(ut_tracee *t, ut_held *h)
+static void forget(ut_tracee *t, ut_escort *h)
 {
 	if (h->trap >= 0)
 		close(h->trap);
 	*h = t->calls.v[--t->calls.n];
 }
 
-static int add_held(ut_tracee *t, const ut_held *found)
+static int add_escort(ut_tracee *t, const ut_escort *found)
 {
-	ut_held *h;
+	ut_escort *h;
 
 	TRY(VEC_PUSH(t->calls.v, t->calls.n, t->calls.cap, *found));
 	h = &t->calls.v[t->calls.n - 1];
@@ -180,7 +180,7 @@ static int add_held(ut_tracee *t, const ut_held *found)
 	return 1;
 }
 
-static int hold(ut_tracee *t, const ut_held *found)
+static int escort(ut_tracee *t, const ut_escort *found)
 {
 	int err;
 
@@ -189,18 +189,18 @@ static int hold(ut_tracee *t, const ut_held *found)
 	ut_seizing_end(t);
 	if (err)
 		return err == -ESRCH ? 0 : err;
-	return add_held(t, found);
+	return add_escort(t, found);
 }
 
-int ut_hold_seized(ut_tracee *t, int tid)
+int ut_escort_seized(ut_tracee *t, int tid)
 {
-	ut_held found;
+	ut_escort found;
 
 	if (!t->calls.careful || !look(t, tid, &found))
 		return 0;
 	t->calls.busy_tid = tid;
 	t->calls.busy_nr = found.nr;
-	TRY(add_held(t, &found));
+	TRY(add_escort(t, &found));
 	return UT_BUSY;
 }
 
@@ -211,11 +211,11 @@ static int is_ours(const ut_tracee *t, int tid)
 	for (size_t i = 0; i < t->calls.n; i++)
 		if (t->calls.v[i].tid == tid)
 			return 1;
-	return at >= 0 && t->threads[at].state == UT_THREAD_PENDING;
+	return at >= 0 && t->threads[at].state == UT_THREAD_ASKED;
 }
 
-/* Hold the threads that are in such a call and not held yet, or only look for one; returns how many. */
-static int hold_new(ut_tracee *t, int only_look)
+/* Escort the threads that are in such a call and have no escort yet, or only look for one; returns how many. */
+static int escort_new(ut_tracee *t, int only_look)
 {
 	AUTO_DIR dir = ut_open_tasks(t->pid);
 	int fresh = 0, err = 0, tid;
@@ -223,18 +223,18 @@ static int hold_new(ut_tracee *t, int only_look)
 	if (!dir)
 		return -errno;
 	while (err >= 0 && (tid = ut_next_task(dir))) {
-		ut_held found;
+		ut_escort found;
 
 		if (is_ours(t, tid) || !look(t, tid, &found))
 			continue;
-		err = only_look ? 1 : hold(t, &found);
+		err = only_look ? 1 : escort(t, &found);
 		fresh += err > 0;
 	}
 	return err < 0 ? err : fresh;
 }
 
 /* Ask a thread to stop that is out of its call. */
-static int give_over(ut_tracee *t, ut_held *h)
+static int give_over(ut_tracee *t, ut_escort *h)
 {
 	int tid = h->tid, out = h->out;
 
@@ -246,7 +246,7 @@ static int give_over(ut_tracee *t, ut_held *h)
 }
 
 /* 0: in its call. 1: it stands at the call's end. 2: it is out, and runs. -ESRCH: it has ended. */
-static int poll_held(ut_tracee *t, ut_held *h)
+static int poll_escort(ut_tracee *t, ut_escort *h)
 {
 	int status, r;
 
@@ -282,8 +282,8 @@ static int poll_all(ut_tracee *t)
 	int in = 0;
 
 	for (size_t i = 0; i < t->calls.n;) {
-		ut_held *h = &t->calls.v[i];
-		int r = poll_held(t, h);
+		ut_escort *h = &t->calls.v[i];
+		int r = poll_escort(t, h);
 
 		if (r == 2) {
 			TRY(give_over(t, h));
@@ -308,7 +308,7 @@ static int poll_all(ut_tracee *t)
 static void release_out(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->calls.n;) {
-		ut_held *h = &t->calls.v[i];
+		ut_escort *h = &t->calls.v[i];
 
 		if (!h->out) {
 			i++;
@@ -322,7 +322,7 @@ static void release_out(ut_tracee *t)
 
 int ut_is_in_call(ut_tracee *t)
 {
-	return hold_new(t, 1);
+	return escort_new(t, 1);
 }
 
 /* One look at all; returns how many are in their calls, the last of them at *at. */
@@ -334,7 +334,7 @@ static int look_at_all(ut_tracee *const *v, size_t n, size_t *at)
 		int r = poll_all(v[i]);
 
 		if (!r)
-			r = hold_new(v[i], 0);
+			r = escort_new(v[i], 0);
 		if (r == -ESRCH)
 			continue; /* the stop says so */
 		if (r)
@@ -363,7 +363,7 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
 		int pending;
 
 		for (size_t i = 0; i < t->n; i++)
-			if (t->threads[i].state == UT_THREAD_PENDING)
+			if (t->threads[i].state == UT_THREAD_ASKED)
 				ut_poll_thread(t, &t->threads[i]);
 		pending = settle_calls(t); /* first: whom that asks to stop is pending then */
 		pending += ut_tracee_resume(t);
@@ -381,7 +381,7 @@ int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t 
 
 	for (size_t i = 0; i < n; i++) {
 		v[i]->seizing.end_ns = deadline;
-		ut_keep_pending(v[i]);
+		ut_keep_asked(v[i]);
 	}
 	while ((r = look_at_all(v, n, at))) {
 		if (r < 0)
@@ -392,7 +392,7 @@ int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t 
 			return UT_BUSY;
 		for (size_t i = 0; i < n; i++) {
 			ut_tracee_settle(v[i], 0);
-			ut_keep_pending(v[i]);
+			ut_keep_asked(v[i]);
 		}
 		nanosleep(&nap, NULL);
 	}

@@ -15,7 +15,7 @@ static int took_over(ut_tracee *t)
 	int at = ut_tracee_index(t, t->pid);
 
 	if (at >= 0)
-		t->threads[at].state = UT_THREAD_PENDING;
+		t->threads[at].state = UT_THREAD_ASKED;
 	else
 		TRY(ut_add_thread(t, t->pid));
 	trace(PTRACE_INTERRUPT, t->pid, NULL, NULL);
@@ -96,9 +96,9 @@ int ut_tracee_resume(ut_tracee *t)
 		if (th->state == UT_THREAD_STOPPED)
 			/* Killed while it stood: we have yet to reap it. */
 			th->state = trace(PTRACE_DETACH, th->tid, NULL, NULL) == -ESRCH
-					    ? UT_THREAD_PENDING
+					    ? UT_THREAD_ASKED
 					    : UT_THREAD_RUNNING;
-		pending += th->state == UT_THREAD_PENDING;
+		pending += th->state == UT_THREAD_ASKED;
 	}
 	ut_guard_resumed(t, pending);
 	return pending;

@@ -45,7 +45,7 @@ static int wait_stop(ut_tracee *t, ut_thread *th, int *status)
 		return -ESRCH;
 	}
 	if (!(*status >> 16) && WSTOPSIG(*status) == SIGSTOP) {
-		t->injection.held_stop = th->tid; /* cannot be blocked; given back by ut_inject_end */
+		t->injection.kept_stop = th->tid; /* cannot be blocked; given back by ut_inject_end */
 		ut_guard_group_stop(t);
 	}
 	return 0;
@@ -130,7 +130,7 @@ int ut_inject_begin(ut_tracee *t, size_t index)
 
 	if (err)
 		return err;
-	t->injection.held_stop = 0;
+	t->injection.kept_stop = 0;
 	ut_rseq_find(th->tid, regs_of(th)->rip, &t->injection.section);
 	err = clear_way(t, th);
 	if (err)
@@ -204,10 +204,8 @@ int ut_inject_into(ut_tracee *t, ut_thread *th, int64_t nr, const uint64_t args[
 		err = run_to(t, th, PTRACE_SYSCALL, 0);
 		ut_sabotage(i ? "injected" : "inject");
 	}
-	if (!err)
-		err = trace(PTRACE_GETREGS, th->tid, NULL, &r);
-	if (err)
-		return err;
+	TRY(err);
+	TRY(trace(PTRACE_GETREGS, th->tid, NULL, &r));
 	*result = r.rax;
 	return 0;
 }
@@ -304,25 +302,28 @@ int ut_inject_exit(ut_tracee *t, size_t index)
 	return err;
 }
 
+static int put_back(ut_tracee *t, ut_thread *th)
+{
+	struct user_regs_struct live = *regs_of(th);
+
+	TRY(trace(PTRACE_INTERRUPT, th->tid, NULL, NULL));
+	TRY(run_to(t, th, PTRACE_CONT, PTRACE_EVENT_STOP));
+	TRY(trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)PTRACE_O_TRACESYSGOOD));
+	return ut_give_back(th->tid, &live, t->injection.sigmask, &t->injection.section, &t->injection.dispatch);
+}
+
 /* Back to the stop that the thread was in: only there the kernel looks at rax and orig_rax and
  * restarts the call that the thread was taken out of. */
 int ut_inject_end(ut_tracee *t, size_t index)
 {
 	ut_thread *th = &t->threads[index];
-	struct user_regs_struct live = *regs_of(th);
-	int err = trace(PTRACE_INTERRUPT, th->tid, NULL, NULL);
+	int err = put_back(t, th);
 
-	if (!err)
-		err = run_to(t, th, PTRACE_CONT, PTRACE_EVENT_STOP);
-	if (!err)
-		err = trace(PTRACE_SETOPTIONS, th->tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
-	if (!err)
-		err = ut_give_back(th->tid, &live, t->injection.sigmask, &t->injection.section, &t->injection.dispatch);
 	if (!err || th->state == UT_THREAD_DEAD)
 		ut_guard_injected(t); /* else the watchdog does it, when we have ended */
-	if (t->injection.held_stop) {
-		syscall(SYS_tgkill, t->pid, t->injection.held_stop, SIGSTOP);
-		t->injection.held_stop = 0;
+	if (t->injection.kept_stop) {
+		syscall(SYS_tgkill, t->pid, t->injection.kept_stop, SIGSTOP);
+		t->injection.kept_stop = 0;
 	}
 	return err;
 }

@@ -25,7 +25,7 @@ static long raw(long nr, long a, long b, long c, long d)
 	return r;
 }
 
-static int holds(const ut_region *r, const void *at)
+static int has(const ut_region *r, const void *at)
 {
 	return r->start <= (uintptr_t)at && (uintptr_t)at < r->end;
 }
@@ -41,7 +41,7 @@ static size_t find_surplus(ut_run *to, size_t most)
 	for (size_t i = 0; i < m.n && n < most; i++) {
 		const ut_region *r = &m.regions[i];
 
-		if (r->kind == UT_KIND_ANON && !holds(r, &m) && !holds(r, __builtin_thread_pointer()))
+		if (r->kind == UT_KIND_ANON && !has(r, &m) && !has(r, __builtin_thread_pointer()))
 			to[n++] = (ut_run){r->start, r->end};
 	}
 	return n;

@@ -18,7 +18,7 @@ static __thread sigjmp_buf past_deadline;
 
 /* 1: we have reaped a thread that was killed while we traced it. Without WNOWAIT, waitid(2) takes the stop of
  * a thread that lives. */
-static int collect(int tid)
+static int reap(int tid)
 {
 	siginfo_t what = {0};
 
@@ -29,17 +29,17 @@ static int collect(int tid)
 	return waitpid(tid, NULL, WNOHANG | __WALL) == tid;
 }
 
-void ut_collect_killed(ut_tracee *t)
+void ut_reap_killed(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->n; i++) {
 		ut_thread *th = &t->threads[i];
 
-		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && collect(th->tid))
+		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && reap(th->tid))
 			th->state = UT_THREAD_DEAD;
 	}
 	for (size_t i = 0; i < t->calls.n; i++)
 		if (t->calls.v[i].tid != t->pid)
-			collect(t->calls.v[i].tid);
+			reap(t->calls.v[i].tid);
 }
 
 static void on_nudge(int number, siginfo_t *info, void *context)
@@ -48,7 +48,7 @@ static void on_nudge(int number, siginfo_t *info, void *context)
 	int kept = errno;
 
 	if (info->si_code == SI_TIMER && t->seizing.going_on) {
-		ut_collect_killed(t);
+		ut_reap_killed(t);
 		if (ut_now_ns() > t->seizing.end_ns)
 			siglongjmp(past_deadline, 1);
 	}

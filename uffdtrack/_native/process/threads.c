@@ -28,12 +28,12 @@ int ut_add_thread(ut_tracee *t, int tid)
 	return VEC_PUSH(t->threads, t->n, t->cap, (ut_thread){.tid = tid});
 }
 
-void ut_keep_pending(ut_tracee *t)
+void ut_keep_asked(ut_tracee *t)
 {
 	size_t kept = 0;
 
 	for (size_t i = 0; i < t->n; i++)
-		if (t->threads[i].state == UT_THREAD_PENDING)
+		if (t->threads[i].state == UT_THREAD_ASKED)
 			t->threads[kept++] = t->threads[i];
 	t->n = kept;
 }

@@ -79,7 +79,7 @@ int ut_same_memory(int a, int b)
 static int are_starved(const ut_tracee *t)
 {
 	for (size_t i = 0; i < t->n; i++)
-		if (t->threads[i].state == UT_THREAD_PENDING && ut_thread_state(t->pid, t->threads[i].tid) != 'R')
+		if (t->threads[i].state == UT_THREAD_ASKED && ut_thread_state(t->pid, t->threads[i].tid) != 'R')
 			return 0;
 	return 1;
 }
@@ -95,7 +95,7 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 		int64_t now;
 
 		for (size_t i = 0; i < t->n; i++) {
-			if (t->threads[i].state != UT_THREAD_PENDING)
+			if (t->threads[i].state != UT_THREAD_ASKED)
 				continue;
 			int r = ut_poll_thread(t, &t->threads[i]);
 
@@ -112,7 +112,7 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 			sched_yield();
 			continue;
 		}
-		ut_collect_killed(t); /* an exec waits for that, and who called it cannot stop before */
+		ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
 		nanosleep(&nap, NULL);
 	}
 }
@@ -132,7 +132,7 @@ static int seize_all(ut_tracee *t)
 			err = err == -ESRCH ? 0 : err;
 			continue;
 		}
-		err = ut_hold_seized(t, tid);
+		err = ut_escort_seized(t, tid);
 		if (!err)
 			err = ut_add_thread(t, tid);
 		if (err)
@@ -172,7 +172,7 @@ static int take_states(ut_tracee *t)
 			continue;
 		if (trace(PTRACE_GETSIGMASK, th->tid, (void *)8, &th->sigmask) ||
 		    trace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov)) {
-			th->state = UT_THREAD_PENDING; /* killed while it stood: we have yet to reap it */
+			th->state = UT_THREAD_ASKED; /* killed while it stood: we have yet to reap it */
 			continue;
 		}
 		th->xstate_len = iov.iov_len;
@@ -184,7 +184,7 @@ static int take_states(ut_tracee *t)
 int ut_tracee_ask(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->n; i++)
-		if (t->threads[i].state == UT_THREAD_PENDING)
+		if (t->threads[i].state == UT_THREAD_ASKED)
 			return 0; /* an earlier stop still waits for it */
 	t->n = 0;
 	t->seizing.end_ns = ut_now_ns() + ASK_NS;
@@ -213,7 +213,7 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	t->seizing.end_ns = deadline;
 	ut_guard_stopping(t);
 	/* A thread that an earlier stop still waits for is ours already. */
-	ut_keep_pending(t);
+	ut_keep_asked(t);
 	if (t->n) {
 		r = wait_all(t, deadline);
 		if (r) {

@@ -10,7 +10,7 @@
 #define UT_NREGS 27 /* struct user_regs_struct, x86-64 */
 
 enum {
-	UT_THREAD_PENDING = 0, /* seized and interrupted, has not stopped yet */
+	UT_THREAD_ASKED = 0, /* seized and interrupted, has not stopped yet */
 	UT_THREAD_STOPPED = 1,
 	UT_THREAD_DEAD = 2,
 	UT_THREAD_RUNNING = 3, /* was stopped, runs again */
@@ -79,11 +79,11 @@ typedef struct {
 	uint64_t pc;    /* where the call returns to, or 0 */
 	int64_t until_ns;
 	int64_t left_ns; /* when we saw it out of the call */
-} ut_held;
+} ut_escort;
 
 enum {
-	UT_HELD_SUPERVISED = -1, /* a call that a seccomp supervisor answers */
-	UT_HELD_FAULT = -2,      /* a page fault that a file system in user space answers */
+	UT_ESCORT_SUPERVISED = -1, /* a call that a seccomp supervisor answers */
+	UT_ESCORT_FAULT = -2,      /* a page fault that a file system in user space answers */
 };
 enum { UT_BUSY = -1002 }; /* a thread is in a call that must not be broken off */
 
@@ -95,12 +95,12 @@ typedef struct {
 
 /* Threads in calls that a stop leaves alone: calls.c. */
 typedef struct {
-	ut_held *v;
+	ut_escort *v;
 	size_t n, cap;
 	uint64_t anew[UT_CALLS / 64]; /* numbers of calls of this process that a stop has made begin anew */
 	int32_t careful;              /* threads have been in calls that a stop leaves alone */
 	int32_t busy_tid;             /* after UT_BUSY: the thread, */
-	int64_t busy_nr;              /* and its call, as in ut_held */
+	int64_t busy_nr;              /* and its call, as in ut_escort */
 } ut_calls;
 
 /* seize.c */
@@ -116,7 +116,7 @@ typedef struct {
 	long options;            /* of ptrace(2) */
 	unsigned long born;      /* the thread that an injected clone(2) has made */
 	int32_t seccomp_trusted; /* a filter that we cannot suspend lets our calls pass */
-	int32_t held_stop;       /* the thread that got a SIGSTOP meanwhile; we send it again at the end */
+	int32_t kept_stop;       /* the thread that got a SIGSTOP meanwhile; we send it again at the end */
 	uint64_t sigmask;
 	ut_section section;
 	ut_dispatch dispatch;

@@ -80,7 +80,7 @@ const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
 /* 1: calls of that number, on such a descriptor if they take one, begin anew in this process. */
 int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
 /* The last look, just before we interrupt a thread. UT_BUSY: it is in such a call by now, and in `calls`. */
-int ut_hold_seized(ut_tracee *t, int tid);
+int ut_escort_seized(ut_tracee *t, int tid);
 void ut_close_calls(ut_tracee *t);
 /* seize.c: seize a thread, between a begin and an end. 0; -ESRCH: it has ended; -ETIMEDOUT: it is in an exec
  * that does not come to its end. */
@@ -88,7 +88,7 @@ int ut_seize(ut_tracee *t, int tid);
 void ut_seizing_begin(const ut_tracee *t);
 void ut_seizing_end(const ut_tracee *t);
 /* Reap the threads that were killed while we traced them: an exec waits for that. */
-void ut_collect_killed(ut_tracee *t);
+void ut_reap_killed(ut_tracee *t);
 int ut_seizing_open(ut_tracee *t);
 void ut_seizing_close(const ut_tracee *t);
 /* halt.c. 1: the thread has stopped or is dead; 0: not yet; or -errno. */
@@ -97,7 +97,7 @@ int ut_poll_thread(ut_tracee *t, ut_thread *th);
 /* Add a thread that we have seized and asked to stop. */
 int ut_add_thread(ut_tracee *t, int tid);
 /* Between two stops: keep only the threads that have not stopped yet. */
-void ut_keep_pending(ut_tracee *t);
+void ut_keep_asked(ut_tracee *t);
 /* We have reaped a thread. The first thread's status is that of the process. */
 static inline void note_end(ut_tracee *t, int tid, int status)
 {

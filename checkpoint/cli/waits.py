@@ -63,7 +63,7 @@ class Interrupt:
         return bool(poll_fds(0, *self._ends))
 
 
-class Watch(Interrupt):
+class Wait(Interrupt):
     """The same, and it ends a wait when the process ends."""
 
     def __init__(self, target: ProcessTarget, lifeline: int) -> None:
@@ -76,7 +76,7 @@ class Watch(Interrupt):
         return bool(poll_fds(seconds, *self._ends, self._target.process.pidfd, full) - {full})
 
 
-class TreeWatch(Interrupt):
+class TreeWait(Interrupt):
     """The same for a tree: it ends a wait when all processes have ended."""
 
     def __init__(self, lifeline: int) -> None:
@@ -101,7 +101,7 @@ class TreeWatch(Interrupt):
         return True
 
 
-class ChildWatch:
+class ChildWait:
     """Waits like another wait, and says once if a child, which is in no epoch, does the work."""
 
     def __init__(self, pid: int, name: str, wait: Callable[[float], bool]) -> None:

@@ -48,7 +48,7 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Held(Generic[R]):
+class Taken(Generic[R]):
     """A session that is over.
 
     Attributes:
@@ -92,13 +92,13 @@ class Held(Generic[R]):
             raise self.untold
 
 
-def hold(
+def take_epochs(
     session: Taker[R],
     options: Options,
     wait: Callable[[float], bool],
     warnings: Callable[[R], Iterable[str]],
     show: Callable[[R], None] = lambda row: None,
-) -> Held[R]:
+) -> Taken[R]:
     """Take epochs as the options say, and report each.
 
     Args:
@@ -117,6 +117,6 @@ def hold(
         show(row)
 
     try:
-        return Held(rows, run_session(session, options.plan, wait, emit, say), None, options.as_json)
+        return Taken(rows, run_session(session, options.schedule, wait, emit, say), None, options.as_json)
     except OutputError as error:
-        return Held(rows, False, error, options.as_json)  # the epoch is safe; nobody reads of it
+        return Taken(rows, False, error, options.as_json)  # the epoch is safe; nobody reads of it
