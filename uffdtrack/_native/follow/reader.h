@@ -1,8 +1,8 @@
 /* Read another process's memory, without making it larger.
  *
  * process_vm_readv(2) pins what it reads. For that the kernel gives a page that is shared by fork, or merged
- * (KSM), a copy of its own: the memory of a prefork server doubles. /proc/PID/mem does not pin, and is 1.5 to
- * 2 times slower. So we use process_vm_readv(2) only for pages that no other process shares. */
+ * (KSM), a copy of its own: the memory of a prefork server doubles. /proc/PID/mem does not pin, and takes
+ * 1.4 to 3 times as long. So we use process_vm_readv(2) only for pages that no other process shares. */
 #ifndef UT_READER_H
 #define UT_READER_H
 #include "maps.h"
