@@ -194,6 +194,11 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     """
     files = chain.verify(key)
     view = chain.view(before, files)
+    if view.epoch.unknown:
+        raise InvalidInputError(
+            f"{view.epoch.path} is of a newer uffdtrack, which has stored {', '.join(view.epoch.unknown)}: "
+            "compact it with that one"
+        )
     if files[0].epoch < before:
         _merge(view, key)
     older = [number for number in chain.epochs if number < before]

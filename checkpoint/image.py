@@ -52,7 +52,7 @@ class EpochFile:
     written.
 
     Attributes:
-        facts: what its JSON says.
+        facts: what its JSON says; `unknown` are the keys that a newer version has stored.
         pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros.
     """
 
@@ -156,6 +156,7 @@ class EpochFile:
         if not isinstance(stored, dict) or stored.get("schema") != ImageFacts.schema:
             raise ValueError(f"its schema is not {ImageFacts.schema}")
         self.facts = ImageFacts.of_json(stored)
+        self.unknown = sorted(stored.keys() - ImageFacts.names())
         self.epoch = int(self.facts.epoch)
         self.parent = str(self.facts.parent)
         self.regions = [Region(*fields) for fields in self.facts.regions]

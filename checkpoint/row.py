@@ -36,6 +36,16 @@ class Row:
         return out
 
     @classmethod
+    def names(cls) -> set[str]:
+        """The keys that an object can have."""
+        assert is_dataclass(cls)
+        found = {"schema"}
+        for part in fields(cls):
+            kind = cls.rows.get(part.name)
+            found |= kind.names() if kind and kind.among else {part.name}
+        return found
+
+    @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Self:
         """Read what this or an older version of `to_json` made; ignores keys that are no fields.
 

@@ -61,7 +61,7 @@ class Roster:
         look = [*known, *self.left, *([self.adopter] if self.adopter else [])]
         while look:
             parent = look.pop()
-            for pid in children(parent):
+            for pid in _visible_children(parent):
                 if pid in known or pid in self.ours:
                     continue
                 if parent == self.adopter and (self._is_ours(pid) or self._reap(pid)):
@@ -153,3 +153,11 @@ def _has_memory_of_its_own(pid: int, parent: int) -> bool:
             return False
         time.sleep(0.001)
     return True
+
+
+def _visible_children(pid: int) -> list[int]:
+    """Without those of a process that we may not look into: that one is left out, and so are they."""
+    try:
+        return children(pid)
+    except PermissionDeniedError:
+        return []

@@ -6,6 +6,7 @@
 #ifndef UT_CYCLE_H
 #define UT_CYCLE_H
 #include "cleanup.h"
+#include "sabotage.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -48,7 +49,17 @@ typedef struct {
 	int (*rearm)(void *core, const uint64_t *gfn, size_t n);
 } ut_cycle_core;
 
+/* Where a fetch begins: a place in the ended log, with bits of the cycle's number above it. So a fetch that was kept
+ * from running while that cycle and others went by claims nothing. */
+enum { UT_PLACE_BITS = 40 };
+#define UT_PLACE(next) ((next) & ((1ull << UT_PLACE_BITS) - 1))
 #define UT_NOTHING_TO_FETCH UINT64_MAX
+
+static inline void ut_cycle_fetch_from(ut_cycle *c, uint64_t place)
+{
+	atomic_store(&c->next, atomic_load(&c->number) << UT_PLACE_BITS | place);
+}
+
 
 static inline void ut_cycle_init(ut_cycle *c)
 {
@@ -185,7 +196,7 @@ static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *
 	ut_cycle_open_log(c)->n = 0;
 	atomic_store(&c->rearmed, 0);
 	err = ops->begin(core, log);
-	atomic_store(&c->next, fetched && err >= 0 ? log->n : 0);
+	ut_cycle_fetch_from(c, fetched && err >= 0 ? log->n : 0);
 	return err < 0 ? err : (int64_t)log->n;
 }
 
@@ -215,11 +226,13 @@ static inline int64_t ut_cycle_fetch(ut_cycle *c, uint64_t max, uint64_t *first)
 	uint64_t at = atomic_load(&c->next), part;
 
 	do {
-		uint64_t n = ut_cycle_ended_log(c)->n, left = at < n ? n - at : 0;
+		uint64_t n = ut_cycle_ended_log(c)->n, left = UT_PLACE(at) < n ? n - UT_PLACE(at) : 0;
 
 		part = left < max ? left : max;
+		if (ut_breaks(UT_BREAK_CLAIM))
+			usleep(200);
 	} while (part && !atomic_compare_exchange_weak(&c->next, &at, at + part));
-	*first = part ? at : 0;
+	*first = part ? UT_PLACE(at) : 0;
 	return part;
 }
 
@@ -245,7 +258,7 @@ static inline int64_t ut_cycle_exchange(ut_cycle *c, const ut_cycle_core *ops, v
 	err = ops->rearm(core, ut_cycle_ended_log(c)->gfn, n);
 	if (!err)
 		return n;
-	atomic_store(&c->next, 0);
+	ut_cycle_fetch_from(c, 0);
 	return err;
 }
 

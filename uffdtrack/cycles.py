@@ -19,8 +19,6 @@ from uffdtrack.ram import NORESERVE
 from uffdtrack.runs import PAGE
 from uffdtrack.traits import Traits
 
-Logs = list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]
-
 
 @dataclass(frozen=True)
 class Core:
@@ -33,6 +31,25 @@ class Core:
     rearm: Callable[[Any, Any, int], int]
     exchange: Callable[[Any], int]
     pending: Callable[[Any], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """The two logs of an active tracker, without a copy.
+
+    Attributes:
+        native: the core's tracker; `state` is a part of it, and lives as long.
+        logs: gfn and vCPU of each page, by the number of the log.
+    """
+
+    native: Any
+    state: Any
+    logs: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]
+
+    def pages(self, first: int, n: int) -> DirtyPages:
+        """Pages of the ended cycle. It stays the ended one while a page of it is claimed and not rearmed."""
+        gfn, vcpu = self.logs[1 - self.state.open]
+        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self.state.number)
 
 
 def check_call(result: int, doing: str) -> int:
@@ -64,9 +81,8 @@ class CycleTracker(Gated, Closing):
         self.vcpus = vcpus
         super().__init__(max_dirty_pages)
         self._c: Any = None
-        self._cycle: tuple[Any, Any] | None = None
+        self._cycle: Cycle | None = None
         self._closed = False
-        self._logs: Logs = []
 
     # -- what a mechanism says of itself -----------------------------------------------------------
 
@@ -116,14 +132,14 @@ class CycleTracker(Gated, Closing):
         ffi = self.core.ffi
         memory = ffi.from_buffer(arena)
         # Freed with the last reference: another thread may be in a call when the tracker is closed.
-        self._c = ffi.gc(make(memory), self.core.free)
-        self._cycle = self._c, self._c.cycle  # together, since the one is memory of the other
+        native = ffi.gc(make(memory), self.core.free)
         base, pages = int(ffi.cast("uintptr_t", memory)), self.ram.size // PAGE
 
         def array(at: Any, dtype: Any) -> Any:
             return np.frombuffer(arena, dtype, pages, int(ffi.cast("uintptr_t", at)) - base)
 
-        self._logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in self._c.cycle.log]
+        logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in native.cycle.log]
+        self._c, self._cycle = native, Cycle(native, native.cycle, logs)
 
     def deactivate(self) -> None:
         """Make every page writable, and let every vCPU run. Idempotent."""
@@ -147,15 +163,17 @@ class CycleTracker(Gated, Closing):
 
     # -- a cycle ----------------------------------------------------------------------------------
 
-    def _active_cycle(self) -> tuple[Any, Any]:
-        """The core's tracker, and its cycle, which lives as long as the tracker."""
-        return self._cycle or (self._active(), None)
+    def _active_cycle(self) -> Cycle:
+        cycle = self._cycle
+        if cycle is None:
+            raise CycleError("the tracker is not active: activate() comes first")
+        return cycle
 
-    def _ended_cycle(self) -> tuple[Any, Any]:
-        native, cycle = self._active_cycle()
-        if not cycle.number:
+    def _ended_cycle(self) -> Cycle:
+        cycle = self._active_cycle()
+        if not cycle.state.number:
             raise CycleError("no cycle has ended yet: prepare() comes first")
-        return native, cycle
+        return cycle
 
     def prepare(self) -> int:
         """End the cycle, and begin the next one: counters are zero again.
@@ -177,17 +195,12 @@ class CycleTracker(Gated, Closing):
         Raises:
             CycleError: before the first `prepare()`.
         """
-        native, cycle = self._ended_cycle()
+        cycle = self._ended_cycle()
         if max_pages is not None and max_pages <= 0:
             raise InvalidInputError(f"cannot fetch {max_pages} pages")
         out = self.core.ffi.new("uint64_t *")
-        n = self.core.fetch(native, self.ram.size if max_pages is None else max_pages, out)
-        return self._pages(cycle, out[0], self._check(n, "fetch"))
-
-    def _pages(self, cycle: Any, first: int, n: int) -> DirtyPages:
-        """Pages of the ended cycle. It stays the ended one while a page of it is claimed and not rearmed."""
-        gfn, vcpu = self._logs[1 - cycle.open]
-        return DirtyPages(gfn[first : first + n], vcpu[first : first + n], cycle.number)
+        n = self.core.fetch(cycle.native, self.ram.size if max_pages is None else max_pages, out)
+        return cycle.pages(out[0], self._check(n, "fetch"))
 
     def rearm(self, pages: DirtyPages) -> None:
         """Set the traps of fetched pages again. Read their contents after it.
@@ -195,10 +208,10 @@ class CycleTracker(Gated, Closing):
         Raises:
             CycleError: pages of another cycle, or rearmed already.
         """
-        native, cycle = self._active_cycle()
+        cycle = self._active_cycle()
         if not isinstance(pages, DirtyPages):
             raise InvalidInputError(f"pages are what fetch() gave, not {type(pages).__name__}")
-        if pages.cycle != (last := cycle.number):
+        if pages.cycle != (last := cycle.state.number):
             raise CycleError(f"these are pages of cycle {pages.cycle}, and the last one is {last}")
         if pages.rearmed:
             raise CycleError("these pages are rearmed already")
@@ -206,31 +219,31 @@ class CycleTracker(Gated, Closing):
         try:
             if len(pages):
                 gfn = self.core.ffi.cast("uint64_t *", pages.gfn.ctypes.data)
-                self._check(self.core.rearm(native, gfn, len(pages)), "rearm")
+                self._check(self.core.rearm(cycle.native, gfn, len(pages)), "rearm")
         except BaseException:
             pages.rearmed = False
             raise
 
     def exchange(self) -> DirtyPages:
-        """`prepare()`, `fetch()` of all, and `rearm()` of it, at the lowest cost.
+        """`prepare()`, `fetch()` of all, and `rearm()` of it, at the lowest cost. One thread ends cycles.
 
         Raises:
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
-        native, cycle = self._active_cycle()
-        n = self.core.exchange(native)
+        cycle = self._active_cycle()
+        n = self.core.exchange(cycle.native)
         if n < 0:
             self._check(n, "end the cycle")
-        pages = self._pages(cycle, 0, n)
+        pages = cycle.pages(0, n)
         pages.rearmed = True
         return pages
 
     def get_dirty_log(self) -> DirtyLog:
         """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""
-        _, cycle = self._ended_cycle()
-        ended = 1 - cycle.open
-        gfn = self._logs[ended][0][: int(cycle.log[ended].n)]
+        cycle = self._ended_cycle()
+        ended = 1 - cycle.state.open
+        gfn = cycle.logs[ended][0][: int(cycle.state.log[ended].n)]
         return smaller_log(gfn, self.ram.index(gfn), self.ram.size // PAGE)
 
     def pending(self) -> int:

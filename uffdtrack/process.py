@@ -159,12 +159,16 @@ def children(pid: int) -> list[int]:
 
     Raises:
         UnsupportedError: the kernel does not say (CONFIG_PROC_CHILDREN).
+        PermissionDeniedError: we may not know (proc(5), hidepid).
     """
     found: list[int] = []
     try:
         tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except (FileNotFoundError, ProcessLookupError):
         return []
+    except PermissionError as error:
+        text = f"not allowed to see the children of process {pid}. {how_to_be_allowed(pid)}"
+        raise PermissionDeniedError(text) from error
     for tid in tids:
         try:
             found += map(int, Path(f"{procfs.task(pid, tid)}/children").read_text().split())

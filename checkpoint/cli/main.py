@@ -25,24 +25,30 @@ from checkpoint.cli import (
     vm,
 )
 from checkpoint.cli.common import say
-from uffdtrack.errors import OutputError, UffdtrackError
+from uffdtrack.errors import OutputError, UffdtrackError, UnsupportedError
 
 
 class Verbs(click.Group):
     """Our verbs, and those that other packages have registered, which are imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = {verb.name for verb in entry_points(group="uffdtrack.verbs")}
-        return sorted(found | set(super().list_commands(ctx)))
+        found = set(super().list_commands(ctx))
+        for verb in entry_points(group="uffdtrack.verbs"):
+            with contextlib.suppress(ImportError):
+                verb.load()
+                found.add(verb.name)
+        return sorted(found)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         own = super().get_command(ctx, name)
         if own:
             return own
         for verb in entry_points(group="uffdtrack.verbs", name=name):
-            with contextlib.suppress(ImportError):  # what lacks one verb has all others
+            try:
                 command: click.Command = verb.load()
-                return command
+            except ImportError as error:
+                raise UnsupportedError(f"{name} is not installed: {error}") from error
+            return command
         return None
 
 

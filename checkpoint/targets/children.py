@@ -6,7 +6,7 @@ import os
 import time
 
 from uffdtrack import children, command_name, procfs, stat_fields
-from uffdtrack.errors import TargetGoneError, UnsupportedError
+from uffdtrack.errors import PermissionDeniedError, TargetGoneError, UnsupportedError
 from uffdtrack.syscalls import RT_SIGSUSPEND, WAIT4, WAITID
 
 _WAITS = {str(number) for number in (WAIT4, WAITID, RT_SIGSUSPEND)}
@@ -31,7 +31,7 @@ class Delegation:
         try:
             # Not ourselves, where a shell has started us to checkpoint it.
             found = sorted(set(children(self.pid)) - {os.getpid(), os.getppid()})
-        except UnsupportedError:
+        except (UnsupportedError, PermissionDeniedError):
             return None
         if not found or not self._is_idle():
             return None

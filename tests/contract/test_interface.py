@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from tests.contract.conftest import Config, Guest
 from tests.contract.guests import DEADLINE, WRITE
+from tests.helpers import broken
 from uffdtrack import PROCESS_ENGINES, Tracker
 from uffdtrack.errors import CycleError, InvalidInputError
 
@@ -72,14 +74,20 @@ def test_a_ring_keeps_its_threshold(make: Callable[..., Guest]) -> None:
     assert guest.tracker.max_dirty_pages == 512
 
 
-def test_one_thread_polls_while_another_ends_cycles(make: Callable[..., Guest], engine: str) -> None:
-    """A fetch beside a prepare gets pages of one cycle: its log, its number, and each page once."""
+@pytest.mark.parametrize("pollers", [1, 3])
+def test_threads_poll_while_another_ends_cycles(
+    make: Callable[..., Guest], engine: str, pollers: int
+) -> None:
+    """A fetch beside a prepare gets pages of one cycle: its log, its number, and each page once.
+
+    Of several, one is kept from running while cycles go by.
+    """
     guest = make(engine, Config(1, "threads", shared=False))
     tracker = guest.tracker
     tracker.exchange()
     given = [tracker.prepare()]
     done = threading.Event()
-    fetched: dict[int, list[int]] = {}
+    fetched: dict[int, list[int]] = collections.defaultdict(list)
     failed: list[BaseException] = []
 
     def poll() -> None:
@@ -87,7 +95,7 @@ def test_one_thread_polls_while_another_ends_cycles(make: Callable[..., Guest], 
             while not done.is_set():
                 pages = tracker.fetch()
                 if len(pages):
-                    fetched.setdefault(pages.cycle, []).extend(pages.gfn.tolist())
+                    fetched[pages.cycle] += pages.gfn.tolist()
                     tracker.rearm(pages)
         except BaseException as error:
             failed.append(error)
@@ -99,18 +107,25 @@ def test_one_thread_polls_while_another_ends_cycles(make: Callable[..., Guest], 
                 return tracker.prepare()
         return -1
 
-    thread = threading.Thread(target=poll)
-    thread.start()
-    try:
+    def end_cycles() -> None:
         for cycle in range(150):
             guest.write(0, list(range(300 if cycle % 2 else 20)), cycle)
             given.append(prepare())
-            # Empty cycles, one after the other: the ended log changes beneath the other thread's feet.
-            given += [prepare() for _ in range(20)]
+            # Empty cycles, one after the other: the ended log changes beneath the other threads' feet.
+            given.extend(prepare() for _ in range(20))
+
+    threads = [threading.Thread(target=poll) for _ in range(pollers)]
+    for thread in threads:
+        thread.start()
+    late = broken("claim") if pollers > 1 else contextlib.nullcontext()
+    try:
+        with late:
+            end_cycles()
         assert prepare() >= 0, "the last pages are rearmed, and there is no other way that they can be"
     finally:
         done.set()
-        thread.join(DEADLINE)
-    assert not thread.is_alive() and not failed
+        for thread in threads:
+            thread.join(DEADLINE)
+    assert not any(thread.is_alive() for thread in threads) and not failed
     assert [n for n in given if n] == [len(fetched[cycle]) for cycle in sorted(fetched)]
     assert all(len(set(gfns)) == len(gfns) for gfns in fetched.values())

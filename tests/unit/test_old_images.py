@@ -20,9 +20,10 @@ from checkpoint.chain import Chain
 from checkpoint.cli.main import cli
 from checkpoint.elf import NOTE_META
 from checkpoint.export import compact
+from checkpoint.facts import ImageFacts
 from checkpoint.image import EpochFile
 from checkpoint.tree import Tree
-from uffdtrack.errors import UffdtrackError
+from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 OLD = Path(__file__).parent / "old_images"
 PRINTED = [
@@ -84,3 +85,11 @@ def test_what_an_image_says_is_written_as_it_was(images: Path) -> None:
                 assert json.dumps(again).encode() == stored(file), "the keys are in their order"
     for entry in Tree(images / "tree").entries():
         assert json.dumps(entry.facts.to_json()).encode() in entry.path.read_bytes()
+
+
+def test_what_a_newer_version_stores_is_not_lost(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ImageFacts.names()
+    monkeypatch.setattr(ImageFacts, "names", lambda: names - {"heap_end"})
+    with pytest.raises(InvalidInputError, match="heap_end"):
+        compact(Chain(images / "keyed"), 2, (images / "key").read_bytes())
+    assert len(Chain(images / "keyed").epochs) == 5

@@ -102,9 +102,10 @@ long ut_scan_next(ut_scan *s)
 
 		if (n < 0)
 			return -errno;
-		if (!n && a.walk_end <= s->start)
+		if (s->stuck || (!n && a.walk_end <= s->start))
 			return -EIO;
 		/* What was found comes first: its traps may be set again, so nothing would find it a second time. */
+		s->stuck = a.walk_end <= s->start;
 		s->start = a.walk_end;
 		s->first_room = 0;
 		if (n)

@@ -52,6 +52,7 @@ typedef struct {
 	struct ut_page_region *found;
 	size_t room;      /* results that fit into `found`; the kernel allocates for them in each call */
 	size_t first_room; /* the same for the first call alone, or 0 */
+	int stuck;         /* the kernel has given results and gone no further */
 } ut_scan;
 
 /* Only pages written since their trap was set: the kernel's fast path. It goes over every entry, empty ones
