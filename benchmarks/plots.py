@@ -26,7 +26,9 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise UnsupportedError("plots need matplotlib: pip install 'uffdtrack[plot]'") from error
+        raise UnsupportedError(
+            "matplotlib is not installed (pip install '.[plot]' in the project's directory)"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -16,7 +16,7 @@ from checkpoint import report
 from checkpoint.cli.common import DIRECTORY, json_option, say
 from checkpoint.files import translate
 from uffdtrack import parse_size
-from uffdtrack.errors import InvalidInputError
+from uffdtrack.errors import InvalidInputError, UnsupportedError
 
 DEFAULT = Setup()
 
@@ -40,10 +40,14 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     return found
 
 
-@command.command("ab")
+@command.command("ab", short_help="Every tracker on one guest, interleaved.")
 @click.option("--engines", help=f"Of {','.join(AB_ENGINES)}; default: all.")
 @click.option("--ram", callback=_numbers, help="Sizes; default: 64MiB,256MiB,1GiB,4GiB.")
-@click.option("--dirty", callback=_numbers, help="Pages a cycle; default: 10,100,1000,10000,30000.")
+@click.option(
+    "--dirty",
+    callback=_numbers,
+    help="Pages a cycle; default: 10,100,1000,10000,30000. The series over --ram has 300.",
+)
 @click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=DEFAULT.rounds, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
@@ -74,9 +78,10 @@ def ab(
         rounds=rounds,
         limit=max(min(DEFAULT.limit, least // 4), 256 * vcpus),
     )
+    plots = False
     if directory:
-        pyplot()  # says so now, where it is missing, and not after minutes
         prepare(directory)
+        plots = can_plot()
     rows: list[dict[str, Any]] = []
 
     def emit(row: dict[str, Any]) -> None:
@@ -104,7 +109,7 @@ def ab(
             report.emit(f"KVM's bitmap costs less than its ring {where}.")
         report.emit("Every engine listed exactly the pages that its guest wrote.")
     if directory:
-        keep(rows, directory)
+        keep(rows, directory, plots)
 
 
 def prepare(directory: Path) -> None:
@@ -121,12 +126,23 @@ def prepare(directory: Path) -> None:
         raise translate(error, directory) from error
 
 
-def keep(rows: list[dict[str, Any]], directory: Path) -> None:
+def can_plot() -> bool:
+    """Whether matplotlib is there; if not, say so now, and not after minutes."""
+    try:
+        pyplot()
+    except UnsupportedError as error:
+        say(f"warning: no plots: {error}")
+        return False
+    return True
+
+
+def keep(rows: list[dict[str, Any]], directory: Path, plots: bool) -> None:
     """The series and its plots, all made before the first one takes its name."""
     try:
         with tempfile.TemporaryDirectory(dir=directory) as made:
             (Path(made) / "ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            draw_ab(rows, Path(made))
+            if plots:
+                draw_ab(rows, Path(made))
             for path in sorted(Path(made).iterdir()):
                 path.replace(directory / path.name)
                 if path.suffix != ".jsonl":

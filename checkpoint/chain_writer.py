@@ -18,7 +18,7 @@ class ChainWriter(DirectoryWriter):
         for name in os.listdir(self.directory):
             if LEFT_OVER.fullmatch(name):
                 (self.directory / name).unlink()
-        return f"a chain of {len(old)} epochs" if old else "", "that chain"
+        return f"a chain of {len(old)} epoch{'s' * (len(old) != 1)}" if old else "", "that chain"
 
     def _clear(self) -> bool:
         """A new base is on disk: remove the old chain, its own base last. Returns whether there was one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,8 +13,7 @@ def _spread(rows: Sequence[dict[str, Any]], keys: Iterable[str], digits: int = 0
     values = sorted(sum(row[key] for key in keys) for row in rows)
     if not values:
         return "-"
-    middle = values[len(values) // 2]
-    return f"{middle:.{digits}f} ({values[0]:.{digits}f}-{values[-1]:.{digits}f})"
+    return f"{statistics.median(values):.{digits}f} ({values[0]:.{digits}f}-{values[-1]:.{digits}f})"
 
 
 def tables(rows: list[dict[str, Any]]) -> None:

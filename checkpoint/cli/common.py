@@ -70,6 +70,7 @@ class Bound(Time):
 
 
 PID = click.IntRange(1, 1 << 22)
+PID.name = "process number"
 DIRECTORY = click.Path(path_type=Path, readable=False)  # that it is shows when it is read, as exit code 4
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

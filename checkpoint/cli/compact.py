@@ -39,6 +39,7 @@ def command(directory: Path, before: int, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        report.emit(
-            f"{directory}: epoch {before} is the base; older epochs that are in it now: {len(removed)}"
+        merged = (
+            f"{report.span(min(removed), max(removed))} merged into it" if removed else "nothing to merge"
         )
+        report.emit(f"{directory}: epoch {before} is the base; {merged}")

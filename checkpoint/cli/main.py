@@ -96,6 +96,9 @@ def main() -> None:
             sys.stdout.flush()
     except click.exceptions.Exit as error:
         status = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        status = error.exit_code
     except click.ClickException as error:
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
         say(f"error: {error.format_message()}" + (f" ({path} --help)" if path else ""))

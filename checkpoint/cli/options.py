@@ -58,7 +58,9 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
             help=f"How writes are tracked ({document}).",
         ),
         click.option("--max-dirty", type=click.IntRange(min=1), metavar="PAGES", help=max_dirty),
-        click.option("--force", is_flag=True, help="Delete a chain that is there already."),
+        click.option(
+            "--force", is_flag=True, help="Replace a chain that is there, once the new base is safe on disk."
+        ),
         key_option,
         json_option,
     ]  # fmt: skip

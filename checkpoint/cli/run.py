@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 
 import click
@@ -13,6 +12,7 @@ from checkpoint.cli.options import Options
 from checkpoint.cli.session import process_options, run_on
 from checkpoint.cli.session_tree import children_option, run_tree_on
 from checkpoint.cli.worker import become_worker
+from checkpoint.rollback.differences import signal_names
 from uffdtrack import Kept
 from uffdtrack.errors import InvalidInputError, TargetGoneError
 
@@ -69,7 +69,7 @@ def result(name: str, status: int | None) -> int:
     if status is None:
         return 0
     if status < 0:
-        say(f"{name} was ended by {signal.strsignal(-status)} (signal {-status})")
+        say(f"{name} was ended by {signal_names(1 << -status - 1)[0]} (signal {-status})")
         return 128 - status
     say(f"{name} has ended with exit status {status}")
     return status

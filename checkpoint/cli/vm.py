@@ -39,7 +39,7 @@ PERIOD = 0.05
 """Seconds between two looks at the serial port, if nothing else happens."""
 
 
-@click.group("vm")
+@click.group("vm", short_help="Run, checkpoint and resume KVM guests.")
 def command() -> None:
     """Run a guest on /dev/kvm, checkpoint it, continue it from an epoch."""
 
@@ -54,7 +54,11 @@ vm_options = session_options(
 )
 
 
-@command.command("run", epilog="Guests: " + "; ".join(f"{k}: {v.text}" for k, v in PROGRAMS.items()) + ".")
+@command.command(
+    "run",
+    short_help="Run a guest.",
+    epilog="Guests: " + "; ".join(f"{k}: {v.text}" for k, v in PROGRAMS.items()) + ".",
+)
 @click.argument("guest", type=click.Choice(list(PROGRAMS)), metavar="GUEST")
 @click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option("--ram", default="64MiB", show_default=True, help="Size of the RAM.")
@@ -77,7 +81,7 @@ def run(guest: str, vcpus: int, ram: str, until: int, options: Options) -> None:
         run_vm(vm, guest, options)
 
 
-@command.command("resume")
+@command.command("resume", short_help="Continue the guest of an epoch.")
 @click.argument("place", metavar="DIR@N", type=Place())
 @vm_options
 def resume(place: tuple[Path, int | None], options: Options) -> None:

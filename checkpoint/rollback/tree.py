@@ -53,7 +53,9 @@ def rollback_tree(
         TargetError: it failed on the way; the message says in what state they are.
     """
     if pid not in views:
-        raise RollbackRefusedError(f"process {pid} is none of epoch {entry.epoch} of {entry.path.parent}")
+        raise RollbackRefusedError(
+            f"process {pid} does not belong to epoch {entry.epoch} of {entry.path.parent}"
+        )
     if entry.left_out and not anyway:
         raise RollbackRefusedError(
             f"epoch {entry.epoch} lacks {_named(entry.left_out)}; the rest would be put back without it"
