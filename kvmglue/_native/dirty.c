@@ -88,7 +88,7 @@ static void seal(void *core, ut_log *log)
 	}
 }
 
-static int begin(void *core, const ut_log *ended)
+static int begin_cycle(void *core, const ut_log *ended)
 {
 	kg_tracker *t = core;
 
@@ -121,7 +121,7 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 }
 
 static const ut_cycle_core core = {
-	.halt = halt, .release = release, .fill = fill, .seal = seal, .begin = begin, .rearm = rearm,
+	.halt = halt, .release = release, .fill = fill, .seal = seal, .begin = begin_cycle, .rearm = rearm,
 };
 
 int64_t kg_prepare(kg_tracker *t)
@@ -183,7 +183,7 @@ static void device_wrote(kg_listener *l, uint64_t row, uint64_t n)
 
 /* No threshold: make room. The pages stay in the open cycle, and are in the ring again if they are written again, so
  * that the reset of the cycle's end comes after the last write to each. */
-static int make_room(kg_tracker *t)
+static int make_log_room(kg_tracker *t)
 {
 	TRY(fill(t));
 	return t->ops->rearm(t, NULL, 0);
@@ -197,7 +197,7 @@ static int ring_full(kg_listener *l)
 		UT_LOCK(&t->cycle.lock);
 		t->stats.fulls++;
 		if (!t->threshold)
-			return make_room(t);
+			return make_log_room(t);
 		atomic_store(&t->vm->gate.full, 1);
 	}
 	kg_gate_full(t->vm);

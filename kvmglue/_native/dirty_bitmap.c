@@ -58,7 +58,7 @@ static int take_bitmap(kg_tracker *t, int slot)
 	return 0;
 }
 
-static int harvest(kg_tracker *t)
+static int harvest_bitmap(kg_tracker *t)
 {
 	for (int i = 0; i < t->vm->slots.n; i++)
 		TRY(take_bitmap(t, i));
@@ -72,7 +72,7 @@ static int prepare_bitmap(kg_tracker *t)
 
 const kg_mode_ops kg_mode_bitmap = {
 	.prepare = prepare_bitmap,
-	.harvest = harvest,
+	.harvest = harvest_bitmap,
 };
 
 /* -- cleared page by page ------------------------------------------------------------------------ */
@@ -127,7 +127,7 @@ static int prepare_clear(kg_tracker *t)
 const kg_mode_ops kg_mode_clear = {
 	.prepare = prepare_clear,
 	.start = clear_all,
-	.harvest = harvest,
+	.harvest = harvest_bitmap,
 	.harvest_waits = 1,
 	.rearm = clear_pages,
 };

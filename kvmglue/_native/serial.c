@@ -15,7 +15,7 @@ void kg_serial_free(kg_serial *s)
 	free(s->text);
 }
 
-static int make_room(kg_serial *s, size_t n)
+static int make_serial_room(kg_serial *s, size_t n)
 {
 	size_t room = 2 * s->room + n + 4096;
 	char *more;
@@ -33,7 +33,7 @@ static int make_room(kg_serial *s, size_t n)
 void kg_serial_put(kg_serial *s, const char *text, size_t n)
 {
 	UT_LOCK(&s->lock);
-	if (!make_room(s, n))
+	if (!make_serial_room(s, n))
 		return;
 	memcpy(s->text + s->bytes, text, n);
 	s->bytes += n;

@@ -20,7 +20,7 @@
 #define DEV_ZERO makedev(1, 5)
 #define NAME_MAX_BYTES 4096
 
-static int add(ut_filesystems *f, uint32_t major, uint32_t minor, uint8_t backing)
+static int add_filesystem(ut_filesystems *f, uint32_t major, uint32_t minor, uint8_t backing)
 {
 	return VEC_PUSH(f->v, f->n, f->cap, (ut_filesystem){major, minor, backing});
 }
@@ -56,7 +56,7 @@ static int add_own(ut_filesystems *f)
 		if (tries[i].fd < 0)
 			continue;
 		if (!err && !fstat(tries[i].fd, &s))
-			err = add(f, major(s.st_dev), minor(s.st_dev), tries[i].backing);
+			err = add_filesystem(f, major(s.st_dev), minor(s.st_dev), tries[i].backing);
 		close(tries[i].fd);
 	}
 	return err;
@@ -96,7 +96,7 @@ static int add_mounts(ut_filesystems *f, int pid, int tid)
 		const char *tail = strstr(line, " - ");
 
 		if (tail && sscanf(line, "%*u %*u %u:%u", &major, &minor) == 2 && sscanf(tail + 3, "%63s", type) == 1)
-			err = add(f, major, minor, of_type(type));
+			err = add_filesystem(f, major, minor, of_type(type));
 	}
 	return err;
 }
@@ -180,7 +180,7 @@ static int stat_file(const ut_maps *m, const ut_region *r, int pid, int tid, str
 	return stat_by_name(m, r, pid, tid, out);
 }
 
-static int look(ut_maps *m, ut_region *r, ut_filesystems *known, int pid, int tid)
+static int look_at_file(ut_maps *m, ut_region *r, ut_filesystems *known, int pid, int tid)
 {
 	const ut_filesystem *f = filesystem(known, r);
 	struct statx s;
@@ -238,7 +238,7 @@ int ut_backing_find(ut_maps *m, const ut_maps *before, ut_filesystems *known, in
 			r->backing = same->backing;
 			r->deleted = same->deleted;
 		} else {
-			TRY(look(m, r, known, pid, tid));
+			TRY(look_at_file(m, r, known, pid, tid));
 		}
 		r->named_deleted = ut_maps_names_deleted(m, r);
 		r->sure = !!(flags & UT_BACKING_SURE);

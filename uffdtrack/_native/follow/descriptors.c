@@ -30,7 +30,7 @@ int ut_file_mode(int directory, const char *name, uint64_t *size)
 	return s.stx_mode;
 }
 
-static int make_room(ut_text *t, size_t wanted)
+static int make_text_room(ut_text *t, size_t wanted)
 {
 	size_t cap = t->cap ? t->cap : 2 * INFO_PART;
 	char *v;
@@ -55,7 +55,7 @@ static int append_file(ut_text *t, int directory, const char *name)
 	ssize_t n = INFO_PART;
 
 	while (!error && n == INFO_PART) {
-		error = make_room(t, INFO_PART + 1);
+		error = make_text_room(t, INFO_PART + 1);
 		if (error)
 			break;
 		n = read(fd, t->v + t->n, INFO_PART);
@@ -73,7 +73,7 @@ static int append_descriptor(ut_text *t, int links, int infos, const char *name)
 {
 	struct timespec now;
 	ssize_t n;
-	int error = make_room(t, PATH_MAX + 64);
+	int error = make_text_room(t, PATH_MAX + 64);
 
 	if (error)
 		return error;

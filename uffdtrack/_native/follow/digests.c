@@ -61,7 +61,7 @@ static void make_void(ut_digest *d)
 }
 
 /* Room for one more; what is void is left behind. */
-static int grow(ut_digests *d)
+static int grow_digests(ut_digests *d)
 {
 	size_t live = 0, cap = d->cap ? d->cap : FIRST;
 	ut_digest *v;
@@ -88,7 +88,7 @@ static int put(ut_digests *d, uint64_t addr, const uint8_t *page)
 	ut_digest *at;
 
 	if (d->n * 2 >= d->cap)
-		TRY(grow(d));
+		TRY(grow_digests(d));
 	at = slot(d->v, d->cap, addr / UT_PAGE);
 	d->n += !at->page;
 	at->page = addr / UT_PAGE + 1;

@@ -9,7 +9,7 @@
 /* How often a mapping is asked whose first page is not there. */
 enum { UT_HEAD_TRIES = 3 };
 
-static int add(ut_heads *h, const ut_region *r, const ut_reader *reader)
+static int add_head(ut_heads *h, const ut_region *r, const ut_reader *reader)
 {
 	ut_head *to;
 
@@ -38,7 +38,7 @@ int ut_heads_take(ut_heads *h, ut_maps *m, const ut_reader *reader)
 		    !(entry & UT_ENTRY_PRESENT) || !(entry & UT_ENTRY_FILE))
 			continue;
 		r->head = UT_HEAD_TRIES;
-		TRY(add(h, r, reader));
+		TRY(add_head(h, r, reader));
 	}
 	return 0;
 }

@@ -7,6 +7,8 @@ static int same_object(const ut_region *a, const ut_region *b)
 	       a->minor == b->minor && a->offset - a->start == b->offset - b->start;
 }
 
+_Static_assert(!offsetof(ut_region, start) && offsetof(ut_region, end) == offsetof(ut_run, end), "begins as a ut_run");
+
 static size_t first_after(const ut_maps *m, uint64_t addr)
 {
 	return ut_first_after(m->regions, m->n, sizeof(*m->regions), addr);

@@ -23,7 +23,7 @@ static int is_either(uint8_t wanted, int value)
 }
 
 /* What is in no line, or cannot be followed as its line says, is compared. */
-static int follow(ut_space *s, ut_region *r)
+static int follow_region(ut_space *s, ut_region *r)
 {
 	int err = -EINVAL;
 
@@ -53,7 +53,7 @@ static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
 	}
 	ut_finding_clear(part);
 	TRY(ut_reader_overdue(&s->reader));
-	TRY(follow(s, r));
+	TRY(follow_region(s, r));
 	TRY(runs_clip(&part->want, pending, r->start, r->end));
 	runs_normalise(&part->want);
 	return ut_finding_add(&s->harvest.all, part);
@@ -61,7 +61,7 @@ static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
 
 /* -- one harvest --------------------------------------------------------------------------------- */
 
-static void begin(ut_space *s, int flags)
+static void start_harvest(ut_space *s, int flags)
 {
 	ut_harvest *h = &s->harvest;
 	ut_maps old = s->before;
@@ -131,7 +131,7 @@ static int void_what_is_new(ut_space *s)
 	return 0;
 }
 
-static int harvest(ut_space *s, const ut_tracee *t, const ut_runs *pending)
+static int harvest_regions(ut_space *s, const ut_tracee *t, const ut_runs *pending)
 {
 	ut_harvest *h = &s->harvest;
 
@@ -152,8 +152,8 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 		TRY(s->reader.tid = ut_live_thread(s->reader.pid));
 	/* Opened anew each time: these files stay with the memory of before an exec. */
 	TRY(ut_reader_open(&s->reader));
-	begin(s, flags);
-	err = harvest(s, t, &again);
+	start_harvest(s, flags);
+	err = harvest_regions(s, t, &again);
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (ut_space_is_gone(s))
 		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;

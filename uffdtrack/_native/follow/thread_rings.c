@@ -29,7 +29,7 @@ void ut_thread_rings_close(ut_thread_rings *r)
 	r->n = r->cap = 0;
 }
 
-static void drain(ut_thread_rings *r, ut_fault_ring *ring)
+static void drain_thread(ut_thread_rings *r, ut_fault_ring *ring)
 {
 	ut_fault_cursor c = ut_fault_ring_begin(ring);
 	uint64_t address, before = ring->samples;
@@ -47,12 +47,12 @@ static void drain(ut_thread_rings *r, ut_fault_ring *ring)
 void ut_thread_rings_drain(ut_thread_rings *r)
 {
 	for (size_t i = 0; i < r->n; i++)
-		drain(r, &r->v[i].ring);
+		drain_thread(r, &r->v[i].ring);
 }
 
-static void forget(ut_thread_rings *r, size_t i)
+static void forget_ring(ut_thread_rings *r, size_t i)
 {
-	drain(r, &r->v[i].ring);
+	drain_thread(r, &r->v[i].ring);
 	ut_fault_ring_close(&r->v[i].ring);
 	r->n--;
 	r->short_of = 0;
@@ -63,7 +63,7 @@ void ut_thread_rings_drop(ut_thread_rings *r, int fd)
 {
 	for (size_t i = 0; i < r->n; i++)
 		if (r->v[i].ring.fd.min == fd) {
-			forget(r, i);
+			forget_ring(r, i);
 			return;
 		}
 }
@@ -100,7 +100,7 @@ static int open_ring(const ut_thread_rings *r, int tid, ut_fault_ring *out)
 }
 
 /* 1: the thread has a ring. If that fails, the audit finds faults without a sample. */
-static int add(ut_thread_rings *r, int tid)
+static int add_ring(ut_thread_rings *r, int tid)
 {
 	int err;
 
@@ -134,12 +134,12 @@ int ut_thread_rings_renew(ut_thread_rings *r)
 			hint = (hint + i) % before;
 			lives[hint++] = 1;
 		} else {
-			changed |= add(r, tid);
+			changed |= add_ring(r, tid);
 		}
 	}
 	for (size_t i = before; i-- > 0;)
 		if (!lives[i]) {
-			forget(r, i);
+			forget_ring(r, i);
 			changed = 1;
 		}
 	return changed;

@@ -23,7 +23,7 @@ static size_t slot(const uint64_t *table, size_t cap, uint64_t key)
 	return at;
 }
 
-static int grow(ut_touched *t)
+static int grow_touched(ut_touched *t)
 {
 	size_t cap = t->cap ? t->cap * 2 : FIRST;
 	uint64_t *v = calloc(cap, sizeof(*v));
@@ -42,7 +42,7 @@ static int grow(ut_touched *t)
 int ut_touched_open(ut_touched *t)
 {
 	*t = (ut_touched){0};
-	return grow(t);
+	return grow_touched(t);
 }
 
 int ut_touched_add(ut_touched *t, uint64_t page)
@@ -50,7 +50,7 @@ int ut_touched_add(ut_touched *t, uint64_t page)
 	size_t at;
 
 	if (t->n * 2 >= t->cap)
-		TRY(grow(t));
+		TRY(grow_touched(t));
 	at = slot(t->table, t->cap, page + 1);
 	t->n += !t->table[at];
 	t->table[at] = page + 1;

@@ -14,7 +14,7 @@ static int was_moved(const ut_space *s, const ut_region *r)
 	return 0;
 }
 
-static int look(ut_space *s, const ut_region *r, int fresh)
+static int look_at_region(ut_space *s, const ut_region *r, int fresh)
 {
 	return (r->kind == UT_KIND_ANON && !s->diff_all ? ut_look_spans : ut_look_pages)(s, r, fresh);
 }
@@ -36,14 +36,14 @@ static int arm_all(ut_space *s, const ut_region *r)
 	return ut_set_traps(s, found, UT_TRAP);
 }
 
-static int begin(ut_space *s, const ut_region *r)
+static int arm_first(ut_space *s, const ut_region *r)
 {
 	ut_harvest *h = &s->harvest;
 	int64_t t0 = ut_now_ns();
 	int err = arm_all(s, r);
 
 	if (!err)
-		err = look(s, r, 1);
+		err = look_at_region(s, r, 1);
 	h->arming_ns += ut_now_ns() - t0;
 	if (err && (h->flags & UT_RUNNING)) {
 		ut_finding_clear(&h->part); /* it changes right now; the stop will see what it is */
@@ -57,12 +57,12 @@ int ut_follow_trapped(ut_space *s, ut_region *r)
 	ut_harvest *h = &s->harvest;
 
 	if (!(h->flags & UT_FULL) && !was_moved(s, r) && !ut_count_before(s, r, 1)) {
-		int err = look(s, r, 0);
+		int err = look_at_region(s, r, 0);
 
 		/* Not registered (any more): munmap and mmap, mremap, or grown by a mapping of its own. */
 		if (err != -EPERM)
 			return err;
 		ut_finding_clear(&h->part);
 	}
-	return ut_leave_alone(s, r) ? ut_follow_alone(s, r) : begin(s, r);
+	return ut_leave_alone(s, r) ? ut_follow_alone(s, r) : arm_first(s, r);
 }

@@ -176,7 +176,7 @@ static int stop_all(struct tree *t, size_t *failed)
 	return 0;
 }
 
-static void take_all(struct tree *t, ut_claims *claims, ut_times *times)
+static void take_members(struct tree *t, ut_claims *claims, ut_times *times)
 {
 	claims->n = 0;
 	for (size_t i = 0; i < t->n; i++) {
@@ -249,7 +249,7 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 		ut_set_urgent(1);
 	times->stop_ns = ut_now_ns() - t0;
 	if (!err)
-		take_all(&t, claims, times);
+		take_members(&t, claims, times);
 	late = resume_all(&t);
 	times->pause_ns = ut_now_ns() - t0;
 	if (urgent && !err)

@@ -115,7 +115,7 @@ static void wake(const ut_watch *w, uint64_t page)
 }
 
 /* 0: not now, somebody changes the mappings and waits for an event to be read first. */
-static int answer(const ut_watch *w, const ut_fault *f)
+static int answer_fault(const ut_watch *w, const ut_fault *f)
 {
 	int err = f->missing ? ut_zero_page(w->uffd, f->page * UT_PAGE)
 			     : ut_try_protect(w->uffd, f->page * UT_PAGE, UT_PAGE, UT_NO_TRAP);
@@ -161,7 +161,7 @@ static void answer_all(ut_watch *w)
 			tell(w);
 		else if (!known && ut_touched_add(&w->touched, f->page))
 			w->lost = 1;
-		if (waits || !answer(w, f))
+		if (waits || !answer_fault(w, f))
 			w->faults[left++] = *f;
 	}
 	w->nfaults = left;
@@ -169,7 +169,7 @@ static void answer_all(ut_watch *w)
 
 /* -- the server ----------------------------------------------------------------------------------- */
 
-static void look(ut_watch *w)
+static void look_at_events(ut_watch *w)
 {
 	read_messages(w);
 	ut_thread_rings_drain(&w->rings);
@@ -192,7 +192,7 @@ static size_t add_rings(const ut_watch *w, struct pollfd **fds, size_t *cap)
 	return *cap < UT_SERVER_FDS ? 0 : n;
 }
 
-static void serve(void *arg)
+static void serve_watch(void *arg)
 {
 	AUTO_FREE struct pollfd *fds = NULL;
 	ut_watch *w = arg;
@@ -208,7 +208,7 @@ static void serve(void *arg)
 		pthread_mutex_lock(&w->lock);
 		if (!found && !w->sync)
 			ut_thread_rings_renew(&w->rings);
-		look(w);
+		look_at_events(w);
 		for (size_t i = UT_SERVER_FDS; i < n && found > 0; i++)
 			if (fds[i].revents & (POLLHUP | POLLERR))
 				ut_thread_rings_drop(&w->rings, fds[i].fd);
@@ -237,7 +237,7 @@ int ut_watch_open(int pid, int uffd, int sync, uint64_t limit, ut_watch **out)
 	if (!err && !sync)
 		ut_thread_rings_renew(&w->rings);
 	if (!err)
-		err = ut_fault_server_start(&w->server, uffd, serve, w);
+		err = ut_fault_server_start(&w->server, uffd, serve_watch, w);
 	if (err) {
 		ut_watch_close(w);
 		return err;
@@ -279,7 +279,7 @@ int ut_watch_take(ut_watch *w, ut_news *news, int limited)
 	int err, scan;
 
 	pthread_mutex_lock(&w->lock);
-	look(w);
+	look_at_events(w);
 	scan = w->lost || w->rings.lost;
 	if (!w->sync && ut_thread_rings_audit(&w->rings) && !ut_breaks(UT_BREAK_AUDIT))
 		scan = 1;
@@ -313,7 +313,7 @@ int ut_watch_peek(ut_watch *w, ut_news *news)
 	int err;
 
 	pthread_mutex_lock(&w->lock);
-	look(w);
+	look_at_events(w);
 	news->touched.n = 0;
 	err = copy(&news->changes.zapped, &w->changes.zapped);
 	if (!err)

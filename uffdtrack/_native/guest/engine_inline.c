@@ -13,7 +13,7 @@
 static struct sigaction old_bus;
 
 /* Nobody is left to rearm or to open the gate: write on, untracked. */
-static void let_go(const ut_member *m)
+static void let_go_member(const ut_member *m)
 {
 	ut_unregister(m->uffd, (uint64_t)m->base, m->shared->npages * UT_PAGE);
 }
@@ -25,13 +25,13 @@ static void list_own_fault(ut_member *m, uint64_t index)
 	int vcpu = ut_vcpu_of(s, m->pid, ut_own_tid()), forced, full = 0;
 
 	if (vcpu >= 0 && s->vcpu[vcpu].forced > 0 && !ut_member_park(m, vcpu)) {
-		let_go(m);
+		let_go_member(m);
 		return;
 	}
 	for (int i = 1; !ut_try_list(s, m->mm); i++) {
 		sched_yield();
 		if (i % 4096 == 0 && !ut_member_has_tracker(m)) {
-			let_go(m);
+			let_go_member(m);
 			return;
 		}
 	}

@@ -166,7 +166,7 @@ static int audit(ut_tracker *t, int vcpu)
 	return 1;
 }
 
-static void drain(ut_tracker *t, int vcpu)
+static void drain_vcpu(ut_tracker *t, int vcpu)
 {
 	int lost = take_records(t, vcpu) & DRAIN_LOST, unsampled = audit(t, vcpu);
 
@@ -288,7 +288,7 @@ static int not_full(ut_tracker *t)
 
 /* -- a vCPU -------------------------------------------------------------------------------------- */
 
-static int follow(ut_tracker *t, int vcpu)
+static int follow_vcpu(ut_tracker *t, int vcpu)
 {
 	ut_events *e = &t->ev[vcpu];
 	ut_vcpu *v = &t->s->vcpu[vcpu];
@@ -309,7 +309,7 @@ int ut_ring_start(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
 	int err;
 
 	*e = (ut_events){.mm = mm, .ring = {.fd = {min, maj}}, .count = count, .stat = -1};
-	err = follow(t, vcpu);
+	err = follow_vcpu(t, vcpu);
 	UT_LOCK(&t->cycle.lock);
 	if (!err) {
 		e->unseen = INT64_MIN / 2;
@@ -326,7 +326,7 @@ int ut_ring_start(ut_tracker *t, int vcpu, int mm, int min, int maj, int count)
 const ut_engine_ops ut_engine_ring = {
 	.features = UFFD_FEATURE_WP_ASYNC,
 	.async = 1,
-	.drain = drain,
+	.drain = drain_vcpu,
 	.share = grant,
 	.host_wrote = host_wrote,
 	.not_full = not_full,

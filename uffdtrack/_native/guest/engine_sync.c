@@ -98,7 +98,7 @@ static void on_fault(ut_mm *mm, uint64_t index, int tid)
 
 /* Those who were turned away: whoever stood at the gate since then has left its fault, and faults again if it
  * still wants to write. */
-static void answer(ut_mm *mm)
+static void answer_waiting(ut_mm *mm)
 {
 	ut_shared *s = mm->tracker->s;
 	uint32_t word = atomic_load(&s->gate.word);
@@ -143,7 +143,7 @@ static void on_faults(ut_mm *mm, const struct uffd_msg *msg, int n)
 				 msg[i].arg.pagefault.feat.ptid);
 }
 
-static void serve(void *arg)
+static void serve_faults(void *arg)
 {
 	struct uffd_msg msg[UT_FAULT_BATCH];
 	struct pollfd p[UT_SERVER_FDS];
@@ -154,7 +154,7 @@ static void serve(void *arg)
 		int n = ut_fault_server_read(&mm->server, msg), saw;
 
 		if (mm->waiting.any && ut_now_ns() - mm->waiting.since > GRACE_NS)
-			answer(mm);
+			answer_waiting(mm);
 		if (n < 0 || (n && ut_breaks(UT_BREAK_HANDLER))) {
 			give_up(mm);
 			return;
@@ -176,7 +176,7 @@ static void serve(void *arg)
 
 static int start(ut_mm *mm)
 {
-	return ut_fault_server_start(&mm->server, mm->uffd, serve, mm);
+	return ut_fault_server_start(&mm->server, mm->uffd, serve_faults, mm);
 }
 
 static void stop(ut_mm *mm)

@@ -108,7 +108,7 @@ int ut_any_dead(const ut_tracker *t)
 	return 0;
 }
 
-static int take_all(ut_tracker *t)
+static int take_everything(ut_tracker *t)
 {
 	for (int i = 0; i < t->s->nvcpus; i++) {
 		if (t->ev[i].used)
@@ -135,7 +135,7 @@ int ut_harvest(ut_tracker *t)
 
 	if (ut_any_dead(t))
 		return -EPIPE;
-	TRY(take_all(t));
+	TRY(take_everything(t));
 	/* Read before the lists are emptied for the last time: what comes after it is in them. */
 	overflow = atomic_exchange(&t->s->overflow, 0);
 	ut_take_list(t, UT_HOST);

@@ -29,7 +29,7 @@ static int stands(void *arg)
 }
 
 /* And find out who has ended. */
-static void call(void *arg)
+static void call_vcpus(void *arg)
 {
 	const pause_of *p = arg;
 
@@ -39,7 +39,7 @@ static void call(void *arg)
 int ut_wait_parked(ut_tracker *t, uint32_t word, int64_t timeout_ns)
 {
 	pause_of p = {t, word};
-	ut_gate_wait wait = {&t->s->gate.event, UT_SHARED_WORD, stands, call, &p};
+	ut_gate_wait wait = {&t->s->gate.event, UT_SHARED_WORD, stands, call_vcpus, &p};
 
 	return ut_gate_wait_parked(&wait, timeout_ns);
 }

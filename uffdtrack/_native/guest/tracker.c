@@ -188,7 +188,7 @@ static void seal(void *core, ut_log *log)
 	ut_mend(UT_BREAK_FORGET);
 }
 
-static int begin(void *core, const ut_log *ended)
+static int begin_cycle(void *core, const ut_log *ended)
 {
 	ut_tracker *t = core;
 	int err;
@@ -221,7 +221,7 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 	return err < 0 ? err : 0;
 }
 
-static const ut_cycle_core core = {.fill = fill, .seal = seal, .begin = begin, .rearm = rearm};
+static const ut_cycle_core core = {.fill = fill, .seal = seal, .begin = begin_cycle, .rearm = rearm};
 
 int64_t ut_prepare(ut_tracker *t)
 {

@@ -19,7 +19,7 @@
 #define MEND_NS 30000000000ll
 
 /* Returns the index of a thread that calls can be injected into. */
-static int begin(ut_tracee *t, uint64_t flags)
+static int begin_attach(ut_tracee *t, uint64_t flags)
 {
 	int at = ut_inject_begin_any(t);
 
@@ -58,7 +58,7 @@ static int call_elsewhere(ut_tracee *t, int at, uint64_t flags)
 }
 
 /* Returns a copy of ours; the target's own is closed. */
-static int call(ut_tracee *t, int at, uint64_t flags)
+static int call_userfaultfd(ut_tracee *t, int at, uint64_t flags)
 {
 	int64_t fd, ignored;
 	int own, err = ut_inject(t, at, SYS_userfaultfd, (uint64_t[6]){flags}, &fd);
@@ -100,10 +100,10 @@ static int make_stopped(ut_tracee *t, uint64_t flags)
 
 	TRY(ut_tracee_stop(t, STOP_NS));
 	ut_sabotage("attach");
-	at = begin(t, flags);
+	at = begin_attach(t, flags);
 	TRY(at);
 	ut_guard_attaching(t, 1);
-	own = call(t, at, flags);
+	own = call_userfaultfd(t, at, flags);
 	ut_guard_attaching(t, 0);
 	end = t->threads[at].state == UT_THREAD_STOPPED ? ut_inject_end(t, at) : 0;
 	if (own < 0 || !end)
@@ -159,7 +159,7 @@ static struct answer receive_answer(int sock)
 }
 
 /* It stays for as long as a thread has not stopped that was asked to; then it is not waited for. */
-static void reap(int child)
+static void reap_child(int child)
 {
 	struct timespec nap = {0, 1000000};
 	int r;
@@ -204,7 +204,7 @@ int ut_attach_uffd(int pid, int user_mode_only)
 	close(pair[1]);
 	answer = receive_answer(pair[0]);
 	close(pair[0]);
-	reap(child);
+	reap_child(child);
 	if (answer.fd == -ECHILD && ut_guard_verdict_of(child, &verdict))
 		answer = (struct answer){UT_OVERDUE, child};
 	/* Yama's scope 1 lets ancestors trace, not their other children. */

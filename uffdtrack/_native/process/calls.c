@@ -58,7 +58,7 @@ static int any_anew(const ut_tracee *t)
 }
 
 /* 1: the thread is in a call to be left alone; *h says in which, and until when. */
-static int look(const ut_tracee *t, int tid, ut_escort *h)
+static int look_at_call(const ut_tracee *t, int tid, ut_escort *h)
 {
 	const ut_wait *w = ut_find_wait(t, tid);
 	int64_t now = ut_now_ns();
@@ -162,7 +162,7 @@ static int is_trap(const ut_escort *h)
 	       what.si_code > 0 && what.si_fd == h->trap;
 }
 
-static void forget(ut_tracee *t, ut_escort *h)
+static void forget_escort(ut_tracee *t, ut_escort *h)
 {
 	if (h->trap >= 0)
 		close(h->trap);
@@ -196,7 +196,7 @@ int ut_escort_seized(ut_tracee *t, int tid)
 {
 	ut_escort found;
 
-	if (!t->calls.careful || !look(t, tid, &found))
+	if (!t->calls.careful || !look_at_call(t, tid, &found))
 		return 0;
 	t->calls.busy_tid = tid;
 	t->calls.busy_nr = found.nr;
@@ -225,7 +225,7 @@ static int escort_new(ut_tracee *t, int only_look)
 	while (err >= 0 && (tid = ut_next_task(dir))) {
 		ut_escort found;
 
-		if (is_ours(t, tid) || !look(t, tid, &found))
+		if (is_ours(t, tid) || !look_at_call(t, tid, &found))
 			continue;
 		err = only_look ? 1 : escort(t, &found);
 		fresh += err > 0;
@@ -239,7 +239,7 @@ static int give_over(ut_tracee *t, ut_escort *h)
 	int tid = h->tid, out = h->out;
 
 	trace(PTRACE_INTERRUPT, tid, NULL, NULL);
-	forget(t, h); /* after: who runs past the trap goes into the next such call */
+	forget_escort(t, h); /* after: who runs past the trap goes into the next such call */
 	if (out)
 		trace(PTRACE_CONT, tid, NULL, NULL);
 	return ut_add_thread(t, tid);
@@ -291,7 +291,7 @@ static int poll_all(ut_tracee *t)
 		}
 		if (r < 0) {
 			ut_forget_wait(t, h->tid);
-			forget(t, h);
+			forget_escort(t, h);
 			continue;
 		}
 		if (!r) {
@@ -316,7 +316,7 @@ static void release_out(ut_tracee *t)
 		}
 		trace(PTRACE_DETACH, h->tid, NULL, NULL);
 		ut_forget_wait(t, h->tid);
-		forget(t, h);
+		forget_escort(t, h);
 	}
 }
 

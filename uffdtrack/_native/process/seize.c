@@ -18,7 +18,7 @@ static __thread sigjmp_buf past_deadline;
 
 /* 1: we have reaped a thread that was killed while we traced it. Without WNOWAIT, waitid(2) takes the stop of
  * a thread that lives. */
-static int reap(int tid)
+static int reap_thread(int tid)
 {
 	siginfo_t what = {0};
 
@@ -34,12 +34,12 @@ void ut_reap_killed(ut_tracee *t)
 	for (size_t i = 0; i < t->n; i++) {
 		ut_thread *th = &t->threads[i];
 
-		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && reap(th->tid))
+		if (th->state != UT_THREAD_DEAD && th->tid != t->pid && reap_thread(th->tid))
 			th->state = UT_THREAD_DEAD;
 	}
 	for (size_t i = 0; i < t->calls.n; i++)
 		if (t->calls.v[i].tid != t->pid)
-			reap(t->calls.v[i].tid);
+			reap_thread(t->calls.v[i].tid);
 }
 
 static void on_nudge(int number, siginfo_t *info, void *context)

@@ -77,7 +77,7 @@ static void drop(int i)
 }
 
 /* A process has ended, or is to be. Others of its slots are its other targets. */
-static void let_go(int stopper, int pidfd, int end_it)
+static void let_go_target(int stopper, int pidfd, int end_it)
 {
 	struct ut_guard_slot slots[UT_GUARD_SLOTS];
 	struct pollfd end = {.fd = pidfd, .events = POLLIN};
@@ -178,10 +178,10 @@ static void watch(int from)
 			if (page->slots[i].stopper != stopper) {
 				drop(i);
 			} else if (fds[k].revents) {
-				let_go(stopper, fds[k].fd, 0);
+				let_go_target(stopper, fds[k].fd, 0);
 			} else if (is_expired(i, now)) {
 				note_verdict(&page->slots[i]);
-				let_go(stopper, fds[k].fd, 1);
+				let_go_target(stopper, fds[k].fd, 1);
 			}
 		}
 		if (fds[0].revents)
