@@ -6,6 +6,7 @@ import errno
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -50,6 +51,10 @@ class Cycle:
         """Pages of the ended cycle. It stays the ended one while a page of it is claimed and not rearmed."""
         gfn, vcpu = self.logs[1 - self.state.open]
         return DirtyPages(gfn[first : first + n], vcpu[first : first + n], self.state.number)
+
+
+def _free(free: Callable[[Any], Any], _arena: Any, native: Any) -> None:
+    free(native)
 
 
 def check_call(result: int, doing: str) -> int:
@@ -127,12 +132,13 @@ class CycleTracker(Gated, Closing):
         Args:
             make: gets the arena's memory, and makes the tracker.
         """
-        # Python's, so that pages which somebody still holds outlive the tracker.
+        # Python's, so that pages which somebody still has outlive the tracker.
         arena = mmap.mmap(-1, size, NORESERVE)
         ffi = self.core.ffi
         memory = ffi.from_buffer(arena)
-        # Freed with the last reference: another thread may be in a call when the tracker is closed.
-        native = ffi.gc(make(memory), self.core.free)
+        # Freed with the last reference, and the arena not before it: another thread may be in a call when the
+        # tracker is closed.
+        native = ffi.gc(make(memory), partial(_free, self.core.free, memory))
         base, pages = int(ffi.cast("uintptr_t", memory)), self.ram.size // PAGE
 
         def array(at: Any, dtype: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -265,3 +266,13 @@ def test_swapped_places_lose_nothing(make: Callable[..., Guest], engine: str) ->
     if engine == "ring":  # threads that are no vCPU for a moment are not seen then: traits.sees_outside
         return
     assert not guest.stale()
+
+
+def test_the_lists_live_as_long_as_the_tracker(make: Callable[..., Guest], engine: str) -> None:
+    """A call that comes too late holds the core's tracker alone."""
+    guest = make(engine, CONFIGS[1])
+    guest.tracker.exchange()
+    native = guest.tracker._c
+    guest.tracker.close()
+    gc.collect()
+    assert [native.cycle.log[i].gfn[0] for i in (0, 1)] == [0, 0]  # read of memory that is there
