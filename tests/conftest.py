@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             own = out.with_name(f"{out.name}.{os.getpid()}")
             command = ["cc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *flags, "-o", own]
             subprocess.run([*command, *sources], check=True)
-            own.rename(out)  # another worker may have been at it as well
+            # Another worker may have been at it as well, and a program that runs must keep its file.
+            with suppress(FileExistsError):
+                out.hardlink_to(own)
+            own.unlink()
         return out
 
     return compiled
