@@ -108,7 +108,7 @@ def test_threads_poll_while_another_ends_cycles(
         return -1
 
     def end_cycles() -> None:
-        for cycle in range(150):
+        for cycle in range(150 // pollers):
             guest.write(0, list(range(300 if cycle % 2 else 20)), cycle)
             given.append(prepare())
             # Empty cycles, one after the other: the ended log changes beneath the other threads' feet.
