@@ -14,8 +14,8 @@ enum {
 	UT_BREAK_EVENTS = 32,      /* ring, sync: what the target maps, moves and gives back is not noticed */
 	UT_BREAK_HANDLER = 64,     /* sync: the handler thread ends */
 	UT_BREAK_HOLD = 128,       /* ring: a held vCPU comes too late */
-	UT_BREAK_CLAIM = 512,      /* a fetch is kept from running before it claims; nothing is to fail of it */
 	UT_BREAK_ORDER = 256,      /* kvm-ring: the vCPUs may be in KVM_RUN at a harvest */
+	UT_BREAK_CLAIM = 512,      /* a fetch is kept from running before it claims; nothing is to fail of it */
 };
 
 /* Each module has one. */

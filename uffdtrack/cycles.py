@@ -85,8 +85,7 @@ class CycleTracker(Gated, Closing):
         self.traits = traits
         self.vcpus = vcpus
         super().__init__(max_dirty_pages)
-        self._c: Any = None
-        self._cycle: Cycle | None = None
+        self._cycle: Cycle | None = None  # while it is active
         self._closed = False
 
     # -- what a mechanism says of itself -----------------------------------------------------------
@@ -145,11 +144,11 @@ class CycleTracker(Gated, Closing):
             return np.frombuffer(arena, dtype, pages, int(ffi.cast("uintptr_t", at)) - base)
 
         logs = [(array(log.gfn, np.uint64), array(log.vcpu, np.int32)) for log in native.cycle.log]
-        self._c, self._cycle = native, Cycle(native, native.cycle, logs)
+        self._cycle = Cycle(native, native.cycle, logs)
 
     def deactivate(self) -> None:
         """Make every page writable, and let every vCPU run. Idempotent."""
-        native, self._c, self._cycle = self._c, None, None
+        native, self._cycle = self._c, None
         self.ram.drop_tracker(self)
         self._end(native)
 
@@ -162,10 +161,14 @@ class CycleTracker(Gated, Closing):
         self.activate()
         return self
 
+    @property
+    def _c(self) -> Any:
+        """The core's tracker, or None if it is not active."""
+        cycle = self._cycle
+        return cycle and cycle.native
+
     def _active(self) -> Any:
-        if self._c is None:
-            raise CycleError("the tracker is not active: activate() comes first")
-        return self._c
+        return self._active_cycle().native
 
     # -- a cycle ----------------------------------------------------------------------------------
 

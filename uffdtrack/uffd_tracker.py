@@ -121,7 +121,7 @@ class UffdTracker(CycleTracker):
             lib.ut_tracker_forked(self._c)
         if self._listener:
             self._listener.forked()
-        self._c = self._shared = self._listener = None
+        self._cycle = self._shared = self._listener = None
         self._vcpus.close()
         self._member = self._shared_fd = -1
         self._closed = True

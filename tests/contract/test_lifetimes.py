@@ -276,3 +276,24 @@ def test_the_lists_live_as_long_as_the_tracker(make: Callable[..., Guest], engin
     guest.tracker.close()
     gc.collect()
     assert [native.cycle.log[i].gfn[0] for i in (0, 1)] == [0, 0]  # read of memory that is there
+
+
+@on(OWN)
+def test_a_forked_child_has_no_tracker(make: Callable[..., Guest], engine: str) -> None:
+    guest = make(engine, CONFIGS[1])
+    guest.tracker.exchange()
+    child = os.fork()
+    if not child:
+        refused = 0
+        for call in (
+            guest.tracker.exchange,
+            guest.tracker.prepare,
+            guest.tracker.fetch,
+            guest.tracker.pending,
+        ):
+            try:
+                call()
+            except CycleError:
+                refused += 1
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
