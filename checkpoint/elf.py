@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import mmap
-import os
 import struct
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +11,11 @@ from checkpoint.facts import ProcessFacts
 from uffdtrack import PAGE, Region, ThreadState
 
 NOTE_NAME = b"uffdtrack"
-NOTE_META, NOTE_DIGEST = 0x75660001, 0x75660002
+NOTE_META = 0x75660001
 NOTE_RSEQ = 0x75660005
 NT_PRSTATUS, NT_FPREGSET, NT_PRPSINFO, NT_AUXV = 1, 2, 3, 6
 NT_X86_XSTATE, NT_FILE = 0x202, 0x46494C45
 PN_XNUM = 0xFFFF
-DIGEST_SIZE = 32
 ZERO = -1
 """The place of a page of zeros, which the file does not store."""
 Offsets = npt.NDArray[np.int64]
@@ -105,18 +100,3 @@ def elf_header(phoff: int, phnum: int, shoff: int) -> bytes:
 
 def extra_section(phnum: int) -> bytes:
     return SHDR.pack(0, 0, 0, 0, 0, 0, 0, phnum, 0, 0) if phnum >= PN_XNUM else b""
-
-
-def file_digest(file: Any, digest_at: int, key: bytes) -> bytes:
-    """BLAKE2b-256 of an open file with the 32 bytes at `digest_at` taken as zeros."""
-    size = os.fstat(file.fileno()).st_size
-    state = hashlib.blake2b(key=key, digest_size=DIGEST_SIZE)
-    if size:
-        with (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
-            memoryview(whole) as view,
-        ):
-            state.update(view[:digest_at])
-            state.update(bytes(DIGEST_SIZE))
-            state.update(view[digest_at + DIGEST_SIZE :])
-    return state.digest()

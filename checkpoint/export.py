@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from checkpoint.chain import Chain
+from checkpoint.digest import KINDS
 from checkpoint.elf import (
-    NOTE_DIGEST,
     NOTE_META,
     NOTE_NAME,
     PHDR,
@@ -40,7 +40,7 @@ reserved memory that was never touched in the kernel's own cores."""
 
 def kept_notes(epoch: EpochFile) -> bytes:
     """The notes of threads and of a VM's vCPUs: all but those about the file itself."""
-    own = [(NOTE_NAME, kind) for kind in (NOTE_DIGEST, NOTE_META, NOTE_HEADS)]
+    own = [(NOTE_NAME, kind) for kind in (*KINDS, NOTE_META, NOTE_HEADS)]
     return b"".join(note(n, k, d) for n, k, d in epoch.notes if (n, k) not in own)
 
 

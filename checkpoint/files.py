@@ -30,6 +30,15 @@ def translate(error: OSError, path: Path) -> StorageError | PermissionDeniedErro
     return StorageError(f"cannot write {path}: {error.strerror}")
 
 
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn a write failure into the exception that fits."""
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, path) from error
+
+
 def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:
     """The exception that fits a read failure."""
     if isinstance(error, PermissionError):

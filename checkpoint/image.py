@@ -2,7 +2,7 @@
 
 Layout: ELF header, page contents from offset 4096 on, notes, program headers, and one section header
 if more than 65534 program headers need it (PN_XNUM, elf(5)). A PT_LOAD without file bytes is memory
-of zeros. Our own notes have the name "uffdtrack": `NOTE_META` is JSON, `NOTE_DIGEST` the
+of zeros. Our own notes have the name "uffdtrack": `NOTE_META` is JSON, `NOTE_BLAKE3` the
 digest of the whole file, taken with its own 32 bytes as zeros, `NOTE_RSEQ` what a thread has registered with
 rseq(2), behind the notes of that thread.
 """
@@ -22,11 +22,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.digest import DIGEST_SIZE, KINDS, file_digest
 from checkpoint.directory import not_as_written
 from checkpoint.elf import (
-    DIGEST_SIZE,
     EHDR,
-    NOTE_DIGEST,
     NOTE_META,
     NOTE_NAME,
     NOTE_RSEQ,
@@ -38,7 +37,6 @@ from checkpoint.elf import (
     RSEQ,
     SHDR,
     ZERO,
-    file_digest,
 )
 from checkpoint.facts import ImageFacts
 from checkpoint.files import identity, malformed, open_regular
@@ -146,12 +144,12 @@ class EpochFile:
                 raise ValueError("a note is cut off")
             name = data[name_at : name_at + name_size].rstrip(b"\0")
             self.notes.append((name, kind, data[data_at : data_at + size]))
-            if (name, kind, size) == (NOTE_NAME, NOTE_DIGEST, DIGEST_SIZE):
-                self._digest_at = at + data_at
+            if name == NOTE_NAME and kind in KINDS and size == DIGEST_SIZE:
+                self._digest_at, self._digest_kind = at + data_at, kind
         own = {kind: data for name, kind, data in self.notes if name == NOTE_NAME}
         if self._digest_at < 0:
             raise ValueError("it has no digest")
-        self.digest = own[NOTE_DIGEST].hex()
+        self.digest = own[self._digest_kind].hex()
         stored = json.loads(own[NOTE_META])
         if not isinstance(stored, dict) or stored.get("schema") != ImageFacts.schema:
             raise ValueError(f"its schema is not {ImageFacts.schema}")
@@ -165,7 +163,7 @@ class EpochFile:
     def verify(self, key: bytes) -> None:
         """Raises: ImageError: the file is not what was written, or the key is another."""
         with malformed(self.path), self.open() as file:
-            found = file_digest(file, self._digest_at, key)
+            found = file_digest(file, self._digest_at, key, self._digest_kind)
         if hmac.compare_digest(found.hex(), self.digest):
             return
         raise not_as_written(self.path, bool(self.facts.keyed), key)

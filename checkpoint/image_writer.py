@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.digest import DIGEST_SIZE, NOTE_BLAKE3, digest_of, file_digest
 from checkpoint.elf import (
-    DIGEST_SIZE,
-    NOTE_DIGEST,
     NOTE_META,
     NOTE_NAME,
     PHDR,
@@ -22,20 +22,24 @@ from checkpoint.elf import (
     Offsets,
     elf_header,
     extra_section,
-    file_digest,
     note,
     region_flags,
 )
 from checkpoint.facts import ImageFacts
-from checkpoint.files import sync_directory, translate
+from checkpoint.files import sync_directory, translated
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.runs import Pages, expand, inside, latest
+from uffdtrack.runs import Pages, expand, inside, latest, no_runs
+
+Part = tuple[Runs, Runs, memoryview]
+"""Ranges with contents, ranges of zeros, and the contents."""
+NO_PART: Part = (no_runs(), no_runs(), memoryview(b""))
 
 
 class EpochWriter:
     """Writes one epoch to a temporary file; the file gets its name when it is whole and on disk.
 
-    You may add contents in parts; later contents replace earlier ones of the same page.
+    You may add contents in parts; later contents replace earlier ones of the same page. An epoch with one
+    part alone is written by one call, and its digest is taken of what is in memory.
 
     Args:
         path: the name that the file gets.
@@ -51,20 +55,15 @@ class EpochWriter:
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
         self._named = self._is_all = False
-        try:
+        with translated(path):
             self._temporary.unlink(missing_ok=True)
             fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise translate(error, path) from error
         self._file = os.fdopen(fd, "r+b", buffering=0)
 
     def add(self, runs: Runs, contents: memoryview) -> None:
         """Append ranges whose contents are back to back."""
-        pages = expand(runs)
-        self._write(contents, self._end)
-        offsets = self._end + np.arange(len(pages), dtype=np.int64) * PAGE
-        self._end += len(contents)
-        self._index(pages, offsets)
+        self._write([contents], self._end)
+        self._index_data(runs, contents)
 
     def add_zero(self, runs: Runs) -> None:
         pages = expand(runs)
@@ -75,18 +74,25 @@ class EpochWriter:
         keep = ~inside(self._pages, ranges)
         self._pages, self._offsets = self._pages[keep], self._offsets[keep]
 
+    def _index_data(self, runs: Runs, contents: memoryview) -> None:
+        pages = expand(runs)
+        self._index(pages, self._end + np.arange(len(pages), dtype=np.int64) * PAGE)
+        self._end += len(contents)
+
     def _index(self, pages: Pages, offsets: Offsets) -> None:
         self._pages = np.concatenate((self._pages, pages))
         self._offsets = np.concatenate((self._offsets, offsets))
 
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        try:
-            while len(view):
-                n = os.pwrite(self._file.fileno(), view[: 1 << 30], offset)
-                view, offset = view[n:], offset + n
-        except OSError as error:
-            raise translate(error, self.path) from error
+    def _write(self, parts: list[bytes | memoryview], offset: int) -> None:
+        left = deque(memoryview(part) for part in parts if len(part))
+        with translated(self.path):
+            while left:
+                n = os.pwritev(self._file.fileno(), left, offset)
+                offset += n
+                while left and n >= len(left[0]):
+                    n -= len(left.popleft())
+                if n:
+                    left[0] = left[0][n:]
 
     def finish(
         self,
@@ -94,6 +100,7 @@ class EpochWriter:
         notes: bytes,
         regions: list[Region],
         key: bytes,
+        last: Part = NO_PART,
     ) -> str:
         """Write notes, headers and digest: the file is whole, and not on disk yet.
 
@@ -102,6 +109,7 @@ class EpochWriter:
             notes: thread and file notes.
             regions: the mappings, for segment flags.
             key: of the digest; empty for none.
+            last: the last part: ranges with contents, those of zeros, and the contents.
 
         Returns:
             The digest in hex.
@@ -109,50 +117,53 @@ class EpochWriter:
         Raises:
             StorageError: the disk is full or broken.
         """
+        data, zero, contents = last
+        start = self._end
+        self._index_data(data, contents)
+        self.add_zero(zero)
         self._pages, self._offsets = latest(self._pages, self._offsets)
         content = int((self._offsets != ZERO).sum()) * PAGE
         facts = describe(len(self._pages), content)
-        digest_note = note(NOTE_NAME, NOTE_DIGEST, bytes(DIGEST_SIZE))
+        digest_note = note(NOTE_NAME, NOTE_BLAKE3, bytes(DIGEST_SIZE))
         # Behind the fixed head and the padded name.
-        digest_at = self._end + 12 + (len(NOTE_NAME) + 1 + 3) // 4 * 4
+        digest_in_body = 12 + (len(NOTE_NAME) + 1 + 3) // 4 * 4
         body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts.to_json()).encode()) + notes
         headers = self._headers(regions, len(body))
         phoff = self._end + len(body)
-        phoff += -phoff % 8
-        try:
-            self._write(body, self._end)
-            self._write(headers.tobytes(), phoff)
-            self._write(extra_section(len(headers)), phoff + headers.nbytes)
-            self._write(elf_header(phoff, len(headers), phoff + headers.nbytes), 0)
-            digest = file_digest(self._file, digest_at, key)
-            self._write(digest, digest_at)
-        except OSError as error:
-            raise translate(error, self.path) from error
+        pad = -phoff % 8
+        phoff += pad
+        head = elf_header(phoff, len(headers), phoff + headers.nbytes)
+        tail = [bytes(pad), headers.tobytes(), extra_section(len(headers))]
+        whole = start == PAGE
+        before = [head, bytes(PAGE - len(head)), contents] if whole else [contents]
+        if whole:
+            digest = digest_of([*before, body, *tail], key)
+            body = body[:digest_in_body] + digest + body[digest_in_body + DIGEST_SIZE :]
+        self._write([*before, body, *tail], 0 if whole else start)
+        if not whole:
+            self._write([head], 0)
+            with translated(self.path):
+                digest = file_digest(self._file, self._end + digest_in_body, key)
+            self._write([digest], self._end + digest_in_body)
         return digest.hex()
 
     def sync(self) -> None:
         """Bring the contents to disk. Raises: StorageError: that failed."""
-        try:
+        with translated(self.path):
             os.fsync(self._file.fileno())
             self._file.close()
-        except OSError as error:
-            raise translate(error, self.path) from error
 
     def rename(self) -> None:
         """Give the file its name. Raises: StorageError: that failed."""
-        try:
+        with translated(self.path):
             self._is_all = self._give_way()
             self._temporary.replace(self.path)
             self._named = True
-        except OSError as error:
-            raise translate(error, self.path) from error
 
     def sync_name(self) -> None:
         """Bring the name to disk. Raises: StorageError: that failed."""
-        try:
+        with translated(self.path):
             sync_directory(self.path.parent)
-        except OSError as error:
-            raise translate(error, self.path) from error
 
     def make_safe(self) -> None:
         """`sync`, `rename` and `sync_name`. Raises: StorageError: one of them failed."""

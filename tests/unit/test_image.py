@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.export import compact
 from checkpoint.image import EpochFile
+from checkpoint.image_writer import NO_PART
 from tests.unit.images import BASE, REGION, THREADS, Content, facts_of, write
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError
+from uffdtrack.runs import size_of, to_runs
 
 CONTENT = st.dictionaries(st.integers(0, 255), st.integers(0, 255), max_size=40)
 RESET = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=4).map(
@@ -216,3 +220,33 @@ def test_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ImageError, match=f"{name} is damaged: not a regular file"):
         Chain(tmp_path).verify(b"")
+
+
+@pytest.mark.parametrize("key", [b"", b"secret"])
+@pytest.mark.parametrize("pages", [0, 1, 7, 600])
+def test_one_write_and_several_make_the_same_file(tmp_path: Path, key: bytes, pages: int) -> None:
+    rng = random.Random(pages)
+    numbers = sorted(rng.sample(range(4 * pages + 1), pages))
+    full, empty = numbers[: pages * 2 // 3], numbers[pages * 2 // 3 :]
+    data, zero = (to_runs(np.array([BASE // PAGE + n for n in some], np.uint64)) for some in (full, empty))
+    contents = memoryview(rng.randbytes(len(full) * PAGE))
+    region = replace(REGION, end=BASE + (4 * pages + 1) * PAGE)
+    files, digests = [], []
+    for name in ("one", "several"):
+        with ChainWriter(tmp_path / name, key, False) as chain:
+            facts = facts_of(chain, region, base=True, row={}, reset=[])
+            writer = chain.begin()
+            last = (data, zero, contents)
+            if name == "several":
+                half = size_of(data[: len(data) // 2])
+                writer.add(data[: len(data) // 2], contents[:half])
+                writer.add(data[len(data) // 2 :], contents[half:])
+                writer.add_zero(zero)
+                last = NO_PART
+            digests.append(writer.finish(lambda n, size, facts=facts: facts, b"", [region], key, last))  # type: ignore[misc]
+            writer.make_safe()
+            chain.committed(digests[-1])
+        files.append((tmp_path / name / "epoch-00000000.core").read_bytes())
+        EpochFile(tmp_path / name / "epoch-00000000.core").verify(key)
+    assert files[0] == files[1]
+    assert digests[0] == digests[1]

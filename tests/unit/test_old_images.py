@@ -65,10 +65,22 @@ def test_what_is_printed(command: str, output: str, status: int, here: None) -> 
     assert (printed, code) == (output, status)
 
 
+def without_digest(path: Path) -> bytes:
+    """A file's bytes without the kind and the bytes of its digest: new files have another kind."""
+    data = path.read_bytes()
+    if path.suffix != ".core":
+        return data
+    file = EpochFile(path)
+    kind = next(kind for _, kind, digest in file.notes if digest.hex() == file.digest)
+    return data.replace(bytes.fromhex(file.digest), b"").replace(kind.to_bytes(4, "little"), b"", 1)
+
+
 def test_compaction_writes_the_same_bytes(images: Path) -> None:
-    compact(Chain(images / "keyed"), 2, (images / "key").read_bytes())
+    key = (images / "key").read_bytes()
+    compact(Chain(images / "keyed"), 2, key)
     for path in (images / "compacted").iterdir():
-        assert (images / "keyed" / path.name).read_bytes() == path.read_bytes()
+        assert without_digest(images / "keyed" / path.name) == without_digest(path)
+    Chain(images / "keyed").verify(key)
 
 
 def stored(file: EpochFile) -> bytes:
