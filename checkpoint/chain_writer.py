@@ -30,13 +30,13 @@ class ChainWriter(DirectoryWriter):
             (self.directory / epoch_name(number)).unlink()
         return bool(old)
 
-    def begin(self) -> EpochWriter:
-        return EpochWriter(self.directory / epoch_name(self.next_epoch), self._clear)
+    def begin(self, number: int) -> EpochWriter:
+        return EpochWriter(self.directory / epoch_name(number), self._clear)
 
-    def committed(self, digest: str) -> None:
-        """Note that the epoch that `begin` named is safe."""
+    def committed(self, number: int, digest: str) -> None:
+        """Note that an epoch is safe, and all before it."""
         self.parent = digest
         with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
             head = self.directory / "head"
-            write_beside(head, f"{self.next_epoch}\n".encode()).replace(head)
-        self.next_epoch += 1
+            write_beside(head, f"{number}\n".encode()).replace(head)
+        self.next_epoch = number + 1

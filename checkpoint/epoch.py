@@ -62,10 +62,13 @@ class EpochRow(Row):
 
     Attributes:
         left_out, left_out_bytes: mappings whose contents are in no image and no file.
+        waited_us: how long the stop was put off since too much was waiting for the disk.
         late: intervals that have passed since the epoch was due.
         skipped, skip_reason: how many epochs we could not take since the last row, and why.
+        time_ns: when it was taken, on the host's clock.
         max_dirty, overshoot: the limit of dirty pages, if there is one, and by how many pages we exceed it.
-        digest, write_us: known when the epoch is whole, and when it is safe; no image has them.
+        digest: known when the epoch is whole; no image has it.
+        write_us: from when the target ran on until the epoch was safe; no image has it.
     """
 
     schema: ClassVar[str] = "uffdtrack/epoch/1"
@@ -86,6 +89,7 @@ class EpochRow(Row):
     left_out: int = 0
     left_out_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    waited_us: float | None = None
     late: int = 0
     skipped: int = 0
     skip_reason: str = ""
@@ -138,7 +142,6 @@ class Epoch:
             epoch=number,
             pages=pages,
             bytes=content,
-            time_ns=time.time_ns(),
             overshoot=beyond if limit else None,
         )
 
@@ -192,6 +195,7 @@ class TreeRow(Row):
     compared: int
     times: Times
     left_out: list[LeftOut]
+    waited_us: float | None = None
     skipped: int = 0
     skip_reason: str = ""
     late: int = 0

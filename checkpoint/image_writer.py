@@ -160,16 +160,12 @@ class EpochWriter:
             self._temporary.replace(self.path)
             self._named = True
 
-    def sync_name(self) -> None:
-        """Bring the name to disk. Raises: StorageError: that failed."""
-        with translated(self.path):
-            sync_directory(self.path.parent)
-
     def make_safe(self) -> None:
-        """`sync`, `rename` and `sync_name`. Raises: StorageError: one of them failed."""
+        """`sync`, `rename`, and bring the name to disk. Raises: StorageError: one of them failed."""
         self.sync()
         self.rename()
-        self.sync_name()
+        with translated(self.path):
+            sync_directory(self.path.parent)
 
     def _headers(self, regions: list[Region], note_size: int) -> npt.NDArray[Any]:
         pages, offsets = self._pages, self._offsets

@@ -109,12 +109,14 @@ def pause_summary(rows: Sequence[EpochRow | TreeRow]) -> str:
 
 
 def missed(rows: Sequence[EpochRow | TreeRow]) -> str:
-    """Text about missed intervals, in which the last epoch was not done yet, and about what took so long."""
+    """Text about missed intervals, and about what took so long."""
     late = sum(row.late for row in rows)
-    slow = [before for before, row in itertools.pairwise(rows) if row.late]
+    slow = [(before, row) for before, row in itertools.pairwise(rows) if row.late]
     if not slow:
         return ""
-    writing = statistics.median(row.write_us or 0.0 for row in slow)
-    pause = statistics.median(row.times.pause_us for row in slow)
+    # What follows a base waits until that is on disk; what follows another epoch, for a free buffer.
+    waits = [(before.write_us if before.base else row.waited_us) or 0.0 for before, row in slow]
+    writing = statistics.median(waits)
+    pause = statistics.median(before.times.pause_us for before, _ in slow)
     why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
     return f"; {late} of {late + len(rows) - 1} intervals missed: {why}"

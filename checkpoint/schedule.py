@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 from checkpoint.precopy import SessionInterrupted
-from checkpoint.session import REST, R, Taker
+from checkpoint.session import REST, R, TakenEpoch, Taker
 from uffdtrack.errors import (
     MaxStopError,
     StopTimeoutError,
@@ -30,29 +30,6 @@ class Schedule:
     duration: float | None
 
 
-def _skip(session: Taker[Any], error: TargetBusyError, warn: Callable[[str], None]) -> None:
-    """Count an epoch that could not be taken, and say why, once."""
-    session.skipped += 1
-    if error.reason != session.skip_reason:
-        session.skip_reason = error.reason
-        warn(f"epochs are skipped while {error.reason}")
-
-
-def _rest(session: Taker[Any], wait: Callable[[float], bool], seconds: float) -> bool:
-    """Wait for the next attempt. If a thread that was asked to stop does so now, let it go at once.
-
-    `wait` may return early every time: the limit of dirty pages stays reached.
-    """
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        settled = session.settle(min(left, REST))
-        if wait(max(0.0, end - time.monotonic()) if settled else 0):
-            return True
-        if settled:
-            time.sleep(max(0.0, min(REST, end - time.monotonic())))
-    return wait(0)
-
-
 def run_session(
     session: Taker[R],
     schedule: Schedule,
@@ -60,67 +37,146 @@ def run_session(
     emit: Callable[[R], None],
     warn: Callable[[str], None],
 ) -> bool:
-    """Take epochs as `schedule` says.
+    """Take epochs as `schedule` says; they are written meanwhile.
 
     Args:
-        wait: sleeps for some seconds, or until the target's limit of dirty pages is reached; True: the
-            session has to end, or the target has ended.
-        emit: gets the row of each epoch.
-        warn: gets text about failures that do not end the session.
+        wait: sleeps for some seconds, until the target's limit of dirty pages is reached, or the pipeline has
+            news; True: the session has to end, or the target has ended.
+        emit: gets the row of each epoch when it is safe, in any thread.
+        warn: gets text about failures that do not end the session, in any thread.
 
     Returns:
         Whether the target has ended.
 
     Raises:
         StorageError: we could not write `ATTEMPTS` epochs in a row, or the last one.
+        OutputError: `emit` has raised it.
     """
-    started = due = time.monotonic()
-    taken = 0
-    failed = 0
-    failure: StorageError | None = None
+    return _Run(session, schedule, wait, emit, warn).run()
 
-    def pause(seconds: float) -> bool:
-        return _rest(session, wait, seconds) if session.skipped else wait(seconds)
 
-    while schedule.count is None or taken < schedule.count:
-        session.late = int((time.monotonic() - due) / schedule.every) if taken else 0
-        if session.late:
-            due = time.monotonic()
+class _Run(Generic[R]):
+    """A session while it runs.
+
+    Attributes:
+        taken, safe: how many epochs are; those between may still be dropped.
+        failed: how many attempts in a row have failed; `failure` is the last, if it was the disk's.
+    """
+
+    def __init__(
+        self,
+        session: Taker[R],
+        schedule: Schedule,
+        wait: Callable[[float], bool],
+        emit: Callable[[R], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.session: Taker[R] = session
+        self.schedule = schedule
+        self.wait = wait
+        self.emit: Callable[[R], None] = emit
+        self.warn = warn
+        self.taken = self.safe = self.failed = 0
+        self.failure: StorageError | None = None
+
+    def run(self) -> bool:
+        pipeline = self.session.pipeline
+        pipeline.tell = self._tell
         try:
-            row = session.take()
-            if row.skipped:
-                warn(f"epochs go on: {row.skipped} {'was' if row.skipped == 1 else 'were'} skipped")
-            emit(row)
-            taken += 1
-            failed, failure = 0, None
-        except TargetGoneError:
-            if not taken:
-                raise
-            return True
-        except SessionInterrupted:
-            break
-        except TargetBusyError as error:
-            _skip(session, error, warn)
-        except (StorageError, StopTimeoutError, MaxStopError) as error:
-            session.settle(0)
-            failed += 1
-            failure = error if isinstance(error, StorageError) else None
-            if not taken or failed == ATTEMPTS:
-                raise
-            warn(f"{error}; what it would have held comes with the next epoch")
-        if schedule.count is not None and taken >= schedule.count:
-            break
-        due += schedule.every
-        if schedule.duration is not None and max(due, time.monotonic()) >= started + schedule.duration:
-            left = started + schedule.duration - time.monotonic()
-            # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
-            if left <= 0 or pause(left) or time.monotonic() >= started + schedule.duration:
+            return self._take_all()
+        finally:
+            pipeline.close()
+
+    def _tell(self, epoch: TakenEpoch[R]) -> None:
+        self.safe += 1
+        self.failed, self.failure = 0, None
+        row = epoch.row
+        if row.skipped:
+            self.warn(f"epochs go on: {row.skipped} {'was' if row.skipped == 1 else 'were'} skipped")
+        self.emit(row)
+
+    def _take_all(self) -> bool:
+        schedule = self.schedule
+        started = due = time.monotonic()
+        while True:
+            self.session.late = int((time.monotonic() - due) / schedule.every) if self.taken else 0
+            if self.session.late:
+                due = time.monotonic()
+            try:
+                self.session.put()
+                self.taken += 1
+                if self.taken == schedule.count:
+                    self.session.pipeline.drain()
+                    return False
+            except TargetGoneError:
+                if not self.taken:
+                    raise
+                self.session.pipeline.drain()
+                return True
+            except SessionInterrupted:
                 break
-            due = time.monotonic()
-            continue
-        if pause(max(0.0, due - time.monotonic())):
-            break
-        due = min(due, time.monotonic())
-    if failure:
-        raise failure
-    return False
+            except TargetBusyError as error:
+                self._skip(error)
+            except (StorageError, StopTimeoutError, MaxStopError) as error:
+                self._note(error)
+            due += schedule.every
+            if schedule.duration is not None and max(due, time.monotonic()) >= started + schedule.duration:
+                left = started + schedule.duration - time.monotonic()
+                # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
+                if left <= 0 or self._pause(left) or time.monotonic() >= started + schedule.duration:
+                    break
+                due = time.monotonic()
+                continue
+            if self._pause(max(0.0, due - time.monotonic())):
+                break
+            due = min(due, time.monotonic())
+        self.session.pipeline.drain()
+        if self.failure:
+            raise self.failure
+        return False
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait for the next attempt; True: the session has to end."""
+        end = time.monotonic() + seconds
+        while True:
+            left = max(0.0, end - time.monotonic())
+            if self._rest(left) if self.session.skipped else self.wait(left):
+                return True
+            if not self.session.pipeline.failed:
+                return False
+            try:
+                self.session.pipeline.check()
+            except StorageError as error:
+                self._note(error)
+
+    def _note(self, error: StorageError | StopTimeoutError | MaxStopError) -> None:
+        """Count a failure. Raises: it, if there were too many."""
+        self.session.settle(0)
+        self.failed += 1
+        self.failure = None
+        if isinstance(error, StorageError):
+            self.failure, self.taken = error, self.safe
+        if not self.safe or self.failed == ATTEMPTS:
+            raise error
+        self.warn(f"{error}; what it would have held comes with the next epoch")
+
+    def _skip(self, error: TargetBusyError) -> None:
+        """Count an epoch that could not be taken, and say why, once."""
+        self.session.skipped += 1
+        if error.reason != self.session.skip_reason:
+            self.session.skip_reason = error.reason
+            self.warn(f"epochs are skipped while {error.reason}")
+
+    def _rest(self, seconds: float) -> bool:
+        """Wait for the next attempt. If a thread that was asked to stop does so now, let it go at once.
+
+        `wait` may return early every time: the limit of dirty pages stays reached.
+        """
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            settled = self.session.settle(min(left, REST))
+            if self.wait(max(0.0, end - time.monotonic()) if settled else 0):
+                return True
+            if settled:
+                time.sleep(max(0.0, min(REST, end - time.monotonic())))
+        return self.wait(0)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.pipeline import Pipeline
 from checkpoint.precopy import SessionInterrupted
-from checkpoint.sink import ChainSink
+from checkpoint.sink import ChainSink, Draft
 from checkpoint.source import Source
-from checkpoint.stream import Circumstances, Part, Stream, complete
+from checkpoint.stream import Circumstances, Part, Stream
 from uffdtrack import Window
 from uffdtrack.errors import MaxStopError, TargetBusyError
 
@@ -23,25 +24,58 @@ PATIENCE = 3
 R = TypeVar("R", EpochRow, TreeRow)
 
 
+class TakenEpoch(ABC, Generic[R]):
+    """An epoch that a session has taken; a `Job` of its pipeline."""
+
+    size: int
+    base: bool
+
+    def __init__(self, session: Taker[R], circumstances: Circumstances) -> None:
+        self._session: Taker[R] = session
+        self._circumstances = circumstances
+        self.taken = time.monotonic()
+
+    @property
+    @abstractmethod
+    def row(self) -> R:
+        """It is whole when the epoch is safe."""
+
+    @abstractmethod
+    def write(self) -> Sequence[Draft]: ...
+
+    @abstractmethod
+    def commit(self) -> None: ...
+
+    @abstractmethod
+    def drop(self) -> None: ...
+
+    def take_back(self) -> None:
+        self._session.not_given(self._circumstances)
+
+
 class Taker(ABC, Generic[R]):
     """What sessions of one target and of a tree have in common.
 
     Attributes:
+        pipeline: writes what `put` takes.
+        waited_us: how long the next epoch was put off.
         late: intervals that have passed since the next epoch was due.
         skipped: how many epochs we could not take since the last row; `skip_reason` says why, or is "".
     """
 
     def __init__(self) -> None:
+        self.pipeline = Pipeline()
+        self.waited_us = 0.0
         self.late = 0
         self.skipped = 0
         self.skip_reason = ""
 
     @abstractmethod
-    def take(self) -> R:
-        """Take one epoch and return its row.
+    def begin(self) -> TakenEpoch[R]:
+        """Take one epoch, which still has to be written.
 
         Raises:
-            StorageError: we could not write it; the next one has its pages, too.
+            StorageError: an earlier one, or a base, could not be written; the next one has its pages, too.
             StopTimeoutError: a thread did not stop; nothing was taken.
             TargetBusyError: we cannot take it now; nothing is lost, and the next one has it all.
             MaxStopError: the target would have stood for too long; the next epoch is copied while it runs.
@@ -53,14 +87,60 @@ class Taker(ABC, Generic[R]):
     def settle(self, timeout: float) -> bool:
         """Wait, up to some seconds, for threads that did not stop in time; False: some still have not."""
 
-    def circumstances(self) -> Circumstances:
-        return Circumstances(self.late, self.skipped, self.skip_reason)
+    def take(self) -> R:
+        """Take one epoch, and wait until it is safe. Raises: as `begin`, and StorageError."""
+        epoch = self.begin()
+        self.pipeline.run(epoch)
+        return epoch.row
 
-    def given(self, parts: Iterable[Part]) -> None:
-        """Note that the user has an epoch's row: its warnings need not be repeated."""
-        self.skipped, self.skip_reason = 0, ""
-        for part in parts:
-            part.told()
+    def put(self) -> None:
+        """Take one epoch, which is written while the session goes on.
+
+        Raises:
+            OutputError: the row of an earlier one could not be told.
+            Others: as `begin`; StorageError also of earlier ones.
+        """
+        self.waited_us = self.pipeline.make_room()
+        self.pipeline.put(self.begin())
+
+    def circumstances(self) -> Circumstances:
+        """How punctual the epoch is that is taken now."""
+        found = Circumstances(self.waited_us, self.late, self.skipped, self.skip_reason)
+        self.waited_us, self.skipped, self.skip_reason = 0.0, 0, ""
+        return found
+
+    def not_given(self, circumstances: Circumstances) -> None:
+        """They were of an epoch that is not stored: the next one has them, too."""
+        self.skipped += circumstances.skipped
+        self.skip_reason = self.skip_reason or circumstances.skip_reason
+
+
+class SingleEpoch(TakenEpoch[EpochRow]):
+    """An epoch of one target."""
+
+    def __init__(self, session: Session, part: Part, circumstances: Circumstances) -> None:
+        super().__init__(session, circumstances)
+        self.part = part
+        self.size = part.size
+        self.base = part.row.base
+
+    @property
+    def row(self) -> EpochRow:
+        return self.part.row
+
+    def write(self) -> Sequence[Draft]:
+        self.part.write()
+        return [self.part.draft] if self.part.draft else []
+
+    def commit(self) -> None:
+        self.part.keep()
+
+    def drop(self) -> None:
+        self.part.drop()
+
+    def take_back(self) -> None:
+        super().take_back()
+        self.part.take_back()
 
 
 class Session(Taker[EpochRow]):
@@ -76,7 +156,7 @@ class Session(Taker[EpochRow]):
         self.target = target
         self.stream = Stream(target, ChainSink(chain), interrupted)
 
-    def take(self) -> EpochRow:
+    def begin(self) -> SingleEpoch:
         try:
             return self.target.persist(self._attempt, self._begin_anew)
         except BaseException:
@@ -86,12 +166,16 @@ class Session(Taker[EpochRow]):
     def settle(self, timeout: float) -> bool:
         return self.target.settle(timeout)
 
-    def _attempt(self) -> EpochRow:
+    def _attempt(self) -> SingleEpoch:
+        if self.stream.is_due and self.stream.in_flight:
+            self.pipeline.drain()
         self.stream.prepare()
-        part = self.stream.draft(self._window(), self.circumstances())
-        complete([part])
-        self.given([part])
-        return part.row
+        window, circumstances = self._window(), self.circumstances()
+        try:
+            return SingleEpoch(self, self.stream.part(window, circumstances), circumstances)
+        except BaseException:
+            self.not_given(circumstances)
+            raise
 
     def _begin_anew(self) -> None:
         self.stream.rebase()

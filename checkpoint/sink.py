@@ -6,14 +6,16 @@ A sink gets an epoch in parts; the epoch becomes whole, and, at some time after 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import Epoch, EpochRow
 from checkpoint.facts import ImageFacts
+from checkpoint.files import sync_directory, translated
 from checkpoint.image_writer import EpochWriter
 from checkpoint.objects import ObjectFacts, Snapshot, increment
 from checkpoint.once import Once
@@ -39,23 +41,33 @@ class PageSink(Protocol):
 
 
 class Draft(PageSink, Protocol):
-    """An epoch on its way into a sink."""
+    """An epoch on its way into a sink.
+
+    Attributes:
+        directory: where its name is.
+    """
+
+    @property
+    def directory(self) -> Path: ...
 
     def finish(self, epoch: Epoch) -> EpochRow:
-        """Make it whole, but not safe yet. Returns its row, with the digest.
+        """Add the pages of its window and make it whole, but not safe yet. Returns its row, with the digest.
 
         Raises:
             StorageError: we could not write it.
         """
 
-    def steps(self) -> Sequence[Callable[[], None]]:
-        """The steps that make it safe, in order; each may wait long and raise StorageError."""
+    def sync(self) -> None:
+        """Bring it to disk. Raises: StorageError: that failed."""
+
+    def name(self) -> None:
+        """Give it its name; it is safe when the directory is on disk. Raises: StorageError: that failed."""
 
     def committed(self) -> None:
-        """Note that it is safe: the next epoch follows it."""
+        """Note that it is safe."""
 
     def abort(self) -> None:
-        """Drop it, before `steps`. Idempotent."""
+        """Drop it, before `sync`. Idempotent."""
 
     def withdraw(self) -> None:
         """Drop it, even if it may look safe to others already. Idempotent."""
@@ -65,7 +77,23 @@ class Sink(Protocol):
     """Takes the epochs of one source, one after the other."""
 
     def begin(self) -> Draft:
-        """Begin an epoch. Raises: StorageError, PermissionDeniedError: the sink takes none."""
+        """Begin the epoch after the last one that was begun.
+
+        Raises:
+            StorageError, PermissionDeniedError: the sink takes none.
+        """
+
+    def fall_back(self) -> None:
+        """All that was begun and not committed has been dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """Where the next epoch of a chain goes: its number, the digest before it, the state stored so far."""
+
+    number: int
+    digest: str
+    objects: Snapshot | None
 
 
 class ChainSink:
@@ -73,11 +101,19 @@ class ChainSink:
 
     def __init__(self, chain: ChainWriter) -> None:
         self.chain = chain
-        self.objects: Snapshot | None = None
         self.described = Once(_describe_regions)
+        self.tip = self._safe = Tip(chain.next_epoch, chain.parent, None)
 
     def begin(self) -> ChainDraft:
-        return ChainDraft(self, self.chain.begin())
+        return ChainDraft(self, self.chain.begin(self.tip.number))
+
+    def fall_back(self) -> None:
+        self.tip = self._safe
+
+    def committed(self, tip: Tip) -> None:
+        """Note that an epoch is safe; `tip` is what follows it."""
+        self._safe = tip
+        self.chain.committed(tip.number - 1, tip.digest)
 
 
 class ChainDraft:
@@ -86,8 +122,11 @@ class ChainDraft:
     def __init__(self, sink: ChainSink, file: EpochWriter) -> None:
         self.file = file
         self._sink = sink
-        self._objects: Snapshot | None = None
-        self._digest = ""
+        self._tip = sink.tip
+
+    @property
+    def directory(self) -> Path:
+        return self.file.path.parent
 
     def void(self, ranges: Runs) -> None:
         self.file.void(ranges)
@@ -97,18 +136,17 @@ class ChainDraft:
         self.file.add_zero(zero)
 
     def finish(self, epoch: Epoch) -> EpochRow:
-        chain, window, target = self._sink.chain, epoch.window, epoch.facts
-        before = None if epoch.row.base else self._sink.objects
-        self._objects = target.objects
+        window, target, last = epoch.window, epoch.facts, self._sink.tip
+        before = None if epoch.row.base else last.objects
         rows: list[EpochRow] = []
 
         def describe(pages: int, content: int) -> ImageFacts:
-            rows.append(epoch.counted(chain.next_epoch, pages, content))
+            rows.append(epoch.counted(last.number, pages, content))
             return ImageFacts(
-                epoch=chain.next_epoch,
+                epoch=last.number,
                 base=epoch.row.base,
-                parent=chain.parent,
-                keyed=bool(chain.key),
+                parent=last.digest,
+                keyed=bool(self._sink.chain.key),
                 row=rows[0].to_json(),
                 reset=window.reset.tolist(),
                 threads=[t.tid for t in window.threads if not t.worker],
@@ -124,15 +162,20 @@ class ChainDraft:
                 vm=target.vm,
             )
 
-        self._digest = self.file.finish(describe, epoch.notes, window.regions, chain.key)
-        return rows[0].sealed(self._digest)
+        self.file.void(window.reset)
+        pages = window.data, window.zero, window.contents
+        digest = self.file.finish(describe, epoch.notes, window.regions, self._sink.chain.key, pages)
+        self._sink.tip = self._tip = Tip(last.number + 1, digest, target.objects)
+        return rows[0].sealed(digest)
 
-    def steps(self) -> Sequence[Callable[[], None]]:
-        return self.file.sync, self.file.rename, self.file.sync_name
+    def sync(self) -> None:
+        self.file.sync()
+
+    def name(self) -> None:
+        self.file.rename()
 
     def committed(self) -> None:
-        self._sink.chain.committed(self._digest)
-        self._sink.objects = self._objects
+        self._sink.committed(self._tip)
 
     def abort(self) -> None:
         self.file.abort()
@@ -146,14 +189,18 @@ def _describe_regions(regions: list[Region]) -> list[list[Any]]:
     return [[r.start, r.end, r.permissions, r.offset, r.device, r.inode, r.name, r.kind] for r in regions]
 
 
-def make_safe(drafts: Iterable[Draft]) -> None:
-    """Make all safe together: each step waits for the disk, which writes for several at once.
+def make_safe(drafts: Sequence[Draft]) -> None:
+    """Make all safe together, in their order: the disk writes for several at once.
 
     Raises:
         StorageError: one is not safe; each may have its name already.
     """
-    for steps in itertools.zip_longest(*(draft.steps() for draft in drafts)):
-        side_by_side(lambda step: step(), [step for step in steps if step])
+    side_by_side(lambda draft: draft.sync(), drafts)
+    for draft in drafts:
+        draft.name()
+    for directory in {draft.directory: None for draft in drafts}:
+        with translated(directory):
+            sync_directory(directory)
 
 
 def side_by_side(function: Callable[[T], object], items: Iterable[T]) -> None:

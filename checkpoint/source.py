@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from checkpoint.facts import TargetFacts
-from uffdtrack import Runs, Window
+from uffdtrack import Pending, Runs, Window
 
 T = TypeVar("T")
 
 
-class Source(Protocol):
-    """The harvest stays pending here, and nowhere else, until it is acknowledged.
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The result of a window, in the hands of who stores it.
 
-    Each window has it again.
+    Attributes:
+        pending: what it stores; what cannot be stored goes back to the source.
+        release: call it once, from any thread, when the contents of the window are no longer needed; further
+            windows leave them alone until then.
+    """
+
+    pending: Pending
+    release: Callable[[], None]
+
+
+class Source(Protocol):
+    """The harvest stays pending here until it is handed over. Each window has it again.
 
     Attributes:
         pid: of the process, or of the one that runs the VM.
@@ -50,8 +63,11 @@ class Source(Protocol):
             NewMemoryError: it has another memory now; `persist` knows what that means.
         """
 
-    def acknowledge(self) -> None:
-        """Note that the pages of the last window are safe."""
+    def hand_over(self) -> Handed:
+        """What the last window has taken is the caller's now, and nothing of it is pending here any more."""
+
+    def take_back(self, pending: Pending) -> None:
+        """It was not stored: the next window has it again."""
 
     def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
         """ELF notes, and facts of its target. It runs again."""

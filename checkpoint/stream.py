@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from checkpoint.epoch import Epoch, EpochRow, Times
+from checkpoint.epoch import Epoch, EpochRow, Membership, Times
 from checkpoint.facts import Elsewhere
 from checkpoint.once import Once
 from checkpoint.precopy import Round, precopy
-from checkpoint.sink import Draft, Sink, make_safe
-from checkpoint.source import Source
-from uffdtrack import Region, Window
+from checkpoint.sink import Draft, Sink
+from checkpoint.source import Handed, Source
+from uffdtrack import Pending, Region, Window
 
 QUIET = 4 << 20
 """If so few bytes were dirtied while the base was copied, the stop may as well copy them."""
@@ -22,6 +22,7 @@ QUIET = 4 << 20
 class Circumstances:
     """How punctual an epoch was; see `EpochRow`."""
 
+    waited_us: float = 0.0
     late: int = 0
     skipped: int = 0
     skip_reason: str = ""
@@ -30,58 +31,88 @@ class Circumstances:
 ON_TIME = Circumstances()
 
 
-class Part:
-    """A stream's part in one epoch of its session.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An epoch that is not written yet.
 
     Attributes:
-        row: it has `write_us` when the epoch is safe.
-        draft: None for an epoch that is safe already.
+        begun: of a base, the draft that has what was copied while the target ran.
     """
 
-    def __init__(self, stream: Stream, row: EpochRow, draft: Draft | None, started: float) -> None:
+    epoch: Epoch
+    handed: Handed
+    begun: Draft | None
+
+
+class Part:
+    """A stream's part in one epoch of its session: taken, then written, then safe.
+
+    Attributes:
+        row: it has the digest when the epoch is written, `write_us` when it is safe.
+        draft: None before it is written, and of an epoch that is safe already.
+        size: bytes of contents that it holds until it is written.
+        member: in a tree, for the row.
+    """
+
+    member: Membership | None = None
+
+    def __init__(self, stream: Stream, row: EpochRow, taken: Taken | None) -> None:
         self.stream = stream
         self.row = row
-        self.draft = draft
-        self._started = started
+        self.draft: Draft | None = None
+        self.size = len(taken.epoch.window.contents) if taken else 0
+        self._safe = False
+        self._taken = taken
+        self._pending = taken.handed.pending if taken else None
+        self._started = time.perf_counter()
+
+    def write(self, elsewhere: list[Elsewhere] | None = None) -> None:
+        """Write it, until only `make_safe` is missing.
+
+        Args:
+            elsewhere: see `Epoch`.
+
+        Raises:
+            StorageError: we could not.
+        """
+        taken, self._taken = self._taken, None
+        if not taken:
+            return
+        self.draft = taken.begun
+        try:
+            self.draft = self.draft or self.stream.sink.begin()
+            self.row = replace(
+                self.draft.finish(replace(taken.epoch, elsewhere=elsewhere)), member=self.member
+            )
+        finally:
+            taken.handed.release()
 
     def keep(self) -> None:
-        """Note that it is safe, so that its pages are no longer pending."""
+        """Note that it is safe."""
+        self._safe = True
         if self.draft:
             self.draft.committed()
             self.row = self.row.written(self._started)
             self.stream.kept()
 
     def drop(self) -> None:
-        """Remove the epoch, and everything of its name."""
-        if self.draft:
+        """Remove what was written of it, unless it is safe. In any thread."""
+        if self._taken:
+            self._taken.handed.release()
+        if self.draft and not self._safe:
             self.draft.withdraw()
 
-    def told(self) -> None:
-        """Note that the user has its row: its warnings need not be repeated."""
-        self.stream.untold = []
-
-
-def complete(parts: Sequence[Part]) -> None:
-    """Make the epochs of several streams safe; only then are their pages no longer pending.
-
-    Raises:
-        StorageError: one of them is not safe; none is left, and the next epochs have it all.
-    """
-    try:
-        make_safe([part.draft for part in parts if part.draft])
-    except BaseException:
-        for part in parts:
-            part.drop()
-        raise
-    for part in parts:
-        part.keep()
+    def take_back(self) -> None:
+        """It was dropped: its pages, and what its row has told for the first time, come with the next."""
+        if not self._safe:
+            self.stream.returned(self._pending, self._taken.begun if self._taken else None, self.row.warnings)
 
 
 class Stream:
     """One source's epochs.
 
     Attributes:
-        untold: warnings that no row has given to the user yet.
+        untold: warnings that no row has yet.
     """
 
     def __init__(self, source: Source, sink: Sink, interrupted: Callable[[], bool]) -> None:
@@ -92,24 +123,36 @@ class Stream:
         self.sink = sink
         self.interrupted = interrupted
         self.untold: list[str] = []
+        # Each is changed by one thread alone.
+        self._taken = self._safe = 0
         self._based = False
         self._begun: Draft | None = None
         self._left_out = Once(_left_out)
 
     @property
     def in_base(self) -> bool:
-        """Whether a base has begun that the next `draft` makes whole."""
+        """Whether a base has begun that the next `part` makes whole."""
         return self._begun is not None
+
+    @property
+    def in_flight(self) -> int:
+        """How many epochs were taken, and are not safe yet."""
+        return self._taken - self._safe
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next epoch is a base that has not begun; what came before has to be safe then."""
+        return not self._based and not self._begun
 
     def prepare(self) -> None:
         """If a base is due: arm, and copy while the target runs. The window then has to copy only what it
-        wrote meanwhile, and `draft` makes the base whole.
+        wrote meanwhile, and `part` makes the base whole.
 
         Raises:
             SessionInterrupted, StorageError, TargetBusyError, NewMemoryError, TargetGoneError: as they say;
                 the base is dropped.
         """
-        if self._based or self._begun:
+        if not self.is_due:
             return
         self._begun = self.sink.begin()
         try:
@@ -118,41 +161,39 @@ class Stream:
             self.abandon()
             raise
 
-    def draft(
-        self,
-        window: Window,
-        circumstances: Circumstances = ON_TIME,
-        elsewhere: list[Elsewhere] | None = None,
-    ) -> Part:
-        """Make an epoch of a window of the source's, until only `complete` is missing to make it safe.
-
-        Args:
-            elsewhere: see `Epoch`.
+    def part(self, window: Window, circumstances: Circumstances = ON_TIME) -> Part:
+        """Make an epoch of the source's last window; it still has to be written.
 
         Raises:
-            StorageError: we could not write it.
             TargetGoneError, NewMemoryError: the target has ended, or called exec, meanwhile.
         """
-        started = time.perf_counter()
-        draft, self._begun = self._begun, None
-        base = draft is not None
+        begun, self._begun = self._begun, None
         try:
             notes, facts = self.source.describe(window)
             self.untold = [*self.untold, *facts.warnings]
-            draft = draft or self.sink.begin()
-            draft.void(window.reset)
-            draft.add(window.data, window.zero, window.contents)
-            epoch = Epoch(self._row(window, base, circumstances), window, notes, facts, elsewhere)
-            return Part(self, draft.finish(epoch), draft, started)
+            row = self._row(window, begun is not None, circumstances)
+            handed = self.source.hand_over()
         except BaseException:
-            if draft:
-                draft.abort()
+            if begun:
+                begun.abort()
             raise
+        self.untold = []
+        self._taken += 1
+        return Part(self, row, Taken(Epoch(row, window, notes, facts), handed, begun))
 
     def kept(self) -> None:
-        """Note that the last epoch is safe."""
-        self.source.acknowledge()
+        """Note that an epoch is safe."""
         self._based = True
+        self._safe += 1
+
+    def returned(self, pending: Pending | None, begun: Draft | None, warnings: list[str]) -> None:
+        """An epoch was dropped: the next one has it all; see `Part`."""
+        self.untold = [*warnings, *self.untold]
+        if pending:
+            self._taken -= 1
+            self.source.take_back(pending)
+            self.sink.fall_back()
+            self._begun = begun
 
     def rebase(self) -> None:
         """Make the next epoch a base, which is copied while the target runs."""
@@ -183,9 +224,11 @@ class Stream:
             left_out=left_out,
             left_out_bytes=left_out_bytes,
             warnings=self.untold,
+            waited_us=circumstances.waited_us,
             late=circumstances.late,
             skipped=circumstances.skipped,
             skip_reason=circumstances.skip_reason,
+            time_ns=time.time_ns(),
             max_dirty=self.source.max_dirty,
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.epoch import EpochRow, Membership
+from checkpoint.epoch import Membership
+from checkpoint.facts import Elsewhere
 from checkpoint.sink import ChainSink
 from checkpoint.stream import Part, Stream
 from checkpoint.targets.process import ProcessTarget
@@ -32,6 +33,22 @@ def lives(pid: int) -> bool:
     return True
 
 
+class Again(Part):
+    """A part of an earlier epoch again: nothing of it is new."""
+
+    def __init__(self, stream: Stream, last: Part) -> None:
+        row = replace(last.row, base=False, pages=0, bytes=0, warnings=stream.untold)
+        super().__init__(stream, row, None)
+        stream.untold = []
+        self._of = last
+
+    def write(self, elsewhere: list[Elsewhere] | None = None) -> None:
+        last = self._of.row
+        assert last.member
+        self.row = replace(last, base=False, pages=0, bytes=0, warnings=self.row.warnings,
+                           member=replace(last.member, unchanged=True))  # fmt: skip
+
+
 class Member:
     """One process of the tree, with a chain of its own."""
 
@@ -40,8 +57,7 @@ class Member:
         self.chain = chain
         self.stream = Stream(target, ChainSink(chain), interrupted)
         self.number = -1
-        self._state: Any = None
-        self._last: tuple[Any, EpochRow] | None = None
+        self._last: tuple[Any, Part] | None = None
 
     def prepare(self, tree: ProcessTree) -> None:
         """Put it under traps, and copy its base.
@@ -64,40 +80,28 @@ class Member:
         self.rebase()
         self.number = -1
 
-    def draft(self, window: Window, parts: Mapping[int, Part]) -> Part | None:
-        """Write an epoch of a window; None: the process has ended meanwhile.
+    def part(self, window: Window) -> Part | None:
+        """Its part in an epoch of the tree; None: the process has ended meanwhile.
 
         A process that has not run at all has no new epoch: the tree's epoch names its last one again.
-
-        Args:
-            parts: of the members that store shared memory for others, by number.
         """
-        self._state = _state_of(window)
+        state = _state_of(window)
         # What was copied for a base is in no window, so that a window like the last one says nothing of it.
-        if self._last and self._state and self._state == self._last[0] and not self.stream.in_base:
-            return self._again(self._last[1])
-        elsewhere = [(start, end, at, *parts[n].row.place) for start, end, at, n in window.elsewhere]
+        if self._last and state and state == self._last[0] and not self.stream.in_base:
+            self.target.hand_over().release()
+            return Again(self.stream, self._last[1])
         try:
-            part = self.stream.draft(window, elsewhere=elsewhere)
+            part = self.stream.part(window)
         except (TargetGoneError, NewMemoryError):
             return None
         start_time, comm = self.target.process.identity.start_time, name_of(self.target.pid)
-        member = Membership(start_time, comm, self.chain.directory.name, unchanged=False)
-        part.row = replace(part.row, member=member)
+        part.member = Membership(start_time, comm, self.chain.directory.name, unchanged=False)
+        self._last = state, part
         return part
 
-    def _again(self, last: EpochRow) -> Part:
-        """Its last epoch again: nothing of it is new, and all of it is safe."""
-        self.target.acknowledge()
-        assert last.member
-        member, warnings = replace(last.member, unchanged=True), self.stream.untold
-        row = replace(last, base=False, pages=0, bytes=0, member=member, warnings=warnings)
-        return Part(self.stream, row, None, 0.0)
-
-    def kept(self, part: Part) -> None:
-        """Note that its part of the epoch is safe."""
-        if part.draft:
-            self._last = self._state, part.row
+    def forget(self) -> None:
+        """Its last part is not stored: the next epoch has to have one."""
+        self._last = None
 
     def close(self) -> None:
         self.stream.abandon()

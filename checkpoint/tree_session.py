@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
-from checkpoint.epoch import EpochRow, LeftOut, Times, TreeRow, since
+from checkpoint.epoch import LeftOut, Times, TreeRow
 from checkpoint.session import Taker
 from checkpoint.sink import side_by_side
-from checkpoint.stream import Part, complete
+from checkpoint.stream import Part
 from checkpoint.tree import TreeWriter
-from checkpoint.tree_member import Member, name_of
+from checkpoint.tree_epoch import TakenTree
+from checkpoint.tree_member import Again, Member, name_of
 from checkpoint.tree_roster import Roster
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
 from uffdtrack.closing import Closing
@@ -57,7 +57,7 @@ class TreeSession(Taker[TreeRow], Closing):
     def members(self) -> list[Member]:
         return self.roster.members
 
-    def take(self) -> TreeRow:
+    def begin(self) -> TakenTree:
         for n in range(ROUNDS):
             last = n == ROUNDS - 1
             self.roster.find()
@@ -75,9 +75,11 @@ class TreeSession(Taker[TreeRow], Closing):
                 continue  # one of them
             whole = self._note_ends(members, window)
             if window.windows and (whole or last):
-                row = self._write(members, window)
-                if row:
-                    return row
+                epoch = self._epoch(members, window)
+                if epoch.whole:
+                    return epoch
+                epoch.drop()
+                epoch.take_back()
         raise TargetBusyError("processes of the tree begin and end faster than an epoch is taken")
 
     def _window(self, members: list[Member], without_born: bool) -> TreeWindow:
@@ -103,6 +105,8 @@ class TreeSession(Taker[TreeRow], Closing):
         ready = []
         for member in list(self.members):
             try:
+                if member.stream.is_due and member.stream.in_flight:
+                    self.pipeline.drain()
                 member.prepare(self.tree)
                 member.target.share_time(self._reading)
                 ready.append(member)
@@ -140,62 +144,43 @@ class TreeSession(Taker[TreeRow], Closing):
             raise late
         return whole
 
-    def _write(self, members: list[Member], window: TreeWindow) -> TreeRow | None:
-        """Make an epoch; None: a process that stores memory for others has ended before it was described."""
-        started = time.perf_counter()
+    def _epoch(self, members: list[Member], window: TreeWindow) -> TakenTree:
+        """An epoch, still to be written, of the processes that have not ended by now."""
+        parts: dict[int, Part] = {}
         taken = [
             (member, result)
             for member, result in zip(members, window.windows, strict=True)
             if isinstance(result, Window)
         ]
-        left_out = self._left_out(members, taken, window)
-        storing = {number for _, result in taken for *_, number in result.elsewhere}
-        parts = self._draft(taken, storing)
-        # Also where it is not whole: a base was long in the making.
-        complete(list(parts.values()))
-        inside = [member for member, _ in taken if member.number in parts]
-        for member in inside:
-            member.kept(parts[member.number])
-        read = sum(part.draft is not None for part in parts.values())
-        self._reading = max(read, self._reading * 7 // 8, 1)
-        if not parts or not storing <= parts.keys():
-            return None
-        left_out += [
-            LeftOut(m.target.pid, name_of(m.target.pid), "it ended, or called exec, a moment after")
-            for m, _ in taken
-            if m not in inside
-        ]
-        row = self._commit([parts[member.number].row for member in inside], left_out, window, started)
-        self.given(parts.values())
-        return row
 
-    def _draft(self, taken: list[tuple[Member, Window]], storing: set[int]) -> dict[int, Part]:
-        """The parts of members, by number, without those that have ended meanwhile.
-
-        Members that store shared memory come first, in the order in which they joined: the others name their
-        epochs. If one of them has ended, the others are not written.
-        """
-        parts: dict[int, Part] = {}
-
-        def draft(member: Member, result: Window) -> None:
-            part = member.draft(result, parts)
+        def describe(member: Member, result: Window) -> None:
+            part = member.part(result)
             if part:
                 parts[member.number] = part
 
+        circumstances = self.circumstances()
         try:
-            for member, result in taken:
-                if member.number in storing:
-                    draft(member, result)
-                    if member.number not in parts:
-                        break
-            if storing <= parts.keys():
-                others = [pair for pair in taken if pair[0].number not in storing]
-                side_by_side(lambda pair: draft(*pair), others)
+            side_by_side(lambda pair: describe(*pair), taken)
         except BaseException:
-            for part in parts.values():
-                part.drop()
+            for member, _ in taken:
+                if member.number in parts:
+                    parts[member.number].drop()
+                    parts[member.number].take_back()
+                    member.forget()
+            self.not_given(circumstances)
             raise
-        return parts
+        read = sum(not isinstance(part, Again) for part in parts.values())
+        self._reading = max(read, self._reading * 7 // 8, 1)
+        inside = [pair for pair in taken if pair[0].number in parts]
+        left_out = self._left_out(members, taken, window)
+        left_out += [
+            LeftOut(m.target.pid, name_of(m.target.pid), "it ended, or called exec, a moment after")
+            for m, _ in taken
+            if m.number not in parts
+        ]
+        return TakenTree(
+            self, self.writer, self.roster, circumstances, inside, parts, left_out, Times.of(window)
+        )
 
     def _left_out(
         self, members: list[Member], taken: list[tuple[Member, Window]], window: TreeWindow
@@ -209,31 +194,6 @@ class TreeSession(Taker[TreeRow], Closing):
             if member.target.pid not in inside and member in self.members:
                 reasons[member.target.pid] = "its memory could not be taken at that moment (exec)"
         return [LeftOut(pid, name_of(pid), why) for pid, why in reasons.items()]
-
-    def _commit(
-        self, rows: list[EpochRow], left_out: list[LeftOut], window: TreeWindow, started: float
-    ) -> TreeRow:
-        row = TreeRow(
-            epoch=self.writer.next_epoch,
-            pid=self.root,
-            engine=self.roster.engine,
-            base=all(r.base for r in rows),
-            pages=sum(r.pages for r in rows),
-            bytes=sum(r.bytes for r in rows),
-            threads=sum(r.threads for r in rows),
-            regions=sum(r.regions for r in rows),
-            compared=sum(r.compared for r in rows),
-            times=Times.of(window),
-            left_out=left_out,
-            skipped=self.skipped,
-            skip_reason=self.skip_reason,
-            late=self.late,
-            time_ns=time.time_ns(),
-            max_dirty=self.roster.max_dirty or None,
-            overshoot=max(r.overshoot or 0 for r in rows) if self.roster.max_dirty else None,
-        )
-        digest = self.writer.commit(rows, row)
-        return replace(row, write_us=since(started), digest=digest, processes=rows)
 
     # -- for who waits ----------------------------------------------------------------------------
 

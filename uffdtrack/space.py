@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,13 @@ from uffdtrack.window import Heads, Pending, Window, stop_times
 
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
+_NO_BUFFER = ffi.new("ut_buffer *")
+_KEPT_SIZE = 64 << 20
+"""Larger buffers go back to the kernel when they are no longer lent."""
+
+
+def _new_buffer() -> Any:
+    return ffi.gc(ffi.new("ut_buffer *"), lib.ut_buffer_free)
 
 
 class AddressSpace(Closing):
@@ -46,6 +54,8 @@ class AddressSpace(Closing):
         check(lib.ut_space_open(pid, uffd, int(diff_all), out), "track the memory", pid)
         self._c = out[0]
         self._mapped: tuple[tuple[bytes, bytes], list[Region]] | None = None
+        self._spare: list[Any] = []
+        self._copied_size = 0
 
     @classmethod
     def attach(cls, pid: int, engine: str = "scan", max_dirty: int | None = None) -> AddressSpace:
@@ -116,7 +126,7 @@ class AddressSpace(Closing):
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, back to back; valid until the next copy or window."""
-        size = size_of(runs)
+        self._copied_size = size = size_of(runs)
         pointer, n = runs_of(runs)
         check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
         return self._copied(size)
@@ -133,6 +143,28 @@ class AddressSpace(Closing):
             lib.runs_free(zero)
         size = size_of(full)
         return full, empty, self._copied(size)
+
+    def lend(self) -> Callable[[], None]:
+        """Keep the contents of the last copy or window, until the returned function is called, in any thread.
+
+        Further copies have another buffer.
+        """
+        spare = self._spare.pop() if self._spare else _new_buffer()
+        lent, used = _new_buffer(), min(self._copied_size, self._c.buffer.cap)
+        try:
+            check(lib.ut_buffer_ready(spare, used), "make room for pages", self.pid)
+        except BaseException:
+            self._spare.append(spare)
+            raise
+        lent[0], self._c.buffer, spare[0] = self._c.buffer, spare[0], _NO_BUFFER[0]
+
+        def give_back() -> None:
+            if lent.cap <= _KEPT_SIZE:
+                self._spare.append(lent)
+            else:
+                lib.ut_buffer_free(lent)
+
+        return give_back
 
     def _copied(self, size: int) -> memoryview:
         return memoryview(ffi.buffer(self._c.buffer.v, size)) if size else memoryview(b"")
@@ -168,6 +200,7 @@ class AddressSpace(Closing):
         self._check(tracee, pending, result, times)
         harvest = self._c.harvest
         want = runs_array(harvest.all.want)
+        self._copied_size = size_of(want)
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:

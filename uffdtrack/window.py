@@ -44,7 +44,7 @@ class Window(StopTimes):
         data: ranges with contents; the contents are back to back in `contents`.
         zero: ranges that were written and have zeros.
         reset: ranges whose earlier contents are void: new mappings, and pages given back.
-        contents: valid until the next window of this address space.
+        contents: valid until the next window of this address space, unless they are lent.
         unreadable: pages without content (past a file's end, guard pages).
         compared: how many mappings we follow by comparing contents, since others can write them.
         scanned: the harvest looked through the page tables of the whole memory.
@@ -70,7 +70,7 @@ class Window(StopTimes):
 
 @dataclass(slots=True)
 class Pending:
-    """What was harvested and not acknowledged."""
+    """What was harvested, and is not stored yet."""
 
     pages: Runs = field(default_factory=no_runs)
     reset: Runs = field(default_factory=no_runs)
@@ -81,7 +81,8 @@ class Pending:
         self.pages = merge_runs(self.pages, pages)
         self.reset = merge_runs(self.reset, reset)
 
-    def clear(self) -> None:
-        self.pages = self.reset = no_runs()
-        self.everything = False
-        self.heads = {}
+    def merge(self, other: Pending) -> None:
+        """Add what was handed over, and is not stored after all."""
+        self.add(other.pages, other.reset)
+        self.everything = self.everything or other.everything
+        self.heads.update(other.heads)

@@ -97,7 +97,9 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
                 name = f"process {pid}" if isinstance(process, int) else "the command"
                 wait = ChildWait(pid, name, interrupt.wait).wait
                 session = Session(target, chain, interrupt.seen)
-                taken = take_epochs(session, options, wait, lambda row: row.warnings, progress.show)
+                taken = take_epochs(
+                    session, options, interrupt, wait, lambda row: row.warnings, progress.show
+                )
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
         taken.ended = taken.ended or handle.has_ended()
 

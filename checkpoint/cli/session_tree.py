@@ -48,7 +48,7 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         session = TreeSession(pid, writer, traits.name, options.max_dirty, interrupt.seen, adopter)
         interrupt.session = stack.enter_context(session)
         with interrupt, Progress() as progress:
-            taken = take_epochs(session, options, interrupt.wait, _warnings, progress.show)
+            taken = take_epochs(session, options, interrupt, interrupt.wait, _warnings, progress.show)
         taken.ended = taken.ended or session.ended()
 
     how = "have ended" if taken.ended else "run on, untracked"

@@ -13,6 +13,7 @@ from rich.live import Live
 from checkpoint import report
 from checkpoint.cli.common import say
 from checkpoint.cli.options import Options
+from checkpoint.cli.waits import Interrupt
 from checkpoint.epoch import EpochRow, TreeRow
 from checkpoint.schedule import run_session
 from checkpoint.session import R, Taker
@@ -95,6 +96,7 @@ class Taken(Generic[R]):
 def take_epochs(
     session: Taker[R],
     options: Options,
+    interrupt: Interrupt,
     wait: Callable[[float], bool],
     warnings: Callable[[R], Iterable[str]],
     show: Callable[[R], None] = lambda row: None,
@@ -102,6 +104,7 @@ def take_epochs(
     """Take epochs as the options say, and report each.
 
     Args:
+        interrupt: what `wait` waits with.
         wait: see `run_session`.
         warnings: a row's warnings, as text.
         show: shows a row as progress.
@@ -116,6 +119,7 @@ def take_epochs(
             report.emit_json(row)
         show(row)
 
+    session.pipeline.wake = interrupt.wake
     try:
         return Taken(rows, run_session(session, options.schedule, wait, emit, say), None, options.as_json)
     except OutputError as error:

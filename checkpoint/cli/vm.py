@@ -122,7 +122,7 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
                 vm, tracker if options.max_dirty else None, interrupt, seconds, options.as_json
             )
 
-        taken = take_epochs(session, options, wait, lambda row: row.warnings)
+        taken = take_epochs(session, options, interrupt, wait, lambda row: row.warnings)
         tracker.close()
         show_serial(vm, options.as_json)
 
@@ -156,6 +156,8 @@ def wait_for_guest(
         if interrupt.seen() or done(vm, 0):
             show_serial(vm, as_json)
             return True
+        if interrupt.woken():
+            return False
         left = PERIOD if end is None else min(end - time.monotonic(), PERIOD)
         if left <= 0:
             return False

@@ -43,6 +43,7 @@ class Interrupt:
         """
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ends = self._reader, lifeline
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         os.write(self._writer, b"x")
@@ -55,12 +56,23 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number in ENDINGS:
             signal.signal(number, signal.SIG_IGN)
-        os.close(self._reader)
-        os.close(self._writer)
+        for fd in (self._reader, self._writer, self._woken):
+            os.close(fd)
 
     def seen(self) -> bool:
         """Whether we were interrupted."""
         return bool(poll_fds(0, *self._ends))
+
+    def wake(self) -> None:
+        """End a wait, or the next one. In any thread."""
+        os.eventfd_write(self._woken, 1)
+
+    def woken(self) -> bool:
+        """Whether somebody has called `wake` since the last time."""
+        try:
+            return bool(os.eventfd_read(self._woken))
+        except BlockingIOError:
+            return False
 
 
 class Wait(Interrupt):
@@ -71,9 +83,13 @@ class Wait(Interrupt):
         self._target = target
 
     def wait(self, seconds: float) -> bool:
-        """Also ends at the target's limit of dirty pages. True: interrupted, or the target has ended."""
+        """Also ends at the target's limit of dirty pages, and by `wake`.
+
+        True: interrupted, or the target has ended.
+        """
         full = self._target.space.full_fd
-        return bool(poll_fds(seconds, *self._ends, self._target.process.pidfd, full) - {full})
+        ready = poll_fds(seconds, *self._ends, self._target.process.pidfd, full, self._woken)
+        return not self.woken() and bool(ready - {full, self._woken})
 
 
 class TreeWait(Interrupt):
@@ -84,7 +100,7 @@ class TreeWait(Interrupt):
         self.session: TreeSession | None = None
 
     def wait(self, seconds: float) -> bool:
-        """Also ends at a limit of dirty pages. True: interrupted, or all processes have ended."""
+        """Also ends at a limit of dirty pages, and by `wake`. True: interrupted, or all have ended."""
         assert self.session
         end = time.monotonic() + seconds
         full = {fd for fd in self.session.fds if fd >= 0}
@@ -93,7 +109,9 @@ class TreeWait(Interrupt):
             living = {m.target.process.pidfd for m in self.session.members if not m.target.ended()}
             left = max(0.0, end - time.monotonic())
             # Who is not followed may be the last.
-            ready = poll_fds(left if living else min(left, LOOK), *self._ends, *full, *living)
+            ready = poll_fds(left if living else min(left, LOOK), *self._ends, *full, *living, self._woken)
+            if self.woken():
+                return False
             if ready - full - living:
                 return True
             if ready & full or (not ready and time.monotonic() >= end):

@@ -12,6 +12,7 @@ from checkpoint.heads import heads_note
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
 from checkpoint.rollback.attributes import Recorder
+from checkpoint.source import Handed
 from checkpoint.targets.exec import EXEC_POLL, through_exec
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.mapped import IN_FLIGHT, mapped_files, named_files, warnings_for
@@ -47,7 +48,7 @@ class ProcessTarget(Closing):
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on.
 
     Attributes:
-        pending: what was harvested and not acknowledged.
+        pending: what was harvested and not handed over.
     """
 
     def __init__(self, pid: int, engine: str = "scan", max_dirty: int | None = None) -> None:
@@ -127,7 +128,7 @@ class ProcessTarget(Closing):
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         if everything:
             self.attach()
-            self.pending.clear()
+            self.pending = Pending()
         return self._stopping(lambda: self.space.harvest(self.tracee, everything))
 
     def postpone(self, runs: Runs, reset: Runs) -> None:
@@ -140,8 +141,13 @@ class ProcessTarget(Closing):
     def window(self) -> Window:
         return self._stopping(lambda: self.space.window(self.tracee, self.pending))
 
-    def acknowledge(self) -> None:
-        self.pending.clear()
+    def hand_over(self) -> Handed:
+        handed = Handed(self.pending, self.space.lend())
+        self.pending = Pending()
+        return handed
+
+    def take_back(self, pending: Pending) -> None:
+        self.pending.merge(pending)
 
     def settle(self, timeout: float) -> bool:
         return self.tracee.settle(timeout)

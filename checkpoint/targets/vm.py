@@ -15,6 +15,7 @@ import numpy.typing as npt
 from checkpoint.elf import thread_notes
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.facts import ProcessFacts, TargetFacts, VmFacts
+from checkpoint.source import Handed
 from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
 from checkpoint.view import View
 from kvmglue import KvmTracker, VcpuState, Vm
@@ -42,7 +43,7 @@ class VmTarget:
         guest: the name of its guest, for people.
 
     Attributes:
-        pending: what was harvested and not acknowledged.
+        pending: what was harvested and not handed over.
         states: of the vCPUs, at the last window.
     """
 
@@ -55,6 +56,7 @@ class VmTarget:
         self.max_dirty = tracker.max_dirty_pages
         self._started = time.time_ns()
         self._buffer = np.empty(0, np.uint8)
+        self._spare: list[npt.NDArray[np.uint8]] = []
         state = vm.system_state
         self._system_at = vm.system_address // PAGE
         self._system = np.zeros((len(state) // PAGE, PAGE), np.uint8)
@@ -74,7 +76,7 @@ class VmTarget:
             pages = exchange_running(self.tracker)
         if not everything:
             return to_runs(pages), _NONE
-        self.pending.clear()
+        self.pending = Pending()
         self._whole_system = True
         return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
 
@@ -99,8 +101,15 @@ class VmTarget:
             taken = self._take()
         return self._window(taken)
 
-    def acknowledge(self) -> None:
-        self.pending.clear()
+    def hand_over(self) -> Handed:
+        lent = self._buffer
+        self._buffer = self._spare.pop() if self._spare else np.empty(lent.size, np.uint8)
+        handed = Handed(self.pending, lambda: self._spare.append(lent))
+        self.pending = Pending()
+        return handed
+
+    def take_back(self, pending: Pending) -> None:
+        self.pending.merge(pending)
 
     def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
         process = ProcessFacts(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from checkpoint.chain import Chain
 from checkpoint.cli.main import cli
 from checkpoint.epoch import EpochRow, Times
 from checkpoint.errors import ImageError
+from checkpoint.pipeline import Pipeline
 from checkpoint.report import missed
 from checkpoint.schedule import Schedule, run_session
 from checkpoint.targets.children import children
@@ -172,11 +174,12 @@ class Slow:
 
     def __init__(self, clock: list[float], takes: float) -> None:
         self.clock, self.takes, self.late = clock, takes, 0
+        self.pipeline = Pipeline()
 
-    def take(self) -> EpochRow:
+    def put(self) -> None:
         self.clock[0] += self.takes
         times = Times(1000.0, 0.0, 0.0, 0.0, 0.0)
-        return EpochRow(
+        row = EpochRow(
             epoch=0,
             base=False,
             pid=1,
@@ -186,8 +189,9 @@ class Slow:
             times=times,
             threads=1,
             late=self.late,
-            write_us=self.takes * 1e6,
+            waited_us=self.takes * 1e6,
         )
+        self.pipeline.tell(SimpleNamespace(row=row))
 
 
 @pytest.mark.parametrize(("takes", "late"), [(0.05, 0), (0.35, 2), (2.6, 25)])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint import sink
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.image import EpochFile
@@ -21,6 +22,7 @@ from checkpoint.targets.process import ProcessTarget
 from tests.helpers import Build, Run, Spawn
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
+from uffdtrack import Pending
 from uffdtrack.errors import StorageError
 
 
@@ -62,7 +64,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
                     with pytest.raises(StorageError):
                         session.take()
                     if forgetful:
-                        session.target.pending.clear()
+                        target.pending = Pending()
                 filler.unlink()
                 file = EpochFile(directory / f"epoch-{session.take().epoch:08d}.core")
                 memory.apply(file)
@@ -96,7 +98,7 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
         assert new == [[]]
 
 
-@pytest.mark.parametrize("at", ["finish", "sync", "rename", "sync_name"])
+@pytest.mark.parametrize("at", ["finish", "sync", "rename", "sync_directory"])
 def test_an_epoch_that_is_not_safe_is_not_there(
     kernel: None, spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -104,14 +106,14 @@ def test_an_epoch_that_is_not_safe_is_not_there(
     process = spawn("sleep", "60")
     directory = tmp_path / "c"
 
-    def fails(_: EpochWriter, *rest: object) -> None:
+    def fails(*_: object) -> None:
         raise StorageError("no space left")
 
     with ChainWriter(directory, b"", force=False) as chain, ProcessTarget(process.pid) as target:
         session = Session(target, chain)
         for number in range(2):
             with monkeypatch.context() as patch:
-                patch.setattr(EpochWriter, at, fails)
+                patch.setattr(sink if at == "sync_directory" else EpochWriter, at, fails)
                 with pytest.raises(StorageError):
                     session.take()
             assert len(list(directory.glob("*.core*"))) == number

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from checkpoint import sink
 from checkpoint.chain import Chain
 from checkpoint.epoch import Times, TreeRow
 from checkpoint.errors import ImageError
@@ -150,7 +151,7 @@ def test_damage_is_found(
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["later", "base"])
-@pytest.mark.parametrize("at", ["finish", "sync", "rename", "sync_name"])
+@pytest.mark.parametrize("at", ["finish", "sync", "rename", "sync_directory"])
 def test_a_full_disk_leaves_whole_epochs(
     at: str,
     base: bool,
@@ -163,14 +164,15 @@ def test_a_full_disk_leaves_whole_epochs(
     taker = tree_of(forks(0).pid)
     if not base:
         taker.take()
-    step, calls = getattr(EpochWriter, at), itertools.count(1)
+    where: Any = sink if at == "sync_directory" else EpochWriter
+    step, calls = getattr(where, at), itertools.count(1)
 
-    def fails(self: EpochWriter, *arguments: Any) -> Any:
+    def fails(*arguments: Any) -> Any:
         if next(calls) == 2:
             raise StorageError("no space left")
-        return step(self, *arguments)
+        return step(*arguments)
 
-    monkeypatch.setattr(EpochWriter, at, fails)
+    monkeypatch.setattr(where, at, fails)
     with pytest.raises(StorageError):
         taker.take()
     assert tree_numbers(tmp_path / "t") == ([] if base else [0])

@@ -35,7 +35,7 @@ def facts_of(chain: ChainWriter, region: Region, **values: Any) -> ImageFacts:
 def write(
     chain: ChainWriter, content: Content, reset: list[tuple[int, int]] | None = None, base: bool = False
 ) -> None:
-    writer = chain.begin()
+    writer = chain.begin(chain.next_epoch)
     for page, byte in content.items():
         run = np.array([[BASE + page * PAGE, BASE + (page + 1) * PAGE]], np.uint64)
         if byte:
@@ -50,4 +50,4 @@ def write(
 
     digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
     writer.make_safe()
-    chain.committed(digest)
+    chain.committed(chain.next_epoch, digest)

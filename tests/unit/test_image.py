@@ -160,12 +160,12 @@ def test_many_program_headers(tmp_path: Path) -> None:
     count = 70_000
     starts = BASE + np.arange(count, dtype=np.uint64) * np.uint64(2 * PAGE)
     with ChainWriter(tmp_path, b"", force=False) as chain:
-        writer = chain.begin()
+        writer = chain.begin(chain.next_epoch)
         writer.add_zero(np.stack((starts, starts + np.uint64(PAGE)), axis=1))
         facts = facts_of(chain, region, base=True, row={}, reset=[])
         digest = writer.finish(lambda pages, size: facts, b"", [region], b"")
         writer.make_safe()
-        chain.committed(digest)
+        chain.committed(chain.next_epoch, digest)
     file = Chain(tmp_path).verify(b"")[0]
     assert len(file.pages) == count and (file.offsets == ZERO).all()
     with file.path.open("rb") as stream:
@@ -174,7 +174,7 @@ def test_many_program_headers(tmp_path: Path) -> None:
 
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with ChainWriter(tmp_path, b"", force=False) as chain:
-        writer = chain.begin()
+        writer = chain.begin(chain.next_epoch)
         writer.abort()
         writer.abort()
         assert [n for n in os.listdir(tmp_path) if "epoch" in n] == []
@@ -192,7 +192,7 @@ def test_epoch_whose_name_cannot_be_synced(tmp_path: Path, force: bool) -> None:
         with ChainWriter(tmp_path, b"", force=False) as chain:
             write(chain, {0: 1}, base=True)
     with ChainWriter(tmp_path, b"", force=force) as chain:
-        writer = chain.begin()
+        writer = chain.begin(chain.next_epoch)
         facts = facts_of(chain, REGION, base=True, row={}, reset=[])
         writer.finish(lambda pages, size: facts, b"", [REGION], b"")
         writer.sync()
@@ -235,7 +235,7 @@ def test_one_write_and_several_make_the_same_file(tmp_path: Path, key: bytes, pa
     for name in ("one", "several"):
         with ChainWriter(tmp_path / name, key, False) as chain:
             facts = facts_of(chain, region, base=True, row={}, reset=[])
-            writer = chain.begin()
+            writer = chain.begin(chain.next_epoch)
             last = (data, zero, contents)
             if name == "several":
                 half = size_of(data[: len(data) // 2])
@@ -245,7 +245,7 @@ def test_one_write_and_several_make_the_same_file(tmp_path: Path, key: bytes, pa
                 last = NO_PART
             digests.append(writer.finish(lambda n, size, facts=facts: facts, b"", [region], key, last))  # type: ignore[misc]
             writer.make_safe()
-            chain.committed(digests[-1])
+            chain.committed(0, digests[-1])
         files.append((tmp_path / name / "epoch-00000000.core").read_bytes())
         EpochFile(tmp_path / name / "epoch-00000000.core").verify(key)
     assert files[0] == files[1]

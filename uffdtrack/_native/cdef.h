@@ -175,7 +175,7 @@ typedef struct {
 } ut_harvest;
 typedef struct {
 	uint8_t *v;
-	...;
+	size_t cap;
 } ut_buffer;
 typedef struct {
 	int32_t shared;
@@ -224,6 +224,8 @@ int ut_adopt_orphans(void);
 void ut_pids_free(ut_pids *p);
 void ut_claims_free(ut_claims *c);
 void ut_space_join(ut_space *s, ut_claims *claims, int member);
+int ut_buffer_ready(ut_buffer *b, size_t bytes);
+void ut_buffer_free(ut_buffer *b);
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero);
 
 typedef struct {

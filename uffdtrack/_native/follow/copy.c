@@ -145,6 +145,16 @@ int ut_buffer_reserve(ut_buffer *b, size_t bytes)
 	return 0;
 }
 
+int ut_buffer_ready(ut_buffer *b, size_t bytes)
+{
+	size_t had = b->cap;
+
+	TRY(ut_buffer_reserve(b, bytes));
+	if (b->cap > had && bytes)
+		madvise(b->v, bytes, MADV_POPULATE_WRITE); /* it may also find none, or be unknown: then the copy does */
+	return 0;
+}
+
 void ut_buffer_free(ut_buffer *b)
 {
 	if (b->v)

@@ -12,6 +12,9 @@ typedef struct {
 
 /* Make room for `bytes`. If the buffer has to grow, its contents are lost. */
 int ut_buffer_reserve(ut_buffer *b, size_t bytes);
+
+/* The same, and where the buffer had to grow no copy of so many bytes waits for the kernel to find memory. */
+int ut_buffer_ready(ut_buffer *b, size_t bytes);
 void ut_buffer_free(ut_buffer *b);
 
 /* Copy ranges, back to back, to `to`; see ut_reader_read. */

@@ -1,0 +1,264 @@
+"""Epochs are written while their target runs on: one thread writes them, one makes them safe, in groups."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from checkpoint.epoch import since
+from checkpoint.sink import Draft, make_safe
+
+BUFFERS = 8
+BYTES = 64 << 20
+"""So many epochs, of so many bytes together, wait to be written before the next stop has to wait."""
+UNSAFE = 256
+"""So many may be written and not safe."""
+
+
+class Job(Protocol):
+    """An epoch that was taken, until it is safe.
+
+    Attributes:
+        size: bytes of contents that it holds in memory until it is written.
+        base: nothing may follow it before it is safe.
+        taken: when its target ran on, in time.monotonic().
+    """
+
+    size: int
+    base: bool
+    taken: float
+
+    def write(self) -> Sequence[Draft]:
+        """Write it; returns what has to become safe, all together. Raises: StorageError: we could not."""
+
+    def commit(self) -> None:
+        """Note that it is safe. Raises: StorageError: what completes it could not be written."""
+
+    def drop(self) -> None:
+        """Remove what was written of it, unless it is safe. By the thread that has failed."""
+
+    def take_back(self) -> None:
+        """After `drop`: its source and sink go on as if it had never been taken. By the session's thread."""
+
+
+class Pipeline:
+    """Takes epochs from a session's thread. Two threads of its own begin when they are needed.
+
+    After a failure nothing that follows is kept: all that is not safe is dropped, and the next epoch has it.
+
+    Attributes:
+        tell: gets each epoch when it is safe, in the thread that made it safe.
+        durable: an epoch is safe so many seconds after it was taken, if the disk can do that: until half of
+            them are over it waits for others, to become safe with them. None: it does not wait.
+        wake: called in any thread when something has failed.
+    """
+
+    def __init__(self) -> None:
+        self.tell: Callable[[Any], None] = lambda job: None
+        self.durable: float | None = None
+        self.wake: Callable[[], None] = lambda: None
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._written: deque[tuple[Job, Sequence[Draft]]] = deque()
+        self._writing = self._syncing = 0
+        self._bytes = 0
+        self._hurry = self._ends = False
+        # What failed first; whether it keeps what was written already from becoming safe; what was dropped.
+        self._error: BaseException | None = None
+        self._unsafe = False
+        self._dropped: list[Job] = []
+        self._untold: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    # -- the session's thread ---------------------------------------------------------------------
+
+    def put(self, job: Job) -> None:
+        """Take an epoch. It is written while the session goes on, unless it is a base.
+
+        Raises:
+            StorageError, OutputError: see `check`; without threads or of a base, its own, too.
+        """
+        if job.base or not self._begin():
+            self.run(job)
+            self.tell(job)
+            return
+        with self._changed:
+            self._waiting.append(job)
+            self._bytes += job.size
+            self._changed.notify_all()
+
+    def run(self, job: Job) -> None:
+        """Write an epoch and make it safe now, in this thread.
+
+        Raises:
+            StorageError: it is not safe, or an earlier one is not; the next one has it all.
+            OutputError: see `check`.
+        """
+        try:
+            self.drain()
+            make_safe(job.write())
+            job.commit()
+        except BaseException:
+            job.drop()
+            job.take_back()
+            raise
+
+    def make_room(self) -> float:
+        """Wait until there is room for one more epoch; returns for how many microseconds.
+
+        Raises:
+            StorageError, OutputError: see `check`.
+        """
+        started = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self.failed or not self._is_full())
+        self.check()
+        return since(started)
+
+    def check(self) -> None:
+        """Raises what has failed since the last time; what was not safe was taken back before that.
+
+        Raises:
+            StorageError: an epoch could not be written.
+            OutputError: `tell` could not tell the user; the epochs are safe.
+        """
+        if not self.failed:
+            return
+        with self._changed:
+            self._changed.wait_for(self._is_idle)
+            dropped, error = self._dropped, self._error or self._untold
+            self._dropped, self._error, self._untold, self._unsafe = [], None, None, False
+        for job in reversed(dropped):
+            job.take_back()
+        if error:
+            raise error
+
+    def drain(self) -> None:
+        """Wait until all is safe. Raises: see `check`."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(self._is_idle)
+            self._hurry = False
+        self.check()
+
+    def close(self) -> None:
+        """Wait until all is safe, and end the threads. Raises: see `check`."""
+        try:
+            self.drain()
+        finally:
+            with self._changed:
+                self._ends = True
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
+            self._threads = []
+            self._ends = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether `check` has something to raise."""
+        return bool(self._error or self._untold)
+
+    def _is_idle(self) -> bool:
+        return not (self._waiting or self._written or self._writing or self._syncing)
+
+    def _is_full(self) -> bool:
+        waiting = len(self._waiting) + self._writing
+        return waiting >= BUFFERS or (waiting > 0 and self._bytes > BYTES) or len(self._written) >= UNSAFE
+
+    def _begin(self) -> bool:
+        """Start the threads; False: we may have none (RLIMIT_NPROC, pids.max)."""
+        if self._threads:
+            return len(self._threads) == 2
+        with contextlib.suppress(RuntimeError):
+            for work in (self._write_all, self._sync_all):
+                thread = threading.Thread(target=work, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        return len(self._threads) == 2
+
+    # -- the two threads --------------------------------------------------------------------------
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ends)
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+                self._writing += 1
+            drafts: Sequence[Draft] | None = None
+            error: BaseException | None = None
+            try:
+                if not self._error:
+                    drafts = job.write()
+            except BaseException as caught:
+                error = caught
+            with self._changed:
+                if drafts is not None:
+                    self._written.append((job, drafts))
+                else:
+                    self._fail([job], error)
+                self._writing -= 1
+                self._bytes -= job.size
+                self._changed.notify_all()
+
+    def _sync_all(self) -> None:
+        while True:
+            with self._changed:
+                while not self._is_due():
+                    if self._ends and not self._written:
+                        return
+                    self._changed.wait(self._time_left())
+                group = list(self._written)
+                self._written.clear()
+                self._syncing += 1
+            done = 0
+            error: BaseException | None = None
+            try:
+                if not self._unsafe:
+                    make_safe([draft for _, drafts in group for draft in drafts])
+                    for job, _ in group:
+                        job.commit()
+                        done += 1
+                        self._tell(job)
+            except BaseException as caught:
+                error = caught
+            with self._changed:
+                if done < len(group):
+                    self._unsafe = True
+                    self._fail([job for job, _ in group[done:]], error)
+                self._syncing -= 1
+                self._changed.notify_all()
+
+    def _time_left(self) -> float | None:
+        """Seconds until what is written has to become safe; None: nothing is written."""
+        if not self._written:
+            return None
+        if self.durable is None or self._hurry or self.failed or len(self._written) >= UNSAFE // 2:
+            return 0.0
+        return max(0.0, self._written[0][0].taken + self.durable / 2 - time.monotonic())
+
+    def _is_due(self) -> bool:
+        return self._time_left() == 0.0
+
+    def _tell(self, job: Job) -> None:
+        try:
+            if not self._untold:
+                self.tell(job)
+        except BaseException as error:
+            self._untold = error
+            self.wake()
+
+    def _fail(self, jobs: Sequence[Job], error: BaseException | None) -> None:
+        """Drop epochs, the last first: at no time is one there that lacks the one before."""
+        for job in reversed(jobs):
+            job.drop()
+        self._dropped += jobs
+        self._error = self._error or error
+        self.wake()
