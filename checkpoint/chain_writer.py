@@ -31,7 +31,7 @@ class ChainWriter(DirectoryWriter):
         return bool(old)
 
     def begin(self, number: int) -> EpochWriter:
-        return EpochWriter(self.directory / epoch_name(number), self._clear)
+        return EpochWriter(self.directory / epoch_name(number), self.key, self._clear)
 
     def committed(self, number: int, digest: str) -> None:
         """Note that an epoch is safe, and all before it."""

@@ -216,7 +216,7 @@ def _merge(view: View, key: bytes) -> None:
     old = view.epoch
     # A base has all of the descriptors; the epochs behind it have what changed.
     objects = increment(None, resolve(file.facts.objects for file in view.own_sources))
-    writer = EpochWriter(old.path)
+    writer = EpochWriter(old.path, key)
     try:
         for part in batches(view.pages):
             contents = view.read(part)
@@ -230,14 +230,14 @@ def _merge(view: View, key: bytes) -> None:
                 base=True,
                 parent="",
                 reset=[],
-                keyed=bool(key),
+                keyed=writer.keyed,
                 replaces=old.facts.replaces or old.digest,
                 row={**old.facts.row, "base": True, "pages": pages, "bytes": content},
                 objects=objects,
             )
 
         notes = kept_notes(old) + heads_note(stored_heads(view.sources))
-        writer.finish(describe, notes, old.regions, key)
+        writer.finish(describe, notes, old.regions)
         writer.make_safe()
     except (UffdtrackError, OSError, struct.error):
         writer.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections import deque
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.digest import DIGEST_SIZE, NOTE_BLAKE3, digest_of, file_digest
+from checkpoint.digest import DIGEST_SIZE, HEAD, NOTE_BLAKE3, new_digest
 from checkpoint.elf import (
     NOTE_META,
     NOTE_NAME,
@@ -28,42 +29,48 @@ from checkpoint.elf import (
 from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translated
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.runs import Pages, expand, inside, latest, no_runs
-
-Part = tuple[Runs, Runs, memoryview]
-"""Ranges with contents, ranges of zeros, and the contents."""
-NO_PART: Part = (no_runs(), no_runs(), memoryview(b""))
+from uffdtrack.errors import StorageError
+from uffdtrack.runs import Pages, expand, inside, latest
 
 
 class EpochWriter:
     """Writes one epoch to a temporary file; the file gets its name when it is whole and on disk.
 
-    You may add contents in parts; later contents replace earlier ones of the same page. An epoch with one
-    part alone is written by one call, and its digest is taken of what is in memory.
+    You may add contents in parts; later contents replace earlier ones of the same page. Contents that are
+    aligned go to the disk without a copy in the page cache (O_DIRECT), where the file system can do that.
 
     Args:
         path: the name that the file gets.
+        key: of the digest; empty for none.
         give_way: called when the file is on disk, right before it gets its name; returns whether it has
             removed an older chain.
     """
 
-    def __init__(self, path: Path, give_way: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, path: Path, key: bytes, give_way: Callable[[], bool] = lambda: False) -> None:
         self.path = path
+        self.keyed = bool(key)
         self._give_way = give_way
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._pages: Pages = np.empty(0, np.uint64)
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
+        self._digest = new_digest(key)
         self._named = self._is_all = False
         with translated(path):
             self._temporary.unlink(missing_ok=True)
-            fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(fd, "r+b", buffering=0)
+            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                self._direct = os.open(self._temporary, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            except OSError:
+                self._direct = -1
 
     def add(self, runs: Runs, contents: memoryview) -> None:
         """Append ranges whose contents are back to back."""
-        self._write([contents], self._end)
-        self._index_data(runs, contents)
+        pages = expand(runs)
+        self._digest.update(contents)
+        self._write_pages(contents)
+        self._index(pages, self._end + np.arange(len(pages), dtype=np.int64) * PAGE)
+        self._end += len(contents)
 
     def add_zero(self, runs: Runs) -> None:
         pages = expand(runs)
@@ -71,45 +78,44 @@ class EpochWriter:
 
     def void(self, ranges: Runs) -> None:
         """Forget what was added so far in these ranges."""
-        keep = ~inside(self._pages, ranges)
-        self._pages, self._offsets = self._pages[keep], self._offsets[keep]
-
-    def _index_data(self, runs: Runs, contents: memoryview) -> None:
-        pages = expand(runs)
-        self._index(pages, self._end + np.arange(len(pages), dtype=np.int64) * PAGE)
-        self._end += len(contents)
+        if len(self._pages):
+            keep = ~inside(self._pages, ranges)
+            self._pages, self._offsets = self._pages[keep], self._offsets[keep]
 
     def _index(self, pages: Pages, offsets: Offsets) -> None:
         self._pages = np.concatenate((self._pages, pages))
         self._offsets = np.concatenate((self._offsets, offsets))
 
-    def _write(self, parts: list[bytes | memoryview], offset: int) -> None:
+    def _write_pages(self, contents: memoryview) -> None:
+        if self._direct >= 0 and len(contents) and not address_of(contents) % PAGE:
+            try:
+                self._write(self._direct, [contents], self._end)
+                return
+            except StorageError as error:
+                if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
+                    raise
+            os.close(self._direct)
+            self._direct = -1
+        self._write(self._fd, [contents], self._end)
+
+    def _write(self, fd: int, parts: list[bytes | memoryview], offset: int) -> None:
         left = deque(memoryview(part) for part in parts if len(part))
         with translated(self.path):
             while left:
-                n = os.pwritev(self._file.fileno(), left, offset)
+                n = os.pwritev(fd, left, offset)
                 offset += n
                 while left and n >= len(left[0]):
                     n -= len(left.popleft())
                 if n:
                     left[0] = left[0][n:]
 
-    def finish(
-        self,
-        describe: Callable[[int, int], ImageFacts],
-        notes: bytes,
-        regions: list[Region],
-        key: bytes,
-        last: Part = NO_PART,
-    ) -> str:
+    def finish(self, describe: Callable[[int, int], ImageFacts], notes: bytes, regions: list[Region]) -> str:
         """Write notes, headers and digest: the file is whole, and not on disk yet.
 
         Args:
             describe: gets the number of pages and of content bytes; returns what the JSON is to say.
             notes: thread and file notes.
             regions: the mappings, for segment flags.
-            key: of the digest; empty for none.
-            last: the last part: ranges with contents, those of zeros, and the contents.
 
         Returns:
             The digest in hex.
@@ -117,10 +123,6 @@ class EpochWriter:
         Raises:
             StorageError: the disk is full or broken.
         """
-        data, zero, contents = last
-        start = self._end
-        self._index_data(data, contents)
-        self.add_zero(zero)
         self._pages, self._offsets = latest(self._pages, self._offsets)
         content = int((self._offsets != ZERO).sum()) * PAGE
         facts = describe(len(self._pages), content)
@@ -130,28 +132,23 @@ class EpochWriter:
         body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts.to_json()).encode()) + notes
         headers = self._headers(regions, len(body))
         phoff = self._end + len(body)
-        pad = -phoff % 8
-        phoff += pad
-        head = elf_header(phoff, len(headers), phoff + headers.nbytes)
-        tail = [bytes(pad), headers.tobytes(), extra_section(len(headers))]
-        whole = start == PAGE
-        before = [head, bytes(PAGE - len(head)), contents] if whole else [contents]
-        if whole:
-            digest = digest_of([*before, body, *tail], key)
-            body = body[:digest_in_body] + digest + body[digest_in_body + DIGEST_SIZE :]
-        self._write([*before, body, *tail], 0 if whole else start)
-        if not whole:
-            self._write([head], 0)
-            with translated(self.path):
-                digest = file_digest(self._file, self._end + digest_in_body, key)
-            self._write([digest], self._end + digest_in_body)
+        body += bytes(-phoff % 8)
+        phoff = self._end + len(body)
+        tail = body + headers.tobytes() + extra_section(len(headers))
+        head = elf_header(phoff, len(headers), phoff + headers.nbytes).ljust(HEAD, b"\0")
+        self._digest.update(tail)
+        self._digest.update(head)
+        digest = self._digest.digest()
+        signed = tail[:digest_in_body], digest, tail[digest_in_body + DIGEST_SIZE :]
+        self._write(self._fd, [*signed], self._end)
+        self._write(self._fd, [head], 0)
         return digest.hex()
 
     def sync(self) -> None:
         """Bring the contents to disk. Raises: StorageError: that failed."""
         with translated(self.path):
-            os.fsync(self._file.fileno())
-            self._file.close()
+            os.fdatasync(self._fd)
+        self._close()
 
     def rename(self) -> None:
         """Give the file its name. Raises: StorageError: that failed."""
@@ -193,8 +190,7 @@ class EpochWriter:
 
     def abort(self) -> None:
         """Drop everything that has no name yet. Idempotent."""
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
@@ -204,3 +200,13 @@ class EpochWriter:
         if self._named and not self._is_all:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct = -1
+
+
+def address_of(contents: memoryview) -> int:
+    return int(np.frombuffer(contents, np.uint8).ctypes.data)

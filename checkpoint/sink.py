@@ -146,7 +146,7 @@ class ChainDraft:
                 epoch=last.number,
                 base=epoch.row.base,
                 parent=last.digest,
-                keyed=bool(self._sink.chain.key),
+                keyed=self.file.keyed,
                 row=rows[0].to_json(),
                 reset=window.reset.tolist(),
                 threads=[t.tid for t in window.threads if not t.worker],
@@ -162,9 +162,9 @@ class ChainDraft:
                 vm=target.vm,
             )
 
-        self.file.void(window.reset)
-        pages = window.data, window.zero, window.contents
-        digest = self.file.finish(describe, epoch.notes, window.regions, self._sink.chain.key, pages)
+        self.void(window.reset)
+        self.add(window.data, window.zero, window.contents)
+        digest = self.file.finish(describe, epoch.notes, window.regions)
         self._sink.tip = self._tip = Tip(last.number + 1, digest, target.objects)
         return rows[0].sealed(digest)
 

@@ -28,8 +28,8 @@ from uffdtrack.window import Heads, Pending, Window, stop_times
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
 _NO_BUFFER = ffi.new("ut_buffer *")
-_KEPT_SIZE = 64 << 20
-"""Larger buffers go back to the kernel when they are no longer lent."""
+_SPARE_SIZE = 256 << 20
+"""Buffers that are no longer lent are kept up to so many bytes."""
 
 
 def _new_buffer() -> Any:
@@ -159,7 +159,7 @@ class AddressSpace(Closing):
         lent[0], self._c.buffer, spare[0] = self._c.buffer, spare[0], _NO_BUFFER[0]
 
         def give_back() -> None:
-            if lent.cap <= _KEPT_SIZE:
+            if sum(spare.cap for spare in self._spare) + lent.cap <= _SPARE_SIZE:
                 self._spare.append(lent)
             else:
                 lib.ut_buffer_free(lent)

@@ -48,6 +48,6 @@ def write(
         cut = [[BASE + a * PAGE, BASE + b * PAGE] for a, b in reset or []]
         return facts_of(chain, REGION, base=base, row=row, reset=cut)
 
-    digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION], chain.key)
+    digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION])
     writer.make_safe()
     chain.committed(chain.next_epoch, digest)

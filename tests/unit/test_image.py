@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import random
 from dataclasses import replace
@@ -19,7 +21,6 @@ from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.export import compact
 from checkpoint.image import EpochFile
-from checkpoint.image_writer import NO_PART
 from tests.unit.images import BASE, REGION, THREADS, Content, facts_of, write
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError
@@ -163,7 +164,7 @@ def test_many_program_headers(tmp_path: Path) -> None:
         writer = chain.begin(chain.next_epoch)
         writer.add_zero(np.stack((starts, starts + np.uint64(PAGE)), axis=1))
         facts = facts_of(chain, region, base=True, row={}, reset=[])
-        digest = writer.finish(lambda pages, size: facts, b"", [region], b"")
+        digest = writer.finish(lambda pages, size: facts, b"", [region])
         writer.make_safe()
         chain.committed(chain.next_epoch, digest)
     file = Chain(tmp_path).verify(b"")[0]
@@ -194,7 +195,7 @@ def test_epoch_whose_name_cannot_be_synced(tmp_path: Path, force: bool) -> None:
     with ChainWriter(tmp_path, b"", force=force) as chain:
         writer = chain.begin(chain.next_epoch)
         facts = facts_of(chain, REGION, base=True, row={}, reset=[])
-        writer.finish(lambda pages, size: facts, b"", [REGION], b"")
+        writer.finish(lambda pages, size: facts, b"", [REGION])
         writer.sync()
         writer.rename()
         writer.withdraw()
@@ -224,29 +225,33 @@ def test_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("key", [b"", b"secret"])
 @pytest.mark.parametrize("pages", [0, 1, 7, 600])
-def test_one_write_and_several_make_the_same_file(tmp_path: Path, key: bytes, pages: int) -> None:
+def test_every_way_to_write_makes_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes, pages: int
+) -> None:
+    """In one part and in two, past the page cache and through it."""
     rng = random.Random(pages)
     numbers = sorted(rng.sample(range(4 * pages + 1), pages))
     full, empty = numbers[: pages * 2 // 3], numbers[pages * 2 // 3 :]
     data, zero = (to_runs(np.array([BASE // PAGE + n for n in some], np.uint64)) for some in (full, empty))
-    contents = memoryview(rng.randbytes(len(full) * PAGE))
     region = replace(REGION, end=BASE + (4 * pages + 1) * PAGE)
-    files, digests = [], []
-    for name in ("one", "several"):
-        with ChainWriter(tmp_path / name, key, False) as chain:
-            facts = facts_of(chain, region, base=True, row={}, reset=[])
-            writer = chain.begin(chain.next_epoch)
-            last = (data, zero, contents)
-            if name == "several":
-                half = size_of(data[: len(data) // 2])
-                writer.add(data[: len(data) // 2], contents[:half])
-                writer.add(data[len(data) // 2 :], contents[half:])
+    files, digests = set(), set()
+    for n, (parts, shift, opens) in enumerate(itertools.product((1, 2), (0, 8), (True, False))):
+        with mmap.mmap(-1, max(1, len(full)) * PAGE + PAGE) as buffer, memoryview(buffer) as whole:
+            contents = whole[shift : shift + len(full) * PAGE]
+            contents[:] = random.Random(pages).randbytes(len(full) * PAGE)
+            with ChainWriter(tmp_path / str(n), key, False) as chain, monkeypatch.context() as patch:
+                if not opens:
+                    patch.setattr(os, "O_DIRECT", os.O_DIRECTORY)  # which fails
+                facts = facts_of(chain, region, base=True, row={}, reset=[])
+                writer = chain.begin(0)
+                cut = len(data) // 2 if parts == 2 else 0
+                size = size_of(data[:cut])
+                writer.add(data[:cut], contents[:size])
+                writer.add(data[cut:], contents[size:])
                 writer.add_zero(zero)
-                last = NO_PART
-            digests.append(writer.finish(lambda n, size, facts=facts: facts, b"", [region], key, last))  # type: ignore[misc]
-            writer.make_safe()
-            chain.committed(0, digests[-1])
-        files.append((tmp_path / name / "epoch-00000000.core").read_bytes())
-        EpochFile(tmp_path / name / "epoch-00000000.core").verify(key)
-    assert files[0] == files[1]
-    assert digests[0] == digests[1]
+                digests.add(writer.finish(lambda n, size, facts=facts: facts, b"", [region]))  # type: ignore[misc]
+                writer.make_safe()
+            contents.release()
+        files.add((tmp_path / str(n) / "epoch-00000000.core").read_bytes())
+        EpochFile(tmp_path / str(n) / "epoch-00000000.core").verify(key)
+    assert len(files) == len(digests) == 1
