@@ -6,23 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SHARE = 20
-"""Long work is done only so often that it takes this part of the time."""
-
 
 class Budget:
     """Says when work may be done again.
 
     Attributes:
-        sharers: how many processes share that part of the time.
+        share: the part of the time that it may take.
+        sharers: how many processes share that.
     """
 
-    def __init__(self, free: float = 0.0) -> None:
-        """Args:
-        free: seconds that the work of all sharers may always take.
-        """
+    def __init__(self, share: float) -> None:
+        self.share = share
         self.sharers = 1
-        self._free = free
         self._due = 0.0
 
     def is_due(self) -> bool:
@@ -34,4 +29,4 @@ class Budget:
         started = time.monotonic()
         yield
         ended = time.monotonic()
-        self._due = ended + SHARE * max(0.0, self.sharers * (ended - started) - self._free)
+        self._due = started + self.sharers * (ended - started) / self.share

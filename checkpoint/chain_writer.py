@@ -33,10 +33,15 @@ class ChainWriter(DirectoryWriter):
     def begin(self, number: int) -> EpochWriter:
         return EpochWriter(self.directory / epoch_name(number), self.key, self._clear)
 
-    def committed(self, number: int, digest: str) -> None:
-        """Note that an epoch is safe, and all before it."""
+    def committed(self, number: int, digest: str, last: bool) -> None:
+        """Note that an epoch is safe, and all before it.
+
+        Args:
+            last: there is none behind it that is safe, too.
+        """
         self.parent = digest
-        with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
-            head = self.directory / "head"
-            write_beside(head, f"{number}\n".encode()).replace(head)
         self.next_epoch = number + 1
+        if last:
+            with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
+                head = self.directory / "head"
+                write_beside(head, f"{number}\n".encode()).replace(head)

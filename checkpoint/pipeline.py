@@ -35,8 +35,12 @@ class Job(Protocol):
     def write(self) -> Sequence[Draft]:
         """Write it; returns what has to become safe, all together. Raises: StorageError: we could not."""
 
-    def commit(self) -> None:
-        """Note that it is safe. Raises: StorageError: what completes it could not be written."""
+    def commit(self, last: bool) -> None:
+        """Note that it is safe; `last`: it is the last one of its group.
+
+        Raises:
+            StorageError: what completes it could not be written.
+        """
 
     def drop(self) -> None:
         """Remove what was written of it, unless it is safe. By the thread that has failed."""
@@ -101,7 +105,7 @@ class Pipeline:
         try:
             self.drain()
             make_safe(job.write())
-            job.commit()
+            job.commit(last=True)
         except BaseException:
             job.drop()
             job.take_back()
@@ -224,7 +228,7 @@ class Pipeline:
                 if not self._unsafe:
                     make_safe([draft for _, drafts in group for draft in drafts])
                     for job, _ in group:
-                        job.commit()
+                        job.commit(last=done == len(group) - 1)
                         done += 1
                         self._tell(job)
             except BaseException as caught:

@@ -44,7 +44,7 @@ class TakenEpoch(ABC, Generic[R]):
     def write(self) -> Sequence[Draft]: ...
 
     @abstractmethod
-    def commit(self) -> None: ...
+    def commit(self, last: bool) -> None: ...
 
     @abstractmethod
     def drop(self) -> None: ...
@@ -132,8 +132,8 @@ class SingleEpoch(TakenEpoch[EpochRow]):
         self.part.write()
         return [self.part.draft] if self.part.draft else []
 
-    def commit(self) -> None:
-        self.part.keep()
+    def commit(self, last: bool) -> None:
+        self.part.keep(last)
 
     def drop(self) -> None:
         self.part.drop()

@@ -63,8 +63,8 @@ class Draft(PageSink, Protocol):
     def name(self) -> None:
         """Give it its name; it is safe when the directory is on disk. Raises: StorageError: that failed."""
 
-    def committed(self) -> None:
-        """Note that it is safe."""
+    def committed(self, last: bool) -> None:
+        """Note that it is safe. `last`: it is the last one of its group."""
 
     def abort(self) -> None:
         """Drop it, before `sync`. Idempotent."""
@@ -110,10 +110,10 @@ class ChainSink:
     def fall_back(self) -> None:
         self.tip = self._safe
 
-    def committed(self, tip: Tip) -> None:
+    def committed(self, tip: Tip, last: bool) -> None:
         """Note that an epoch is safe; `tip` is what follows it."""
         self._safe = tip
-        self.chain.committed(tip.number - 1, tip.digest)
+        self.chain.committed(tip.number - 1, tip.digest, last)
 
 
 class ChainDraft:
@@ -174,8 +174,8 @@ class ChainDraft:
     def name(self) -> None:
         self.file.rename()
 
-    def committed(self) -> None:
-        self._sink.committed(self._tip)
+    def committed(self, last: bool) -> None:
+        self._sink.committed(self._tip, last)
 
     def abort(self) -> None:
         self.file.abort()

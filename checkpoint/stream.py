@@ -87,11 +87,11 @@ class Part:
         finally:
             taken.handed.release()
 
-    def keep(self) -> None:
-        """Note that it is safe."""
+    def keep(self, last: bool) -> None:
+        """Note that it is safe. `last`: it is the last one of its group."""
         self._safe = True
         if self.draft:
-            self.draft.committed()
+            self.draft.committed(last)
             self.row = self.row.written(self._started)
             self.stream.kept()
 

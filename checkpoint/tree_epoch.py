@@ -70,9 +70,9 @@ class TakenTree(TakenEpoch[TreeRow]):
         elsewhere = [(start, end, at, *parts[n].row.place) for start, end, at, n in places]
         parts[member.number].write(elsewhere)
 
-    def commit(self) -> None:
+    def commit(self, last: bool) -> None:
         for part in self._parts.values():
-            part.keep()
+            part.keep(last=True)  # the next epoch of the tree may lack this process
         rows = [self._parts[member.number].row for member, _ in self._inside]
         late = self._circumstances
         row = TreeRow(

@@ -79,7 +79,11 @@ def task_directory(pid: int) -> Path:
     Raises:
         TargetGoneError: no thread lives.
     """
-    return Path(procfs.task(pid, check(lib.ut_live_thread(pid), "find", pid)))
+    return Path(_task(pid))
+
+
+def _task(pid: int) -> str:
+    return procfs.task(pid, check(lib.ut_live_thread(pid), "find", pid))
 
 
 def proc_read(pid: int, name: str) -> bytes:
@@ -88,17 +92,17 @@ def proc_read(pid: int, name: str) -> bytes:
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
     """
-    return _read(pid, task_directory(pid) / name)
+    return _read(pid, f"{_task(pid)}/{name}")
 
 
-def _read(pid: int, path: Path) -> bytes:
+def _read(pid: int, path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return procfs.read(path)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"there is no process {pid}") from error
     except PermissionError as error:
         raise PermissionDeniedError(
-            f"cannot read /proc/{pid}/{path.name}. {how_to_be_allowed(pid)}"
+            f"cannot read /proc/{pid}/{os.path.basename(path)}. {how_to_be_allowed(pid)}"
         ) from error
 
 
@@ -117,7 +121,7 @@ def stat_fields(pid: int) -> list[str]:
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
     """
-    return procfs.stat_fields_of(_read(pid, Path(f"/proc/{pid}/stat")).decode(errors="replace"))
+    return procfs.stat_fields_of(_read(pid, f"/proc/{pid}/stat").decode(errors="replace"))
 
 
 def command_name(pid: int) -> str:

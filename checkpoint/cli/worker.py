@@ -17,6 +17,9 @@ from uffdtrack import (
     verdict_on,
 )
 
+SWITCH = 0.0002
+"""Seconds after which a thread of the interpreter lets others run."""
+
 
 def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
     """If the engine works on this host, go on in a child; our own process only waits for it.
@@ -39,6 +42,8 @@ def become_worker(engine: str, max_dirty: int | None, max_stop: float) -> int:
     child = os.fork()
     if not child:
         os.close(held)
+        # The thread of the session must not wait long for those that write, after a stop.
+        sys.setswitchinterval(SWITCH)
         return lifeline
     os.close(lifeline)
     leave_watchdog()

@@ -30,6 +30,8 @@ _FIXED = frozenset({"gd", "ht", "ss", "dp", "mt", "sl"})
 _PAGES = re.compile(rb"\nKernelPageSize: +(\d+) kB")
 _KEY = re.compile(rb"\nProtectionKey: +([1-9]\d*)")
 
+SHARE = 1 / 50
+"""Of the time, for reading the attributes of all processes of a tree."""
 Step = tuple[int, list[int]]
 """Number and arguments of a system call."""
 
@@ -106,7 +108,7 @@ class Recorder:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.budget = Budget()
+        self.budget = Budget(SHARE)
         self._read: Attributes = Attributes([])
         self._regions: set[tuple[int, int, str]] = set()
 

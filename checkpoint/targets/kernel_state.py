@@ -29,12 +29,20 @@ from checkpoint.objects import (
     parse_timers,
     same_timer,
 )
-from uffdtrack import Region, file_mode, how_to_be_allowed, open_files, parse_maps, task_directory
+from uffdtrack import (
+    Region,
+    file_mode,
+    how_to_be_allowed,
+    open_files,
+    parse_maps,
+    procfs,
+    task_directory,
+)
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
-FREE = 0.002
-"""Seconds that reading may always take, for all processes of a tree together."""
+SHARE = 1 / 10
+"""Of the time, for all processes of a tree together."""
 
 
 def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Descriptor]:
@@ -123,28 +131,29 @@ def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
     task = task_directory(pid)
     state: dict[str, Any] = {"time_ns": time.time_ns()}
 
-    def put(key: str, path: Path, parse: Callable[[str], Any]) -> None:
+    def put(key: str, path: str, parse: Callable[[str], Any]) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-            state[key] = parse(path.read_text(errors="replace"))
+            state[key] = parse(procfs.read(path, directory).decode(errors="replace"))
 
-    put("status", task / "status", parse_status)
-    put("limits", task / "limits", parse_limits)
-    process = Path(f"/proc/{pid}")
-    put("io", process / "io", parse_io)
-    put("timers", process / "timers", parse_timers)
-    put("oom_score_adj", process / "oom_score_adj", str.strip)
-    put("personality", task / "personality", str.strip)
-    put("cgroup", task / "cgroup", str.strip)
-    put("queues", Path("/proc/sysvipc/msg"), lambda text: parse_queues(text, pid))
-    for key in ("cwd", "root"):
-        with contextlib.suppress(OSError):
-            state[key] = os.readlink(task / key)
-    with contextlib.suppress(OSError):
-        state["namespaces"] = {name: os.readlink(task / "ns" / name) for name in os.listdir(task / "ns")}
+    process = f"/proc/{pid}"
+    with contextlib.suppress(OSError), _directory(task) as directory:
+        put("status", "status", parse_status)
+        put("limits", "limits", parse_limits)
+        put("io", f"{process}/io", parse_io)
+        put("timers", f"{process}/timers", parse_timers)
+        put("oom_score_adj", f"{process}/oom_score_adj", str.strip)
+        put("personality", "personality", str.strip)
+        put("cgroup", "cgroup", str.strip)
+        put("queues", "/proc/sysvipc/msg", lambda text: parse_queues(text, pid))
+        for key in ("cwd", "root"):
+            with contextlib.suppress(OSError):
+                state[key] = os.readlink(key, dir_fd=directory)
+        with contextlib.suppress(OSError), _directory(task / "ns") as spaces:
+            state["namespaces"] = {name: os.readlink(name, dir_fd=spaces) for name in os.listdir(spaces)}
     rings = [region.start for region in mappings if region.name.startswith("/[aio]")]
     if rings:
         state["aio"] = _read_aio(task, rings)
-    _read_threads(task.parent, state)
+    _read_threads(f"{process}/task", state)
     return state
 
 
@@ -157,17 +166,17 @@ def _read_aio(task: Path, addresses: list[int]) -> dict[str, list[int]]:
     return rings
 
 
-def _read_threads(tasks: Path, state: dict[str, Any]) -> None:
+def _read_threads(tasks: str, state: dict[str, Any]) -> None:
     threads: dict[str, list[Any]] = {}
     children: list[int] = []
     complete = True
     for name in os.listdir(tasks):
         try:
             threads[name] = [
-                *parse_stat((tasks / name / "stat").read_text(errors="replace")),
+                *parse_stat(procfs.read(f"{tasks}/{name}/stat").decode(errors="replace")),
                 sorted(os.sched_getaffinity(int(name))),
             ]
-            children += map(int, (tasks / name / "children").read_text().split())
+            children += map(int, procfs.read(f"{tasks}/{name}/children").split())
         except FileNotFoundError:
             complete = False  # it has just ended, or the kernel has no such file (CONFIG_PROC_CHILDREN)
         except (OSError, ValueError, IndexError):
@@ -211,7 +220,7 @@ class Reader:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.budget = Budget(FREE)
+        self.budget = Budget(SHARE)
         self._last: Snapshot | None = None
 
     def read(self, mappings: Iterable[Region]) -> Snapshot:

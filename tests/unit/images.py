@@ -50,4 +50,4 @@ def write(
 
     digest = writer.finish(describe, thread_notes(THREADS, PROCESS), [REGION])
     writer.make_safe()
-    chain.committed(chain.next_epoch, digest)
+    chain.committed(chain.next_epoch, digest, last=True)

@@ -166,7 +166,7 @@ def test_many_program_headers(tmp_path: Path) -> None:
         facts = facts_of(chain, region, base=True, row={}, reset=[])
         digest = writer.finish(lambda pages, size: facts, b"", [region])
         writer.make_safe()
-        chain.committed(chain.next_epoch, digest)
+        chain.committed(chain.next_epoch, digest, last=True)
     file = Chain(tmp_path).verify(b"")[0]
     assert len(file.pages) == count and (file.offsets == ZERO).all()
     with file.path.open("rb") as stream:

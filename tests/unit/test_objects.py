@@ -195,7 +195,7 @@ def test_reading_takes_a_bounded_part_of_the_time(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(kernel_state, "snapshot", snapshot)
     monkeypatch.setattr(kernel_state.time, "monotonic", lambda: clock[0])
-    for cost, readings in ((0.001, 150), (0.5, 2)):
+    for cost, readings in ((0.001, 150), (0.02, 75), (0.5, 4)):
         clock[0], read = 100.0, []
         reader = kernel_state.Reader(1)
         for _ in range(150):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from uffdtrack import children, stat_fields
+from uffdtrack import children, procfs, stat_fields
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
 
@@ -34,7 +33,7 @@ def test_who_cannot_be_read_has_not_ended(
     def fail(*_: object) -> bytes:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(procfs, "read", fail)
     with pytest.raises(kind):
         stat_fields(os.getpid())
     monkeypatch.setattr(os, "listdir", fail)
