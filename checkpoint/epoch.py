@@ -147,6 +147,18 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenRow(Row):
+    """An epoch was taken, and will be safe later; if it cannot be stored, a later one gets its number."""
+
+    schema: ClassVar[str] = "uffdtrack/taken/1"
+    rows: ClassVar[Mapping[str, type[Row]]] = {"times": Times}
+
+    epoch: int
+    time_ns: int
+    times: Times
+
+
+@dataclass(frozen=True, slots=True)
 class MemberEpoch(Row):
     """A process's part in an epoch of a tree: which epoch of which chain; see `EpochRow`, `Membership`."""
 

@@ -23,7 +23,12 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a session takes epochs, in seconds; `count` includes the base. None: no limit."""
+    """When a session takes epochs, in seconds. None: no limit.
+
+    Attributes:
+        count: of epochs, the base included.
+        duration: from when the base is safe.
+    """
 
     every: float
     count: int | None
@@ -36,6 +41,7 @@ def run_session(
     wait: Callable[[float], bool],
     emit: Callable[[R], None],
     warn: Callable[[str], None],
+    announce: Callable[[int, TakenEpoch[R]], None] = lambda number, epoch: None,
 ) -> bool:
     """Take epochs as `schedule` says; they are written meanwhile.
 
@@ -44,6 +50,7 @@ def run_session(
             news; True: the session has to end, or the target has ended.
         emit: gets the row of each epoch when it is safe, in any thread.
         warn: gets text about failures that do not end the session, in any thread.
+        announce: gets each epoch when it was taken, with the number that it has when it is safe.
 
     Returns:
         Whether the target has ended.
@@ -52,7 +59,7 @@ def run_session(
         StorageError: we could not write `ATTEMPTS` epochs in a row, or the last one.
         OutputError: `emit` has raised it.
     """
-    return _Run(session, schedule, wait, emit, warn).run()
+    return _Run(session, schedule, wait, emit, warn, announce).run()
 
 
 class _Run(Generic[R]):
@@ -70,12 +77,14 @@ class _Run(Generic[R]):
         wait: Callable[[float], bool],
         emit: Callable[[R], None],
         warn: Callable[[str], None],
+        announce: Callable[[int, TakenEpoch[R]], None],
     ) -> None:
         self.session: Taker[R] = session
         self.schedule = schedule
         self.wait = wait
         self.emit: Callable[[R], None] = emit
         self.warn = warn
+        self.announce: Callable[[int, TakenEpoch[R]], None] = announce
         self.taken = self.safe = self.failed = 0
         self.failure: StorageError | None = None
 
@@ -103,8 +112,10 @@ class _Run(Generic[R]):
             if self.session.late:
                 due = time.monotonic()
             try:
-                self.session.put()
+                self.session.put(lambda epoch: self.announce(self.taken, epoch))
                 self.taken += 1
+                if self.taken == 1:
+                    started = due = time.monotonic()
                 if self.taken == schedule.count:
                     self.session.pipeline.drain()
                     return False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.epoch import EpochRow, Times, TreeRow
 from checkpoint.pipeline import Pipeline
 from checkpoint.precopy import SessionInterrupted
 from checkpoint.sink import ChainSink, Draft
@@ -25,15 +25,21 @@ R = TypeVar("R", EpochRow, TreeRow)
 
 
 class TakenEpoch(ABC, Generic[R]):
-    """An epoch that a session has taken; a `Job` of its pipeline."""
+    """An epoch that a session has taken; a `Job` of its pipeline.
+
+    Attributes:
+        time_ns: when it was taken, on the host's clock.
+    """
 
     size: int
     base: bool
 
-    def __init__(self, session: Taker[R], circumstances: Circumstances) -> None:
+    def __init__(self, session: Taker[R], circumstances: Circumstances, times: Times) -> None:
         self._session: Taker[R] = session
         self._circumstances = circumstances
+        self.times = times
         self.taken = time.monotonic()
+        self.time_ns = time.time_ns()
 
     @property
     @abstractmethod
@@ -93,15 +99,20 @@ class Taker(ABC, Generic[R]):
         self.pipeline.run(epoch)
         return epoch.row
 
-    def put(self) -> None:
+    def put(self, announce: Callable[[TakenEpoch[R]], None] = lambda epoch: None) -> None:
         """Take one epoch, which is written while the session goes on.
+
+        Args:
+            announce: gets it before it is written.
 
         Raises:
             OutputError: the row of an earlier one could not be told.
             Others: as `begin`; StorageError also of earlier ones.
         """
         self.waited_us = self.pipeline.make_room()
-        self.pipeline.put(self.begin())
+        epoch = self.begin()
+        announce(epoch)
+        self.pipeline.put(epoch)
 
     def circumstances(self) -> Circumstances:
         """How punctual the epoch is that is taken now."""
@@ -119,7 +130,7 @@ class SingleEpoch(TakenEpoch[EpochRow]):
     """An epoch of one target."""
 
     def __init__(self, session: Session, part: Part, circumstances: Circumstances) -> None:
-        super().__init__(session, circumstances)
+        super().__init__(session, circumstances, part.row.times)
         self.part = part
         self.size = part.size
         self.base = part.row.base

@@ -38,13 +38,11 @@ class TakenTree(TakenEpoch[TreeRow]):
         inside: the processes with their windows; `parts` by their numbers.
         left_out: processes that lived and are not inside.
         """
-        super().__init__(session, circumstances)
+        super().__init__(session, circumstances, times)
         self._writer, self._roster = writer, roster
         self._inside = [(member, window.elsewhere) for member, window in inside]
         self._parts = parts
         self._left_out = left_out
-        self._times = times
-        self._time_ns = time.time_ns()
         self._row: TreeRow | None = None
         # They come first, in the order in which they joined: the others name their epochs.
         self._storing = {number for _, places in self._inside for *_, number in places}
@@ -85,13 +83,13 @@ class TakenTree(TakenEpoch[TreeRow]):
             threads=sum(r.threads for r in rows),
             regions=sum(r.regions for r in rows),
             compared=sum(r.compared for r in rows),
-            times=self._times,
+            times=self.times,
             left_out=self._left_out,
             waited_us=late.waited_us,
             skipped=late.skipped,
             skip_reason=late.skip_reason,
             late=late.late,
-            time_ns=self._time_ns,
+            time_ns=self.time_ns,
             max_dirty=self._roster.max_dirty or None,
             overshoot=max(r.overshoot or 0 for r in rows) if self._roster.max_dirty else None,
         )

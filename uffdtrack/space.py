@@ -28,6 +28,8 @@ from uffdtrack.window import Heads, Pending, Window, stop_times
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
 _NO_BUFFER = ffi.new("ut_buffer *")
+_READY_SIZE = 8 << 20
+"""Of a new buffer so many bytes are there before the stop that fills it."""
 _SPARE_SIZE = 256 << 20
 """Buffers that are no longer lent are kept up to so many bytes."""
 
@@ -150,7 +152,7 @@ class AddressSpace(Closing):
         Further copies have another buffer.
         """
         spare = self._spare.pop() if self._spare else _new_buffer()
-        lent, used = _new_buffer(), min(self._copied_size, self._c.buffer.cap)
+        lent, used = _new_buffer(), min(self._copied_size, _READY_SIZE)
         try:
             check(lib.ut_buffer_ready(spare, used), "make room for pages", self.pid)
         except BaseException:

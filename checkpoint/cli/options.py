@@ -26,6 +26,7 @@ class Options:
     duration: float | None
     engine: str
     max_dirty: int | None
+    durable: float | None
     force: bool
     key: bytes
     as_json: bool
@@ -52,12 +53,17 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
         click.option(
             "--count", type=click.IntRange(min=1), help="End after N epochs, the base included."
         ),
-        click.option("--duration", type=Time(), help="End after this time."),
+        click.option("--duration", type=Time(), help="End so long after the base."),
         click.option(
             "--engine", type=click.Choice(engines), default=engine, show_default=True,
             help=f"How writes are tracked ({document}).",
         ),
         click.option("--max-dirty", type=click.IntRange(min=1), metavar="PAGES", help=max_dirty),
+        click.option(
+            "--durable", type=Time(), metavar="TIME",
+            help="An epoch may become safe so long after it was taken, together with others; --json then has "
+            "a line for each of the two. Default: as soon as possible.",
+        ),
         click.option(
             "--force", is_flag=True, help="Replace a chain that is there, once the new base is safe on disk."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from checkpoint import report
 from checkpoint.cli.common import say
 from checkpoint.cli.options import Options
 from checkpoint.cli.waits import Interrupt
-from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.epoch import EpochRow, TakenRow, TreeRow
 from checkpoint.schedule import run_session
-from checkpoint.session import R, Taker
+from checkpoint.session import R, TakenEpoch, Taker
 from uffdtrack.errors import OutputError
 
 
@@ -110,17 +111,26 @@ def take_epochs(
         show: shows a row as progress.
     """
     rows: list[R] = []
+    printing = threading.Lock()
 
     def emit(row: R) -> None:
         rows.append(row)
         for warning in warnings(row):
             say(f"warning: {warning}")
         if options.as_json:
-            report.emit_json(row)
+            with printing:
+                report.emit_json(row)
         show(row)
 
+    def announce(number: int, epoch: TakenEpoch[R]) -> None:
+        if options.as_json and options.durable and not epoch.base:
+            with printing:
+                report.emit_json(TakenRow(number, epoch.time_ns, epoch.times))
+
     session.pipeline.wake = interrupt.wake
+    session.pipeline.durable = options.durable
     try:
-        return Taken(rows, run_session(session, options.schedule, wait, emit, say), None, options.as_json)
+        ended = run_session(session, options.schedule, wait, emit, say, announce)
+        return Taken(rows, ended, None, options.as_json)
     except OutputError as error:
         return Taken(rows, False, error, options.as_json)  # the epoch is safe; nobody reads of it
