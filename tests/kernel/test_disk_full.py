@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from checkpoint import sink
+from checkpoint import schedule, sink
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
+from checkpoint.epoch import EpochRow
 from checkpoint.image import EpochFile
 from checkpoint.image_writer import EpochWriter
+from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.helpers import Build, Run, Spawn
@@ -77,6 +82,64 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
         rounds()
         assert len(Chain(directory).verify(b"")) == 7
     assert not list(directory.glob(".epoch*"))
+
+
+@pytest.mark.parametrize("forgetful", [False, True], ids=["", "negative"])
+@pytest.mark.parametrize("durable", [None, 0.02])
+def test_a_disk_that_fails_now_and_then(
+    process_engine: str, in_memory: Path, spawn: Spawn, build: Build, monkeypatch: pytest.MonkeyPatch,
+    durable: float | None, forgetful: bool,
+) -> None:  # fmt: skip
+    """Epochs are taken while others are written: each that is safe is a state of the writer.
+
+    With what a failure drops thrown away the writer's log must object.
+    """
+    pid, control = start_writer(spawn, build, 2, 5)
+    rng, lock = random.Random(5), threading.Lock()
+    failed: list[str] = []
+
+    def failing(step: str) -> Callable[..., Any]:
+        do = getattr(EpochWriter, step)
+
+        def attempt(writer: EpochWriter, *arguments: Any) -> Any:
+            with lock:
+                fails = "00000000" not in writer.path.name and rng.random() < 0.02
+            if fails:
+                failed.append(step)
+                raise StorageError("no space left")
+            return do(writer, *arguments)
+
+        return attempt
+
+    for step in ("add", "finish", "sync", "rename"):
+        monkeypatch.setattr(EpochWriter, step, failing(step))
+    if forgetful:
+        monkeypatch.setattr(ProcessTarget, "take_back", lambda target, pending: None)
+    rows: list[EpochRow] = []
+    with (
+        ChainWriter(in_memory / "c", b"", force=False) as chain,
+        ProcessTarget(pid, process_engine) as target,
+    ):
+        session = Session(target, chain)
+        session.pipeline.durable = durable
+        monkeypatch.setattr(schedule, "ATTEMPTS", 1000)
+        run_session(session, Schedule(1e-6, 150, None), lambda seconds: False, rows.append, lambda text: None)
+    assert [row.epoch for row in rows] == list(range(150)) and len(failed) > 2
+    assert len(Chain(in_memory / "c").verify(b"")) == 150
+    memory = Memory(control)
+
+    def replay() -> None:
+        for row in rows:
+            file = EpochFile(in_memory / "c" / f"epoch-{row.epoch:08d}.core")
+            assert file.digest == row.digest
+            memory.apply(file)
+            memory.check(file)
+
+    if forgetful:
+        with pytest.raises(OracleError):
+            replay()
+    else:
+        replay()
 
 
 def test_a_warning_of_a_failed_epoch_comes_with_the_next(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 
 from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow
 from tests.helpers import Build, Run, Spawn, ask, session_of, start_notices, state_changes, traps, wait_for
-from uffdtrack import status_field
+from tests.kernel.test_oracle import start_writer
+from tests.oracle import Memory
+from uffdtrack import children, status_field
 
 
 @pytest.mark.parametrize("round_", [0, 1, 3, 7])
@@ -41,6 +45,40 @@ def test_survives_our_death(kernel: None, spawn: Spawn, build: Build, in_memory:
     assert status_field(process.pid, "TracerPid") == before == "0"
     state_changes(process.pid)
     assert len(Chain(in_memory / "c").verify(b"")) >= 1 + round_ * 3
+
+
+@pytest.mark.parametrize("durable", [[], ["--durable", "40ms"]], ids=["", "together"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_reported_safe_is_there(
+    kernel: None, spawn: Spawn, build: Build, in_memory: Path, seed: int, durable: list[str]
+) -> None:
+    """kill -9 of the process that writes, while epochs wait to become safe."""
+    rng = random.Random(seed)
+    pid, control = start_writer(spawn, build, 2, seed)
+    session = session_of(spawn, pid, in_memory / "c", "--every", "1us", "--json", *durable)
+    assert session.stdout
+    rows = [json.loads(session.stdout.readline()) for _ in range(rng.randrange(20, 60))]
+    # The watchdog is in a session of its own.
+    (worker,) = (pid for pid in children(session.pid) if os.getsid(pid) == os.getsid(session.pid))
+    for _ in range(rng.randrange(3000)):
+        pass
+    os.kill(worker, signal.SIGKILL)
+    rows += [json.loads(line) for line in session.stdout.read().splitlines() if line.endswith("}")]
+    session.wait()
+    wait_for(lambda: not traps(pid), "the traps are gone")
+    state_changes(pid)
+    schemas = {row["schema"] for row in rows}
+    assert schemas == {"uffdtrack/epoch/1"} | ({"uffdtrack/taken/1"} if durable else set())
+    safe = [row for row in rows if row["schema"] == "uffdtrack/epoch/1"]
+    assert [row["epoch"] for row in safe] == list(range(len(safe)))
+    files = Chain(in_memory / "c").verify(b"")
+    memory = Memory(control)
+    for file in files:
+        memory.apply(file)
+        memory.check(file)
+    assert [file.digest for file in files[: len(safe)]] == [row["digest"] for row in safe]
+    with ChainWriter(in_memory / "c", b"", force=True):
+        assert not list((in_memory / "c").glob(".epoch*"))
 
 
 def test_death_is_not_noticed(kernel: None, spawn: Spawn, build: Build, tmp_path: Path) -> None:
