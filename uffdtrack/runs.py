@@ -75,7 +75,7 @@ def to_runs(pages: Pages) -> Runs:
 def merge_runs(*several: Runs) -> Runs:
     """The union of lists of ranges, in any order and overlapping; touching ranges become one."""
     runs = np.concatenate(several).astype(np.uint64, copy=False)
-    if len(runs) < 2:
+    if len(runs) < 2 or (runs[1:, 0] > runs[:-1, 1]).all():
         return runs
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
     ends = np.maximum.accumulate(runs[:, 1])
