@@ -2,7 +2,7 @@
 
     python -m benchmarks.pause -o DIR
 
-One thread writes, one sleeps, one computes. Every window is a line of windows.jsonl with all of its parameters;
+One thread writes, one sleeps, one computes. Every window is a line of windows.jsonl with its parameters;
 engines, numbers of pages, and a busy Python thread beside us take turns. It asserts nothing.
 """
 

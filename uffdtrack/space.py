@@ -134,6 +134,19 @@ class AddressSpace(Closing):
         size = size_of(full)
         return full, empty, self._copied(size)
 
+    def _give(self) -> tuple[Runs, Runs, Runs, memoryview]:
+        """What a window has copied: all ranges, those with contents, those of zeros, and the contents."""
+        want, data, zero = (ffi.new("ut_runs *") for _ in range(3))
+        at = ffi.new("uint8_t **")
+        try:
+            check(lib.ut_space_give(self._c, want, data, zero, at), "sort pages", self.pid)
+            every, full, empty = runs_array(want), runs_array(data), runs_array(zero)
+        finally:
+            for runs in (want, data, zero):
+                lib.runs_free(runs)
+        size = size_of(full)
+        return every, full, empty, memoryview(ffi.buffer(at[0], size)) if size else memoryview(b"")
+
     def _copied(self, size: int) -> memoryview:
         return memoryview(ffi.buffer(self._c.buffer.v, size)) if size else memoryview(b"")
 
@@ -167,15 +180,18 @@ class AddressSpace(Closing):
         everything = pending.everything
         self._check(tracee, pending, result, times)
         harvest = self._c.harvest
-        want = runs_array(harvest.all.want)
+        found, early = harvest.all, self._c.early
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:
-            reset = merge_runs(runs_array(harvest.all.gone), runs_array(harvest.all.fresh), pending.reset)
+            gone = merge_runs(runs_array(found.gone), runs_array(early.gone))
+            reset = merge_runs(gone, runs_array(found.fresh), pending.reset)
+        touched = merge_runs(runs_array(harvest.news.touched), runs_array(early.touched))
+        pending.everything = True  # until it is known what was taken
+        want, data, zero, contents = self._give()
         pending.add(want, reset)
         pending.everything = False
         pending.heads.update(self._take_heads())
-        data, zero, contents = self.split_zero(want)
         return Window(
             regions=self._regions(),
             threads=tracee.threads,
@@ -186,7 +202,7 @@ class AddressSpace(Closing):
             unreadable=size_of(runs_array(self._c.unreadable)) // PAGE,
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
-            touched=size_of(runs_array(harvest.news.touched)) // PAGE if harvest.by_news else 0,
+            touched=size_of(touched) // PAGE if harvest.by_news else 0,
             **stop_times(times),
             heads=dict(pending.heads),
             elsewhere=[

@@ -7,39 +7,51 @@ enum { ENTRIES = 512, LONG = 16 };
 #define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 
 /* Page table entries say which of a long run are there at all; the others are back to zero. */
-static int look_at_entries(const ut_space *s, ut_finding *part, uint64_t start, uint64_t end)
+static int look_at_entries(const ut_reader *r, uint64_t start, uint64_t end, ut_runs *want, ut_runs *gone)
 {
 	uint64_t entry[ENTRIES];
 
 	while (start < end) {
-		long n = ut_reader_entries(&s->reader, start, end, entry, ENTRIES);
+		long n = ut_reader_entries(r, start, end, entry, ENTRIES);
 
 		TRY(n);
 		for (long i = 0; i < n; i++, start += UT_PAGE) {
 			int there = !!(entry[i] & (UT_ENTRY_PRESENT | UT_ENTRY_SWAPPED));
 
-			TRY(runs_push(there ? &part->want : &part->gone, start, start + UT_PAGE));
+			TRY(runs_push(there ? want : gone, start, start + UT_PAGE));
 		}
 	}
 	return 0;
 }
 
+int ut_look_written(const ut_reader *r, ut_scan *scan, ut_runs *want, ut_runs *gone)
+{
+	long n;
+
+	while ((n = ut_scan_next(scan)) > 0)
+		for (long i = 0; i < n; i++) {
+			const struct ut_page_region *f = &scan->found[i];
+
+			if (f->end - f->start < LONG * UT_PAGE)
+				TRY(runs_push(want, f->start, f->end));
+			else
+				TRY(look_at_entries(r, f->start, f->end, want, gone));
+		}
+	return n;
+}
+
 static int look_for_written(ut_space *s, uint64_t start, uint64_t end)
 {
 	ut_scan scan = UT_SCAN_OF(s, start, end, .flags = UT_REARM, UT_SCAN_WRITTEN);
-	ut_finding *part = &s->harvest.part;
-	long n;
 
-	while ((n = ut_scan_next(&scan)) > 0)
-		for (long i = 0; i < n; i++) {
-			const struct ut_page_region *f = &scan.found[i];
+	return ut_look_written(&s->reader, &scan, &s->harvest.part.want, &s->harvest.part.gone);
+}
 
-			if (f->end - f->start < LONG * UT_PAGE)
-				TRY(runs_push(&part->want, f->start, f->end));
-			else
-				TRY(look_at_entries(s, part, f->start, f->end));
-		}
-	return n;
+size_t ut_near(const ut_runs *pages, size_t i)
+{
+	for (i++; i < pages->n && pages->v[i].start - pages->v[i - 1].end <= GAP; i++)
+		;
+	return i;
 }
 
 /* The huge page's place around a range, as far as it is the mapping's. */
@@ -99,8 +111,7 @@ static int look_where_touched(ut_space *s, const ut_region *r, const ut_runs *sp
 	for (size_t i = 0; i < rest.n; i++)
 		TRY(look_for_new(s, r, rest.v[i].start, rest.v[i].end));
 	for (size_t i = 0, k; i < inside.n; i = k) {
-		for (k = i + 1; k < inside.n && inside.v[k].start - inside.v[k - 1].end <= GAP; k++)
-			;
+		k = ut_near(&inside, i);
 		TRY(look_for_written(s, inside.v[i].start, inside.v[k - 1].end));
 	}
 	return rest.n || inside.n ? 0 : ut_is_registered(s, r->start);

@@ -9,9 +9,12 @@
 /* Tests: a page of the plan is forgotten. */
 static void forget_page(ut_space *s)
 {
+	ut_early *e = &s->early;
 	ut_runs *plan = &s->harvest.all.want;
 	size_t i = plan->n / 2;
 
+	if (e->n)
+		e->v[e->n / 2] = e->v[--e->n];
 	if (!plan->n)
 		return;
 	plan->v[i].start += UT_PAGE;
@@ -19,6 +22,20 @@ static void forget_page(ut_space *s)
 		memmove(&plan->v[i], &plan->v[i + 1], (plan->n - i - 1) * sizeof(*plan->v));
 		plan->n--;
 	}
+}
+
+/* Tests: a page that was copied early keeps that copy, written or not. */
+static int keep_early(ut_space *s)
+{
+	ut_runs *plan = &s->harvest.all.want;
+	AUTO_RUNS early = {0}, left = {0};
+
+	for (size_t i = 0; i < s->early.n; i++)
+		TRY(runs_push(&early, s->early.v[i].start, s->early.v[i].end));
+	runs_normalise(&early);
+	TRY(runs_minus(&left, plan, &early));
+	runs_take(plan, &left);
+	return 0;
 }
 
 /* Tests: what was written since the last copy is under traps again before the stop, as if it had been taken. */
@@ -57,6 +74,8 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	ut_sabotage("harvested");
 	if (ut_breaks(UT_BREAK_FORGET))
 		forget_page(s);
+	if (!err && ut_breaks(UT_BREAK_EARLY))
+		err = keep_early(s);
 	t1 = ut_now_ns();
 	if (!err && (flags & UT_NO_COPY)) {
 		int tid = ut_live_thread(s->reader.pid); /* the one that was taken may end meanwhile */
@@ -71,6 +90,7 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	times->rearm_ns = h->arming_ns;
 	times->harvest_ns = t1 - t0 - h->arming_ns;
 	times->copy_ns = ut_now_ns() - t1;
+	s->early.harvest_ns = times->harvest_ns;
 	return err;
 }
 
@@ -94,6 +114,8 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	int64_t t0;
 	int err, urgent;
 
+	if (!(flags & (UT_FULL | UT_NO_COPY)))
+		ut_space_early(s);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
 	urgent = sched_getscheduler(0) == SCHED_OTHER;
 	t0 = ut_now_ns();
@@ -110,9 +132,9 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	ut_resumed(s);
 	int late = ut_tracee_resume(t);
 
+	times->pause_ns = ut_now_ns() - t0;
 	if (urgent)
 		ut_set_urgent(0);
-	times->pause_ns = ut_now_ns() - t0;
 	if (late) /* killed while they stood */
 		ut_tracee_settle(t, 100000000);
 	return err;
