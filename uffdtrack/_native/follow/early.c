@@ -13,8 +13,8 @@
 enum {
 	ROUNDS = 6,
 	LEAST_TOUCHED = 32,  /* pages; a round over touched pages costs no more than it takes out of the stop */
-	LEAST_FAULTS = 1024, /* a round over all spans does */
-	COPY_NS = 600,       /* of a page */
+	LEAST_FAULTS = 256,  /* the same over all spans: at least, and if their copies take longer than a harvest */
+	COPY_NS = 1000,      /* of a page, about */
 };
 #define MOST (1ul << 30) /* bytes; the rest is for the stop */
 #define IDLE (64ul << 20) /* a buffer of that size is kept whatever it is needed for */
@@ -135,7 +135,7 @@ static int look_at_touched(ut_space *s, ut_runs *want)
 	return err;
 }
 
-static int look_at_spans(ut_space *s, ut_runs *want)
+static int look_at_all_spans(ut_space *s, ut_runs *want)
 {
 	const ut_runs *spans = &s->history.spans;
 
@@ -185,7 +185,7 @@ static int take_rounds(ut_space *s)
 			return 0; /* the stop says so */
 		s->reader.tid = tid;
 		e->faults = faults;
-		TRY(s->watch ? look_at_touched(s, &want) : look_at_spans(s, &want));
+		TRY(s->watch ? look_at_touched(s, &want) : look_at_all_spans(s, &want));
 		TRY(copy_early(s, &want));
 	}
 	return 0;

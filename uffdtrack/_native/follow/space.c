@@ -1,5 +1,6 @@
 #include "exits.h"
 #include "methods.h"
+#include "parallel.h"
 
 #include <errno.h>
 
@@ -156,8 +157,9 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 
 	if (flags & UT_RUNNING)
 		TRY(s->reader.tid = ut_live_thread(s->reader.pid));
-	/* Opened anew each time: these files stay with the memory of before an exec. */
-	TRY(ut_reader_open(&s->reader));
+	/* These files stay with the memory of before an exec, as the traps do. */
+	if (s->reader.pagemap < 0 || s->reader.mem < 0)
+		TRY(ut_reader_open(&s->reader));
 	start_harvest(s, flags);
 	err = s->early.broken ? -ENOMEM : runs_append(&again, &given);
 	if (!err)
@@ -176,12 +178,16 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n)
 {
+	ut_reader_ask_shared(&s->reader, &s->maps); /* it may have forked since the harvest */
+	return ut_space_copy_now(s, runs, n);
+}
+
+int ut_space_copy_now(ut_space *s, const ut_run *runs, size_t n)
+{
 	const ut_runs all = {(ut_run *)runs, n, n};
 	const uint8_t *data;
 
 	TRY(ut_buffer_reserve(&s->buffer, runs_bytes(&all)));
-	/* It may have forked since the harvest, if it runs. */
-	ut_reader_ask_shared(&s->reader, &s->maps);
 	s->unreadable.n = 0;
 	TRY(ut_copy(&s->reader, runs, n, s->buffer.v, &s->unreadable));
 	if (!s->history.known.n && !s->history.kept.n && !s->history.bare.n)
@@ -221,7 +227,7 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
 	s->reader = UT_READER_OF(pid);
 	s->diff_all = diff_all;
 	s->max_maps = max_map_count();
-	s->found = malloc(UT_FOUND_ROOM * sizeof(*s->found));
+	s->found = malloc(UT_SHARES * UT_FOUND_ROOM * sizeof(*s->found));
 	s->bounce = malloc(UT_BOUNCE);
 	if (!s->found || !s->bounce || ut_digests_open(&s->digests) || ut_buffer_reserve(&s->buffer, 32ul << 20)) {
 		ut_space_close(s);

@@ -3,7 +3,6 @@
 #include "sabotage.h"
 #include "window.h"
 
-#include <sched.h>
 #include <string.h>
 
 /* Tests: a page of the plan is forgotten. */
@@ -52,15 +51,6 @@ static void rearm_early(ut_space *s)
 	}
 }
 
-/* From the stop to the resume nothing else may take our processor, where we may ask for that (root); the
- * stop itself is not included, since the target's threads may need this very processor to stop. */
-void ut_set_urgent(int urgent)
-{
-	struct sched_param p = {.sched_priority = urgent ? 1 : 0};
-
-	sched_setscheduler(0, urgent ? SCHED_FIFO : SCHED_OTHER, &p);
-}
-
 int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times)
 {
 	ut_harvest *h = &s->harvest;
@@ -82,7 +72,7 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 
 		s->reader.tid = tid < 0 ? s->reader.tid : tid;
 	} else if (!err) {
-		err = ut_space_copy(s, h->all.want.v, h->all.want.n);
+		err = ut_space_copy_now(s, h->all.want.v, h->all.want.n);
 	}
 	s->reader.give_up_ns = 0;
 	if (s->watch && !err)
@@ -112,29 +102,27 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	      int64_t timeout_ns, ut_times *times)
 {
 	int64_t t0;
-	int err, urgent;
+	int err;
 
 	if (!(flags & (UT_FULL | UT_NO_COPY)))
 		ut_space_early(s);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
-	urgent = sched_getscheduler(0) == SCHED_OTHER;
+	ut_hurry(t);
 	t0 = ut_now_ns();
 	ut_stopping(s);
 	err = ut_tracee_stop_now(t, timeout_ns);
 	if (err < 0) {
 		ut_resumed(s);
+		ut_no_hurry(t);
 		return err;
 	}
-	if (urgent)
-		ut_set_urgent(1);
 	times->stop_ns = ut_now_ns() - t0;
 	err = ut_take_stopped(t, s, flags, pending, npending, times);
 	ut_resumed(s);
 	int late = ut_tracee_resume(t);
 
 	times->pause_ns = ut_now_ns() - t0;
-	if (urgent)
-		ut_set_urgent(0);
+	ut_no_hurry(t);
 	if (late) /* killed while they stood */
 		ut_tracee_settle(t, 100000000);
 	return err;

@@ -21,6 +21,10 @@
 #include <time.h>
 
 #define ASK_NS 500000000
+#define SPIN_NS 30000
+#define LATE_NS 100000
+#define REAP_NS 400000
+#define CROWDED 64
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
 
 int ut_tracee_open(int pid, ut_tracee **out)
@@ -86,9 +90,10 @@ static int are_starved(const ut_tracee *t)
 
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
-	int64_t spin_until = ut_now_ns() + 400000, start = t->guard.stopped_ns;
+	int64_t begun = ut_now_ns(), start = t->guard.stopped_ns;
 	int64_t last = start + (deadline - start) * STARVED;
-	struct timespec nap = {0, 50000};
+	const struct timespec nap = {0, 20000};
+	int looked = 0;
 
 	for (;;) {
 		size_t pending = 0;
@@ -108,12 +113,15 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 		now = ut_now_ns();
 		if (now >= deadline && (now >= last || now >= ut_guard_soft_end(t) || !are_starved(t)))
 			return -ETIMEDOUT;
-		if (now < spin_until) {
-			sched_yield();
+		if (now < begun + SPIN_NS)
 			continue;
+		if (now > begun + LATE_NS && !looked++ && !t->aside.n && are_starved(t)) {
+			t->crowded = CROWDED;
+			ut_step_aside(&t->aside);
 		}
-		ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
-		nanosleep(&nap, NULL);
+		if (now > begun + REAP_NS)
+			ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
+		nanosleep(&nap, NULL); /* they may need this processor to stop; sched_yield(2) gives it away for a tick */
 	}
 }
 
@@ -181,6 +189,22 @@ static int take_states(ut_tracee *t)
 	return 0;
 }
 
+void ut_hurry(ut_tracee *t)
+{
+	t->urgent = sched_getscheduler(0) == SCHED_OTHER;
+	if (t->crowded > 0 && t->crowded--)
+		ut_step_aside(&t->aside);
+	if (t->urgent)
+		ut_set_urgent(1);
+}
+
+void ut_no_hurry(ut_tracee *t)
+{
+	if (t->urgent)
+		ut_set_urgent(0);
+	t->urgent = 0;
+}
+
 int ut_tracee_ask(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->n; i++)
@@ -217,6 +241,7 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	if (t->n) {
 		r = wait_all(t, deadline);
 		if (r) {
+			ut_step_back(&t->aside);
 			ut_tracee_resume(t);
 			return r;
 		}
@@ -239,5 +264,6 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 		ut_tracee_resume(t);
 	else
 		ut_guard_stopped(t);
+	ut_step_back(&t->aside);
 	return r;
 }
