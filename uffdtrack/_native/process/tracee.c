@@ -24,6 +24,9 @@
 #define SPIN_NS 30000
 #define LATE_NS 100000
 #define REAP_NS 400000
+#define REAP_EACH_NS 20000 /* for each thread */
+#define NAP_NS 20000
+#define ALL 8 /* every so many looks are at all threads */
 #define CROWDED 64
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
 
@@ -88,28 +91,36 @@ static int are_starved(const ut_tracee *t)
 	return 1;
 }
 
+/* Look at those that have not stopped yet, in order, up to the first that still has not, or at all of them. Returns
+ * whether there are any. */
+static int poll_in_order(ut_tracee *t, int all)
+{
+	int pending = 0;
+
+	for (size_t i = 0; i < t->n && (all || !pending); i++) {
+		if (t->threads[i].state != UT_THREAD_ASKED)
+			continue;
+		int r = ut_poll_thread(t, &t->threads[i]);
+
+		if (r < 0)
+			return r;
+		pending += !r;
+	}
+	return pending;
+}
+
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
-	int64_t begun = ut_now_ns(), start = t->guard.stopped_ns;
+	int64_t begun = ut_now_ns(), start = t->guard.stopped_ns, reap_at = begun + REAP_NS + t->n * REAP_EACH_NS;
 	int64_t last = start + (deadline - start) * STARVED;
-	const struct timespec nap = {0, 20000};
 	int looked = 0;
 
-	for (;;) {
-		size_t pending = 0;
-		int64_t now;
+	for (unsigned n = 0;; n++) {
+		int64_t looks = ut_now_ns(), now;
+		int pending = poll_in_order(t, n % ALL == 0);
 
-		for (size_t i = 0; i < t->n; i++) {
-			if (t->threads[i].state != UT_THREAD_ASKED)
-				continue;
-			int r = ut_poll_thread(t, &t->threads[i]);
-
-			if (r < 0)
-				return r;
-			pending += !r;
-		}
-		if (!pending)
-			return 0;
+		if (pending <= 0)
+			return pending;
 		now = ut_now_ns();
 		if (now >= deadline && (now >= last || now >= ut_guard_soft_end(t) || !are_starved(t)))
 			return -ETIMEDOUT;
@@ -119,22 +130,35 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 			t->crowded = CROWDED;
 			ut_step_aside(&t->aside);
 		}
-		if (now > begun + REAP_NS)
+		if (now > reap_at) {
 			ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
-		nanosleep(&nap, NULL); /* they may need this processor to stop; sched_yield(2) gives it away for a tick */
+			reap_at = now + REAP_NS + t->n * REAP_EACH_NS;
+		}
+		/* They may need this processor to stop, and as much of it as we have; sched_yield(2) would give it away
+		 * for a tick. */
+		nanosleep(&(struct timespec){0, now - looks > NAP_NS ? now - looks : NAP_NS}, NULL);
 	}
 }
 
 static int seize_all(ut_tracee *t)
 {
 	AUTO_DIR dir = ut_open_tasks(t->pid);
-	int fresh = 0, err = 0, tid;
+	int fresh = 0, err = 0, tid, most = 0;
+	size_t next = 0;
 
 	if (!dir)
 		return -errno;
+	for (size_t i = 0; i < t->n; i++)
+		most = t->threads[i].tid > most ? t->threads[i].tid : most;
 	while (!err && (tid = ut_next_task(dir))) {
-		if (ut_tracee_index(t, tid) >= 0)
+		/* The directory has them in the order of the table, mostly. */
+		if (next < t->n && t->threads[next].tid == tid) {
+			next++;
 			continue;
+		}
+		if (tid <= most && ut_tracee_index(t, tid) >= 0)
+			continue;
+		most = tid > most ? tid : most;
 		err = ut_seize(t, tid);
 		if (err) {
 			err = err == -ESRCH ? 0 : err;
