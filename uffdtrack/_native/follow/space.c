@@ -157,9 +157,8 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 
 	if (flags & UT_RUNNING)
 		TRY(s->reader.tid = ut_live_thread(s->reader.pid));
-	/* These files stay with the memory of before an exec, as the traps do. */
-	if (s->reader.pagemap < 0 || s->reader.mem < 0)
-		TRY(ut_reader_open(&s->reader));
+	/* Opened anew each time: these files stay with the memory of before an exec. */
+	TRY(ut_reader_open(&s->reader));
 	start_harvest(s, flags);
 	err = s->early.broken ? -ENOMEM : runs_append(&again, &given);
 	if (!err)

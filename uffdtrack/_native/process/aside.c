@@ -35,12 +35,13 @@ void ut_step_aside(ut_aside *a)
 	if (!dir || !may_give_back())
 		return;
 	while (a->n < UT_ASIDE && (tid = ut_next_task(dir))) {
-		int nice = getpriority(PRIO_PROCESS, tid);
+		int policy = sched_getscheduler(tid);
 
-		if (tid == own || sched_getscheduler(tid) != SCHED_OTHER)
+		if (tid == own || (policy != SCHED_OTHER && policy != SCHED_IDLE))
 			continue;
 		a->thread[a->n].tid = tid;
-		a->thread[a->n++].nice = nice;
+		/* One that has it from a thread that stood aside when it was born. */
+		a->thread[a->n++].nice = policy == SCHED_IDLE ? 0 : getpriority(PRIO_PROCESS, tid);
 		set_policy(tid, SCHED_IDLE, 19);
 	}
 }

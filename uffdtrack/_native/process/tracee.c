@@ -126,7 +126,7 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 			return -ETIMEDOUT;
 		if (now < begun + SPIN_NS)
 			continue;
-		if (now > begun + LATE_NS && !looked++ && !t->aside.n && are_starved(t)) {
+		if (now > begun + LATE_NS && t->urgent && !looked++ && !t->aside.n && are_starved(t)) {
 			t->crowded = CROWDED;
 			ut_step_aside(&t->aside);
 		}
@@ -216,7 +216,7 @@ static int take_states(ut_tracee *t)
 void ut_hurry(ut_tracee *t)
 {
 	t->urgent = sched_getscheduler(0) == SCHED_OTHER;
-	if (t->crowded > 0 && t->crowded--)
+	if (t->urgent && t->crowded > 0 && t->crowded--)
 		ut_step_aside(&t->aside);
 	if (t->urgent)
 		ut_set_urgent(1);
