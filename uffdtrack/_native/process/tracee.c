@@ -26,6 +26,7 @@
 #define REAP_NS 400000
 #define REAP_EACH_NS 20000 /* for each thread */
 #define NAP_NS 20000
+#define LONGEST_NAP_NS 1000000
 #define ALL 8 /* every so many looks are at all threads */
 #define CROWDED 64
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
@@ -109,6 +110,16 @@ static int poll_in_order(ut_tracee *t, int all)
 	return pending;
 }
 
+/* sched_yield(2) would give the processor away for a tick. Looks that come too often keep others that are queued from
+ * using up their slices. */
+static void nap(int64_t looked_ns, int64_t waited_ns)
+{
+	int64_t ns = waited_ns / 16;
+
+	ns = ns > looked_ns ? ns : looked_ns;
+	nanosleep(&(struct timespec){0, ns < NAP_NS ? NAP_NS : ns > LONGEST_NAP_NS ? LONGEST_NAP_NS : ns}, NULL);
+}
+
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
 	int64_t begun = ut_now_ns(), start = t->guard.stopped_ns, reap_at = begun + REAP_NS + t->n * REAP_EACH_NS;
@@ -134,9 +145,8 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 			ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
 			reap_at = now + REAP_NS + t->n * REAP_EACH_NS;
 		}
-		/* They may need this processor to stop, and as much of it as we have; sched_yield(2) would give it away
-		 * for a tick. */
-		nanosleep(&(struct timespec){0, now - looks > NAP_NS ? now - looks : NAP_NS}, NULL);
+		/* They may need this processor to stop, and as much of it as we take. */
+		nap(now - looks, now - begun);
 	}
 }
 
