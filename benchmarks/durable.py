@@ -128,13 +128,11 @@ class Session:
 
 def of_rows(rows: list[Row], seconds: float) -> Row:
     """What a run of a session comes to."""
-    middle = {
-        key: round(statistics.median(row[key] for row in rows), 1)
-        for key in ("pages", "pause_us", "write_us", "waited_us")
-    }
+    keys = "pages", "pause_us", "write_us", "waited_us"
+    middle = {key: round(statistics.median(row[key] for row in rows), 1) for key in keys}
+    middle["write_us_max"] = max(row["write_us"] for row in rows)
     total = sum(row["bytes"] for row in rows)
-    slowest = {"write_us_max": max(row["write_us"] for row in rows)}
-    return {"epochs_per_s": len(rows) / seconds, "bytes_per_s": total / seconds, **middle, **slowest}
+    return {"epochs_per_s": len(rows) / seconds, "bytes_per_s": total / seconds, **middle}
 
 
 def tracked(client: Redis[bytes], where: Path, directory: Path, rate: float, seconds: float) -> Row:
@@ -185,7 +183,8 @@ def bgsave(client: Redis[bytes]) -> None:
         time.sleep(0.002)
 
 
-def gcore(pid: int, directory: Path) -> None:
+def gcore(client: Redis[bytes], directory: Path) -> None:
+    pid = client.info("server")["process_id"]
     subprocess.run(["gcore", "-o", directory / "core", str(pid)], check=True, capture_output=True)
     (directory / f"core.{pid}").unlink()
 
@@ -269,7 +268,6 @@ def main() -> None:
         directory = Path(text).absolute()
         with redis(directory) as client:
             where, seconds = directory / "redis", options.seconds
-            pid = int(client.info("server")["process_id"])
             for _ in range(options.rounds):
                 with sets(client, where) as measure:
                     measure(SETTLE)
@@ -282,7 +280,7 @@ def main() -> None:
                         client, where, seconds / 2, lambda: bgsave(client)
                     ),
                     "gcore, again and again": lambda: beside(
-                        client, where, seconds / 2, lambda: gcore(pid, directory)
+                        client, where, seconds / 2, lambda: gcore(client, directory)
                     ),
                 }.items():
                     row = again()

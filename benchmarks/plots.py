@@ -121,3 +121,30 @@ def draw_migration(runs: dict[str, Sequence[Row]], ram: int, path: Path) -> Path
     figure.savefig(path, dpi=110)
     plt.close("all")
     return path
+
+
+def draw_pause(rows: Sequence[Row], path: Path) -> Path:
+    """The pause against pages and against threads: median, shaded up to the 99th percentile."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for ax, series, x in ((axes[0], "pages", "pages"), (axes[1], "threads", "threads")):
+        by: dict[tuple[str, bool], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row["series"] == series:
+                by[row["engine"], row.get("busy", False)][row[x]].append(row["pause_us"] / 1e3)
+        for (engine, busy), points in sorted(by.items()):
+            at, colour = sorted(points), COLOURS[engine]
+            label = f"{engine}, busy Python thread" if busy else engine
+            middle = [statistics.median(points[n]) for n in at]
+            high = [sorted(points[n])[len(points[n]) * 99 // 100] for n in at]
+            ax.plot(at, middle, "--" if busy else "-", marker="o", ms=4, color=colour, label=label)
+            ax.fill_between(at, middle, high, color=colour, alpha=0.1)
+        ax.set(xscale="log", yscale="log", xlabel=x, ylabel="the process stands still, ms")
+        ax.grid(True, which="major", alpha=0.3)
+        if by:
+            ax.legend(fontsize=8)
+    axes[0].set_title("1 GiB, 3 threads")
+    axes[1].set_title("64 pages, threads that sleep")
+    figure.savefig(path, dpi=110)
+    plt.close("all")
+    return path

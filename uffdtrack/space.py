@@ -11,6 +11,7 @@ import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
 from uffdtrack.attach import attach_uffd
+from uffdtrack.buffers import Buffers
 from uffdtrack.closing import Closing
 from uffdtrack.errors import (
     TargetBusyError,
@@ -27,15 +28,6 @@ from uffdtrack.window import Heads, Pending, Window, stop_times
 
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
-_NO_BUFFER = ffi.new("ut_buffer *")
-_READY_SIZE = 8 << 20
-"""Of a new buffer so many bytes are there before the stop that fills it."""
-_SPARE_SIZE = 256 << 20
-"""Buffers that are no longer lent are kept up to so many bytes."""
-
-
-def _new_buffer() -> Any:
-    return ffi.gc(ffi.new("ut_buffer *"), lib.ut_buffer_free)
 
 
 class AddressSpace(Closing):
@@ -56,8 +48,8 @@ class AddressSpace(Closing):
         check(lib.ut_space_open(pid, uffd, int(diff_all), out), "track the memory", pid)
         self._c = out[0]
         self._mapped: tuple[tuple[bytes, bytes], list[Region]] | None = None
-        self._spare: list[Any] = []
-        self._copied_size = 0
+        self._buffers = Buffers()
+        self._copied_size, self._is_merged = 0, False
 
     @classmethod
     def attach(cls, pid: int, engine: str = "scan", max_dirty: int | None = None) -> AddressSpace:
@@ -128,7 +120,7 @@ class AddressSpace(Closing):
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, back to back; valid until the next copy or window."""
-        self._copied_size = size = size_of(runs)
+        size = size_of(runs)
         pointer, n = runs_of(runs)
         check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
         return self._copied(size)
@@ -146,27 +138,28 @@ class AddressSpace(Closing):
         size = size_of(full)
         return full, empty, self._copied(size)
 
-    def lend(self) -> Callable[[], None]:
-        """Keep the contents of the last copy or window, until the returned function is called, in any thread.
-
-        Further copies have another buffer.
-        """
-        spare = self._spare.pop() if self._spare else _new_buffer()
-        lent, used = _new_buffer(), min(self._copied_size, _READY_SIZE)
+    def _give(self) -> tuple[Runs, Runs, Runs, memoryview]:
+        """What a window has copied: all ranges, those with contents, those of zeros, and the contents."""
+        want, data, zero = (ffi.new("ut_runs *") for _ in range(3))
+        at = ffi.new("uint8_t **")
         try:
-            check(lib.ut_buffer_ready(spare, used), "make room for pages", self.pid)
-        except BaseException:
-            self._spare.append(spare)
-            raise
-        lent[0], self._c.buffer, spare[0] = self._c.buffer, spare[0], _NO_BUFFER[0]
+            check(lib.ut_space_give(self._c, want, data, zero, at), "sort pages", self.pid)
+            every, full, empty = runs_array(want), runs_array(data), runs_array(zero)
+        finally:
+            for runs in (want, data, zero):
+                lib.runs_free(runs)
+        size = size_of(full)
+        self._copied_size, self._is_merged = size_of(every), at[0] != self._c.buffer.v
+        return every, full, empty, memoryview(ffi.buffer(at[0], size)) if size else memoryview(b"")
 
-        def give_back() -> None:
-            if sum(spare.cap for spare in self._spare) + lent.cap <= _SPARE_SIZE:
-                self._spare.append(lent)
-            else:
-                lib.ut_buffer_free(lent)
+    def lend(self) -> Callable[[], None]:
+        """Keep the contents of the last window, until the returned function is called, in any thread.
 
-        return give_back
+        Further windows have another buffer.
+        """
+        if self._is_merged:
+            return self._buffers.lend(self._c.early, "merged", self._copied_size)
+        return self._buffers.lend(self._c, "buffer", self._copied_size)
 
     def _copied(self, size: int) -> memoryview:
         return memoryview(ffi.buffer(self._c.buffer.v, size)) if size else memoryview(b"")
@@ -201,16 +194,18 @@ class AddressSpace(Closing):
         everything = pending.everything
         self._check(tracee, pending, result, times)
         harvest = self._c.harvest
-        want = runs_array(harvest.all.want)
-        self._copied_size = size_of(want)
+        found, early = harvest.all, self._c.early
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:
-            reset = merge_runs(runs_array(harvest.all.gone), runs_array(harvest.all.fresh), pending.reset)
+            gone = merge_runs(runs_array(found.gone), runs_array(early.gone))
+            reset = merge_runs(gone, runs_array(found.fresh), pending.reset)
+        touched = merge_runs(runs_array(harvest.news.touched), runs_array(early.touched))
+        pending.everything = True  # until it is known what was taken
+        want, data, zero, contents = self._give()
         pending.add(want, reset)
         pending.everything = False
         pending.heads.update(self._take_heads())
-        data, zero, contents = self.split_zero(want)
         return Window(
             regions=self._regions(),
             threads=tracee.threads,
@@ -221,7 +216,7 @@ class AddressSpace(Closing):
             unreadable=size_of(runs_array(self._c.unreadable)) // PAGE,
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
-            touched=size_of(runs_array(harvest.news.touched)) // PAGE if harvest.by_news else 0,
+            touched=size_of(touched) // PAGE if harvest.by_news else 0,
             **stop_times(times),
             heads=dict(pending.heads),
             elsewhere=[

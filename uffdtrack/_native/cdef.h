@@ -182,11 +182,18 @@ typedef struct {
 	...;
 } ut_reader;
 typedef struct {
+	ut_buffer merged;
+	ut_runs gone, touched;
+	uint64_t least;
+	...;
+} ut_early;
+typedef struct {
 	int32_t uffd, sync;
 	ut_reader reader;
 	ut_maps maps;
 	ut_heads heads;
 	ut_harvest harvest;
+	ut_early early;
 	ut_buffer buffer;
 	ut_runs unreadable;
 	ut_watch *watch;
@@ -202,6 +209,7 @@ void ut_space_close(ut_space *s);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
+int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 typedef struct {
@@ -373,6 +381,8 @@ int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, in
 #define UT_BREAK_HOLD ...
 #define UT_BREAK_ORDER ...
 #define UT_BREAK_CLAIM ...
+#define UT_BREAK_EARLY ...
+#define UT_BREAK_DELAY ...
 void ut_break(uint32_t what);
 
 #define SYS_brk ...

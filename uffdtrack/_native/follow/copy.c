@@ -131,12 +131,26 @@ int ut_compare_stored(const ut_reader *r, const ut_digests *d, const ut_runs *pa
 
 int ut_buffer_reserve(ut_buffer *b, size_t bytes)
 {
+	if (bytes <= b->cap)
+		return 0;
+	ut_buffer_free(b);
+	return ut_buffer_grow(b, bytes);
+}
+
+int ut_buffer_grow(ut_buffer *b, size_t bytes)
+{
 	void *v;
 
 	if (bytes <= b->cap)
 		return 0;
 	bytes = (bytes + bytes / 2 + UT_HUGE - 1) & ~(UT_HUGE - 1);
-	ut_buffer_free(b);
+	if (b->v) {
+		v = mremap(b->v, b->cap, bytes, MREMAP_MAYMOVE);
+		if (v == MAP_FAILED)
+			return -errno;
+		*b = (ut_buffer){v, bytes};
+		return 0;
+	}
 	v = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (v == MAP_FAILED)
 		return -errno;
@@ -171,22 +185,30 @@ static int is_zero(const uint64_t *w)
 	return !any;
 }
 
+int ut_split_zero_of(uint8_t **to, const uint8_t *from, uint64_t start, uint64_t end, ut_runs *data, ut_runs *zero)
+{
+	for (; start < end; start += UT_PAGE, from += UT_PAGE) {
+		int zeros = is_zero((const uint64_t *)from);
+
+		TRY(runs_push(zeros ? zero : data, start, start + UT_PAGE));
+		if (zeros)
+			continue;
+		if (*to != from)
+			memmove(*to, from, UT_PAGE);
+		*to += UT_PAGE;
+	}
+	return 0;
+}
+
 int ut_split_zero(uint8_t *buf, const ut_runs *runs, ut_runs *data, ut_runs *zero)
 {
 	const uint8_t *from = buf;
 	uint8_t *to = buf;
 
 	data->n = zero->n = 0;
-	for (size_t i = 0; i < runs->n; i++)
-		for (uint64_t a = runs->v[i].start; a < runs->v[i].end; a += UT_PAGE, from += UT_PAGE) {
-			int zeros = is_zero((const uint64_t *)from);
-
-			TRY(runs_push(zeros ? zero : data, a, a + UT_PAGE));
-			if (zeros)
-				continue;
-			if (to != from)
-				memmove(to, from, UT_PAGE);
-			to += UT_PAGE;
-		}
+	for (size_t i = 0; i < runs->n; i++) {
+		TRY(ut_split_zero_of(&to, from, runs->v[i].start, runs->v[i].end, data, zero));
+		from += runs->v[i].end - runs->v[i].start;
+	}
 	return 0;
 }

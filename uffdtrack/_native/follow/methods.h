@@ -30,6 +30,11 @@ int ut_follow_compared(ut_space *s, ut_region *r);
 int ut_look_spans(ut_space *s, const ut_region *r, int fresh);
 int ut_look_pages(ut_space *s, const ut_region *r, int fresh);
 
+/* spans.c: put what a scan for written pages finds into `want`, or into `gone` where there is no page. */
+int ut_look_written(const ut_reader *r, ut_scan *scan, ut_runs *want, ut_runs *gone);
+/* spans.c: the first range after the i-th that is too far from the one before it for a common scan. */
+size_t ut_near(const ut_runs *pages, size_t i);
+
 /* traps.c: 0: the page's mapping is registered with WP_ASYNC; -EPERM: it is not. */
 int ut_is_registered(ut_space *s, uint64_t page);
 /* Set the traps of pages that exist (an empty entry would become a marker, and count as clean), or take them
@@ -39,6 +44,9 @@ int ut_set_traps(const ut_space *s, const ut_runs *runs, int trap);
 /* small.c. 1: we do not register this anonymous memory; ut_follow_alone() follows it. */
 int ut_leave_alone(ut_space *s, const ut_region *r);
 int ut_follow_alone(ut_space *s, ut_region *r);
+
+/* early.c: what this harvest has found, and what it says is void, is later than any copy from before it. */
+int ut_early_outdate(ut_space *s);
 
 /* finding.c: empty it. */
 void ut_finding_clear(ut_finding *f);

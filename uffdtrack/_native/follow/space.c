@@ -1,5 +1,6 @@
 #include "exits.h"
 #include "methods.h"
+#include "parallel.h"
 
 #include <errno.h>
 
@@ -76,6 +77,7 @@ static void start_harvest(ut_space *s, int flags)
 	if (s->claims)
 		ut_claims_drop(s->claims, s->member);
 	if (flags & UT_FULL) {
+		ut_early_clear(&s->early);
 		ut_history_clear(&s->history);
 		ut_digests_clear(&s->digests);
 	}
@@ -97,6 +99,10 @@ static int ask_watch(ut_space *s)
 		TRY(ut_watch_peek(s->watch, &h->news));
 	else
 		TRY(scan = ut_watch_take(s->watch, &h->news, !(h->flags & UT_NO_COPY)));
+	if (!(h->flags & UT_RUNNING)) {
+		TRY(runs_append(&h->news.touched, &s->early.left));
+		runs_normalise(&h->news.touched);
+	}
 	h->by_news = !(h->flags & UT_FULL) && (s->sync || (!scan && !s->diff_all));
 	TRY(runs_minus(&left, &s->history.armed, &changes->unmapped));
 	TRY(runs_minus(&armed, &left, &changes->moved));
@@ -145,7 +151,8 @@ static int harvest_regions(ut_space *s, const ut_tracee *t, const ut_runs *pendi
 
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
 {
-	const ut_runs again = {(ut_run *)pending, npending, npending};
+	const ut_runs given = {(ut_run *)pending, npending, npending};
+	AUTO_RUNS again = {0};
 	int err;
 
 	if (flags & UT_RUNNING)
@@ -153,7 +160,14 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 	/* Opened anew each time: these files stay with the memory of before an exec. */
 	TRY(ut_reader_open(&s->reader));
 	start_harvest(s, flags);
-	err = harvest_regions(s, t, &again);
+	err = s->early.broken ? -ENOMEM : runs_append(&again, &given);
+	if (!err)
+		err = runs_append(&again, &s->early.again);
+	runs_normalise(&again);
+	if (!err)
+		err = harvest_regions(s, t, &again);
+	if (!err && (flags & UT_RUNNING)) /* after a stop ut_space_give() does it */
+		err = ut_early_outdate(s);
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (ut_space_is_gone(s))
 		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;
@@ -163,12 +177,16 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n)
 {
+	ut_reader_ask_shared(&s->reader, &s->maps); /* it may have forked since the harvest */
+	return ut_space_copy_now(s, runs, n);
+}
+
+int ut_space_copy_now(ut_space *s, const ut_run *runs, size_t n)
+{
 	const ut_runs all = {(ut_run *)runs, n, n};
 	const uint8_t *data;
 
 	TRY(ut_buffer_reserve(&s->buffer, runs_bytes(&all)));
-	/* It may have forked since the harvest, if it runs. */
-	ut_reader_ask_shared(&s->reader, &s->maps);
 	s->unreadable.n = 0;
 	TRY(ut_copy(&s->reader, runs, n, s->buffer.v, &s->unreadable));
 	if (!s->history.known.n && !s->history.kept.n && !s->history.bare.n)
@@ -208,7 +226,7 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out)
 	s->reader = UT_READER_OF(pid);
 	s->diff_all = diff_all;
 	s->max_maps = max_map_count();
-	s->found = malloc(UT_FOUND_ROOM * sizeof(*s->found));
+	s->found = malloc(UT_SHARES * UT_FOUND_ROOM * sizeof(*s->found));
 	s->bounce = malloc(UT_BOUNCE);
 	if (!s->found || !s->bounce || ut_digests_open(&s->digests) || ut_buffer_reserve(&s->buffer, 32ul << 20)) {
 		ut_space_close(s);
@@ -247,6 +265,7 @@ void ut_space_close(ut_space *s)
 	ut_digests_close(&s->digests);
 	ut_history_free(&s->history);
 	harvest_free(&s->harvest);
+	ut_early_free(&s->early);
 	ut_buffer_free(&s->buffer);
 	runs_free(&s->unreadable);
 	free(s->found);

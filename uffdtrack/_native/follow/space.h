@@ -4,6 +4,7 @@
 #include "backing.h"
 #include "copy.h"
 #include "digests.h"
+#include "early.h"
 #include "heads.h"
 #include "maps.h"
 #include "reader.h"
@@ -77,10 +78,11 @@ typedef struct {
 	ut_heads heads;
 	ut_history history;
 	ut_harvest harvest;
+	ut_early early;
 	ut_buffer buffer;   /* has the last copy */
 	ut_runs unreadable; /* its pages that have no content: past a file's end, guard pages */
 	uint8_t *bounce;
-	struct ut_page_region *found; /* room for results of PAGEMAP_SCAN */
+	struct ut_page_region *found; /* room for results of PAGEMAP_SCAN, for each of UT_SHARES threads */
 	ut_watch *watch; /* ring, sync: where to look, instead of everywhere. NULL: scan */
 	/* if it is one process of a tree */
 	ut_claims *claims; /* NULL: a process by itself */
@@ -100,4 +102,11 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 /* Copy ranges of the target, back to back, to s->buffer. Pages that cannot be read become zero
  * and go into `unreadable`. */
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
+/* The same, of a target that has stood since the harvest. */
+int ut_space_copy_now(ut_space *s, const ut_run *runs, size_t n);
+/* Before a stop, while the target runs: copy what was written if that is much, in rounds while each finds less. */
+void ut_space_early(ut_space *s);
+/* After a window: all that was copied, before the stop and in it, in order of addresses. `want`: its ranges, of
+ * which `data` have contents, back to back at the address returned in *contents until the next window. */
+int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
 #endif

@@ -2,44 +2,140 @@
  * ones included: a zapped page is reported once. It would also build page tables for what was never touched, so the
  * rest of a mapping, which may be a reservation of terabytes, is only looked through for pages that have come. */
 #include "methods.h"
+#include "parallel.h"
+#include "vec.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
 
 enum { ENTRIES = 512, LONG = 16 };
+#define CHUNK (64ul << 20)  /* of spans: what a thread takes on at a time */
+#define WORTH (192ul << 20) /* of spans: worth another thread */
 #define GAP (375 * UT_PAGE) /* is walked for the price of another call, see rearm.c */
 
 /* Page table entries say which of a long run are there at all; the others are back to zero. */
-static int look_at_entries(const ut_space *s, ut_finding *part, uint64_t start, uint64_t end)
+static int look_at_entries(const ut_reader *r, uint64_t start, uint64_t end, ut_runs *want, ut_runs *gone)
 {
 	uint64_t entry[ENTRIES];
 
 	while (start < end) {
-		long n = ut_reader_entries(&s->reader, start, end, entry, ENTRIES);
+		long n = ut_reader_entries(r, start, end, entry, ENTRIES);
 
 		TRY(n);
 		for (long i = 0; i < n; i++, start += UT_PAGE) {
 			int there = !!(entry[i] & (UT_ENTRY_PRESENT | UT_ENTRY_SWAPPED));
 
-			TRY(runs_push(there ? &part->want : &part->gone, start, start + UT_PAGE));
+			TRY(runs_push(there ? want : gone, start, start + UT_PAGE));
 		}
 	}
 	return 0;
 }
 
+int ut_look_written(const ut_reader *r, ut_scan *scan, ut_runs *want, ut_runs *gone)
+{
+	long n;
+
+	while ((n = ut_scan_next(scan)) > 0)
+		for (long i = 0; i < n; i++) {
+			const struct ut_page_region *f = &scan->found[i];
+
+			if (f->end - f->start < LONG * UT_PAGE)
+				TRY(runs_push(want, f->start, f->end));
+			else
+				TRY(look_at_entries(r, f->start, f->end, want, gone));
+		}
+	return n;
+}
+
 static int look_for_written(ut_space *s, uint64_t start, uint64_t end)
 {
 	ut_scan scan = UT_SCAN_OF(s, start, end, .flags = UT_REARM, UT_SCAN_WRITTEN);
-	ut_finding *part = &s->harvest.part;
-	long n;
 
-	while ((n = ut_scan_next(&scan)) > 0)
-		for (long i = 0; i < n; i++) {
-			const struct ut_page_region *f = &scan.found[i];
+	return ut_look_written(&s->reader, &scan, &s->harvest.part.want, &s->harvest.part.gone);
+}
 
-			if (f->end - f->start < LONG * UT_PAGE)
-				TRY(runs_push(&part->want, f->start, f->end));
-			else
-				TRY(look_at_entries(s, part, f->start, f->end));
+/* A part of the spans, and what was found there. */
+struct chunk {
+	ut_run run;
+	ut_runs want, gone;
+};
+
+struct chunks {
+	struct chunk *v;
+	size_t n, cap;
+	atomic_size_t next;
+};
+
+struct looker {
+	ut_space *s;
+	struct chunks *chunks;
+	struct ut_page_region *found;
+};
+
+static int look_at_chunks(void *arg)
+{
+	struct looker *l = arg;
+	size_t i;
+
+	while ((i = atomic_fetch_add(&l->chunks->next, 1)) < l->chunks->n) {
+		struct chunk *c = &l->chunks->v[i];
+		ut_scan scan = UT_SCAN_OF(l->s, c->run.start, c->run.end, .flags = UT_REARM, UT_SCAN_WRITTEN);
+
+		scan.found = l->found;
+		TRY(ut_look_written(&l->s->reader, &scan, &c->want, &c->gone));
+	}
+	return 0;
+}
+
+static int cut_in_chunks(const ut_runs *spans, struct chunks *chunks)
+{
+	for (size_t i = 0; i < spans->n; i++)
+		for (uint64_t at = spans->v[i].start, end; at < spans->v[i].end; at = end) {
+			end = min64((at & ~(CHUNK - 1)) + CHUNK, spans->v[i].end);
+			TRY(VEC_PUSH(chunks->v, chunks->n, chunks->cap, (struct chunk){.run = {at, end}}));
 		}
-	return n;
+	return 0;
+}
+
+/* Each entry of the page tables costs the same, so several processors share them. */
+static int look_in_parallel(ut_space *s, const ut_runs *spans, int threads)
+{
+	struct looker lookers[UT_SHARES];
+	struct chunks chunks = {0};
+	int err = cut_in_chunks(spans, &chunks);
+
+	for (int i = 0; i < threads; i++)
+		lookers[i] = (struct looker){s, &chunks, s->found + i * UT_FOUND_ROOM};
+	if (!err)
+		err = ut_parallel(look_at_chunks, lookers, sizeof(*lookers), threads);
+	for (size_t i = 0; i < chunks.n; i++) {
+		if (!err)
+			err = runs_append(&s->harvest.part.want, &chunks.v[i].want);
+		if (!err)
+			err = runs_append(&s->harvest.part.gone, &chunks.v[i].gone);
+		runs_free(&chunks.v[i].want);
+		runs_free(&chunks.v[i].gone);
+	}
+	free(chunks.v);
+	return err;
+}
+
+static int look_at_spans(ut_space *s, const ut_runs *spans)
+{
+	int threads = ut_shares(runs_bytes(spans), WORTH);
+
+	if (threads > 1)
+		return look_in_parallel(s, spans, threads);
+	for (size_t i = 0; i < spans->n; i++)
+		TRY(look_for_written(s, spans->v[i].start, spans->v[i].end));
+	return 0;
+}
+
+size_t ut_near(const ut_runs *pages, size_t i)
+{
+	for (i++; i < pages->n && pages->v[i].start - pages->v[i - 1].end <= GAP; i++)
+		;
+	return i;
 }
 
 /* The huge page's place around a range, as far as it is the mapping's. */
@@ -78,10 +174,10 @@ static int look_everywhere(ut_space *s, const ut_region *r, const ut_runs *spans
 
 	for (size_t i = 0; i < spans->n; i++) {
 		TRY(look_for_new(s, r, at, spans->v[i].start));
-		TRY(look_for_written(s, spans->v[i].start, spans->v[i].end));
 		at = spans->v[i].end;
 	}
-	return look_for_new(s, r, at, r->end);
+	TRY(look_for_new(s, r, at, r->end));
+	return look_at_spans(s, spans);
 }
 
 /* Only where there were faults. In `spans` one fault is one page; elsewhere it may have brought a huge one. */
@@ -99,8 +195,7 @@ static int look_where_touched(ut_space *s, const ut_region *r, const ut_runs *sp
 	for (size_t i = 0; i < rest.n; i++)
 		TRY(look_for_new(s, r, rest.v[i].start, rest.v[i].end));
 	for (size_t i = 0, k; i < inside.n; i = k) {
-		for (k = i + 1; k < inside.n && inside.v[k].start - inside.v[k - 1].end <= GAP; k++)
-			;
+		k = ut_near(&inside, i);
 		TRY(look_for_written(s, inside.v[i].start, inside.v[k - 1].end));
 	}
 	return rest.n || inside.n ? 0 : ut_is_registered(s, r->start);

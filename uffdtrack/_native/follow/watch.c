@@ -326,6 +326,27 @@ int ut_watch_peek(ut_watch *w, ut_news *news)
 	return err;
 }
 
+uint64_t ut_watch_count(ut_watch *w)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&w->lock);
+	look_at_events(w);
+	n = w->touched.n;
+	pthread_mutex_unlock(&w->lock);
+	return n;
+}
+
+int ut_watch_early(ut_watch *w, ut_runs *touched)
+{
+	int err;
+
+	pthread_mutex_lock(&w->lock);
+	err = ut_touched_take(&w->touched, touched);
+	pthread_mutex_unlock(&w->lock);
+	return err;
+}
+
 static void set_pass_at(ut_watch *w, int64_t when)
 {
 	pthread_mutex_lock(&w->lock);

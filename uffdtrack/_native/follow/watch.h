@@ -61,6 +61,11 @@ int ut_watch_take(ut_watch *w, ut_news *news, int limited);
 /* ring, while the target runs: copy what is known so far, without touched pages. The next stop gets it,
  * too. */
 int ut_watch_peek(ut_watch *w, ut_news *news);
+/* ring: how many pages were touched, as far as is known, since the last stop or ut_watch_early(). */
+uint64_t ut_watch_count(ut_watch *w);
+/* ring, while the target runs: take the touched pages; the caller looks at them. The rest of the news is for
+ * the stop. */
+int ut_watch_early(ut_watch *w, ut_runs *touched);
 /* There will be no stop for a while, since others trace the target. Their own writes (ptrace(2),
  * /proc/PID/mem) are no faults of its threads: the next stop of ring is told so. Threads that wait at the
  * limit go on. */

@@ -3,15 +3,17 @@
 #include "sabotage.h"
 #include "window.h"
 
-#include <sched.h>
 #include <string.h>
 
 /* Tests: a page of the plan is forgotten. */
 static void forget_page(ut_space *s)
 {
+	ut_early *e = &s->early;
 	ut_runs *plan = &s->harvest.all.want;
 	size_t i = plan->n / 2;
 
+	if (e->n)
+		e->v[e->n / 2] = e->v[--e->n];
 	if (!plan->n)
 		return;
 	plan->v[i].start += UT_PAGE;
@@ -19,6 +21,20 @@ static void forget_page(ut_space *s)
 		memmove(&plan->v[i], &plan->v[i + 1], (plan->n - i - 1) * sizeof(*plan->v));
 		plan->n--;
 	}
+}
+
+/* Tests: a page that was copied early keeps that copy, written or not. */
+static int keep_early(ut_space *s)
+{
+	ut_runs *plan = &s->harvest.all.want;
+	AUTO_RUNS early = {0}, left = {0};
+
+	for (size_t i = 0; i < s->early.n; i++)
+		TRY(runs_push(&early, s->early.v[i].start, s->early.v[i].end));
+	runs_normalise(&early);
+	TRY(runs_minus(&left, plan, &early));
+	runs_take(plan, &left);
+	return 0;
 }
 
 /* Tests: what was written since the last copy is under traps again before the stop, as if it had been taken. */
@@ -35,15 +51,6 @@ static void rearm_early(ut_space *s)
 	}
 }
 
-/* From the stop to the resume nothing else may take our processor, where we may ask for that (root); the
- * stop itself is not included, since the target's threads may need this very processor to stop. */
-void ut_set_urgent(int urgent)
-{
-	struct sched_param p = {.sched_priority = urgent ? 1 : 0};
-
-	sched_setscheduler(0, urgent ? SCHED_FIFO : SCHED_OTHER, &p);
-}
-
 int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times)
 {
 	ut_harvest *h = &s->harvest;
@@ -57,13 +64,15 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	ut_sabotage("harvested");
 	if (ut_breaks(UT_BREAK_FORGET))
 		forget_page(s);
+	if (!err && ut_breaks(UT_BREAK_EARLY))
+		err = keep_early(s);
 	t1 = ut_now_ns();
 	if (!err && (flags & UT_NO_COPY)) {
 		int tid = ut_live_thread(s->reader.pid); /* the one that was taken may end meanwhile */
 
 		s->reader.tid = tid < 0 ? s->reader.tid : tid;
 	} else if (!err) {
-		err = ut_space_copy(s, h->all.want.v, h->all.want.n);
+		err = ut_space_copy_now(s, h->all.want.v, h->all.want.n);
 	}
 	s->reader.give_up_ns = 0;
 	if (s->watch && !err)
@@ -71,6 +80,7 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	times->rearm_ns = h->arming_ns;
 	times->harvest_ns = t1 - t0 - h->arming_ns;
 	times->copy_ns = ut_now_ns() - t1;
+	s->early.harvest_ns = times->harvest_ns;
 	return err;
 }
 
@@ -92,27 +102,27 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	      int64_t timeout_ns, ut_times *times)
 {
 	int64_t t0;
-	int err, urgent;
+	int err;
 
+	if (!(flags & (UT_FULL | UT_NO_COPY)))
+		ut_space_early(s);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
-	urgent = sched_getscheduler(0) == SCHED_OTHER;
+	ut_hurry(t);
 	t0 = ut_now_ns();
 	ut_stopping(s);
 	err = ut_tracee_stop_now(t, timeout_ns);
 	if (err < 0) {
 		ut_resumed(s);
+		ut_no_hurry(t);
 		return err;
 	}
-	if (urgent)
-		ut_set_urgent(1);
 	times->stop_ns = ut_now_ns() - t0;
 	err = ut_take_stopped(t, s, flags, pending, npending, times);
 	ut_resumed(s);
 	int late = ut_tracee_resume(t);
 
-	if (urgent)
-		ut_set_urgent(0);
 	times->pause_ns = ut_now_ns() - t0;
+	ut_no_hurry(t);
 	if (late) /* killed while they stood */
 		ut_tracee_settle(t, 100000000);
 	return err;

@@ -11,10 +11,8 @@ typedef struct {
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 /* The parts of a window, for several targets at once (tree.c): before the stop; with the target stopped;
- * after the resume; and the caller's priority from the stop to the resume. They do not set `pause_ns` and
- * `stop_ns`. */
+ * after the resume. They do not set `pause_ns` and `stop_ns`. */
 void ut_stopping(ut_space *s);
 int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times);
 void ut_resumed(ut_space *s);
-void ut_set_urgent(int urgent);
 #endif

@@ -21,6 +21,14 @@
 #include <time.h>
 
 #define ASK_NS 500000000
+#define SPIN_NS 30000
+#define LATE_NS 100000
+#define REAP_NS 400000
+#define REAP_EACH_NS 20000 /* for each thread */
+#define NAP_NS 20000
+#define LONGEST_NAP_NS 1000000
+#define ALL 8 /* every so many looks are at all threads */
+#define CROWDED 64
 #define STARVED 4 /* so many times longer a thread is waited for that gets no processor */
 
 int ut_tracee_open(int pid, ut_tracee **out)
@@ -84,49 +92,83 @@ static int are_starved(const ut_tracee *t)
 	return 1;
 }
 
+/* Look at those that have not stopped yet, in order, up to the first that still has not, or at all of them. Returns
+ * whether there are any. */
+static int poll_in_order(ut_tracee *t, int all)
+{
+	int pending = 0;
+
+	for (size_t i = 0; i < t->n && (all || !pending); i++) {
+		if (t->threads[i].state != UT_THREAD_ASKED)
+			continue;
+		int r = ut_poll_thread(t, &t->threads[i]);
+
+		if (r < 0)
+			return r;
+		pending += !r;
+	}
+	return pending;
+}
+
+/* sched_yield(2) would give the processor away for a tick. Looks that come too often keep others that are queued from
+ * using up their slices. */
+static void nap(int64_t looked_ns, int64_t waited_ns)
+{
+	int64_t ns = waited_ns / 16;
+
+	ns = ns > looked_ns ? ns : looked_ns;
+	nanosleep(&(struct timespec){0, ns < NAP_NS ? NAP_NS : ns > LONGEST_NAP_NS ? LONGEST_NAP_NS : ns}, NULL);
+}
+
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
-	int64_t spin_until = ut_now_ns() + 400000, start = t->guard.stopped_ns;
+	int64_t begun = ut_now_ns(), start = t->guard.stopped_ns, reap_at = begun + REAP_NS + t->n * REAP_EACH_NS;
 	int64_t last = start + (deadline - start) * STARVED;
-	struct timespec nap = {0, 50000};
+	int looked = 0;
 
-	for (;;) {
-		size_t pending = 0;
-		int64_t now;
+	for (unsigned n = 0;; n++) {
+		int64_t looks = ut_now_ns(), now;
+		int pending = poll_in_order(t, n % ALL == 0);
 
-		for (size_t i = 0; i < t->n; i++) {
-			if (t->threads[i].state != UT_THREAD_ASKED)
-				continue;
-			int r = ut_poll_thread(t, &t->threads[i]);
-
-			if (r < 0)
-				return r;
-			pending += !r;
-		}
-		if (!pending)
-			return 0;
+		if (pending <= 0)
+			return pending;
 		now = ut_now_ns();
 		if (now >= deadline && (now >= last || now >= ut_guard_soft_end(t) || !are_starved(t)))
 			return -ETIMEDOUT;
-		if (now < spin_until) {
-			sched_yield();
+		if (now < begun + SPIN_NS)
 			continue;
+		if (now > begun + LATE_NS && t->urgent && !looked++ && !t->aside.n && are_starved(t)) {
+			t->crowded = CROWDED;
+			ut_step_aside(&t->aside);
 		}
-		ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
-		nanosleep(&nap, NULL);
+		if (now > reap_at) {
+			ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
+			reap_at = now + REAP_NS + t->n * REAP_EACH_NS;
+		}
+		/* They may need this processor to stop, and as much of it as we take. */
+		nap(now - looks, now - begun);
 	}
 }
 
 static int seize_all(ut_tracee *t)
 {
 	AUTO_DIR dir = ut_open_tasks(t->pid);
-	int fresh = 0, err = 0, tid;
+	int fresh = 0, err = 0, tid, most = 0;
+	size_t next = 0;
 
 	if (!dir)
 		return -errno;
+	for (size_t i = 0; i < t->n; i++)
+		most = t->threads[i].tid > most ? t->threads[i].tid : most;
 	while (!err && (tid = ut_next_task(dir))) {
-		if (ut_tracee_index(t, tid) >= 0)
+		/* The directory has them in the order of the table, mostly. */
+		if (next < t->n && t->threads[next].tid == tid) {
+			next++;
 			continue;
+		}
+		if (tid <= most && ut_tracee_index(t, tid) >= 0)
+			continue;
+		most = tid > most ? tid : most;
 		err = ut_seize(t, tid);
 		if (err) {
 			err = err == -ESRCH ? 0 : err;
@@ -181,6 +223,22 @@ static int take_states(ut_tracee *t)
 	return 0;
 }
 
+void ut_hurry(ut_tracee *t)
+{
+	t->urgent = sched_getscheduler(0) == SCHED_OTHER;
+	if (t->urgent && t->crowded > 0 && t->crowded--)
+		ut_step_aside(&t->aside);
+	if (t->urgent)
+		ut_set_urgent(1);
+}
+
+void ut_no_hurry(ut_tracee *t)
+{
+	if (t->urgent)
+		ut_set_urgent(0);
+	t->urgent = 0;
+}
+
 int ut_tracee_ask(ut_tracee *t)
 {
 	for (size_t i = 0; i < t->n; i++)
@@ -217,6 +275,7 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	if (t->n) {
 		r = wait_all(t, deadline);
 		if (r) {
+			ut_step_back(&t->aside);
 			ut_tracee_resume(t);
 			return r;
 		}
@@ -239,5 +298,6 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 		ut_tracee_resume(t);
 	else
 		ut_guard_stopped(t);
+	ut_step_back(&t->aside);
 	return r;
 }

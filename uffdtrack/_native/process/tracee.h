@@ -1,6 +1,7 @@
 /* Stop the threads of another process, read and set their registers, make system calls in their name. */
 #ifndef UT_TRACEE_H
 #define UT_TRACEE_H
+#include "aside.h"
 #include "clock.h"
 #include "proc_stat.h"
 
@@ -149,6 +150,9 @@ typedef struct {
 	ut_injection injection;
 	ut_rseqs rseq;
 	ut_guarded guard;
+	ut_aside aside;
+	int32_t urgent;  /* between ut_hurry() and ut_no_hurry() */
+	int32_t crowded; /* so many of the next stops do not wait to find that out */
 } ut_tracee;
 
 /* All functions return >= 0 or -errno. */
@@ -169,6 +173,12 @@ int ut_await_calls_of(ut_tracee *const *v, size_t n, int64_t timeout_ns, size_t 
 int ut_is_in_call(ut_tracee *t);
 /* The second part: stop them. */
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns);
+/* Before a stop: nothing else may take our processor from the first PTRACE_SEIZE to the resume, but while we wait
+ * for the target's threads, which may need this very processor to stop. If an earlier stop had to wait for a
+ * thread that got no processor, our other threads step aside until all stand. ut_no_hurry() follows
+ * the resume. */
+void ut_hurry(ut_tracee *t);
+void ut_no_hurry(ut_tracee *t);
 /* Ask every thread that we see to stop, and wait for none: several processes then stop side by side. */
 int ut_tracee_ask(ut_tracee *t);
 int ut_tracee_resume(ut_tracee *t);

@@ -1,0 +1,270 @@
+/* Copies that are made before the stop.
+ *
+ * A round passes over what is not registered (any more): such mappings are taken as new in the stop. It looks in the spans of
+ * the last harvest alone, and leaves mappings, digests and history to the stop. */
+#include "methods.h"
+#include "proc_stat.h"
+#include "sabotage.h"
+#include "vec.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+enum {
+	ROUNDS = 6,
+	LEAST_TOUCHED = 32,  /* pages; a round over touched pages costs no more than it takes out of the stop */
+	LEAST_FAULTS = 256,  /* the same over all spans: at least, and if their copies take longer than a harvest */
+	COPY_NS = 1000,      /* of a page, about */
+};
+#define MOST (1ul << 30) /* bytes; the rest is for the stop */
+#define IDLE (64ul << 20) /* a buffer of that size is kept whatever it is needed for */
+
+static int push_copied(ut_early *e, uint64_t start, uint64_t end, uint64_t at)
+{
+	return start < end ? VEC_PUSH(e->v, e->n, e->cap, (ut_copied){start, end, at}) : 0;
+}
+
+static int cut_one(ut_early *to, const ut_copied *c, const ut_runs *cut)
+{
+	uint64_t at = c->start;
+
+	for (size_t i = ut_first_after(cut->v, cut->n, sizeof(*cut->v), at); i < cut->n && cut->v[i].start < c->end; i++) {
+		TRY(push_copied(to, at, cut->v[i].start, c->at + (at - c->start)));
+		at = cut->v[i].end;
+	}
+	return push_copied(to, at, c->end, c->at + (at - c->start));
+}
+
+/* Forget the copies in these ranges. */
+static int cut_copies(ut_early *e, const ut_runs *cut)
+{
+	ut_early kept = {0};
+	int err = 0;
+
+	if (!cut->n || !e->n)
+		return 0;
+	for (size_t i = 0; i < e->n && !err; i++)
+		err = cut_one(&kept, &e->v[i], cut);
+	if (err) {
+		free(kept.v);
+		return err;
+	}
+	free(e->v);
+	e->v = kept.v;
+	e->n = kept.n;
+	e->cap = kept.cap;
+	return 0;
+}
+
+static void drop_idle(ut_buffer *b, uint64_t used)
+{
+	if (b->cap > IDLE && used < b->cap / 4)
+		ut_buffer_free(b);
+}
+
+void ut_early_clear(ut_early *e)
+{
+	drop_idle(&e->buffer, e->used);
+	e->n = e->used = e->broken = 0;
+	e->gone.n = e->again.n = e->touched.n = e->left.n = 0;
+}
+
+void ut_early_free(ut_early *e)
+{
+	free(e->v);
+	ut_buffer_free(&e->buffer);
+	ut_buffer_free(&e->merged);
+	runs_free(&e->gone);
+	runs_free(&e->again);
+	runs_free(&e->touched);
+	runs_free(&e->left);
+}
+
+/* -- before the stop ------------------------------------------------------------------------------ */
+
+static uint64_t faults_of(const ut_space *s)
+{
+	ut_proc_stat stat;
+
+	return ut_proc_stat_read(s->reader.pid, 0, &stat) ? 0 : stat.faults;
+}
+
+/* How many pages were written, about: each first write is a fault. */
+static uint64_t count_written(const ut_space *s, uint64_t faults)
+{
+	if (s->watch)
+		return ut_watch_count(s->watch);
+	return faults > s->early.faults ? faults - s->early.faults : 0;
+}
+
+static uint64_t worth_a_round(const ut_space *s)
+{
+	uint64_t harvest = s->early.harvest_ns / COPY_NS;
+
+	if (s->early.least)
+		return s->early.least;
+	return s->watch ? LEAST_TOUCHED : harvest > LEAST_FAULTS ? harvest : LEAST_FAULTS;
+}
+
+/* Its traps may be set and its pages not found: the stop copies them all. */
+static int look_early(ut_space *s, uint64_t start, uint64_t end, ut_runs *want)
+{
+	ut_scan scan = UT_SCAN_OF(s, start, end, .flags = UT_SCAN_WP_MATCHING, UT_SCAN_WRITTEN);
+
+	return ut_look_written(&s->reader, &scan, want, &s->early.gone) ? runs_push(&s->early.again, start, end) : 0;
+}
+
+static int look_at_touched(ut_space *s, ut_runs *want)
+{
+	AUTO_RUNS touched = {0}, outside = {0}, inside = {0};
+	ut_early *e = &s->early;
+	int err = ut_watch_early(s->watch, &touched);
+
+	if (!err)
+		err = runs_append(&e->touched, &touched);
+	if (!err)
+		err = runs_minus(&outside, &touched, &s->history.spans);
+	if (!err)
+		err = runs_minus(&inside, &touched, &outside);
+	if (!err)
+		err = runs_append(&e->left, &outside);
+	for (size_t i = 0, k; i < inside.n && !err; i = k) {
+		k = ut_near(&inside, i);
+		err = look_early(s, inside.v[i].start, inside.v[k - 1].end, want);
+	}
+	return err;
+}
+
+static int look_at_all_spans(ut_space *s, ut_runs *want)
+{
+	const ut_runs *spans = &s->history.spans;
+
+	for (size_t i = 0; i < spans->n; i++)
+		TRY(look_early(s, spans->v[i].start, spans->v[i].end, want));
+	return 0;
+}
+
+/* What cannot be copied now is copied in the stop, or turns out to be gone there. */
+static int copy_early(ut_space *s, ut_runs *want)
+{
+	ut_early *e = &s->early;
+	uint64_t bytes = runs_bytes(want);
+	AUTO_RUNS unreadable = {0};
+
+	TRY(cut_copies(e, want));
+	if (e->used + bytes > MOST || ut_buffer_grow(&e->buffer, e->used + bytes))
+		return runs_append(&e->again, want);
+	ut_reader_ask_shared(&s->reader, &s->maps);
+	if (ut_copy(&s->reader, want->v, want->n, e->buffer.v + e->used, &unreadable))
+		return runs_append(&e->again, want);
+	for (size_t i = 0; i < want->n; i++) {
+		TRY(push_copied(e, want->v[i].start, want->v[i].end, e->used));
+		e->used += want->v[i].end - want->v[i].start;
+	}
+	runs_normalise(&unreadable);
+	TRY(runs_append(&e->again, &unreadable));
+	return cut_copies(e, &unreadable);
+}
+
+static int take_rounds(ut_space *s)
+{
+	uint64_t before = 0;
+	ut_early *e = &s->early;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		uint64_t faults = s->watch ? 0 : faults_of(s), written;
+		AUTO_RUNS want = {0};
+		int tid;
+
+		written = count_written(s, faults);
+		if (written < worth_a_round(s) || (i && written > before / 2))
+			return 0;
+		before = written;
+		tid = ut_live_thread(s->reader.pid);
+		if (tid < 0 || ut_mm_is_gone(s->uffd))
+			return 0; /* the stop says so */
+		s->reader.tid = tid;
+		e->faults = faults;
+		TRY(s->watch ? look_at_touched(s, &want) : look_at_all_spans(s, &want));
+		TRY(copy_early(s, &want));
+	}
+	return 0;
+}
+
+void ut_space_early(ut_space *s)
+{
+	/* Where a limit counts touched pages, those of a round would count twice. */
+	if (s->sync || s->diff_all || s->reader.pagemap < 0 || !s->history.spans.n || (s->watch && s->watch->limit))
+		return;
+	s->early.broken |= !!take_rounds(s);
+	if (s->early.n && ut_breaks(UT_BREAK_EARLY | UT_BREAK_DELAY))
+		nanosleep(&(struct timespec){0, 2000000}, NULL);
+}
+
+/* -- after it ------------------------------------------------------------------------------------- */
+
+static int by_address(const void *a, const void *b)
+{
+	const ut_copied *x = a, *y = b;
+
+	return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* In order of addresses, in a buffer of its own. */
+static int merge_copies(ut_space *s, const ut_runs *late, ut_runs *want, ut_runs *data, ut_runs *zero)
+{
+	ut_early *e = &s->early;
+	const uint8_t *from = s->buffer.v;
+	uint8_t *to;
+	size_t k = 0;
+
+	TRY(ut_buffer_reserve(&e->merged, e->used + runs_bytes(late)));
+	to = e->merged.v;
+	qsort(e->v, e->n, sizeof(*e->v), by_address);
+	for (size_t i = 0; i < e->n || k < late->n;) {
+		int is_early = i < e->n && (k == late->n || e->v[i].start < late->v[k].start);
+		ut_run run = is_early ? (ut_run){e->v[i].start, e->v[i].end} : late->v[k];
+
+		TRY(runs_push(want, run.start, run.end));
+		TRY(ut_split_zero_of(&to, is_early ? e->buffer.v + e->v[i].at : from, run.start, run.end, data, zero));
+		if (!is_early)
+			from += run.end - run.start;
+		*(is_early ? &i : &k) += 1;
+	}
+	return 0;
+}
+
+int ut_early_outdate(ut_space *s)
+{
+	const ut_finding *found = &s->harvest.all;
+	AUTO_RUNS cut = {0};
+
+	if (!s->early.n)
+		return 0;
+	TRY(runs_append(&cut, &found->want));
+	TRY(runs_append(&cut, &found->gone));
+	TRY(runs_append(&cut, &found->fresh));
+	runs_normalise(&cut);
+	return cut_copies(&s->early, &cut);
+}
+
+int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents)
+{
+	const ut_runs *late = &s->harvest.all.want;
+	ut_early *e = &s->early;
+
+	want->n = data->n = zero->n = 0;
+	TRY(ut_early_outdate(s));
+	if (e->n) {
+		TRY(merge_copies(s, late, want, data, zero));
+		*contents = e->merged.v;
+	} else {
+		drop_idle(&e->merged, 0);
+		TRY(runs_append(want, late));
+		TRY(ut_split_zero(s->buffer.v, want, data, zero));
+		*contents = s->buffer.v;
+	}
+	e->faults = s->watch ? 0 : faults_of(s);
+	ut_early_clear(e);
+	return 0;
+}
