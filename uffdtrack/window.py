@@ -49,7 +49,7 @@ class Window(StopTimes):
         compared: how many mappings we follow by comparing contents, since others can write them.
         scanned: the harvest looked through the page tables of the whole memory.
         touched: "ring", "sync": pages with a fault since the last window; 0 if that is not known.
-        heads: the first page of mapped ELF files that was not acknowledged yet.
+        heads: the first page of mapped ELF files that was not handed over yet.
         elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
             the number of that member (`ProcessTree`).
     """
