@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
@@ -19,7 +21,7 @@ from checkpoint.errors import ImageError
 from checkpoint.image_writer import EpochWriter
 from checkpoint.tree import Tree, TreeWriter, tree_numbers
 from checkpoint.tree_session import TreeSession
-from tests.helpers import Run, wait_for
+from tests.helpers import Run, Spawn, wait_for
 from tests.kernel.forks import SHARED, Forks, cut_errors
 from uffdtrack import ProcessTree, TreeMember, TreeWindow, Window
 from uffdtrack.errors import InvalidInputError, StorageError, TargetError
@@ -185,3 +187,49 @@ def test_a_full_disk_leaves_whole_epochs(
     entries, _ = Tree(tmp_path / "t").verify(b"")
     assert [entry.epoch for entry in entries] == [0, 1, 2, 3]
     assert [e for entry in entries for e in cut_errors(entry)] == []
+
+
+TWINS = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+assert not libc.unshare(0x08000000)  # CLONE_NEWIPC: ids of our own
+(here, there), (done, say) = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    inode = int(os.read(here, 32))
+    with open("/proc/sys/kernel/shm_next_id", "w") as file:
+        file.write(str(inode))
+    segment = libc.shmget(0, 4096, 0o1600)
+    assert segment == inode, (segment, inode)
+    at = libc.shmat(segment, None, 0)
+    libc.shmctl(segment, 0, None)
+    ctypes.memset(at, ord("S"), 4096)
+    os.write(say, f"{at:x}".encode())
+    sys.stdin.read()
+fd = os.memfd_create("twin")
+os.ftruncate(fd, 4096)
+memory = mmap.mmap(fd, 4096)
+memory[:] = b"M" * 4096
+os.write(there, str(os.fstat(fd).st_ino).encode())
+at = os.read(done, 32).decode()
+mine = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(f"{mine:x} {at} {child}", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_segment_with_the_inode_number_of_a_memfd(
+    root: None, spawn: Spawn, tree_of: Callable[..., TreeSession], tmp_path: Path
+) -> None:
+    """System V numbers its inodes itself, on the device of memfds: each is stored with its own content."""
+    process = spawn(sys.executable, "-c", TWINS)
+    assert process.stdout
+    memfd, segment, child = process.stdout.readline().split()
+    tree_of(process.pid).take()
+    (entry,), _ = Tree(tmp_path / "t").verify(b"")
+    found = {}
+    for member in entry.processes:
+        at = int(segment if member.pid == int(child) else memfd, 16)
+        found[member.pid] = bytes(entry.view(member).read(np.array([at // 4096], np.uint64))[0])
+    assert found == {process.pid: b"M" * 4096, int(child): b"S" * 4096}

@@ -49,20 +49,21 @@ int ut_is_elsewhere(ut_space *s, ut_region *r)
 {
 	ut_claims *c = s->claims;
 	uint64_t end = r->offset + (r->end - r->start);
+	int segment = ut_maps_is_segment(&s->maps, r);
 
 	if (r->kind != UT_KIND_SHARED || !r->in_memory)
 		return 0;
 	for (size_t i = 0; i < c->n; i++) {
 		const ut_claim *v = &c->v[i];
 
-		if (v->inode == r->inode && v->major == r->major && v->minor == r->minor && v->offset <= r->offset &&
-		    end <= v->end && v->member != s->member)
+		if (v->inode == r->inode && v->major == r->major && v->minor == r->minor && v->segment == segment &&
+		    v->offset <= r->offset && end <= v->end && v->member != s->member)
 			return note_elsewhere(s, r, v);
 	}
 	if (!sees_all(s, r))
 		return 0;
 	return VEC_PUSH(c->v, c->n, c->cap,
-			(ut_claim){r->inode, r->offset, end, r->start, r->major, r->minor, s->member});
+			(ut_claim){r->inode, r->offset, end, r->start, r->major, r->minor, s->member, segment});
 }
 
 void ut_space_join(ut_space *s, ut_claims *claims, int member)

@@ -23,7 +23,7 @@ enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
 typedef struct {
 	uint64_t inode, offset, end, address; /* the member maps [offset, end) of it at `address` */
 	uint32_t major, minor;
-	int32_t member;
+	int32_t member, segment;
 } ut_claim;
 typedef struct {
 	ut_claim *v;

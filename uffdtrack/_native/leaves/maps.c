@@ -121,6 +121,14 @@ int ut_maps_names_kernel(const ut_maps *m, const ut_region *r)
 	return backing == UT_BACKING_KERNEL || backing == UT_BACKING_SECRET || backing == UT_BACKING_DEVICE;
 }
 
+int ut_maps_is_segment(const ut_maps *m, const ut_region *r)
+{
+	const char *s, *e;
+
+	name_of(m, r, &s, &e);
+	return starts(s, e, "/SYSV");
+}
+
 void ut_maps_decide(const ut_maps *m, ut_region *r)
 {
 	const char *s, *e;
