@@ -94,8 +94,7 @@ class EpochWriter:
             except StorageError as error:
                 if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
                     raise
-            os.close(self._direct)
-            self._direct = -1
+            self._close_direct()
         self._write(self._fd, [contents], self._end)
 
     def _write(self, fd: int, parts: list[bytes | memoryview], offset: int) -> None:
@@ -142,6 +141,7 @@ class EpochWriter:
         signed = tail[:digest_in_body], digest, tail[digest_in_body + DIGEST_SIZE :]
         self._write(self._fd, [*signed], self._end)
         self._write(self._fd, [head], 0)
+        self._close_direct()
         return digest.hex()
 
     def sync(self) -> None:
@@ -202,10 +202,15 @@ class EpochWriter:
                 self.path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        for fd in (self._fd, self._direct):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._direct = -1
+        self._close_direct()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _close_direct(self) -> None:
+        if self._direct >= 0:
+            os.close(self._direct)
+            self._direct = -1
 
 
 def address_of(contents: memoryview) -> int:
