@@ -103,9 +103,10 @@ class Part:
             self.draft.withdraw()
 
     def take_back(self) -> None:
-        """It was dropped: its pages, and what its row has told for the first time, come with the next."""
-        if not self._safe:
-            self.stream.returned(self._pending, self._taken.begun if self._taken else None, self.row.warnings)
+        """Its session's epoch was dropped: the next has what its row tells, and its pages, if not safe."""
+        self.stream.untold = [*self.row.warnings, *self.stream.untold]
+        if self._pending and not self._safe:
+            self.stream.returned(self._pending, self._taken.begun if self._taken else None)
 
 
 class Stream:
@@ -186,14 +187,12 @@ class Stream:
         self._based = True
         self._safe += 1
 
-    def returned(self, pending: Pending | None, begun: Draft | None, warnings: list[str]) -> None:
-        """An epoch was dropped: the next one has it all; see `Part`."""
-        self.untold = [*warnings, *self.untold]
-        if pending:
-            self._taken -= 1
-            self.source.take_back(pending)
-            self.sink.fall_back()
-            self._begun = begun
+    def returned(self, pending: Pending, begun: Draft | None) -> None:
+        """An epoch was dropped: the next one has its pages; see `Part`."""
+        self._taken -= 1
+        self.source.take_back(pending)
+        self.sink.fall_back()
+        self._begun = begun
 
     def rebase(self) -> None:
         """Make the next epoch a base, which is copied while the target runs."""

@@ -40,7 +40,9 @@ class TakenTree(TakenEpoch[TreeRow]):
         """
         super().__init__(session, circumstances, times)
         self._writer, self._roster = writer, roster
-        self._inside = [(member, window.elsewhere) for member, window in inside]
+        # By the numbers that they have now: who calls exec meanwhile gets another one.
+        self._inside = [(member.number, window.elsewhere) for member, window in inside]
+        self._members = [member for member, _ in inside]
         self._parts = parts
         self._left_out = left_out
         self._row: TreeRow | None = None
@@ -56,22 +58,22 @@ class TakenTree(TakenEpoch[TreeRow]):
         return self._row
 
     def write(self) -> Sequence[Draft]:
-        for member, places in self._inside:
-            if member.number in self._storing:
-                self._write(member, places)
-        others = [pair for pair in self._inside if pair[0].number not in self._storing]
+        for number, places in self._inside:
+            if number in self._storing:
+                self._write(number, places)
+        others = [pair for pair in self._inside if pair[0] not in self._storing]
         side_by_side(lambda pair: self._write(*pair), others)
         return [part.draft for part in self._parts.values() if part.draft]
 
-    def _write(self, member: Member, places: list[tuple[int, int, int, int]]) -> None:
+    def _write(self, number: int, places: list[tuple[int, int, int, int]]) -> None:
         parts = self._parts
         elsewhere = [(start, end, at, *parts[n].row.place) for start, end, at, n in places]
-        parts[member.number].write(elsewhere)
+        parts[number].write(elsewhere)
 
     def commit(self, last: bool) -> None:
         for part in self._parts.values():
             part.keep(last=True)  # the next epoch of the tree may lack this process
-        rows = [self._parts[member.number].row for member, _ in self._inside]
+        rows = [self._parts[number].row for number, _ in self._inside]
         late = self._circumstances
         row = TreeRow(
             epoch=self._writer.next_epoch,
@@ -103,6 +105,7 @@ class TakenTree(TakenEpoch[TreeRow]):
 
     def take_back(self) -> None:
         super().take_back()
-        for member, _ in self._inside:
-            self._parts[member.number].take_back()
+        for part in self._parts.values():
+            part.take_back()
+        for member in self._members:
             member.forget()

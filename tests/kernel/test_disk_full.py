@@ -18,13 +18,16 @@ import pytest
 from checkpoint import schedule, sink
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.epoch import EpochRow
+from checkpoint.epoch import EpochRow, TreeRow
 from checkpoint.image import EpochFile
 from checkpoint.image_writer import EpochWriter
 from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
+from checkpoint.tree import Tree
+from checkpoint.tree_session import TreeSession
 from tests.helpers import Build, Run, Spawn
+from tests.kernel.forks import Forks, cut_errors
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
 from uffdtrack import Pending
@@ -84,17 +87,8 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
     assert not list(directory.glob(".epoch*"))
 
 
-@pytest.mark.parametrize("forgetful", [False, True], ids=["", "negative"])
-@pytest.mark.parametrize("durable", [None, 0.02])
-def test_a_disk_that_fails_now_and_then(
-    process_engine: str, in_memory: Path, spawn: Spawn, build: Build, monkeypatch: pytest.MonkeyPatch,
-    durable: float | None, forgetful: bool,
-) -> None:  # fmt: skip
-    """Epochs are taken while others are written: each that is safe is a state of the writer.
-
-    With what a failure drops thrown away the writer's log must object.
-    """
-    pid, control = start_writer(spawn, build, 2, 5)
+def break_now_and_then(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Steps of writing an epoch fail by chance, but not those of a chain's first; gives the failures."""
     rng, lock = random.Random(5), threading.Lock()
     failed: list[str] = []
 
@@ -113,6 +107,21 @@ def test_a_disk_that_fails_now_and_then(
 
     for step in ("add", "finish", "sync", "rename"):
         monkeypatch.setattr(EpochWriter, step, failing(step))
+    return failed
+
+
+@pytest.mark.parametrize("forgetful", [False, True], ids=["", "negative"])
+@pytest.mark.parametrize("durable", [None, 0.02])
+def test_a_disk_that_fails_now_and_then(
+    process_engine: str, in_memory: Path, spawn: Spawn, build: Build, monkeypatch: pytest.MonkeyPatch,
+    durable: float | None, forgetful: bool,
+) -> None:  # fmt: skip
+    """Epochs are taken while others are written: each that is safe is a state of the writer.
+
+    With what a failure drops thrown away the writer's log must object.
+    """
+    pid, control = start_writer(spawn, build, 2, 5)
+    failed = break_now_and_then(monkeypatch)
     if forgetful:
         monkeypatch.setattr(ProcessTarget, "take_back", lambda target, pending: None)
     rows: list[EpochRow] = []
@@ -140,6 +149,23 @@ def test_a_disk_that_fails_now_and_then(
             replay()
     else:
         replay()
+
+
+def test_a_tree_on_a_disk_that_fails_now_and_then(
+    forks: Callable[[int], Forks],
+    tree_of: Callable[..., TreeSession],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tree = tree_of(forks(2).pid)
+    failed = break_now_and_then(monkeypatch)
+    monkeypatch.setattr(schedule, "ATTEMPTS", 1000)
+    rows: list[TreeRow] = []
+    run_session(tree, Schedule(1e-6, 40, None), lambda seconds: False, rows.append, lambda text: None)
+    entries, _ = Tree(tmp_path / "t").verify(b"")
+    assert [entry.epoch for entry in entries] == [row.epoch for row in rows] == list(range(40))
+    assert [e for entry in entries for e in cut_errors(entry)] == []
+    assert failed
 
 
 def test_a_warning_of_a_failed_epoch_comes_with_the_next(

@@ -63,7 +63,7 @@ def test_what_was_reported_safe_is_there(
     for _ in range(rng.randrange(3000)):
         pass
     os.kill(worker, signal.SIGKILL)
-    rows += [json.loads(line) for line in session.stdout.read().splitlines() if line.endswith("}")]
+    rows += [json.loads(line) for line in session.stdout.read().splitlines() if line.endswith(b"}")]
     session.wait()
     wait_for(lambda: not traps(pid), "the traps are gone")
     state_changes(pid)

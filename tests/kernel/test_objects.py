@@ -239,11 +239,11 @@ def test_increments_and_compaction(start: Callable[..., Objects], tmp_path: Path
         session = Session(process, chain)
         for _ in range(3):
             session.take()
-            seen.append(session.stream.sink.objects or Snapshot())
+            seen.append(session.stream.sink.tip.objects or Snapshot())
             target.change() if len(seen) < 2 else None
             process._objects.budget._due = 0.0
         session.take()
-        seen.append(session.stream.sink.objects or Snapshot())
+        seen.append(session.stream.sink.tip.objects or Snapshot())
 
     def stored(number: int) -> Snapshot:
         return resolve(file.facts.objects for file in Chain(tmp_path / "c").view(number).sources)

@@ -34,22 +34,26 @@ def test_a_base_is_never_passed_over_as_unchanged(
     """What was copied for a base is in no window, so that one like the last window says nothing of it."""
     taker = tree_of(spawn("cat").pid)
     windows = []
-    draft = Member.draft
+    part_of = Member.part
 
-    def keeps(self: Member, window: Window, places: Any) -> Any:
+    def keeps(self: Member, window: Window) -> Any:
         windows.append(window)
-        return draft(self, window, places)
+        return part_of(self, window)
 
-    monkeypatch.setattr(Member, "draft", keeps)
+    monkeypatch.setattr(Member, "part", keeps)
     while not (row := taker.take()).processes[0].member.unchanged:
         assert row.epoch < 50
     (member,) = taker.members
-    unchanged = draft(member, windows[-1], {})
-    assert unchanged and unchanged.row.member.unchanged
+    unchanged = part_of(member, windows[-1])
+    assert unchanged
+    unchanged.write()
+    assert unchanged.row.member and unchanged.row.member.unchanged
     member.stream.rebase()
     member.stream.prepare()
-    part = draft(member, windows[-1], {})
-    assert part and part.row.base and not part.row.member.unchanged
+    part = part_of(member, windows[-1])
+    assert part and part.row.base
+    part.write()
+    assert part.row.member and not part.row.member.unchanged
     part.drop()
 
 
@@ -61,23 +65,23 @@ def test_who_stores_for_others_ends_before_it_is_described(
 ) -> None:
     """The others have no epoch then that would name memory that is nowhere."""
     taker = tree_of(forks(2).pid)
-    draft, lost = Member.draft, []
+    part_of, lost = Member.part, []
 
-    def loses(self: Member, window: Window, parts: Any) -> Any:
+    def loses(self: Member, window: Window) -> Any:
         if len(lost) < 2 and not window.elsewhere and self.target.pid == taker.root:
             lost.append(window)
             monkeypatch.setattr(self.target, "describe", gone)
-            part = draft(self, window, parts)
+            part = part_of(self, window)
             monkeypatch.undo()
-            monkeypatch.setattr(Member, "draft", loses)
-            assert part is None and not parts
+            monkeypatch.setattr(Member, "part", loses)
+            assert part is None
             return part
-        return draft(self, window, parts)
+        return part_of(self, window)
 
     def gone(_: Window) -> None:
         raise TargetGoneError("it has ended")
 
-    monkeypatch.setattr(Member, "draft", loses)
+    monkeypatch.setattr(Member, "part", loses)
     for _ in range(3):
         taker.take()
     assert len(lost) == 2
