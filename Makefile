@@ -45,6 +45,7 @@ format: .venv/ready
 bench: .venv/ready
 	@tools/need gcore:gdb
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
+	$(BIN)/python -m benchmarks.pause -o out/bench
 	$(BIN)/python -m benchmarks.lists -o out/bench
 	$(BIN)/python -m benchmarks.migration -o out/bench
 	$(BIN)/python -m benchmarks.rollback -o out/bench

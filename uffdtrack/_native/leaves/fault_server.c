@@ -1,6 +1,7 @@
 #include "fault_server.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -8,7 +9,10 @@
 static void *run(void *arg)
 {
 	ut_fault_server *f = arg;
+	struct sched_param p = {0};
 
+	/* Others wait for this thread, so it never stands aside: aside.h passes over threads with this flag. */
+	sched_setscheduler(0, SCHED_OTHER | SCHED_RESET_ON_FORK, &p);
 	f->serve(f->arg);
 	return NULL;
 }

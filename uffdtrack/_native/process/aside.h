@@ -13,8 +13,9 @@ typedef struct {
 	size_t n;
 } ut_aside;
 
-/* All ordinary threads (SCHED_OTHER) of this process but the caller let others go first (SCHED_IDLE), where we
- * have the right to undo that (CAP_SYS_NICE). The caller must not wait for one of them until ut_step_back(). */
+/* All ordinary threads of this process but the caller (SCHED_OTHER, without SCHED_RESET_ON_FORK) let others go
+ * first (SCHED_IDLE), where we have the right to undo that (CAP_SYS_NICE). The caller must not wait for one of
+ * them until ut_step_back(). */
 void ut_step_aside(ut_aside *a);
 void ut_step_back(ut_aside *a);
 /* The caller comes before all that have no real-time priority, where it may ask for that (root). */

@@ -128,16 +128,17 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 
 	for (unsigned n = 0;; n++) {
 		int64_t looks = ut_now_ns(), now;
-		int pending = poll_in_order(t, n % ALL == 0);
+		/* What follows is decided by those that have not stopped, not by those that were not looked at. */
+		int all = n % ALL == 0 || looks >= deadline, pending = poll_in_order(t, all);
 
 		if (pending <= 0)
 			return pending;
 		now = ut_now_ns();
-		if (now >= deadline && (now >= last || now >= ut_guard_soft_end(t) || !are_starved(t)))
+		if (looks >= deadline && (now >= last || now >= ut_guard_soft_end(t) || !are_starved(t)))
 			return -ETIMEDOUT;
 		if (now < begun + SPIN_NS)
 			continue;
-		if (now > begun + LATE_NS && t->urgent && !looked++ && !t->aside.n && are_starved(t)) {
+		if (all && now > begun + LATE_NS && t->urgent && !looked++ && !t->aside.n && are_starved(t)) {
 			t->crowded = CROWDED;
 			ut_step_aside(&t->aside);
 		}
