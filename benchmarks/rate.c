@@ -22,13 +22,13 @@ void rate_run(uint8_t *ram, struct rate_control *c)
 
 	while (!atomic_load_explicit(&c->quit, memory_order_relaxed)) {
 		uint32_t cycle = atomic_load_explicit(&c->cycle, memory_order_relaxed);
-		uint64_t first = cycle * 0x9e3779b97f4a7c15ull % rest;
+		uint64_t first = cycle * c->anew % rest;
 
 		for (uint64_t turn = 0; cycle == atomic_load_explicit(&c->cycle, memory_order_relaxed); turn++) {
 			atomic_store_explicit(&c->turns, turn, memory_order_relaxed);
 			if (atomic_load_explicit(&c->quit, memory_order_relaxed))
 				return;
-			for (uint64_t i = 0; i < n; i++) {
+			for (uint64_t i = 0; i < n && cycle == atomic_load_explicit(&c->cycle, memory_order_relaxed); i++) {
 				uint64_t place = i < c->hot ? i : c->hot + (first + i - c->hot) % rest;
 
 				for (int k = 0; k < WORK; k++)

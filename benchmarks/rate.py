@@ -28,6 +28,8 @@ from benchmarks.rate_guests import Guest, Load, Machine, Processes
 from uffdtrack.errors import UnsupportedError
 
 LOADS = [Load(0, 64), Load(64, 0), Load(270, 30), Load(0, 300), Load(0, 3000), Load(3000, 0)]
+if os.environ.get("ONLY"):
+    LOADS = [LOADS[int(i)] for i in os.environ["ONLY"].split(",")]
 TARGETS = {64: 2500, 300: 1500, 3000: 150}
 ENGINES = ("ring", "scan", "kvm-ring")
 PARTS = ("pause_us", "harvest_us", "rearm_us", "copy_us", "resume_us")
@@ -58,13 +60,17 @@ def cycle(guest: Guest, ram: Any, buffer: Any) -> tuple[list[float], int]:
     tracker, at = guest.tracker, [time.perf_counter()]
     tracker.pause()
     at.append(time.perf_counter())
-    tracker.prepare()
-    pages = tracker.fetch()
-    at.append(time.perf_counter())
-    tracker.rearm(pages)
-    at.append(time.perf_counter())
-    n = min(len(pages), len(buffer))
-    np.take(ram.pages(), ram.index(pages.gfn[:n]), axis=0, out=buffer[:n])
+    if os.environ.get("OLD"):
+        tracker.prepare()
+        pages = tracker.fetch()
+        at.append(time.perf_counter())
+        tracker.rearm(pages)
+        at.append(time.perf_counter())
+        n = min(len(pages), len(buffer))
+        np.take(ram.pages(), ram.index(pages.gfn[:n]), axis=0, out=buffer[:n])
+    else:
+        pages = tracker.exchange(buffer)
+        at += [at[-1]] * 2
     at.append(time.perf_counter())
     guest.next_cycle()
     tracker.resume()
@@ -100,7 +106,9 @@ def cycles(guest: Guest, ram: Any, buffer: Any, speed: float, seconds: float) ->
     }
 
 
-def measure(directory: Path, size: str, rounds: int, seconds: float, engines: list[str]) -> Iterator[dict[str, Any]]:
+def measure(
+    directory: Path, size: str, rounds: int, seconds: float, engines: list[str]
+) -> Iterator[dict[str, Any]]:
     processes = Processes(directory, size)
     machine = Machine(size, processes.pool) if any(name.startswith("kvm") for name in engines) else None
     buffer = np.ones((8192, 4096), np.uint8)
@@ -147,10 +155,18 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["engine"] for row in rows))
     for i, engine in enumerate(names):
         middle = [
-            statistics.median([r["cycles_s"] for r in rows if (r["hot"], r["anew"], r["engine"]) == (load.hot, load.anew, engine)])
+            statistics.median(
+                [
+                    r["cycles_s"]
+                    for r in rows
+                    if (r["hot"], r["anew"], r["engine"]) == (load.hot, load.anew, engine)
+                ]
+            )
             for load in LOADS
         ]
-        axes.bar([k + i * 0.8 / len(names) for k in range(len(LOADS))], middle, 0.8 / len(names), label=engine)
+        axes.bar(
+            [k + i * 0.8 / len(names) for k in range(len(LOADS))], middle, 0.8 / len(names), label=engine
+        )
     for k, load in enumerate(LOADS):
         axes.hlines(TARGETS[load.hot + load.anew], k - 0.1, k + 0.7, color="black", lw=1)
     axes.set_xticks([k + 0.3 for k in range(len(LOADS))], [f"{load.hot} + {load.anew}" for load in LOADS])

@@ -1,4 +1,5 @@
 #include "cleanup.h"
+#include "clock.h"
 #include "futex.h"
 #include "gate.h"
 #include "member.h"
@@ -10,6 +11,8 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+
+#define SPIN_NS 200000
 
 ut_member ut_members[UT_MAX_MEMBERS];
 
@@ -57,6 +60,16 @@ static void stand(ut_member *m, int vcpu)
 	}
 }
 
+/* A processor that goes idle takes some 50 us to come back, in a virtual machine: most pauses are over by then. Whoever
+ * else wants this processor gets it. */
+static void await_open(ut_shared *s, uint32_t word)
+{
+	int64_t until = ut_now_ns() + SPIN_NS;
+
+	while (atomic_load(&s->gate.word) == word && ut_now_ns() < until)
+		sched_yield();
+}
+
 int ut_member_park(ut_member *m, int vcpu)
 {
 	ut_vcpu *v = &m->shared->vcpu[vcpu];
@@ -71,8 +84,11 @@ int ut_member_park(ut_member *m, int vcpu)
 		atomic_store(&v->parked, word);
 		atomic_store(&v->stood, word);
 		ut_event(m->shared);
+		await_open(m->shared, word);
 		while (atomic_load(&m->shared->gate.word) == word) {
+			atomic_fetch_add(&m->shared->gate.asleep, 1);
 			ut_futex_wait(&m->shared->gate.word, word, 100000000, UT_SHARED_WORD);
+			atomic_fetch_sub(&m->shared->gate.asleep, 1);
 			if (atomic_load(&m->shared->gate.word) == word && !(ut_member_has_tracker(m) && atomic_load(&m->used)))
 				return 0;
 		}

@@ -3,6 +3,7 @@
 #include "engine.h"
 #include "gate.h"
 #include "harvest.h"
+#include "hot.h"
 #include "rearm.h"
 #include "sabotage.h"
 
@@ -19,7 +20,7 @@ size_t ut_arena_bytes(const ut_shared *s)
 	size_t n = s->npages + SPARE;
 
 	return ut_cycle_bytes(n) + 2 * ut_arena_room(n, 4) + ut_arena_room(s->words, 8) +
-	       ut_arena_room(UT_SCAN_ROOM, sizeof(struct ut_page_region));
+	       ut_arena_room(UT_SCAN_ROOM, sizeof(struct ut_page_region)) + ut_hot_bytes(s->npages, n);
 }
 
 static void carve(ut_tracker *t, char *at)
@@ -31,6 +32,7 @@ static void carve(ut_tracker *t, char *at)
 	UT_CARVE(at, t->scratch.rows2, n, 4);
 	UT_CARVE(at, t->scratch.seen, t->s->words, 8);
 	UT_CARVE(at, t->scratch.vec, UT_SCAN_ROOM, sizeof(*t->scratch.vec));
+	ut_hot_carve(t, at, n);
 }
 
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out)
@@ -80,6 +82,7 @@ void ut_tracker_close(ut_tracker *t)
 {
 	if (!ut_cycle_close(&t->cycle, rouse, t))
 		return;
+	ut_helper_end(&t->helper);
 	atomic_store(&t->s->limit.threshold, 0);
 	for (int i = 0; i < t->s->nvcpus; i++)
 		atomic_store(&t->s->vcpu[i].state, UT_VCPU_FREE);
@@ -182,6 +185,7 @@ static void seal(void *core, ut_log *log)
 {
 	ut_tracker *t = core;
 
+	ut_hot_spill(t);
 	if (!ut_breaks(UT_BREAK_FORGET) || log->n <= 8)
 		return;
 	bit_clear(t->s, UT_LISTED, ut_row_of_gfn(&t->slots, log->gfn[--log->n]));
@@ -221,12 +225,12 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 	return err < 0 ? err : 0;
 }
 
-static const ut_cycle_core core = {.fill = fill, .seal = seal, .begin = begin_cycle, .rearm = rearm};
+const ut_cycle_core ut_tracker_core = {.fill = fill, .seal = seal, .begin = begin_cycle, .rearm = rearm};
 
 int64_t ut_prepare(ut_tracker *t)
 {
 	UT_ENTER(&t->cycle);
-	return ut_cycle_prepare(&t->cycle, &core, t);
+	return ut_cycle_prepare(&t->cycle, &ut_tracker_core, t);
 }
 
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
@@ -237,19 +241,22 @@ int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
 {
 	UT_ENTER(&t->cycle);
-	return ut_cycle_rearm(&t->cycle, &core, t, gfn, n);
+	return ut_cycle_rearm(&t->cycle, &ut_tracker_core, t, gfn, n);
 }
 
 int64_t ut_exchange(ut_tracker *t)
 {
 	UT_ENTER(&t->cycle);
-	return ut_cycle_exchange(&t->cycle, &core, t);
+	return ut_cycle_exchange(&t->cycle, &ut_tracker_core, t);
 }
 
 int64_t ut_pending(ut_tracker *t)
 {
+	int64_t n;
+
 	UT_ENTER(&t->cycle);
-	return ut_cycle_pending(&t->cycle, &core, t);
+	n = ut_cycle_pending(&t->cycle, &ut_tracker_core, t);
+	return n < 0 ? n : n + (int64_t)t->hot.n;
 }
 
 int ut_set_threshold(ut_tracker *t, int64_t pages)
