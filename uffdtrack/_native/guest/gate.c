@@ -98,9 +98,15 @@ uint32_t ut_gate_close(ut_shared *s)
 	while (!(word & 1))
 		if (atomic_compare_exchange_weak(&s->gate.word, &word, word + 1)) {
 			word++;
+			atomic_store(&s->gate.dozing, 0);
 			ut_gate_call(s);
 		}
 	return word;
+}
+
+void ut_gate_doze(ut_shared *s)
+{
+	atomic_store(&s->gate.dozing, 1);
 }
 
 void ut_gate_open(ut_shared *s)

@@ -18,6 +18,9 @@ void ut_event(ut_shared *s);
 /* Close the gate and call every vCPU to it; returns the word of this pause. */
 uint32_t ut_gate_close(ut_shared *s);
 void ut_gate_open(ut_shared *s);
+/* Many traps are about to be set. To do that in memory of a thread that runs, if only at the gate, interrupts its
+ * processor for each of them. */
+void ut_gate_doze(ut_shared *s);
 /* The threshold is reached: close the gate and tell the tracker; returns the word of the pause. */
 uint32_t ut_gate_full(ut_shared *s);
 /* Call the vCPUs that do not stand at the gate yet. */

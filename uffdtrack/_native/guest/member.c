@@ -66,7 +66,7 @@ static void await_open(ut_shared *s, uint32_t word)
 {
 	int64_t until = ut_now_ns() + SPIN_NS;
 
-	while (atomic_load(&s->gate.word) == word && ut_now_ns() < until)
+	while (atomic_load(&s->gate.word) == word && !atomic_load(&s->gate.dozing) && ut_now_ns() < until)
 		sched_yield();
 }
 

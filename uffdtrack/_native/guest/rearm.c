@@ -212,11 +212,13 @@ static int do_part(void *arg, size_t i)
 int ut_rearm_rows(ut_tracker *t, uint32_t *v, uint32_t *other, size_t n)
 {
 	uint32_t *sorted = n < FEW ? sort_few(v, n) : sort_many(v, other, n, 64 - __builtin_clzll(t->s->npages));
+	/* In memory of our own, two threads would interrupt each other for each trap. */
+	int helped = t->ops->async && !t->ops->scans && !t->mm[0].used;
 	/* If faults are listed, they wait meanwhile, but not for long. */
-	rearm_job job = {t, sorted, sorted == v ? other : v, n, t->ops->lists ? PART : SHARE};
-	size_t parts = (n + job.part - 1) / job.part;
+	rearm_job job = {t, sorted, sorted == v ? other : v, n, t->ops->lists ? PART : helped ? SHARE : n};
+	size_t parts = n ? (n + job.part - 1) / job.part : 0;
 
-	if (!t->ops->lists && !t->ops->scans)
+	if (helped)
 		return ut_helped(&t->helper, do_part, &job, parts);
 	for (size_t i = 0; i < parts; i++)
 		TRY(do_part(&job, i));

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define FEW_TRAPS 4 /* to set more costs more than to wake the vCPUs again */
 #define SPARE 4096 /* a page whose lister was late may come from the bitmap and from its list */
 
 /* -- open and close ------------------------------------------------------------------------------ */
@@ -178,7 +179,12 @@ int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
 
 static int fill(void *core)
 {
-	return ut_harvest(core);
+	ut_tracker *t = core;
+
+	TRY(ut_harvest(t));
+	if (ut_cycle_open_log(&t->cycle)->n > FEW_TRAPS && !t->ops->scans)
+		ut_gate_doze(t->s);
+	return 0;
 }
 
 static void seal(void *core, ut_log *log)
