@@ -2,9 +2,12 @@
 
     python -m benchmarks.rate -o DIR
 
-Two vCPU processes write a RAM of 8 GiB. Between two cycles the guest runs just as long as it takes to get on at
-half of its untracked speed; the rest of the time is the tracker's. So the number of cycles a second is what is
-compared. Engines and loads take turns in each round. It asserts nothing.
+Two vCPU processes write a RAM of 8 GiB. Between two cycles the guest runs just as long as it takes to get
+on at half of its untracked speed; the rest of the time is the tracker's. So the number of cycles a second is
+what is compared. Engines and loads take turns in each round. It asserts nothing.
+
+`ring` copies contents by exchange(into=...), `ring, steps` and the others by prepare(), fetch(), rearm() and
+numpy.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +32,8 @@ from benchmarks.rate_guests import Guest, Load, Machine, Processes
 from uffdtrack.errors import UnsupportedError
 
 LOADS = [Load(0, 64), Load(64, 0), Load(270, 30), Load(0, 300), Load(0, 3000), Load(3000, 0)]
-if os.environ.get("ONLY"):
-    LOADS = [LOADS[int(i)] for i in os.environ["ONLY"].split(",")]
 TARGETS = {64: 2500, 300: 1500, 3000: 150}
-ENGINES = ("ring", "scan", "kvm-ring")
+ENGINES = ("ring", "ring, steps", "scan", "kvm-ring")
 PARTS = ("pause_us", "harvest_us", "rearm_us", "copy_us", "resume_us")
 HALF = 0.5
 PR_SET_TIMERSLACK = 29
@@ -55,30 +57,33 @@ def untracked(guest: Guest, seconds: float) -> float:
     return (guest.steps() - before) / (time.perf_counter() - began)
 
 
-def cycle(guest: Guest, ram: Any, buffer: Any) -> tuple[list[float], int]:
-    """One cycle, by the calls that every tracker has: microseconds of its parts, and how many pages it has."""
+def cycle(guest: Guest, ram: Any, buffer: Any, steps: bool) -> tuple[list[float], int]:
+    """One cycle: microseconds of its parts, and how many pages it has.
+
+    Args:
+        steps: call by call; else harvest, rearm and copy are one call, whose time counts as the copy's.
+    """
     tracker, at = guest.tracker, [time.perf_counter()]
     tracker.pause()
     at.append(time.perf_counter())
-    if os.environ.get("OLD"):
+    if steps:
         tracker.prepare()
         pages = tracker.fetch()
         at.append(time.perf_counter())
         tracker.rearm(pages)
         at.append(time.perf_counter())
-        n = min(len(pages), len(buffer))
-        np.take(ram.pages(), ram.index(pages.gfn[:n]), axis=0, out=buffer[:n])
+        ram.read_into(pages.gfn[: len(buffer)], buffer)
     else:
-        pages = tracker.exchange(buffer)
         at += [at[-1]] * 2
+        pages = tracker.exchange(buffer)
     at.append(time.perf_counter())
     guest.next_cycle()
     tracker.resume()
     at.append(time.perf_counter())
-    return [(b - a) * 1e6 for a, b in zip(at, at[1:], strict=False)], len(pages)
+    return [(b - a) * 1e6 for a, b in pairwise(at)], len(pages)
 
 
-def cycles(guest: Guest, ram: Any, buffer: Any, speed: float, seconds: float) -> dict[str, Any]:
+def cycles(guest: Guest, ram: Any, buffer: Any, steps: bool, speed: float, seconds: float) -> dict[str, Any]:
     """Cycles in a row; the first half is to find how long the guest has to run."""
     run, took, counts = 0.0005, [], []
     began = last = time.perf_counter()
@@ -87,14 +92,14 @@ def cycles(guest: Guest, ram: Any, buffer: Any, speed: float, seconds: float) ->
     while (now := time.perf_counter()) < began + seconds:
         if now < began + seconds / 2:
             counted, start, took, counts = now, guest.steps(), [], []
-        parts, n = cycle(guest, ram, buffer)
+        parts, n = cycle(guest, ram, buffer, steps)
         took.append(parts)
         counts.append(n)
         time.sleep(run)
-        now, steps = time.perf_counter(), guest.steps()
-        run *= 1.03 if steps - before < HALF * speed * (now - last) else 0.97
+        now, done = time.perf_counter(), guest.steps()
+        run *= 1.03 if done - before < HALF * speed * (now - last) else 0.97
         run = min(max(run, 5e-6), 0.05)
-        last, before = now, steps
+        last, before = now, done
     wall = time.perf_counter() - counted
     middle = [statistics.median(values) for values in zip(*took, strict=True)]
     return {
@@ -107,7 +112,7 @@ def cycles(guest: Guest, ram: Any, buffer: Any, speed: float, seconds: float) ->
 
 
 def measure(
-    directory: Path, size: str, rounds: int, seconds: float, engines: list[str]
+    directory: Path, size: str, rounds: int, seconds: float, engines: list[str], loads: list[Load]
 ) -> Iterator[dict[str, Any]]:
     processes = Processes(directory, size)
     machine = Machine(size, processes.pool) if any(name.startswith("kvm") for name in engines) else None
@@ -115,15 +120,16 @@ def measure(
     if not take_precedence():
         print("no real-time priority (CAP_SYS_NICE): cycles wait for the vCPUs' time slices")
     for round_ in range(rounds):
-        for load in LOADS:
+        for load in loads:
             speeds: dict[Any, float] = {}
             for engine in engines:
                 home: Any = machine if engine.startswith("kvm") else processes
                 if home not in speeds:
                     with home.running(None, load) as guest:
                         speeds[home] = untracked(guest, seconds / 4)
-                with home.running(engine, load) as guest:
-                    row = cycles(guest, home.ram, buffer, speeds[home], seconds)
+                name = engine.removesuffix(", steps")
+                with home.running(name, load) as guest:
+                    row = cycles(guest, home.ram, buffer, engine != "ring", speeds[home], seconds)
                 about = {"engine": engine, "hot": load.hot, "anew": load.anew, "ram": home.ram.size}
                 yield {**about, "round": round_, "untracked_s": round(speeds[home]), **row}
     processes.close()
@@ -183,12 +189,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each engine and load in a round")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    parser.add_argument("--loads", type=int, nargs="+", default=range(len(LOADS)), help="by number")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
     rows = []
     with (options.output / "rate.jsonl").open("w") as out:
-        for row in measure(options.output, options.ram, options.rounds, options.seconds, options.engines):
+        for row in measure(
+            options.output,
+            options.ram,
+            options.rounds,
+            options.seconds,
+            options.engines,
+            [LOADS[i] for i in options.loads],
+        ):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
     text = "".join(table(rows))

@@ -1,4 +1,4 @@
-"""The guests of benchmarks/rate.py: two vCPU processes that run rate.c, or a VM of KVM's that does about the same."""
+"""The guests of benchmarks/rate.py: two vCPU processes that run rate.c, or a VM that does about the same."""
 
 from __future__ import annotations
 
