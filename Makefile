@@ -46,6 +46,7 @@ bench: .venv/ready
 	@tools/need gcore:gdb
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
 	$(BIN)/python -m benchmarks.lists -o out/bench
+	$(BIN)/python -m benchmarks.rate -o out/bench
 	$(BIN)/python -m benchmarks.migration -o out/bench
 	$(BIN)/python -m benchmarks.rollback -o out/bench
 	$(BIN)/uffdtrack bench ab -o out/bench

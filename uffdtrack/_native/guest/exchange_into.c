@@ -120,6 +120,7 @@ static int rearm_and_copy(exchange_into *x, size_t n)
 			t->hot.rows[k++] = t->hot.chosen[i];
 	cooled = cold(t, t->hot.rows + k);
 	TRY(ut_rearm_rows(t, t->hot.rows, t->hot.rows2, k + cooled));
+	ut_rearm_done(t, n);
 	TRY(ut_helped(&t->helper, copy_share, &(copy_job){x, trapped}, (trapped + UT_HOT_SHARE - 1) / UT_HOT_SHARE));
 	if (cooled)
 		cool(x);

@@ -109,13 +109,25 @@ void ut_gate_doze(ut_shared *s)
 	atomic_store(&s->gate.dozing, 1);
 }
 
+/* Waking takes some 10 us, and most pauses are so short that nobody sleeps. */
+static void wake_sleepers(ut_shared *s)
+{
+	if (atomic_load(&s->gate.asleep))
+		ut_futex_wake(&s->gate.word, UT_SHARED_WORD);
+}
+
+void ut_gate_rouse(ut_shared *s)
+{
+	if (!atomic_exchange(&s->gate.dozing, 0) || !(atomic_load(&s->gate.word) & 1))
+		return;
+	wake_sleepers(s);
+}
+
 void ut_gate_open(ut_shared *s)
 {
 	if (atomic_load(&s->gate.word) & 1) {
 		atomic_fetch_add(&s->gate.word, 1);
-		/* Waking takes some 10 us, and most pauses are so short that nobody sleeps. */
-		if (atomic_load(&s->gate.asleep))
-			ut_futex_wake(&s->gate.word, UT_SHARED_WORD);
+		wake_sleepers(s);
 	}
 }
 

@@ -61,13 +61,14 @@ static void stand(ut_member *m, int vcpu)
 }
 
 /* A processor that goes idle takes some 50 us to come back, in a virtual machine: most pauses are over by then. Whoever
- * else wants this processor gets it. */
-static void await_open(ut_shared *s, uint32_t word)
+ * else wants this processor gets it. 1: it takes longer. */
+static int await_open(ut_shared *s, uint32_t word)
 {
 	int64_t until = ut_now_ns() + SPIN_NS;
 
 	while (atomic_load(&s->gate.word) == word && !atomic_load(&s->gate.dozing) && ut_now_ns() < until)
 		sched_yield();
+	return atomic_load(&s->gate.word) == word;
 }
 
 int ut_member_park(ut_member *m, int vcpu)
@@ -84,8 +85,7 @@ int ut_member_park(ut_member *m, int vcpu)
 		atomic_store(&v->parked, word);
 		atomic_store(&v->stood, word);
 		ut_event(m->shared);
-		await_open(m->shared, word);
-		while (atomic_load(&m->shared->gate.word) == word) {
+		while (await_open(m->shared, word)) {
 			atomic_fetch_add(&m->shared->gate.asleep, 1);
 			ut_futex_wait(&m->shared->gate.word, word, 100000000, UT_SHARED_WORD);
 			atomic_fetch_sub(&m->shared->gate.asleep, 1);

@@ -1,6 +1,7 @@
 /* Setting the traps of many pages at the lowest cost. */
 #include "compat.h"
 #include "engine.h"
+#include "gate.h"
 #include "harvest.h"
 #include "mm.h"
 #include "radix.h"
@@ -8,6 +9,7 @@
 #include "sabotage.h"
 
 #define PART 256 /* pages that are rearmed while no fault is listed */
+#define SOON 160 /* pages that are copied before a vCPU would go to sleep again */
 #define SHARE 32 /* pages that are worth another thread */
 #define FEW 48   /* pages that are sorted by insertion */
 
@@ -223,6 +225,12 @@ int ut_rearm_rows(ut_tracker *t, uint32_t *v, uint32_t *other, size_t n)
 	for (size_t i = 0; i < parts; i++)
 		TRY(do_part(&job, i));
 	return 0;
+}
+
+void ut_rearm_done(ut_tracker *t, size_t n)
+{
+	if (n <= SOON)
+		ut_gate_rouse(t->s);
 }
 
 int ut_rearm_pages(ut_tracker *t, const uint64_t *gfn, size_t n)

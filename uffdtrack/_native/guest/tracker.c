@@ -223,6 +223,7 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 	int err;
 
 	TRY(ut_rearm_pages(t, gfn, n));
+	ut_rearm_done(t, n);
 	ut_cycle_rearmed(&t->cycle, n);
 	if (t->stats.carried == carried)
 		return 0;
