@@ -3,7 +3,6 @@
 #include "harvest.h"
 #include "hot.h"
 #include "rearm.h"
-#include "sabotage.h"
 
 #include <string.h>
 
@@ -53,8 +52,7 @@ static void seal_into(void *core, ut_log *log)
 {
 	exchange_into *x = core;
 
-	if (ut_breaks(UT_BREAK_FORGET))
-		ut_tracker_core.seal(x->t, log);
+	ut_forget_one(x->t, log);
 }
 
 static int begin_into(void *core, const ut_log *ended)
@@ -142,6 +140,8 @@ int64_t ut_exchange_into(ut_tracker *t, const uint8_t *ram, uint8_t *to, size_t 
 	int err;
 
 	UT_ENTER(&t->cycle);
+	if (t->s->npages > HOT)
+		return -EFBIG;
 	n = end_cycle(&x);
 	if (n < 0 && !x.compared)
 		return n;

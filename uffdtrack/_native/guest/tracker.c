@@ -187,15 +187,18 @@ static int fill(void *core)
 	return 0;
 }
 
-static void seal(void *core, ut_log *log)
+void ut_forget_one(ut_tracker *t, ut_log *log)
 {
-	ut_tracker *t = core;
-
-	ut_hot_spill(t);
 	if (!ut_breaks(UT_BREAK_FORGET) || log->n <= 8)
 		return;
 	bit_clear(t->s, UT_LISTED, ut_row_of_gfn(&t->slots, log->gfn[--log->n]));
 	ut_mend(UT_BREAK_FORGET);
+}
+
+static void seal(void *core, ut_log *log)
+{
+	ut_hot_spill(core);
+	ut_forget_one(core, log);
 }
 
 static int begin_cycle(void *core, const ut_log *ended)

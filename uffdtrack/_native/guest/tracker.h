@@ -90,6 +90,8 @@ typedef struct ut_tracker {
 	ut_stats stats;
 } ut_tracker;
 
+/* UT_BREAK_FORGET. */
+void ut_forget_one(ut_tracker *t, ut_log *log);
 /* What a cycle does; `core` is the tracker. */
 extern const ut_cycle_core ut_tracker_core;
 
