@@ -3,6 +3,7 @@
 #include "gate.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -91,7 +92,7 @@ void ut_gate_call(ut_shared *s)
 	}
 }
 
-uint32_t ut_gate_close(ut_shared *s)
+static uint32_t close_at(ut_shared *s, int cpu)
 {
 	uint32_t word = atomic_load(&s->gate.word);
 
@@ -99,9 +100,20 @@ uint32_t ut_gate_close(ut_shared *s)
 		if (atomic_compare_exchange_weak(&s->gate.word, &word, word + 1)) {
 			word++;
 			atomic_store(&s->gate.dozing, 0);
+			atomic_store(&s->gate.cpu, cpu);
 			ut_gate_call(s);
 		}
 	return word;
+}
+
+uint32_t ut_gate_close(ut_shared *s)
+{
+	return close_at(s, -1);
+}
+
+uint32_t ut_gate_close_here(ut_shared *s)
+{
+	return close_at(s, sched_getcpu());
 }
 
 void ut_gate_doze(ut_shared *s)

@@ -17,6 +17,8 @@ uint32_t ut_vcpu_stands(ut_shared *s, int vcpu);
 void ut_event(ut_shared *s);
 /* Close the gate and call every vCPU to it; returns the word of this pause. */
 uint32_t ut_gate_close(ut_shared *s);
+/* The same for the tracker, which goes on working on this processor. */
+uint32_t ut_gate_close_here(ut_shared *s);
 void ut_gate_open(ut_shared *s);
 /* Many traps are about to be set. To do that in memory of a thread that runs, if only at the gate, interrupts its
  * processor for each of them. */

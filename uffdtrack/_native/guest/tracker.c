@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #define FEW_TRAPS 4 /* to set more costs more than to wake the vCPUs again */
+#define FEW_HOT 128  /* more are compared by another thread, too, which needs their processor */
 #define SPARE 4096 /* a page whose lister was late may come from the bitmap and from its list */
 
 /* -- open and close ------------------------------------------------------------------------------ */
@@ -182,7 +183,7 @@ static int fill(void *core)
 	ut_tracker *t = core;
 
 	TRY(ut_harvest(t));
-	if (ut_cycle_open_log(&t->cycle)->n > FEW_TRAPS && !t->ops->scans)
+	if (!t->ops->scans && (ut_cycle_open_log(&t->cycle)->n > FEW_TRAPS || t->hot.n > FEW_HOT))
 		ut_gate_doze(t->s);
 	return 0;
 }
