@@ -43,10 +43,12 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 bench: .venv/ready
-	@tools/need gcore:gdb
+	@tools/need gcore:gdb redis-server:redis-server redis-benchmark:redis-tools
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
 	$(BIN)/python -m benchmarks.pause -o out/bench
+	$(BIN)/python -m benchmarks.durable -o out/bench
 	$(BIN)/python -m benchmarks.lists -o out/bench
+	$(BIN)/python -m benchmarks.rate -o out/bench
 	$(BIN)/python -m benchmarks.migration -o out/bench
 	$(BIN)/python -m benchmarks.rollback -o out/bench
 	$(BIN)/uffdtrack bench ab -o out/bench

@@ -177,9 +177,9 @@ static inline void ut_cycle_rearmed(ut_cycle *c, size_t n)
 	atomic_fetch_add(&c->rearmed, n);
 }
 
-/* End the cycle. `fetched`: its pages count as fetched. -EBUSY: the last one is not rearmed. Under the
+/* End the cycle. So many of its pages count as fetched. -EBUSY: the last one is not rearmed. Under the
  * lock. */
-static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *core, int fetched)
+static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *core, size_t fetched)
 {
 	ut_log *log;
 	int err;
@@ -196,11 +196,11 @@ static inline int64_t ut_cycle_cut(ut_cycle *c, const ut_cycle_core *ops, void *
 	ut_cycle_open_log(c)->n = 0;
 	atomic_store(&c->rearmed, 0);
 	err = ops->begin(core, log);
-	ut_cycle_fetch_from(c, fetched && err >= 0 ? log->n : 0);
+	ut_cycle_fetch_from(c, err < 0 ? 0 : fetched < log->n ? fetched : log->n);
 	return err < 0 ? err : (int64_t)log->n;
 }
 
-static inline int64_t ut_cycle_end(ut_cycle *c, const ut_cycle_core *ops, void *core, int fetched)
+static inline int64_t ut_cycle_end(ut_cycle *c, const ut_cycle_core *ops, void *core, size_t fetched)
 {
 	int halted = ops->halt ? ops->halt(core) : 0;
 	int64_t n;
@@ -250,7 +250,7 @@ static inline int ut_cycle_rearm(ut_cycle *c, const ut_cycle_core *ops, void *co
 /* Prepare, fetch and rearm in one call. After an error pages can be fetched, and rearmed again. */
 static inline int64_t ut_cycle_exchange(ut_cycle *c, const ut_cycle_core *ops, void *core)
 {
-	int64_t n = ut_cycle_end(c, ops, core, 1);
+	int64_t n = ut_cycle_end(c, ops, core, SIZE_MAX);
 	int err;
 
 	if (n < 0)

@@ -12,6 +12,7 @@
 
 enum {
 	UT_GATE_SPIN_NS = 50000,      /* most vCPUs come at once */
+	UT_GATE_URGENT_SPIN_NS = 4000,
 	UT_GATE_AGAIN_NS = 10000000,  /* then call them again */
 	UT_GATE_STALL_NS = 5000000,
 	UT_GATE_NAP_NS = 1000000,
@@ -31,8 +32,10 @@ typedef struct {
 /* 0; -ETIMEDOUT, or what `stands` says. */
 static inline int ut_gate_wait_parked(const ut_gate_wait *g, int64_t timeout_ns)
 {
-	int64_t now = ut_now_ns(), last = now, spent = 0, spin = now + UT_GATE_SPIN_NS, again = now + UT_GATE_AGAIN_NS;
+	int64_t now = ut_now_ns(), last = now, spent = 0, spin, again = now + UT_GATE_AGAIN_NS;
 
+	/* At real-time priority, sched_yield(2) lets no vCPU have this processor. */
+	spin = now + (sched_getscheduler(0) == SCHED_OTHER ? UT_GATE_SPIN_NS : UT_GATE_URGENT_SPIN_NS);
 	for (;;) {
 		uint32_t event = atomic_load(g->event);
 		int stands = g->stands(g->arg);

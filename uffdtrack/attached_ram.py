@@ -84,6 +84,10 @@ class ProcessRam(Ram):
             done += got
         return np.frombuffer(out, np.uint8).reshape(n, PAGE)
 
+    def read_into(self, gfn: npt.NDArray[np.uint64], into: npt.NDArray[np.uint8]) -> None:
+        for i, row in enumerate(self.index(gfn).tolist()):
+            into[i] = self.read(row, 1)[0]
+
     def pages(self) -> npt.NDArray[np.uint8]:
         """A copy of all pages: shape (pages, 4096)."""
         return self.read(0, self.size // PAGE)

@@ -9,6 +9,7 @@ from typing import Any
 from uffdtrack._sys import check, check_own, lib
 from uffdtrack.attach import attach_uffd
 from uffdtrack.attached_ram import ProcessRam
+from uffdtrack.cycles import Contents, Cycle, CycleTracker
 from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.process import task_directory
@@ -58,6 +59,9 @@ class ProcessTracker(UffdTracker):
         added = lib.ut_tracker_add(self._vcpus.native, 0, uffd, pagemap, ram.address, lib.UT_HOST)
         check_own(added, "track the memory")
         self.gate.open()
+
+    def _exchange_into(self, cycle: Cycle, into: Contents) -> int:
+        return CycleTracker._exchange_into(self, cycle, into)  # the RAM is not mapped here
 
     def _end(self, native: Any) -> None:
         super()._end(native)

@@ -20,6 +20,8 @@ from uffdtrack.ram import NORESERVE
 from uffdtrack.runs import PAGE
 from uffdtrack.traits import Traits
 
+Contents = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Core:
@@ -55,6 +57,20 @@ class Cycle:
 
 def _free(free: Callable[[Any], Any], _arena: Any, native: Any) -> None:
     free(native)
+
+
+def rows_of(into: Contents) -> Contents:
+    """Raises: InvalidInputError: it is no array that contents of pages can be copied to."""
+    if (
+        not isinstance(into, np.ndarray)
+        or into.dtype != np.uint8
+        or into.ndim != 2
+        or into.shape[1] != PAGE
+        or not into.flags.c_contiguous
+        or not into.flags.writeable
+    ):
+        raise InvalidInputError(f"contents go to a contiguous, writable array of uint8 of shape (n, {PAGE})")
+    return into
 
 
 def check_call(result: int, doing: str) -> int:
@@ -233,20 +249,38 @@ class CycleTracker(Gated, Closing):
             pages.rearmed = False
             raise
 
-    def exchange(self) -> DirtyPages:
+    def exchange(self, into: Contents | None = None) -> DirtyPages:
         """`prepare()`, `fetch()` of all, and `rearm()` of it, at the lowest cost. One thread ends cycles.
+
+        Args:
+            into: shape (n, 4096), uint8, contiguous: row i gets the contents of page i of the result. A page
+                that was dirty in the last cycle too may then stay writable (hot): the next call compares it
+                with what this one has copied, and lists it if it differs. If the cycle has more pages than
+                n, the others are left to `fetch()` and `rearm()`. For contents of one instant, the vCPUs
+                have to stand.
 
         Raises:
             CycleError: pages of the last cycle are not fetched and rearmed yet.
             HandlerGoneError: what was written is not known.
         """
         cycle = self._active_cycle()
-        n = self.core.exchange(cycle.native)
+        n = self.core.exchange(cycle.native) if into is None else self._exchange_into(cycle, into)
         if n < 0:
             self._check(n, "end the cycle")
         pages = cycle.pages(0, n)
         pages.rearmed = True
         return pages
+
+    def _exchange_into(self, cycle: Cycle, into: Contents) -> int:
+        """`exchange()` with contents; how many pages it has copied, or -errno."""
+        rows = rows_of(into)
+        n = self.core.prepare(cycle.native)
+        if n <= 0:
+            return n
+        pages = self.fetch(len(rows)) if len(rows) else cycle.pages(0, 0)
+        self.rearm(pages)
+        self.ram.read_into(pages.gfn, rows)
+        return len(pages)
 
     def get_dirty_log(self) -> DirtyLog:
         """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""

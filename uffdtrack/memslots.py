@@ -58,6 +58,10 @@ class Ram(Closing):
         """
         return index_in(self.slots, gfn)
 
+    def read_into(self, gfn: npt.NDArray[np.uint64], into: npt.NDArray[np.uint8]) -> None:
+        """Copy pages to the first rows of an array of shape (n, 4096)."""
+        raise NotImplementedError
+
     def add_tracker(self, tracker: _Tracker) -> None:
         """From now on, tell a tracker of each `host_write()`."""
         self._trackers.add(tracker)

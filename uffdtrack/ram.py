@@ -140,6 +140,9 @@ class GuestRam(Ram):
         """All pages: shape (pages, 4096); row i is that of `index()` i."""
         return self.array.reshape(-1, PAGE)
 
+    def read_into(self, gfn: npt.NDArray[np.uint64], into: npt.NDArray[np.uint8]) -> None:
+        np.take(self.pages(), self.index(gfn), axis=0, out=into[: len(gfn)])
+
     def host_write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write as the host does (a device, a clock page): the pages go to the trackers' global lists.
 

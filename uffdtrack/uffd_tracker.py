@@ -11,7 +11,7 @@ from typing import Any
 
 from uffdtrack import joining
 from uffdtrack._sys import check_own, ffi, lib
-from uffdtrack.cycles import Core, CycleTracker
+from uffdtrack.cycles import Contents, Core, Cycle, CycleTracker, rows_of
 from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.gate import Gate
@@ -57,6 +57,7 @@ class UffdTracker(CycleTracker):
         self._member = -1
         # What another thread may still be in a call of, though it is closed.
         self._kept: Any = None
+        self._base: Any = None  # where the RAM is mapped
         self._listener: joining.Listener | None = None
 
     # -- activate, deactivate ---------------------------------------------------------------------
@@ -64,6 +65,7 @@ class UffdTracker(CycleTracker):
     def _begin(self) -> None:
         pages = self.ram.size // PAGE
         capacity = min(self._threshold or LIST_CAPACITY, pages)
+        self._base = ffi.cast("uint8_t *", self.ram.address)
         fd, out = ffi.new("int *"), ffi.new("ut_shared **")
         spaces = self.vcpus + 1 if self.ram.shared else 1
         made = lib.ut_shared_create(self._engine, self.vcpus, spaces, pages, capacity, fd, out)
@@ -95,9 +97,12 @@ class UffdTracker(CycleTracker):
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         added = lib.ut_tracker_add(self._vcpus.native, 0, uffd, pagemap, self.ram.address, lib.UT_HOST)
         check_own(added, "track this process")
-        base = ffi.cast("uint8_t *", self.ram.address)
-        opened = lib.ut_member_open(self._vcpus.shared, base, 0, uffd, -1)
+        opened = lib.ut_member_open(self._vcpus.shared, self._base, 0, uffd, -1)
         self._member = check_own(opened, "track this process")
+
+    def _exchange_into(self, cycle: Cycle, into: Contents) -> int:
+        to = ffi.from_buffer("uint8_t[]", rows_of(into), require_writable=True)
+        return int(lib.ut_exchange_into(cycle.native, self._base, to, len(into)))
 
     def _end(self, native: Any) -> None:
         if self._listener:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import kvmglue
-from benchmarks.ab.guests import AB_ENGINES, DEADLINE, NATIVE_ENGINES, Point, make_guest
+from benchmarks.ab.guests import AB_ENGINES, DEADLINE, NATIVE_ENGINES, Guest, Point, Rows, make_guest
 from kvmglue import SMALLEST_RING, VM_ENGINES, Order, Vm
 from uffdtrack import PAGE, GuestRam
 from uffdtrack.errors import InvalidInputError, TrackerError
@@ -71,6 +71,29 @@ def measure(
                 "harvest_us": round((harvested - stopped) * 1e6, 2),
                 "rearm_us": round((rearmed - harvested) * 1e6, 2),
                 "arm_us": round(guest.arm_us, 1),
+            }  # fmt: skip
+        if point.series == "dirty":
+            yield from with_contents(guest, ram, engine, parts, cycles)
+
+
+def with_contents(
+    guest: Guest, ram: GuestRam, engine: str, parts: Sequence[Rows], cycles: int
+) -> Iterator[dict[str, Any]]:
+    """The same cycles, whose contents are copied as well: what `ring` leaves writable it has to compare."""
+    dirty = sum(map(len, parts))
+    buffer = np.ones((dirty, PAGE), np.uint8)
+    for cycle in range(1 - WARM, cycles + 1):
+        guest.write(parts, cycle + 50)
+        guest.tracker.pause()
+        started = time.perf_counter()
+        pages = guest.tracker.exchange(buffer)
+        ended = time.perf_counter()
+        guest.tracker.resume()
+        check_equal(engine, set(ram.index(pages.gfn).tolist()), guest.log(), exact=True)
+        if cycle > 0:
+            yield {
+                "schema": SCHEMA, "series": "contents", "engine": engine, "ram": ram.size, "dirty": dirty,
+                "vcpus": len(parts), "cycle": cycle, "exchange_us": round((ended - started) * 1e6, 2),
             }  # fmt: skip
 
 

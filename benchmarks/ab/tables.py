@@ -36,6 +36,19 @@ def tables(rows: list[dict[str, Any]]) -> None:
             ),
             left=1,
         )  # fmt: skip
+    own = [row for row in rows if row["series"] == "contents"]
+    if own:
+        at = sorted({row["dirty"] for row in own})
+        report.emit(f"\nharvest, rearm and copy, us, by dirty pages; RAM {own[0]['ram'] >> 20} MiB")
+        report.emit_table(
+            ("engine", *map(str, at)),
+            (
+                [name, *(_spread([r for r in own if r["engine"] == name and r["dirty"] == n],
+                                 ("exchange_us",)) for n in at)]
+                for name in names
+            ),
+            left=1,
+        )  # fmt: skip
     own = [row for row in rows if row["series"] == "ram"]
     most = max((row["ram"] for row in own), default=0)
     report.emit(f"\nus; RAM {most >> 20} MiB, {own[0]['dirty'] if own else 0} dirty pages")

@@ -356,6 +356,7 @@ int64_t ut_prepare(ut_tracker *t);
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
 int64_t ut_exchange(ut_tracker *t);
+int64_t ut_exchange_into(ut_tracker *t, const uint8_t *ram, uint8_t *to, size_t room);
 int64_t ut_pending(ut_tracker *t);
 int ut_wait_full(ut_tracker *t, int64_t timeout_ns, int64_t stop_ns);
 int ut_pause(ut_tracker *t, int64_t timeout_ns);

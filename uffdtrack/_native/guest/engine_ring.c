@@ -200,7 +200,7 @@ static int share_out(ut_tracker *t, int bound)
 		if (t->ev[i].used)
 			take_records(t, i);
 	ut_take_list(t, UT_HOST);
-	left = t->s->limit.threshold - (int64_t)ut_cycle_open_log(&t->cycle)->n;
+	left = t->s->limit.threshold - (int64_t)(ut_cycle_open_log(&t->cycle)->n + t->hot.n);
 	/* What is left is not enough for a share each: full. Only a threshold below the number of vCPUs would never
 	 * let them run at all. */
 	full = left < bound && ut_cycle_open_log(&t->cycle)->n;
@@ -279,7 +279,7 @@ static int not_full(ut_tracker *t)
 	for (int i = 0; i < t->s->nvcpus; i++)
 		bound += t->s->vcpu[i].state == UT_VCPU_BOUND;
 	TRY(ut_harvest(t));
-	if ((int64_t)ut_cycle_open_log(&t->cycle)->n + (bound > 1 ? bound - 1 : 0) >= threshold)
+	if ((int64_t)(ut_cycle_open_log(&t->cycle)->n + t->hot.n) + (bound > 1 ? bound - 1 : 0) >= threshold)
 		return 0;
 	t->stats.false_full++;
 	atomic_store(&t->s->gate.full, 0);

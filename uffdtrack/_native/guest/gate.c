@@ -3,6 +3,7 @@
 #include "gate.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -91,23 +92,54 @@ void ut_gate_call(ut_shared *s)
 	}
 }
 
-uint32_t ut_gate_close(ut_shared *s)
+static uint32_t close_at(ut_shared *s, int cpu)
 {
 	uint32_t word = atomic_load(&s->gate.word);
 
 	while (!(word & 1))
 		if (atomic_compare_exchange_weak(&s->gate.word, &word, word + 1)) {
 			word++;
+			atomic_store(&s->gate.dozing, 0);
+			atomic_store(&s->gate.cpu, cpu);
 			ut_gate_call(s);
 		}
 	return word;
+}
+
+uint32_t ut_gate_close(ut_shared *s)
+{
+	return close_at(s, -1);
+}
+
+uint32_t ut_gate_close_here(ut_shared *s)
+{
+	return close_at(s, sched_getcpu());
+}
+
+void ut_gate_doze(ut_shared *s)
+{
+	atomic_store(&s->gate.dozing, 1);
+}
+
+/* Waking takes some 10 us, and most pauses are so short that nobody sleeps. */
+static void wake_sleepers(ut_shared *s)
+{
+	if (atomic_load(&s->gate.asleep))
+		ut_futex_wake(&s->gate.word, UT_SHARED_WORD);
+}
+
+void ut_gate_rouse(ut_shared *s)
+{
+	if (!atomic_exchange(&s->gate.dozing, 0) || !(atomic_load(&s->gate.word) & 1))
+		return;
+	wake_sleepers(s);
 }
 
 void ut_gate_open(ut_shared *s)
 {
 	if (atomic_load(&s->gate.word) & 1) {
 		atomic_fetch_add(&s->gate.word, 1);
-		ut_futex_wake(&s->gate.word, UT_SHARED_WORD);
+		wake_sleepers(s);
 	}
 }
 

@@ -17,7 +17,14 @@ uint32_t ut_vcpu_stands(ut_shared *s, int vcpu);
 void ut_event(ut_shared *s);
 /* Close the gate and call every vCPU to it; returns the word of this pause. */
 uint32_t ut_gate_close(ut_shared *s);
+/* The same for the tracker, which goes on working on this processor. */
+uint32_t ut_gate_close_here(ut_shared *s);
 void ut_gate_open(ut_shared *s);
+/* Many traps are about to be set. To do that in memory of a thread that runs, if only at the gate, interrupts its
+ * processor for each of them. */
+void ut_gate_doze(ut_shared *s);
+/* They are set, and the gate is about to open: whoever has gone to sleep shall be there. */
+void ut_gate_rouse(ut_shared *s);
 /* The threshold is reached: close the gate and tell the tracker; returns the word of the pause. */
 uint32_t ut_gate_full(ut_shared *s);
 /* Call the vCPUs that do not stand at the gate yet. */

@@ -5,7 +5,7 @@
 
 #include <sched.h>
 
-static void put(ut_tracker *t, uint64_t index, int vcpu)
+void ut_put(ut_tracker *t, uint64_t index, int vcpu)
 {
 	ut_log *log = ut_cycle_open_log(&t->cycle);
 
@@ -24,7 +24,7 @@ int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu)
 			return 0;
 		}
 	}
-	put(t, index, vcpu);
+	ut_put(t, index, vcpu);
 	return 1;
 }
 
@@ -91,11 +91,13 @@ static void take_bitmap(ut_tracker *t)
 
 		t->scratch.seen[index / 64] |= 1ull << (index % 64);
 	}
+	for (size_t i = 0; i < t->hot.n; i++)
+		t->scratch.seen[t->hot.v[i].row / 64] |= 1ull << (t->hot.v[i].row % 64);
 	for (uint64_t w = 0; w < t->s->words; w++) {
 		uint64_t left = atomic_load(ut_word(t->s, w * 64)) & ~t->scratch.seen[w];
 
 		for (; left; left &= left - 1)
-			put(t, w * 64 + __builtin_ctzll(left), UT_HOST);
+			ut_put(t, w * 64 + __builtin_ctzll(left), UT_HOST);
 		t->scratch.seen[w] = 0;
 	}
 }

@@ -3,6 +3,8 @@
 #define UT_HARVEST_H
 #include "tracker.h"
 
+/* Append to the open log. */
+void ut_put(ut_tracker *t, uint64_t index, int vcpu);
 /* 1: the page is new in this cycle. `mm`: its trap has fired there, or NULL: it was listed when it was
  * written. */
 int ut_emit(ut_tracker *t, ut_mm *mm, uint64_t index, int vcpu);

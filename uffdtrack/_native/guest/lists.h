@@ -37,6 +37,9 @@ typedef struct {
 	_Alignas(64) _Atomic uint32_t word; /* odd: closed; also a futex */
 	_Atomic uint32_t event;             /* futex: there is something for the tracker to look at */
 	_Atomic uint32_t full;              /* the threshold was reached */
+	_Atomic uint32_t asleep;            /* vCPUs that sleep at it; those that were killed there count on */
+	_Atomic int32_t cpu;                /* where the tracker's thread closed it; -1: a vCPU did */
+	_Atomic uint32_t dozing;            /* in this pause they give up their processors at once: gate.h */
 	_Atomic uint32_t halted;            /* every thread of the attached process stands */
 } ut_gate;
 

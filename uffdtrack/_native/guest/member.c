@@ -1,4 +1,5 @@
 #include "cleanup.h"
+#include "clock.h"
 #include "futex.h"
 #include "gate.h"
 #include "member.h"
@@ -10,6 +11,8 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+
+#define SPIN_NS 200000
 
 ut_member ut_members[UT_MAX_MEMBERS];
 
@@ -57,6 +60,20 @@ static void stand(ut_member *m, int vcpu)
 	}
 }
 
+/* A processor that goes idle takes some 50 us to come back, in a virtual machine: most pauses are over by then. But the
+ * tracker needs the processor that it has closed the gate on. No sched_yield(2): from Linux 6.18 on, each one gives
+ * up a whole time slice where another thread could run. 1: it takes longer. */
+static int await_open(ut_shared *s, uint32_t word)
+{
+	int64_t until = ut_now_ns() + SPIN_NS;
+	int cpu = atomic_load(&s->gate.cpu);
+
+	if (cpu >= 0 && cpu != sched_getcpu())
+		while (atomic_load(&s->gate.word) == word && !atomic_load(&s->gate.dozing) && ut_now_ns() < until)
+			__builtin_ia32_pause();
+	return atomic_load(&s->gate.word) == word;
+}
+
 int ut_member_park(ut_member *m, int vcpu)
 {
 	ut_vcpu *v = &m->shared->vcpu[vcpu];
@@ -71,8 +88,10 @@ int ut_member_park(ut_member *m, int vcpu)
 		atomic_store(&v->parked, word);
 		atomic_store(&v->stood, word);
 		ut_event(m->shared);
-		while (atomic_load(&m->shared->gate.word) == word) {
+		while (await_open(m->shared, word)) {
+			atomic_fetch_add(&m->shared->gate.asleep, 1);
 			ut_futex_wait(&m->shared->gate.word, word, 100000000, UT_SHARED_WORD);
+			atomic_fetch_sub(&m->shared->gate.asleep, 1);
 			if (atomic_load(&m->shared->gate.word) == word && !(ut_member_has_tracker(m) && atomic_load(&m->used)))
 				return 0;
 		}

@@ -48,7 +48,7 @@ static uint32_t close_gate(ut_tracker *t)
 {
 	UT_LOCK(&t->cycle.lock);
 	t->paused = 1;
-	return ut_gate_close(t->s);
+	return ut_gate_close_here(t->s);
 }
 
 static void open_gate(ut_tracker *t)

@@ -1,6 +1,7 @@
 /* Setting the traps of many pages at the lowest cost. */
 #include "compat.h"
 #include "engine.h"
+#include "gate.h"
 #include "harvest.h"
 #include "mm.h"
 #include "radix.h"
@@ -8,6 +9,8 @@
 #include "sabotage.h"
 
 #define PART 256 /* pages that are rearmed while no fault is listed */
+#define SOON 160 /* pages that are copied before a vCPU would go to sleep again */
+#define SHARE 32 /* pages that are worth another thread */
 #define FEW 48   /* pages that are sorted by insertion */
 
 /* Costs in ns, as `make bench` measures them (docs/performance.md); only their ratios matter.
@@ -20,6 +23,7 @@ enum {
 	ENTRY_WP = 65,
 	CALL_SCAN = 1100,
 	FOUND_SCAN = 45,
+	OPEN_SCAN = 1500, /* a page that is open, whose trap the scan would set: a first write, and a comparison */
 	GAP = 375,   /* pages that are walked for the price of another call */
 	ROOM = 128,  /* results of one call; the kernel allocates for them */
 };
@@ -86,6 +90,16 @@ static size_t group_length(const uint32_t *v, size_t n)
 	return k;
 }
 
+/* Pages of a span that are to stay open: they have their bit still, as hot ones do. */
+static uint64_t open_in(ut_tracker *t, uint64_t first, uint64_t last)
+{
+	uint64_t n = 0;
+
+	for (uint64_t i = first & ~63ul; i <= last; i += 64)
+		n += __builtin_popcountll(atomic_load_explicit(ut_word(t->s, i), memory_order_relaxed));
+	return n;
+}
+
 static int rearm_group(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 {
 	int async = t->ops->async;
@@ -95,6 +109,8 @@ static int rearm_group(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 		runs++;
 	by_run = runs * CALL_WP + (n - runs) * ENTRY_WP;
 	by_span = async ? CALL_SCAN + span * ENTRY_SCAN + n * FOUND_SCAN : CALL_WP + span * ENTRY_WP;
+	if (async && t->hot.n)
+		by_span += open_in(t, v[0], v[n - 1]) * OPEN_SCAN;
 	by_span += by_span / 4; /* only where it is worth it in cold caches too */
 	t->stats.rearm_calls += by_span < by_run ? 1 : runs;
 	if (by_span < by_run && async)
@@ -176,10 +192,51 @@ static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine
 	return 0;
 }
 
+typedef struct {
+	ut_tracker *t;
+	const uint32_t *v;
+	uint32_t *other;
+	size_t n, part;
+} rearm_job;
+
+static int do_part(void *arg, size_t i)
+{
+	const rearm_job *job = arg;
+	size_t first = i * job->part, left = job->n - first;
+	int err;
+
+	ut_keep_out(job->t);
+	err = rearm_part(job->t, job->v + first, left < job->part ? left : job->part, job->other + first);
+	ut_let_in(job->t);
+	return err;
+}
+
+int ut_rearm_rows(ut_tracker *t, uint32_t *v, uint32_t *other, size_t n)
+{
+	uint32_t *sorted = n < FEW ? sort_few(v, n) : sort_many(v, other, n, 64 - __builtin_clzll(t->s->npages));
+	/* In memory of our own, two threads would interrupt each other for each trap. */
+	int helped = t->ops->async && !t->ops->scans && !t->mm[0].used;
+	/* If faults are listed, they wait meanwhile, but not for long. */
+	rearm_job job = {t, sorted, sorted == v ? other : v, n, t->ops->lists ? PART : helped ? SHARE : n};
+	size_t parts = n ? (n + job.part - 1) / job.part : 0;
+
+	if (helped)
+		return ut_helped(&t->helper, do_part, &job, parts);
+	for (size_t i = 0; i < parts; i++)
+		TRY(do_part(&job, i));
+	return 0;
+}
+
+void ut_rearm_done(ut_tracker *t, size_t n)
+{
+	if (n <= SOON)
+		ut_gate_rouse(t->s);
+}
+
 int ut_rearm_pages(ut_tracker *t, const uint64_t *gfn, size_t n)
 {
 	size_t place = gfn - ut_cycle_ended_log(&t->cycle)->gfn;
-	uint32_t *v = t->scratch.rows + place, *other = t->scratch.rows2 + place, *sorted;
+	uint32_t *v = t->scratch.rows + place;
 
 	for (size_t i = 0; i < n; i++) {
 		const ut_slot *slot = ut_slot_of_gfn(&t->slots, gfn[i]);
@@ -188,19 +245,5 @@ int ut_rearm_pages(ut_tracker *t, const uint64_t *gfn, size_t n)
 			return -EINVAL;
 		v[i] = gfn[i] - slot->gfn + slot->row;
 	}
-	sorted = n < FEW ? sort_few(v, n) : sort_many(v, other, n, 64 - __builtin_clzll(t->s->npages));
-	if (sorted != v)
-		other = v;
-	for (size_t done = 0, part; done < n; done += part) {
-		int err;
-
-		/* Faults wait meanwhile, but not for long. */
-		part = t->ops->lists && n - done > PART ? PART : n - done;
-		ut_keep_out(t);
-		err = rearm_part(t, sorted + done, part, other + done);
-		ut_let_in(t);
-		if (err)
-			return err;
-	}
-	return 0;
+	return ut_rearm_rows(t, v, t->scratch.rows2 + place, n);
 }

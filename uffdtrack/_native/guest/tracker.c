@@ -3,12 +3,15 @@
 #include "engine.h"
 #include "gate.h"
 #include "harvest.h"
+#include "hot.h"
 #include "rearm.h"
 #include "sabotage.h"
 
 #include <string.h>
 #include <sys/mman.h>
 
+#define FEW_TRAPS 4 /* to set more costs more than to wake the vCPUs again */
+#define FEW_HOT 128  /* more are compared by another thread, too, which needs their processor */
 #define SPARE 4096 /* a page whose lister was late may come from the bitmap and from its list */
 
 /* -- open and close ------------------------------------------------------------------------------ */
@@ -19,7 +22,7 @@ size_t ut_arena_bytes(const ut_shared *s)
 	size_t n = s->npages + SPARE;
 
 	return ut_cycle_bytes(n) + 2 * ut_arena_room(n, 4) + ut_arena_room(s->words, 8) +
-	       ut_arena_room(UT_SCAN_ROOM, sizeof(struct ut_page_region));
+	       ut_arena_room(UT_SCAN_ROOM, sizeof(struct ut_page_region)) + ut_hot_bytes(s->npages, n);
 }
 
 static void carve(ut_tracker *t, char *at)
@@ -31,6 +34,7 @@ static void carve(ut_tracker *t, char *at)
 	UT_CARVE(at, t->scratch.rows2, n, 4);
 	UT_CARVE(at, t->scratch.seen, t->s->words, 8);
 	UT_CARVE(at, t->scratch.vec, UT_SCAN_ROOM, sizeof(*t->scratch.vec));
+	ut_hot_carve(t, at, n);
 }
 
 int ut_tracker_open(ut_shared *s, const ut_slot *slots, int nslots, void *arena, ut_tracker **out)
@@ -80,6 +84,7 @@ void ut_tracker_close(ut_tracker *t)
 {
 	if (!ut_cycle_close(&t->cycle, rouse, t))
 		return;
+	ut_helper_end(&t->helper);
 	atomic_store(&t->s->limit.threshold, 0);
 	for (int i = 0; i < t->s->nvcpus; i++)
 		atomic_store(&t->s->vcpu[i].state, UT_VCPU_FREE);
@@ -175,17 +180,26 @@ int ut_tracker_drop(ut_tracker *t, int vcpu, int died)
 
 static int fill(void *core)
 {
-	return ut_harvest(core);
-}
-
-static void seal(void *core, ut_log *log)
-{
 	ut_tracker *t = core;
 
+	TRY(ut_harvest(t));
+	if (!t->ops->scans && (ut_cycle_open_log(&t->cycle)->n > FEW_TRAPS || t->hot.n > FEW_HOT))
+		ut_gate_doze(t->s);
+	return 0;
+}
+
+void ut_forget_one(ut_tracker *t, ut_log *log)
+{
 	if (!ut_breaks(UT_BREAK_FORGET) || log->n <= 8)
 		return;
 	bit_clear(t->s, UT_LISTED, ut_row_of_gfn(&t->slots, log->gfn[--log->n]));
 	ut_mend(UT_BREAK_FORGET);
+}
+
+static void seal(void *core, ut_log *log)
+{
+	ut_hot_spill(core);
+	ut_forget_one(core, log);
 }
 
 static int begin_cycle(void *core, const ut_log *ended)
@@ -213,6 +227,7 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 	int err;
 
 	TRY(ut_rearm_pages(t, gfn, n));
+	ut_rearm_done(t, n);
 	ut_cycle_rearmed(&t->cycle, n);
 	if (t->stats.carried == carried)
 		return 0;
@@ -221,12 +236,12 @@ static int rearm(void *core, const uint64_t *gfn, size_t n)
 	return err < 0 ? err : 0;
 }
 
-static const ut_cycle_core core = {.fill = fill, .seal = seal, .begin = begin_cycle, .rearm = rearm};
+const ut_cycle_core ut_tracker_core = {.fill = fill, .seal = seal, .begin = begin_cycle, .rearm = rearm};
 
 int64_t ut_prepare(ut_tracker *t)
 {
 	UT_ENTER(&t->cycle);
-	return ut_cycle_prepare(&t->cycle, &core, t);
+	return ut_cycle_prepare(&t->cycle, &ut_tracker_core, t);
 }
 
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
@@ -237,19 +252,22 @@ int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
 {
 	UT_ENTER(&t->cycle);
-	return ut_cycle_rearm(&t->cycle, &core, t, gfn, n);
+	return ut_cycle_rearm(&t->cycle, &ut_tracker_core, t, gfn, n);
 }
 
 int64_t ut_exchange(ut_tracker *t)
 {
 	UT_ENTER(&t->cycle);
-	return ut_cycle_exchange(&t->cycle, &core, t);
+	return ut_cycle_exchange(&t->cycle, &ut_tracker_core, t);
 }
 
 int64_t ut_pending(ut_tracker *t)
 {
+	int64_t n;
+
 	UT_ENTER(&t->cycle);
-	return ut_cycle_pending(&t->cycle, &core, t);
+	n = ut_cycle_pending(&t->cycle, &ut_tracker_core, t);
+	return n < 0 ? n : n + (int64_t)t->hot.n;
 }
 
 int ut_set_threshold(ut_tracker *t, int64_t pages)

@@ -4,6 +4,7 @@
 #include "cycle.h"
 #include "fault_ring.h"
 #include "fault_server.h"
+#include "helper.h"
 #include "lists.h"
 #include "slots.h"
 
@@ -59,6 +60,20 @@ typedef struct {
 	struct ut_page_region *vec; /* results of one PAGEMAP_SCAN */
 } ut_scratch;
 
+/* hot.h. `idle`: cycles in a row in which it was not written. */
+typedef struct {
+	uint32_t row, idle;
+} ut_hot_page;
+enum { UT_HOT_SHARE = 32 }; /* pages that are worth another thread */
+
+typedef struct {
+	ut_hot_page *v;
+	size_t n;
+	uint8_t *copies;    /* of each, what was delivered last */
+	uint32_t *chosen, *rows, *rows2; /* exchange_into.c: as many as pages in a log */
+	uint32_t *dirty_in; /* by row: the last cycle in which its trap had fired, where contents were delivered */
+} ut_hot;
+
 typedef struct ut_tracker {
 	ut_cycle cycle; /* its lock: harvest, cut, grant, closing and opening the gate. A vCPU that fills the
 			 * lists closes it without the lock */
@@ -68,10 +83,17 @@ typedef struct ut_tracker {
 	ut_mm mm[UT_MAX_VCPUS + 1];
 	ut_events ev[UT_MAX_VCPUS];
 	ut_scratch scratch;
+	ut_hot hot;
+	ut_helper *helper;
 	int32_t paused;     /* until the gate opens, its user relies on it that the vCPUs stand */
 	int32_t everything; /* what was written is not known: list the whole RAM */
 	ut_stats stats;
 } ut_tracker;
+
+/* UT_BREAK_FORGET. */
+void ut_forget_one(ut_tracker *t, ut_log *log);
+/* What a cycle does; `core` is the tracker. */
+extern const ut_cycle_core ut_tracker_core;
 
 /* Functions return >= 0 or -errno; -ESHUTDOWN: the tracker is closed, or being closed. */
 size_t ut_arena_bytes(const ut_shared *s);
@@ -94,6 +116,9 @@ int64_t ut_prepare(ut_tracker *t);
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
 int64_t ut_exchange(ut_tracker *t);
+/* The same of up to `room` pages, whose contents go to the rows of `to`; what is beyond is left to be fetched. `ram`:
+ * where the RAM is mapped in this process. Pages may stay hot: hot.h. */
+int64_t ut_exchange_into(ut_tracker *t, const uint8_t *ram, uint8_t *to, size_t room);
 /* How many pages the open cycle has by now. */
 int64_t ut_pending(ut_tracker *t);
 int ut_set_threshold(ut_tracker *t, int64_t pages);
