@@ -97,13 +97,18 @@ static uint64_t count_written(const ut_space *s, uint64_t faults)
 	return faults > s->early.faults ? faults - s->early.faults : 0;
 }
 
-static uint64_t worth_a_round(const ut_space *s)
+static uint64_t worth_a_scan(const ut_space *s)
 {
 	uint64_t harvest = s->early.harvest_ns / COPY_NS;
 
+	return harvest > LEAST_FAULTS ? harvest : LEAST_FAULTS;
+}
+
+static uint64_t worth_a_round(const ut_space *s)
+{
 	if (s->early.least)
 		return s->early.least;
-	return s->watch ? LEAST_TOUCHED : harvest > LEAST_FAULTS ? harvest : LEAST_FAULTS;
+	return s->watch ? LEAST_TOUCHED : worth_a_scan(s);
 }
 
 /* Its traps may be set and its pages not found: the stop copies them all. */
@@ -185,7 +190,12 @@ static int take_rounds(ut_space *s)
 			return 0; /* the stop says so */
 		s->reader.tid = tid;
 		e->faults = faults;
-		TRY(s->watch ? look_at_touched(s, &want) : look_at_all_spans(s, &want));
+		if (s->watch)
+			TRY(look_at_touched(s, &want));
+		/* Where touched pages are missing, the stop would find the others. */
+		if (!s->watch || (written >= worth_a_scan(s) && ut_watch_misses(s->watch)))
+			TRY(look_at_all_spans(s, &want));
+		runs_normalise(&want);
 		TRY(copy_early(s, &want));
 	}
 	return 0;

@@ -337,6 +337,16 @@ uint64_t ut_watch_count(ut_watch *w)
 	return n;
 }
 
+int ut_watch_misses(ut_watch *w)
+{
+	int lost;
+
+	pthread_mutex_lock(&w->lock);
+	lost = w->lost || w->rings.lost;
+	pthread_mutex_unlock(&w->lock);
+	return lost;
+}
+
 int ut_watch_early(ut_watch *w, ut_runs *touched)
 {
 	int err;

@@ -63,6 +63,8 @@ int ut_watch_take(ut_watch *w, ut_news *news, int limited);
 int ut_watch_peek(ut_watch *w, ut_news *news);
 /* ring: how many pages were touched, as far as is known, since the last stop or ut_watch_early(). */
 uint64_t ut_watch_count(ut_watch *w);
+/* ring. 1: pages were touched that it cannot tell of. */
+int ut_watch_misses(ut_watch *w);
 /* ring, while the target runs: take the touched pages; the caller looks at them. The rest of the news is for
  * the stop. */
 int ut_watch_early(ut_watch *w, ut_runs *touched);
