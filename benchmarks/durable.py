@@ -89,8 +89,10 @@ def sets(client: Redis[bytes], where: Path) -> Iterator[Callable[[float], float]
 class Session:
     """A session of the command line's, whose rows are read as they come."""
 
-    def __init__(self, pid: int, directory: Path, every: float, *more: str) -> None:
+    def __init__(self, pid: int, directory: Path, every: float, *more: str, keep: int = 0) -> None:
+        """Args: keep: only the last so many epochs stay; 0: all."""
         self.directory = directory
+        self.keep = keep
         self.rows: list[Row] = []
         self.process = subprocess.Popen(
             [UFFDTRACK, "checkpoint", str(pid), "-o", directory, "--engine", "ring",
@@ -108,6 +110,9 @@ class Session:
             row = json.loads(line)
             if row["schema"] == "uffdtrack/epoch/1":
                 self.rows.append(row)
+                if self.keep:
+                    old = f"epoch-{row['epoch'] - self.keep:08d}.core"
+                    (self.directory / old).unlink(missing_ok=True)
 
     def processor_seconds(self) -> float:
         """Of the worker and of the process that waits for it."""
@@ -204,7 +209,7 @@ def disk(directory: Path, size: int, seconds: float) -> Row:
 
 
 def in_memory(directory: Path, seconds: float) -> Row:
-    """64 pages of 1 GiB for each of 1,500 epochs a second, the chain on a tmpfs."""
+    """64 pages of 1 GiB for each of 1,500 epochs a second, the last 100 epochs on a tmpfs."""
     program = directory / "steady"
     subprocess.run(["cc", "-O2", "-o", program, HERE / "steady.c", "-lpthread"], check=True)
     with (
@@ -213,7 +218,7 @@ def in_memory(directory: Path, seconds: float) -> Row:
     ):
         assert process.stdout and process.stdout.readline()
         try:
-            session = Session(process.pid, Path(memory) / "chain", 1 / 1500)
+            session = Session(process.pid, Path(memory) / "chain", 1 / 1500, keep=100)
             try:
                 while [row["pages"] < 1000 for row in session.rows[-20:]] != [True] * 20:
                     time.sleep(0.1)

@@ -44,4 +44,4 @@ class ChainWriter(DirectoryWriter):
         if last:
             with contextlib.suppress(OSError):  # a hint for verify; the epochs are what counts
                 head = self.directory / "head"
-                write_beside(head, f"{number}\n".encode()).replace(head)
+                write_beside(head, f"{number}\n".encode(), sync=True).replace(head)

@@ -29,7 +29,7 @@ from checkpoint.elf import (
 from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translated
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.errors import StorageError
+from uffdtrack.errors import StorageError, UffdtrackError
 from uffdtrack.runs import Pages, expand, inside, latest
 
 
@@ -190,7 +190,9 @@ class EpochWriter:
 
     def abort(self) -> None:
         """Drop everything that has no name yet. Idempotent."""
-        self._close()
+        for _ in range(2):  # the first may fail for the descriptor of O_DIRECT
+            with contextlib.suppress(UffdtrackError):
+                self._close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
@@ -203,14 +205,16 @@ class EpochWriter:
 
     def _close(self) -> None:
         self._close_direct()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with translated(self.path):
+                os.close(fd)
 
     def _close_direct(self) -> None:
-        if self._direct >= 0:
-            os.close(self._direct)
-            self._direct = -1
+        fd, self._direct = self._direct, -1
+        if fd >= 0:
+            with translated(self.path):
+                os.close(fd)
 
 
 def address_of(contents: memoryview) -> int:

@@ -16,7 +16,7 @@ BUFFERS = 8
 BYTES = 64 << 20
 """So many epochs, of so many bytes together, wait to be written before the next stop has to wait."""
 UNSAFE = 256
-"""So many may be written and not safe."""
+"""So many files may be written and not safe; each is open."""
 
 
 class Job(Protocol):
@@ -58,13 +58,14 @@ class Pipeline:
         tell: gets each epoch when it is safe, in the thread that made it safe.
         durable: an epoch is safe so many seconds after it was taken, if the disk can do that: until half of
             them are over it waits for others, to become safe with them. None: it does not wait.
-        wake: called in any thread when something has failed.
+        wake: called in any thread when something has failed; `calm`: in the session's thread, when it knows.
     """
 
     def __init__(self) -> None:
         self.tell: Callable[[Any], None] = lambda job: None
         self.durable: float | None = None
         self.wake: Callable[[], None] = lambda: None
+        self.calm: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._written: deque[tuple[Job, Sequence[Draft]]] = deque()
@@ -136,6 +137,7 @@ class Pipeline:
             self._changed.wait_for(self._is_idle)
             dropped, error = self._dropped, self._error or self._untold
             self._dropped, self._error, self._untold, self._unsafe = [], None, None, False
+            self.calm()
         for job in reversed(dropped):
             job.take_back()
         if error:
@@ -173,7 +175,7 @@ class Pipeline:
 
     def _is_full(self) -> bool:
         waiting = len(self._waiting) + self._writing
-        return waiting >= BUFFERS or (waiting > 0 and self._bytes > BYTES) or len(self._written) >= UNSAFE
+        return waiting >= BUFFERS or (waiting > 0 and self._bytes > BYTES) or self._drafts() >= UNSAFE
 
     def _begin(self) -> bool:
         """Start the threads; False: we may have none (RLIMIT_NPROC, pids.max)."""
@@ -244,9 +246,12 @@ class Pipeline:
         """Seconds until what is written has to become safe; None: nothing is written."""
         if not self._written:
             return None
-        if self.durable is None or self._hurry or self.failed or len(self._written) >= UNSAFE // 2:
+        if self.durable is None or self._hurry or self.failed or self._drafts() >= UNSAFE // 2:
             return 0.0
         return max(0.0, self._written[0][0].taken + self.durable / 2 - time.monotonic())
+
+    def _drafts(self) -> int:
+        return sum(len(drafts) for _, drafts in self._written)
 
     def _is_due(self) -> bool:
         return self._time_left() == 0.0
@@ -262,7 +267,10 @@ class Pipeline:
     def _fail(self, jobs: Sequence[Job], error: BaseException | None) -> None:
         """Drop epochs, the last first: at no time is one there that lacks the one before."""
         for job in reversed(jobs):
-            job.drop()
+            try:
+                job.drop()
+            except Exception as another:
+                error = error or another
         self._dropped += jobs
         self._error = self._error or error
         self.wake()

@@ -93,7 +93,7 @@ class Part:
         if self.draft:
             self.draft.committed(last)
             self.row = self.row.written(self._started)
-            self.stream.kept()
+            self.stream.kept(self.row.base)
 
     def drop(self) -> None:
         """Remove what was written of it, unless it is safe. In any thread."""
@@ -182,16 +182,18 @@ class Stream:
         self._taken += 1
         return Part(self, row, Taken(Epoch(row, window, notes, facts), handed, begun))
 
-    def kept(self) -> None:
+    def kept(self, base: bool) -> None:
         """Note that an epoch is safe."""
-        self._based = True
+        if base:
+            self._based = True
         self._safe += 1
 
     def returned(self, pending: Pending, begun: Draft | None) -> None:
         """An epoch was dropped: the next one has its pages; see `Part`."""
         self._taken -= 1
         self.source.take_back(pending)
-        self.sink.fall_back()
+        if not self.in_flight:
+            self.sink.fall_back()
         self._begun = begun
 
     def rebase(self) -> None:

@@ -197,7 +197,12 @@ class TreeWriter(DirectoryWriter):
                 for number in reversed(tree_numbers(self.directory)[1:]):
                     (self.directory / entry_name(number)).unlink()
             temporary.replace(path)
-            sync_directory(self.directory)
+            try:
+                sync_directory(self.directory)
+            except OSError:
+                if self.next_epoch:  # the first one has taken the place of another tree
+                    path.unlink()
+                raise
             if not self.next_epoch:
                 self._clear()
         except OSError as error:

@@ -27,6 +27,7 @@ class KvmTracker(CycleTracker):
         free=lib.kg_tracker_free,
         prepare=lib.kg_prepare,
         fetch=lib.kg_fetch,
+        fetch_again=lib.kg_fetch_again,
         rearm=lib.kg_rearm,
         exchange=lib.kg_exchange,
         pending=lib.kg_pending,

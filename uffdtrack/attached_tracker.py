@@ -12,6 +12,7 @@ from uffdtrack.attached_ram import ProcessRam
 from uffdtrack.cycles import Contents, Cycle, CycleTracker
 from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
+from uffdtrack.pages import DirtyPages
 from uffdtrack.process import task_directory
 from uffdtrack.ptrace_gate import PtraceGate
 from uffdtrack.traits import Traits
@@ -60,7 +61,7 @@ class ProcessTracker(UffdTracker):
         check_own(added, "track the memory")
         self.gate.open()
 
-    def _exchange_into(self, cycle: Cycle, into: Contents) -> int:
+    def _exchange_into(self, cycle: Cycle, into: Contents) -> DirtyPages:
         return CycleTracker._exchange_into(self, cycle, into)  # the RAM is not mapped here
 
     def _end(self, native: Any) -> None:

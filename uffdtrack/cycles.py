@@ -31,6 +31,7 @@ class Core:
     free: Callable[[Any], Any]
     prepare: Callable[[Any], int]
     fetch: Callable[[Any, int, Any], int]
+    fetch_again: Callable[[Any], None]
     rearm: Callable[[Any, Any, int], int]
     exchange: Callable[[Any], int]
     pending: Callable[[Any], int]
@@ -264,23 +265,28 @@ class CycleTracker(Gated, Closing):
             HandlerGoneError: what was written is not known.
         """
         cycle = self._active_cycle()
-        n = self.core.exchange(cycle.native) if into is None else self._exchange_into(cycle, into)
-        if n < 0:
-            self._check(n, "end the cycle")
-        pages = cycle.pages(0, n)
+        if into is None:
+            n = self.core.exchange(cycle.native)
+            if n < 0:
+                self._check(n, "end the cycle")
+            pages = cycle.pages(0, n)
+        else:
+            pages = self._exchange_into(cycle, into)
         pages.rearmed = True
         return pages
 
-    def _exchange_into(self, cycle: Cycle, into: Contents) -> int:
-        """`exchange()` with contents; how many pages it has copied, or -errno."""
+    def _exchange_into(self, cycle: Cycle, into: Contents) -> DirtyPages:
+        """`exchange()` with contents: the pages that it has copied."""
         rows = rows_of(into)
-        n = self.core.prepare(cycle.native)
-        if n <= 0:
-            return n
+        self._check(self.core.prepare(cycle.native), "end the cycle")
         pages = self.fetch(len(rows)) if len(rows) else cycle.pages(0, 0)
-        self.rearm(pages)
+        try:
+            self.rearm(pages)
+        except BaseException:
+            self.core.fetch_again(cycle.native)
+            raise
         self.ram.read_into(pages.gfn, rows)
-        return len(pages)
+        return pages
 
     def get_dirty_log(self) -> DirtyLog:
         """The ended cycle's pages as a list or as a bitmap, whichever is smaller (docs/engines.md)."""

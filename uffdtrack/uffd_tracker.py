@@ -15,7 +15,7 @@ from uffdtrack.cycles import Contents, Core, Cycle, CycleTracker, rows_of
 from uffdtrack.engines.table import TABLE
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.gate import Gate
-from uffdtrack.pages import Stats
+from uffdtrack.pages import DirtyPages, Stats
 from uffdtrack.runs import PAGE
 from uffdtrack.signal_gate import SignalGate, check_core
 from uffdtrack.traits import Traits
@@ -37,6 +37,7 @@ class UffdTracker(CycleTracker):
         free=lib.ut_tracker_free,
         prepare=lib.ut_prepare,
         fetch=lib.ut_fetch,
+        fetch_again=lib.ut_fetch_again,
         rearm=lib.ut_rearm,
         exchange=lib.ut_exchange,
         pending=lib.ut_pending,
@@ -100,9 +101,10 @@ class UffdTracker(CycleTracker):
         opened = lib.ut_member_open(self._vcpus.shared, self._base, 0, uffd, -1)
         self._member = check_own(opened, "track this process")
 
-    def _exchange_into(self, cycle: Cycle, into: Contents) -> int:
+    def _exchange_into(self, cycle: Cycle, into: Contents) -> DirtyPages:
         to = ffi.from_buffer("uint8_t[]", rows_of(into), require_writable=True)
-        return int(lib.ut_exchange_into(cycle.native, self._base, to, len(into)))
+        n = lib.ut_exchange_into(cycle.native, self._base, to, len(into))
+        return cycle.pages(0, self._check(n, "end the cycle"))
 
     def _end(self, native: Any) -> None:
         if self._listener:

@@ -127,7 +127,7 @@ def take_epochs(
             with printing:
                 report.emit_json(TakenRow(number, epoch.time_ns, epoch.times))
 
-    session.pipeline.wake = interrupt.wake
+    session.pipeline.wake, session.pipeline.calm = interrupt.wake, interrupt.woken
     session.pipeline.durable = options.durable
     try:
         ended = run_session(session, options.schedule, wait, emit, say, announce)

@@ -130,6 +130,11 @@ int64_t kg_prepare(kg_tracker *t)
 	return ut_cycle_prepare(&t->cycle, &core, t);
 }
 
+void kg_fetch_again(kg_tracker *t)
+{
+	ut_cycle_fetch_from(&t->cycle, 0);
+}
+
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first)
 {
 	return ut_cycle_fetch(&t->cycle, max, first);

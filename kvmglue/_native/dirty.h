@@ -56,6 +56,8 @@ void kg_tracker_free(kg_tracker *t);
  * kg_wait_parked. */
 int64_t kg_prepare(kg_tracker *t);
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first);
+/* After a rearm that has failed all can be fetched again. */
+void kg_fetch_again(kg_tracker *t);
 int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n);
 int64_t kg_exchange(kg_tracker *t);
 int64_t kg_pending(kg_tracker *t);

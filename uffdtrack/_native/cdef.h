@@ -210,6 +210,7 @@ int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
+int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns, int64_t *stood_ns);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 typedef struct {
@@ -354,6 +355,7 @@ int ut_tracker_events(ut_tracker *t, int vcpu, int mm, int min, int maj, int cou
 int ut_tracker_drop(ut_tracker *t, int vcpu, int died);
 int64_t ut_prepare(ut_tracker *t);
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
+void ut_fetch_again(ut_tracker *t);
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
 int64_t ut_exchange(ut_tracker *t);
 int64_t ut_exchange_into(ut_tracker *t, const uint8_t *ram, uint8_t *to, size_t room);

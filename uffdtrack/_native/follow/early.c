@@ -5,13 +5,14 @@
 #include "methods.h"
 #include "proc_stat.h"
 #include "sabotage.h"
+#include "window.h"
 #include "vec.h"
 
 #include <stdlib.h>
 #include <time.h>
 
 enum {
-	ROUNDS = 6,
+	ROUNDS = 2, /* each stops the target for a moment */
 	LEAST_TOUCHED = 32,  /* pages; a round over touched pages costs no more than it takes out of the stop */
 	LEAST_FAULTS = 256,  /* the same over all spans: at least, and if their copies take longer than a harvest */
 	COPY_NS = 1000,      /* of a page, about */
@@ -133,9 +134,15 @@ static int look_at_touched(ut_space *s, ut_runs *want)
 		err = runs_minus(&inside, &touched, &outside);
 	if (!err)
 		err = runs_append(&e->left, &outside);
-	for (size_t i = 0, k; i < inside.n && !err; i = k) {
-		k = ut_near(&inside, i);
-		err = look_early(s, inside.v[i].start, inside.v[k - 1].end, want);
+	/* What is between two spans is another mapping's: one that others look after, or without pages of its own. */
+	for (size_t n = 0; n < s->history.spans.n && !err; n++) {
+		AUTO_RUNS here = {0};
+
+		err = runs_clip(&here, &inside, s->history.spans.v[n].start, s->history.spans.v[n].end);
+		for (size_t i = 0, k; i < here.n && !err; i = k) {
+			k = ut_near(&here, i);
+			err = look_early(s, here.v[i].start, here.v[k - 1].end, want);
+		}
 	}
 	return err;
 }
@@ -171,7 +178,26 @@ static int copy_early(ut_space *s, ut_runs *want)
 	return cut_copies(e, &unreadable);
 }
 
-static int take_rounds(ut_space *s)
+/* After stops that failed there may be more dead copies in the buffer than living ones. */
+static int tidy(ut_early *e)
+{
+	uint64_t living = 0;
+
+	for (size_t i = 0; i < e->n; i++)
+		living += e->v[i].end - e->v[i].start;
+	if (e->used > 2 * living) {
+		for (size_t i = 0; i < e->n; i++)
+			TRY(runs_push(&e->again, e->v[i].start, e->v[i].end));
+		e->n = e->used = 0;
+	}
+	runs_normalise(&e->again);
+	runs_normalise(&e->gone);
+	runs_normalise(&e->touched);
+	runs_normalise(&e->left);
+	return 0;
+}
+
+static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *stood_ns)
 {
 	uint64_t before = 0;
 	ut_early *e = &s->early;
@@ -196,17 +222,21 @@ static int take_rounds(ut_space *s)
 		if (!s->watch || (written >= worth_a_scan(s) && ut_watch_misses(s->watch)))
 			TRY(look_at_all_spans(s, &want));
 		runs_normalise(&want);
+		if (!want.n)
+			return 0;
+		if (ut_barrier(t, s, timeout_ns, stood_ns) < 0)
+			return runs_append(&e->again, &want); /* the stop says why */
 		TRY(copy_early(s, &want));
 	}
 	return 0;
 }
 
-void ut_space_early(ut_space *s)
+void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *stood_ns)
 {
 	/* Where a limit counts touched pages, those of a round would count twice. */
 	if (s->sync || s->diff_all || s->reader.pagemap < 0 || !s->history.spans.n || (s->watch && s->watch->limit))
 		return;
-	s->early.broken |= !!take_rounds(s);
+	s->early.broken |= tidy(&s->early) || take_rounds(s, t, timeout_ns, stood_ns);
 	if (s->early.n && ut_breaks(UT_BREAK_EARLY | UT_BREAK_DELAY))
 		nanosleep(&(struct timespec){0, 2000000}, NULL);
 }

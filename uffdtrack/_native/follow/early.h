@@ -3,7 +3,10 @@
  * Each round looks for pages that were written, sets their traps again, and copies them. What is written after
  * its copy is found by a later round, or by the harvest in the stop, whose copy replaces the earlier one; what
  * the harvest says is void (unmapped, mapped anew, given back) is dropped. So the stop copies only what was
- * written since the last round, and what is given to the caller is the memory at the stop. */
+ * written since the last round, and what is given to the caller is the memory at the stop.
+ *
+ * A call may have pinned a page before its trap was set, and write it later without a fault (a read with O_DIRECT).
+ * So between traps and copies all threads stop once: then no such call is under way any more. */
 #ifndef UT_EARLY_H
 #define UT_EARLY_H
 #include "copy.h"

@@ -104,8 +104,6 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 /* The same, of a target that has stood since the harvest. */
 int ut_space_copy_now(ut_space *s, const ut_run *runs, size_t n);
-/* Before a stop, while the target runs: copy what was written if that is much, in rounds while each finds less. */
-void ut_space_early(ut_space *s);
 /* After a window: all that was copied, before the stop and in it, in order of addresses. `want`: its ranges, of
  * which `data` have contents, back to back at the address returned in *contents until the next window. */
 int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);

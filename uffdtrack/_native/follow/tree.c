@@ -233,9 +233,6 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 	size_t left = 0, known = born->n, late;
 
 	*failed = n;
-	for (size_t i = 0; i < n; i++)
-		if (!(v[i].flags & UT_FULL))
-			ut_space_early(v[i].space);
 	*times = (ut_times){0};
 	err = await_all(&t, failed);
 	t0 = ut_now_ns();

@@ -105,12 +105,22 @@ static void take_back(ut_helper *h)
 	atomic_store(&h->state, NONE);
 }
 
+/* Of two threads that start one at once, one has its own ended. */
+static ut_helper *publish(ut_helper **helper, ut_helper *own)
+{
+	ut_helper *none = NULL;
+
+	if (own && !__atomic_compare_exchange_n(helper, &none, own, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		ut_helper_end(&own);
+	return own ? own : none;
+}
+
 int ut_helped(ut_helper **helper, int (*work)(void *arg, size_t i), void *arg, size_t n)
 {
 	ut_helper *h = *helper;
 	int err;
 
-	if (n < LEAST || (!h && !(h = *helper = start())) || pthread_mutex_trylock(&h->lock))
+	if (n < LEAST || (!h && !(h = publish(helper, start()))) || pthread_mutex_trylock(&h->lock))
 		return alone(work, arg, n);
 	h->work = work;
 	h->arg = arg;

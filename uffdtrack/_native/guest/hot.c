@@ -41,12 +41,14 @@ char *ut_hot_carve(ut_tracker *t, char *at, size_t log)
 /* A scan sets the trap of each page that it finds. And a threshold has to leave pages to write. */
 static size_t limit(const ut_tracker *t)
 {
-	int64_t threshold = ut_threshold(t->s);
-	size_t n = room_for(t->s->npages);
+	int64_t threshold = ut_threshold(t->s), left = threshold / 8 + 1, most = room_for(t->s->npages);
 
 	if (t->ops->scans)
 		return 0;
-	return threshold && threshold - threshold / 8 - 1 < (int64_t)n ? (size_t)(threshold - threshold / 8 - 1) : n;
+	if (!threshold)
+		return most;
+	left = threshold - (left > t->s->nvcpus ? left : t->s->nvcpus); /* each vCPU can write one */
+	return left < 0 ? 0 : left < most ? left : most;
 }
 
 static uint8_t *copy_of(ut_tracker *t, size_t i)
@@ -72,6 +74,12 @@ void ut_hot_spill(ut_tracker *t)
 	for (size_t i = 0; i < t->hot.n; i++)
 		ut_put(t, t->hot.v[i].row, UT_HOST);
 	t->hot.n = 0;
+}
+
+void ut_hot_fit(ut_tracker *t)
+{
+	if (t->hot.n > limit(t))
+		ut_hot_spill(t);
 }
 
 static int differs(ut_tracker *t, size_t i, const uint8_t *ram)
@@ -193,9 +201,15 @@ void ut_hot_cool(ut_tracker *t, const uint8_t *ram)
 
 void ut_hot_forget_listed(ut_tracker *t)
 {
-	for (size_t i = t->hot.n; i--;)
-		if (!t->hot.v[i].idle)
+	for (size_t i = t->hot.n; i--;) {
+		if (t->hot.v[i].idle >= COLD) { /* its trap may be set, or not */
+			bit_clear(t->s, UT_LISTED, t->hot.v[i].row);
+			ut_mark(t->s, t->hot.v[i].row);
 			drop(t, i);
+		} else if (!t->hot.v[i].idle) {
+			drop(t, i);
+		}
+	}
 }
 
 void ut_hot_copy(ut_tracker *t, int64_t number, const uint8_t *ram, uint8_t *to)

@@ -16,6 +16,8 @@ char *ut_hot_carve(ut_tracker *t, char *at, size_t log);
 
 /* Put the hot pages into the open log; they are hot no more. For a cycle that compares nothing. */
 void ut_hot_spill(ut_tracker *t);
+/* The threshold has changed: if it leaves room for fewer, none is hot any more. */
+void ut_hot_fit(ut_tracker *t);
 /* Compare all with the RAM at `ram`. Those that differ go to the open log, and their contents to the row of `to` that
  * has their place there, while that is below `room`; those without a row are hot no more. */
 void ut_hot_compare(ut_tracker *t, const uint8_t *ram, uint8_t *to, size_t room);
@@ -26,7 +28,8 @@ int64_t ut_hot_promote(ut_tracker *t, uint64_t row);
 size_t ut_hot_cold(ut_tracker *t, uint32_t *rows);
 /* They are rearmed, and hot no more. One that was written before its trap was set is listed. */
 void ut_hot_cool(ut_tracker *t, const uint8_t *ram);
-/* Those of the log of this cycle are hot no more. */
+/* After a rearm that has failed: those of the log of this cycle, and those that were to be rearmed, are hot no more;
+ * the latter are listed. */
 void ut_hot_forget_listed(ut_tracker *t);
 
 /* Not under the lock. Copy a page, by the number of its copy, both there and to `to`. */

@@ -165,6 +165,14 @@ static size_t take_fired(ut_tracker *t, int mm, const uint32_t *v, size_t n, uin
 	return k;
 }
 
+/* Their traps may not be set: they are to be rearmed again. */
+static void fire_again(ut_tracker *t, int mm, const uint32_t *v, size_t n)
+{
+	UT_LOCK(&t->cycle.lock);
+	for (size_t i = 0; i < n; i++)
+		trap_fired(t->s, mm, v[i]);
+}
+
 static void unlist(ut_tracker *t, const uint32_t *v, size_t n)
 {
 	UT_LOCK(&t->cycle.lock);
@@ -187,7 +195,12 @@ static int rearm_part(ut_tracker *t, const uint32_t *v, size_t n, uint32_t *mine
 			k--;
 			ut_mend(UT_BREAK_REARM);
 		}
-		TRY(rearm_sorted(t, &t->mm[i], mine, k));
+		int err = rearm_sorted(t, &t->mm[i], mine, k);
+
+		if (err) {
+			fire_again(t, i, mine, k);
+			return err;
+		}
 	}
 	return 0;
 }

@@ -211,7 +211,9 @@ static int begin_cycle(void *core, const ut_log *ended)
 	atomic_fetch_sub(&t->s->limit.count, ended->n);
 	if (!t->ops->lists)
 		atomic_store(&t->s->limit.count, 0);
-	atomic_store(&t->s->gate.full, 0);
+	/* A vCPU may have come to the threshold just now, by pages of the cycle that ends. */
+	if (atomic_exchange(&t->s->gate.full, 0) && !t->ops->share && !t->paused)
+		ut_gate_open(t->s);
 	for (int i = 0; i < t->s->nvcpus; i++)
 		t->ev[i].listed = 0;
 	err = t->ops->share ? t->ops->share(t) : 1;
@@ -249,6 +251,11 @@ int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first)
 	return ut_cycle_fetch(&t->cycle, max, first);
 }
 
+void ut_fetch_again(ut_tracker *t)
+{
+	ut_cycle_fetch_from(&t->cycle, 0);
+}
+
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n)
 {
 	UT_ENTER(&t->cycle);
@@ -277,6 +284,7 @@ int ut_set_threshold(ut_tracker *t, int64_t pages)
 	UT_ENTER(&t->cycle);
 	UT_LOCK(&t->cycle.lock);
 	atomic_store(&t->s->limit.threshold, pages);
+	ut_hot_fit(t);
 	err = t->ops->share ? t->ops->share(t) : 1;
 	return err < 0 ? err : 0;
 }

@@ -113,6 +113,8 @@ int ut_tracker_drop(ut_tracker *t, int vcpu, int died);
  * -EBUSY: pages of the last cycle are not rearmed. */
 int64_t ut_prepare(ut_tracker *t);
 /* Claim up to `max` pages; returns how many, `*first` is the place of the first. */
+/* After a rearm that has failed all can be fetched again. */
+void ut_fetch_again(ut_tracker *t);
 int64_t ut_fetch(ut_tracker *t, uint64_t max, uint64_t *first);
 int ut_rearm(ut_tracker *t, const uint64_t *gfn, size_t n);
 int64_t ut_exchange(ut_tracker *t);

@@ -3,19 +3,17 @@
 #include "proc_stat.h"
 
 #include <errno.h>
-#include <linux/capability.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Without it a thread cannot be given its priority back. */
+/* Whether a thread can be given its priority back: root of a user namespace seems to have the right, and has not. */
 static int may_give_back(void)
 {
-	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[2] = {0};
+	int nice = getpriority(PRIO_PROCESS, 0);
 
-	return !syscall(SYS_capget, &head, data) && data[0].effective >> CAP_SYS_NICE & 1;
+	return nice > -20 && !setpriority(PRIO_PROCESS, 0, nice - 1) && !setpriority(PRIO_PROCESS, 0, nice);
 }
 
 static int set_policy(int tid, int policy, int nice)
@@ -37,11 +35,10 @@ void ut_step_aside(ut_aside *a)
 	while (a->n < UT_ASIDE && (tid = ut_next_task(dir))) {
 		int policy = sched_getscheduler(tid);
 
-		if (tid == own || (policy != SCHED_OTHER && policy != SCHED_IDLE))
+		if (tid == own || policy != SCHED_OTHER)
 			continue;
 		a->thread[a->n].tid = tid;
-		/* One that has it from a thread that stood aside when it was born. */
-		a->thread[a->n++].nice = policy == SCHED_IDLE ? 0 : getpriority(PRIO_PROCESS, tid);
+		a->thread[a->n++].nice = getpriority(PRIO_PROCESS, tid);
 		set_policy(tid, SCHED_IDLE, 19);
 	}
 }
