@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +35,7 @@ KEYS, SIZE = 200_000, 512
 SETTLE = 1.0
 """Seconds that each run goes on before it is measured."""
 Row = dict[str, Any]
+Again = Callable[[Redis[bytes], Path], None]
 
 
 @contextmanager
@@ -90,7 +90,6 @@ class Session:
     """A session of the command line's, whose rows are read as they come."""
 
     def __init__(self, pid: int, directory: Path, every: float, *more: str, keep: int = 0) -> None:
-        """Args: keep: only the last so many epochs stay; 0: all."""
         self.directory = directory
         self.keep = keep
         self.rows: list[Row] = []
@@ -110,9 +109,8 @@ class Session:
             row = json.loads(line)
             if row["schema"] == "uffdtrack/epoch/1":
                 self.rows.append(row)
-                if self.keep:
-                    old = f"epoch-{row['epoch'] - self.keep:08d}.core"
-                    (self.directory / old).unlink(missing_ok=True)
+                if self.keep:  # the last so many epochs
+                    (self.directory / f"epoch-{row['epoch'] - self.keep:08d}.core").unlink(missing_ok=True)
 
     def processor_seconds(self) -> float:
         """Of the worker and of the process that waits for it."""
@@ -136,8 +134,8 @@ def of_rows(rows: list[Row], seconds: float) -> Row:
     keys = "pages", "pause_us", "write_us", "waited_us"
     middle = {key: round(statistics.median(row[key] for row in rows), 1) for key in keys}
     middle["write_us_max"] = max(row["write_us"] for row in rows)
-    total = sum(row["bytes"] for row in rows)
-    return {"epochs_per_s": len(rows) / seconds, "bytes_per_s": total / seconds, **middle}
+    written = sum(row["bytes"] for row in rows) / seconds
+    return {"epochs_per_s": len(rows) / seconds, "bytes_per_s": written, **middle}
 
 
 def tracked(client: Redis[bytes], where: Path, directory: Path, rate: float, seconds: float) -> Row:
@@ -157,7 +155,9 @@ def tracked(client: Redis[bytes], where: Path, directory: Path, rate: float, sec
     return {"sets_per_s": speed, "cores": used / took, **of_rows(rows, took)}
 
 
-def beside(client: Redis[bytes], where: Path, seconds: float, again: Callable[[], None]) -> Row:
+def beside(
+    client: Redis[bytes], where: Path, seconds: float, again: Callable[[Redis[bytes], Path], None]
+) -> Row:
     """The client's speed while something is done again and again."""
     over = threading.Event()
     times: list[float] = []
@@ -165,7 +165,7 @@ def beside(client: Redis[bytes], where: Path, seconds: float, again: Callable[[]
     def work() -> None:
         while not over.is_set():
             began = time.perf_counter()
-            again()
+            again(client, where.parent)
             times.append((time.perf_counter() - began) * 1e6)
 
     with sets(client, where) as measure:
@@ -182,7 +182,7 @@ def beside(client: Redis[bytes], where: Path, seconds: float, again: Callable[[]
     return {"sets_per_s": speed, "epochs_per_s": count / seconds, "write_us": statistics.median(times)}
 
 
-def bgsave(client: Redis[bytes]) -> None:
+def bgsave(client: Redis[bytes], _: Path) -> None:
     client.bgsave()
     while client.info("persistence")["rdb_bgsave_in_progress"]:
         time.sleep(0.002)
@@ -209,7 +209,7 @@ def disk(directory: Path, size: int, seconds: float) -> Row:
 
 
 def in_memory(directory: Path, seconds: float) -> Row:
-    """64 pages of 1 GiB for each of 1,500 epochs a second, the last 100 epochs on a tmpfs."""
+    """64 pages of 1 GiB for each of 1,500 epochs a second, on a tmpfs."""
     program = directory / "steady"
     subprocess.run(["cc", "-O2", "-o", program, HERE / "steady.c", "-lpthread"], check=True)
     with (
@@ -236,9 +236,7 @@ def in_memory(directory: Path, seconds: float) -> Row:
 
 def table(rows: list[Row]) -> str:
     """Medians of the rounds, the least and the most in brackets."""
-    kept: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        kept[row["run"]].append(row)
+    kept = {run: [row for row in rows if row["run"] == run] for run in dict.fromkeys(r["run"] for r in rows)}
     columns = {
         "epochs/s": ("epochs_per_s", 1.0, ".1f"), "of its speed": ("of_untracked", 1.0, ".2f"),
         "pages": ("pages", 1.0, ".0f"), "pause, ms": ("pause_us", 1e-3, ".2f"),
@@ -250,8 +248,8 @@ def table(rows: list[Row]) -> str:
         cells = []
         for key, factor, form in columns.values():
             found = [row[key] * factor for row in several if key in row]
-            least, most = (format(f(found), form) for f in (min, max)) if found else ("", "")
-            cells.append(f"{statistics.median(found):{form}} ({least}-{most})" if found else "")
+            three = [format(f(found), form) for f in (statistics.median, min, max)] if found else []
+            cells.append("{} ({}-{})".format(*three) if found else "")
         lines.append(f"| {run} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -278,17 +276,13 @@ def main() -> None:
                     measure(SETTLE)
                     speed = measure(seconds / 2)
                 note("redis, untracked", {"sets_per_s": speed, "of_untracked": 1.0})
-                for run, again in {
+                for run, measured in {
                     "redis, 10 a second": lambda: tracked(client, where, directory, 10, seconds),
                     "redis, 150 a second": lambda: tracked(client, where, directory, 150, seconds),
-                    "BGSAVE, again and again": lambda: beside(
-                        client, where, seconds / 2, lambda: bgsave(client)
-                    ),
-                    "gcore, again and again": lambda: beside(
-                        client, where, seconds / 2, lambda: gcore(client, directory)
-                    ),
+                    "BGSAVE, again and again": lambda: beside(client, where, seconds / 2, bgsave),
+                    "gcore, again and again": lambda: beside(client, where, seconds / 2, gcore),
                 }.items():
-                    row = again()
+                    row = measured()
                     note(run, {**row, "of_untracked": row["sets_per_s"] / speed})
                     if "pages" in row:
                         size = int(row["pages"]) * 4096 or 4096

@@ -63,7 +63,7 @@ class Subject:
         self.about = {"engine": engine, "mib": mib, "threads": 1 + sleeping + computing}
         self.target = stack.enter_context(ProcessTarget(self.pid, engine))
         self.target.postpone(*self.target.harvest(everything=True))
-        self.target.acknowledge()  # nobody wants its base
+        self.target.hand_over().release()  # nobody wants its base
         self.window()
 
     @contextmanager
@@ -83,7 +83,7 @@ class Subject:
         started = time.perf_counter()
         window = self.target.window()
         total = (time.perf_counter() - started) * 1e6
-        self.target.acknowledge()
+        self.target.hand_over().release()
         taken = len(window.contents) // 4096
         parts = {part: round(getattr(window, part), 1) for part in PARTS}
         return {**self.about, "taken": taken, **parts, "total_us": round(total, 1)}

@@ -267,9 +267,7 @@ class CycleTracker(Gated, Closing):
         cycle = self._active_cycle()
         if into is None:
             n = self.core.exchange(cycle.native)
-            if n < 0:
-                self._check(n, "end the cycle")
-            pages = cycle.pages(0, n)
+            pages = cycle.pages(0, n if n >= 0 else self._check(n, "end the cycle"))
         else:
             pages = self._exchange_into(cycle, into)
         pages.rearmed = True

@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.image import EpochFile
 from checkpoint.session import Session
@@ -63,6 +65,57 @@ def test_negative_control(
     pid, control = start_writer(spawn, build, 2, 22)
     with pytest.raises(OracleError):
         take_epochs(pid, control, in_memory / "chain", 500, engine, sabotage)
+
+
+def torn(spawn: Spawn, build: Build, directory: Path, engine: str, base: bool, sabotage: str) -> int:
+    """How many of some epochs have a buffer of two reads: a stop lets each read end.
+
+    Args:
+        base: all of them are bases.
+    """
+    data = directory / "data"
+    data.write_bytes(b"".join(bytes([k + 2]) * (4 << 20) for k in range(8)))
+    process = spawn(build("direct"), data)
+    assert process.stdout
+    address = process.stdout.readline()
+    if not address:
+        pytest.skip("this file system has no O_DIRECT")
+    buffer = int(address, 16) // 4096
+    pages = np.arange(buffer, buffer + 1024, dtype=np.uint64)
+    found = 0
+    with (
+        ChainWriter(directory / "chain", b"", force=False) as chain,
+        ProcessTarget(process.pid, engine) as target,
+        ExitStack() as stack,
+    ):
+        session = Session(target, chain)
+        session.take()
+        copy_early(target)
+        if sabotage:
+            stack.enter_context(broken(sabotage))
+        for _ in range(12 if base else 40):
+            if base:
+                session.stream.rebase()
+            session.take()
+            view = Chain(directory / "chain").view(None)
+            found += len(set(view.read(pages)[:, 0].tolist())) > 1
+    return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("base", [False, True], ids=["", "base"])
+def test_a_read_past_the_page_cache_is_whole(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, engine: str, base: bool
+) -> None:
+    """It writes without a fault what it has pinned: pages are copied when no such call is left."""
+    assert not torn(spawn, build, tmp_path, engine, base, "")
+
+
+def test_a_read_past_the_page_cache_is_noticed(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path
+) -> None:
+    """Negative control: copied at once."""
+    assert torn(spawn, build, tmp_path, "scan", False, "barrier")
 
 
 @pytest.mark.slow

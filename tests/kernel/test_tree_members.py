@@ -57,14 +57,21 @@ def test_a_base_is_never_passed_over_as_unchanged(
     part.drop()
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["", "while others are written"])
 def test_who_stores_for_others_ends_before_it_is_described(
     forks: Callable[[int], Forks],
     tree_of: Callable[..., TreeSession],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    behind: bool,
 ) -> None:
     """The others have no epoch then that would name memory that is nowhere."""
     taker = tree_of(forks(2).pid)
+    if behind:
+        taker.pipeline.durable = 1000.0
+        taker.take()
+        for _ in range(3):
+            taker.put()
     part_of, lost = Member.part, []
 
     def loses(self: Member, window: Window) -> Any:
@@ -83,10 +90,11 @@ def test_who_stores_for_others_ends_before_it_is_described(
 
     monkeypatch.setattr(Member, "part", loses)
     for _ in range(3):
-        taker.take()
+        taker.put() if behind else taker.take()
+    taker.pipeline.close()
     assert len(lost) == 2
     entries, _ = Tree(tmp_path / "t").verify(b"")
-    assert [entry.epoch for entry in entries] == [0, 1, 2]
+    assert [entry.epoch for entry in entries] == list(range(7 if behind else 3))
     assert [e for entry in entries for e in cut_errors(entry)] == []
 
 

@@ -2,10 +2,10 @@
  *
  * A round passes over what is not registered (any more): such mappings are taken as new in the stop. It looks in the spans of
  * the last harvest alone, and leaves mappings, digests and history to the stop. */
+#include "barrier.h"
 #include "methods.h"
 #include "proc_stat.h"
 #include "sabotage.h"
-#include "window.h"
 #include "vec.h"
 
 #include <stdlib.h>
@@ -13,8 +13,8 @@
 
 enum {
 	ROUNDS = 2, /* each stops the target for a moment */
-	LEAST_TOUCHED = 32,  /* pages; a round over touched pages costs no more than it takes out of the stop */
-	LEAST_FAULTS = 256,  /* the same over all spans: at least, and if their copies take longer than a harvest */
+	LEAST_TOUCHED = 128, /* pages: to copy them takes as long as a round stops the target */
+	LEAST_FAULTS = 512,  /* the same over all spans: at least, and if their copies take longer than a harvest */
 	COPY_NS = 1000,      /* of a page, about */
 };
 #define MOST (1ul << 30) /* bytes; the rest is for the stop */

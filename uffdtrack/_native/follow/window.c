@@ -98,24 +98,6 @@ void ut_resumed(ut_space *s)
 		ut_watch_resumed(s->watch);
 }
 
-int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns, int64_t *stood_ns)
-{
-	int64_t t0;
-	int err;
-
-	TRY(ut_await_calls(t, timeout_ns));
-	ut_hurry(t);
-	t0 = ut_now_ns();
-	ut_stopping(s);
-	err = ut_tracee_stop_now(t, timeout_ns);
-	ut_resumed(s);
-	if (err >= 0 && ut_tracee_resume(t))
-		ut_tracee_settle(t, 100000000);
-	*stood_ns += ut_now_ns() - t0;
-	ut_no_hurry(t);
-	return err;
-}
-
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times)
 {

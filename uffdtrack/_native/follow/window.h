@@ -10,11 +10,6 @@ typedef struct {
 /* Stop, read registers, harvest, copy the harvested pages to s->buffer, rearm, resume. */
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
-/* Stop all threads, and let them run at once: no call is under way any more that was before. Adds to *stood_ns how
- * long they stood. */
-int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns, int64_t *stood_ns);
-/* early.c: before a stop, while the target runs, copy what was written if that is much. Stops it for moments. */
-void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *stood_ns);
 /* The parts of a window, for several targets at once (tree.c): before the stop; with the target stopped;
  * after the resume. They do not set `pause_ns` and `stop_ns`. */
 void ut_stopping(ut_space *s);
