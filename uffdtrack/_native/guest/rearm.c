@@ -8,6 +8,8 @@
 #include "rearm.h"
 #include "sabotage.h"
 
+#include <errno.h>
+
 #define PART 256 /* pages that are rearmed while no fault is listed */
 #define SOON 160 /* pages that are copied before a vCPU would go to sleep again */
 #define SHARE 32 /* pages that are worth another thread */
@@ -128,6 +130,10 @@ static int rearm_group(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 
 static int rearm_sorted(ut_tracker *t, ut_mm *mm, const uint32_t *v, size_t n)
 {
+	if (n && ut_breaks(UT_BREAK_REFUSE)) {
+		ut_mend(UT_BREAK_REFUSE);
+		return -ENOMEM;
+	}
 	t->stats.rearm_pages += n;
 	for (size_t i = 0, k; i < n; i += k) {
 		k = group_length(v + i, n - i);
