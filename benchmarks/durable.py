@@ -32,14 +32,14 @@ from redis import Redis
 UFFDTRACK = Path(sys.executable).with_name("uffdtrack")
 HERE = Path(__file__).parent
 KEYS, SIZE = 200_000, 512
-SETTLE = 1.0
-"""Seconds that each run goes on before it is measured."""
+SETTLE, CATCH_UP = 1.0, 30.0
+"""Seconds that each run goes on before it is measured; the most that may take behind a base in memory."""
 Row = dict[str, Any]
-Again = Callable[[Redis[bytes], Path], None]
+Again = Callable[[Redis, Path], None]
 
 
 @contextmanager
-def redis(directory: Path) -> Iterator[Redis[bytes]]:
+def redis(directory: Path) -> Iterator[Redis]:
     """A server of our own, with its keys, on a socket in the directory."""
     where = directory / "redis"
     server = subprocess.Popen(
@@ -66,12 +66,12 @@ def load(where: Path) -> list[str | Path]:
     return ["redis-benchmark", "-s", where, "-t", "set", "-r", str(KEYS), "-d", str(SIZE), "-q"]
 
 
-def commands(client: Redis[bytes]) -> int:
+def commands(client: Redis) -> int:
     return int(client.info("stats")["total_commands_processed"])
 
 
 @contextmanager
-def sets(client: Redis[bytes], where: Path) -> Iterator[Callable[[float], float]]:
+def sets(client: Redis, where: Path) -> Iterator[Callable[[float], float]]:
     """The client sets keys; gives a function that measures how many a second, for some seconds."""
     with subprocess.Popen([*load(where), "-n", "1000000000"], stdout=subprocess.DEVNULL) as benchmark:
 
@@ -138,7 +138,7 @@ def of_rows(rows: list[Row], seconds: float) -> Row:
     return {"epochs_per_s": len(rows) / seconds, "bytes_per_s": written, **middle}
 
 
-def tracked(client: Redis[bytes], where: Path, directory: Path, rate: float, seconds: float) -> Row:
+def tracked(client: Redis, where: Path, directory: Path, rate: float, seconds: float) -> Row:
     pid = int(client.info("server")["process_id"])
     with sets(client, where) as measure:
         session = Session(pid, directory / "chain", 1 / rate, "--durable", "50ms")
@@ -155,9 +155,7 @@ def tracked(client: Redis[bytes], where: Path, directory: Path, rate: float, sec
     return {"sets_per_s": speed, "cores": used / took, **of_rows(rows, took)}
 
 
-def beside(
-    client: Redis[bytes], where: Path, seconds: float, again: Callable[[Redis[bytes], Path], None]
-) -> Row:
+def beside(client: Redis, where: Path, seconds: float, again: Callable[[Redis, Path], None]) -> Row:
     """The client's speed while something is done again and again."""
     over = threading.Event()
     times: list[float] = []
@@ -182,13 +180,13 @@ def beside(
     return {"sets_per_s": speed, "epochs_per_s": count / seconds, "write_us": statistics.median(times)}
 
 
-def bgsave(client: Redis[bytes], _: Path) -> None:
+def bgsave(client: Redis, _: Path) -> None:
     client.bgsave()
     while client.info("persistence")["rdb_bgsave_in_progress"]:
         time.sleep(0.002)
 
 
-def gcore(client: Redis[bytes], directory: Path) -> None:
+def gcore(client: Redis, directory: Path) -> None:
     pid = client.info("server")["process_id"]
     subprocess.run(["gcore", "-o", directory / "core", str(pid)], check=True, capture_output=True)
     (directory / f"core.{pid}").unlink()
@@ -218,9 +216,10 @@ def in_memory(directory: Path, seconds: float) -> Row:
     ):
         assert process.stdout and process.stdout.readline()
         try:
-            session = Session(process.pid, Path(memory) / "chain", 1 / 1500, keep=100)
+            session = Session(process.pid, Path(memory) / "chain", 1 / 1500, keep=3)
             try:
-                while [row["pages"] < 1000 for row in session.rows[-20:]] != [True] * 20:
+                deadline = time.monotonic() + CATCH_UP
+                while time.monotonic() < deadline and max(r["pages"] for r in session.rows[-20:]) > 1000:
                     time.sleep(0.1)
                 first, used, began = len(session.rows), session.processor_seconds(), time.perf_counter()
                 time.sleep(seconds)
@@ -231,7 +230,7 @@ def in_memory(directory: Path, seconds: float) -> Row:
                 session.close()
         finally:
             process.kill()
-    return {"cores": used / took, **of_rows(rows, took)}
+    return {"cores": used / took, **(of_rows(rows, took) if rows else {"epochs_per_s": 0.0})}
 
 
 def table(rows: list[Row]) -> str:
