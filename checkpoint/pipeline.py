@@ -120,9 +120,10 @@ class Pipeline:
         """
         started = time.perf_counter()
         with self._changed:
+            waits = self._is_full()
             self._changed.wait_for(lambda: self.failed or not self._is_full())
         self.check()
-        return since(started)
+        return since(started) if waits else 0.0
 
     def check(self) -> None:
         """Raises what has failed since the last time; what was not safe was taken back before that.

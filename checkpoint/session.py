@@ -132,6 +132,7 @@ class SingleEpoch(TakenEpoch[EpochRow]):
     def __init__(self, session: Session, part: Part, circumstances: Circumstances) -> None:
         super().__init__(session, circumstances, part.row.times)
         self.part = part
+        self.time_ns = part.row.time_ns
         self.size = part.size
         self.base = part.row.base
 
