@@ -67,12 +67,8 @@ def test_negative_control(
         take_epochs(pid, control, in_memory / "chain", 500, engine, sabotage)
 
 
-def torn(spawn: Spawn, build: Build, directory: Path, engine: str, base: bool, sabotage: str) -> int:
-    """How many of some epochs have a buffer of two reads: a stop lets each read end.
-
-    Args:
-        base: all of them are bases.
-    """
+def torn(spawn: Spawn, build: Build, directory: Path, engine: str, sabotage: str) -> int:
+    """How many of some epochs have a buffer of two reads: a stop lets each read end."""
     data = directory / "data"
     data.write_bytes(b"".join(bytes([k + 2]) * (4 << 20) for k in range(8)))
     process = spawn(build("direct"), data)
@@ -93,9 +89,7 @@ def torn(spawn: Spawn, build: Build, directory: Path, engine: str, base: bool, s
         copy_early(target)
         if sabotage:
             stack.enter_context(broken(sabotage))
-        for _ in range(12 if base else 40):
-            if base:
-                session.stream.rebase()
+        for _ in range(40):
             session.take()
             view = Chain(directory / "chain").view(None)
             found += len(set(view.read(pages)[:, 0].tolist())) > 1
@@ -103,19 +97,18 @@ def torn(spawn: Spawn, build: Build, directory: Path, engine: str, base: bool, s
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("base", [False, True], ids=["", "base"])
 def test_a_read_past_the_page_cache_is_whole(
-    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, engine: str, base: bool
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, engine: str
 ) -> None:
     """It writes without a fault what it has pinned: pages are copied when no such call is left."""
-    assert not torn(spawn, build, tmp_path, engine, base, "")
+    assert not torn(spawn, build, tmp_path, engine, "")
 
 
 def test_a_read_past_the_page_cache_is_noticed(
     kernel: None, spawn: Spawn, build: Build, tmp_path: Path
 ) -> None:
     """Negative control: copied at once."""
-    assert torn(spawn, build, tmp_path, "scan", False, "barrier")
+    assert torn(spawn, build, tmp_path, "scan", "barrier")
 
 
 @pytest.mark.slow
