@@ -16,7 +16,7 @@ from uffdtrack.errors import StopTimeoutError, TargetBusyError
 EXECS = """
 import glob, os, sys, time
 epochs = lambda: len(glob.glob(sys.argv[1] + "/epoch-*.core"))
-wanted, end = epochs() + 2, time.monotonic() + 60
+wanted, end = epochs() + 10, time.monotonic() + 60  # those of the program before come late
 while epochs() < wanted and time.monotonic() < end:
     time.sleep(0.01)
 if len(sys.argv) > 2:
