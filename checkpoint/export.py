@@ -23,7 +23,7 @@ from checkpoint.elf import (
     region_flags,
 )
 from checkpoint.facts import ImageFacts
-from checkpoint.files import translate
+from checkpoint.files import translate, write_all
 from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
 from checkpoint.image import EpochFile
 from checkpoint.image_writer import EpochWriter
@@ -102,10 +102,10 @@ def _write_core(view: View, fd: int) -> int:
         at += filled
     headers["flags"][1:] = region_flags(view.epoch.regions, headers["vaddr"][1:])
     os.ftruncate(fd, at)
-    _pwrite(fd, elf_header(phoff, phnum, phoff + headers.nbytes), 0)
-    _pwrite(fd, headers.tobytes(), phoff)
-    _pwrite(fd, extra_section(phnum), phoff + headers.nbytes)
-    _pwrite(fd, notes, notes_at)
+    write_all(fd, [elf_header(phoff, phnum, phoff + headers.nbytes)], 0)
+    write_all(fd, [headers.tobytes()], phoff)
+    write_all(fd, [extra_section(phnum)], phoff + headers.nbytes)
+    write_all(fd, [notes], notes_at)
     for header in headers[1:]:
         start, filled, place = (int(header[k]) for k in ("vaddr", "filesz", "offset"))
         _write_pages(view, fd, start, filled, place)
@@ -166,7 +166,7 @@ def _write_file_heads(view: View, fd: int, headers: Any, heads: dict[int, bytes]
     at = {int(h["vaddr"]): int(h["offset"]) for h in headers[1:] if h["filesz"]}
     for start, head in heads.items():
         if start in at and start // PAGE not in stored:
-            _pwrite(fd, head, at[start])
+            write_all(fd, [head], at[start])
 
 
 def _write_pages(view: View, fd: int, start: int, size: int, place: int) -> None:
@@ -175,14 +175,7 @@ def _write_pages(view: View, fd: int, start: int, size: int, place: int) -> None
         first = run_starts(part)
         for a, b in zip(first, np.append(first[1:], len(part)), strict=True):
             offset = place + int(part[a]) * PAGE - start
-            _pwrite(fd, contents[a:b].tobytes(), offset)
-
-
-def _pwrite(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while len(view):
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
+            write_all(fd, [contents[a:b].tobytes()], offset)
 
 
 def compact(chain: Chain, before: int, key: bytes) -> list[int]:

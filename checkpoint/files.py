@@ -6,7 +6,8 @@ import contextlib
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,18 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise translate(error, path) from error
+
+
+def write_all(fd: int, parts: Iterable[bytes | memoryview], offset: int) -> None:
+    """Write parts back to back. Raises: OSError: as pwrite(2)."""
+    left = deque(memoryview(part) for part in parts if len(part))
+    while left:
+        n = os.pwritev(fd, left, offset)
+        offset += n
+        while left and n >= len(left[0]):
+            n -= len(left.popleft())
+        if n:
+            left[0] = left[0][n:]
 
 
 def translate_read(error: OSError, path: Path) -> ImageError | PermissionDeniedError:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ from checkpoint.elf import (
     region_flags,
 )
 from checkpoint.facts import ImageFacts
-from checkpoint.files import sync_directory, translated
+from checkpoint.files import sync_directory, translate, translated, write_all
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.errors import StorageError, UffdtrackError
+from uffdtrack.errors import UffdtrackError
 from uffdtrack.runs import Pages, expand, inside, latest
 
 
@@ -89,24 +88,17 @@ class EpochWriter:
     def _write_pages(self, contents: memoryview) -> None:
         if self._direct >= 0 and len(contents) and not address_of(contents) % PAGE:
             try:
-                self._write(self._direct, [contents], self._end)
+                write_all(self._direct, [contents], self._end)
                 return
-            except StorageError as error:
-                if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
-                    raise
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise translate(error, self.path) from error
             self._close_direct()
-        self._write(self._fd, [contents], self._end)
+        self._write([contents], self._end)
 
-    def _write(self, fd: int, parts: list[bytes | memoryview], offset: int) -> None:
-        left = deque(memoryview(part) for part in parts if len(part))
+    def _write(self, parts: list[bytes | memoryview], offset: int) -> None:
         with translated(self.path):
-            while left:
-                n = os.pwritev(fd, left, offset)
-                offset += n
-                while left and n >= len(left[0]):
-                    n -= len(left.popleft())
-                if n:
-                    left[0] = left[0][n:]
+            write_all(self._fd, parts, offset)
 
     def finish(self, describe: Callable[[int, int], ImageFacts], notes: bytes, regions: list[Region]) -> str:
         """Write notes, headers and digest: the file is whole, and not on disk yet.
@@ -139,8 +131,8 @@ class EpochWriter:
         self._digest.update(head)
         digest = self._digest.digest()
         signed = tail[:digest_in_body], digest, tail[digest_in_body + DIGEST_SIZE :]
-        self._write(self._fd, [*signed], self._end)
-        self._write(self._fd, [head], 0)
+        self._write([*signed], self._end)
+        self._write([head], 0)
         self._close_direct()
         return digest.hex()
 

@@ -25,7 +25,7 @@ class Job(Protocol):
     Attributes:
         size: bytes of contents that it holds in memory until it is written.
         base: nothing may follow it before it is safe.
-        taken: when its target ran on, in time.monotonic().
+        taken: when its target ran on, in time.perf_counter().
     """
 
     size: int
@@ -249,7 +249,7 @@ class Pipeline:
             return None
         if self.durable is None or self._hurry or self.failed or self._drafts() >= UNSAFE // 2:
             return 0.0
-        return max(0.0, self._written[0][0].taken + self.durable / 2 - time.monotonic())
+        return max(0.0, self._written[0][0].taken + self.durable / 2 - time.perf_counter())
 
     def _drafts(self) -> int:
         return sum(len(drafts) for _, drafts in self._written)

@@ -38,7 +38,7 @@ class TakenEpoch(ABC, Generic[R]):
         self._session: Taker[R] = session
         self._circumstances = circumstances
         self.times = times
-        self.taken = time.monotonic()
+        self.taken = time.perf_counter()
         self.time_ns = time.time_ns()
 
     @property

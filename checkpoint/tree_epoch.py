@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from checkpoint.epoch import LeftOut, Times, TreeRow
+from checkpoint.epoch import LeftOut, Times, TreeRow, since
 from checkpoint.session import TakenEpoch, Taker
 from checkpoint.sink import Draft, side_by_side
 from checkpoint.stream import Circumstances, Part
@@ -96,8 +95,7 @@ class TakenTree(TakenEpoch[TreeRow]):
             overshoot=max(r.overshoot or 0 for r in rows) if self._roster.max_dirty else None,
         )
         digest = self._writer.commit(rows, row)
-        us = round((time.monotonic() - self.taken) * 1e6, 1)
-        self._row = replace(row, write_us=us, digest=digest, processes=rows)
+        self._row = replace(row, write_us=since(self.taken), digest=digest, processes=rows)
 
     def drop(self) -> None:
         for part in reversed(self._parts.values()):

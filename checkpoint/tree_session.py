@@ -78,8 +78,7 @@ class TreeSession(Taker[TreeRow], Closing):
                 epoch = self._epoch(members, window)
                 if epoch.whole:
                     return epoch
-                epoch.drop()
-                epoch.take_back()
+                _give_up(epoch)
         raise TargetBusyError("processes of the tree begin and end faster than an epoch is taken")
 
     def _window(self, members: list[Member], without_born: bool) -> TreeWindow:
@@ -158,29 +157,26 @@ class TreeSession(Taker[TreeRow], Closing):
             if part:
                 parts[member.number] = part
 
+        def epoch(left_out: list[LeftOut]) -> TakenTree:
+            inside = [pair for pair in taken if pair[0].number in parts]
+            times = Times.of(window)
+            return TakenTree(self, self.writer, self.roster, circumstances, inside, parts, left_out, times)
+
         circumstances = self.circumstances()
         try:
             side_by_side(lambda pair: describe(*pair), taken)
         except BaseException:
-            for member, _ in taken:
-                if member.number in parts:
-                    parts[member.number].drop()
-                    parts[member.number].take_back()
-                    member.forget()
-            self.not_given(circumstances)
+            _give_up(epoch([]))
             raise
         read = sum(not isinstance(part, Again) for part in parts.values())
         self._reading = max(read, self._reading * 7 // 8, 1)
-        inside = [pair for pair in taken if pair[0].number in parts]
         left_out = self._left_out(members, taken, window)
         left_out += [
             LeftOut(m.target.pid, name_of(m.target.pid), "it ended, or called exec, a moment after")
             for m, _ in taken
             if m.number not in parts
         ]
-        return TakenTree(
-            self, self.writer, self.roster, circumstances, inside, parts, left_out, Times.of(window)
-        )
+        return epoch(left_out)
 
     def _left_out(
         self, members: list[Member], taken: list[tuple[Member, Window]], window: TreeWindow
@@ -215,3 +211,8 @@ class TreeSession(Taker[TreeRow], Closing):
         """Take every trap away; all run on. Idempotent."""
         self.roster.close()
         self.tree.close()
+
+
+def _give_up(epoch: TakenTree) -> None:
+    epoch.drop()
+    epoch.take_back()

@@ -22,12 +22,16 @@ from uffdtrack.errors import (
 from uffdtrack.features import probe
 from uffdtrack.maps import Region
 from uffdtrack.regions import regions_of
-from uffdtrack.runs import PAGE, Runs, merge_runs, size_of
+from uffdtrack.runs import PAGE, Runs, merge_runs, no_runs, size_of
 from uffdtrack.tracee import Tracee
 from uffdtrack.window import Heads, Pending, Window, stop_times
 
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
+
+
+def _view(at: Any, size: int) -> memoryview:
+    return memoryview(ffi.buffer(at, size)) if size else memoryview(b"")
 
 
 class AddressSpace(Closing):
@@ -120,10 +124,9 @@ class AddressSpace(Closing):
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, back to back; valid until the next copy or window."""
-        size = size_of(runs)
         pointer, n = runs_of(runs)
         check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
-        return self._copied(size)
+        return _view(self._c.buffer.v, size_of(runs))
 
     def split_zero(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         """Split the last copy into ranges with contents and zero ranges; see `Window`."""
@@ -135,8 +138,7 @@ class AddressSpace(Closing):
         finally:
             lib.runs_free(data)
             lib.runs_free(zero)
-        size = size_of(full)
-        return full, empty, self._copied(size)
+        return full, empty, _view(self._c.buffer.v, size_of(full))
 
     def _give(self) -> tuple[Runs, Runs, Runs, memoryview]:
         """What a window has copied: all ranges, those with contents, those of zeros, and the contents."""
@@ -148,9 +150,8 @@ class AddressSpace(Closing):
         finally:
             for runs in (want, data, zero):
                 lib.runs_free(runs)
-        size = size_of(full)
         self._copied_size, self._is_merged = size_of(every), at[0] != self._c.buffer.v
-        return every, full, empty, memoryview(ffi.buffer(at[0], size)) if size else memoryview(b"")
+        return every, full, empty, _view(at[0], size_of(full))
 
     def lend(self) -> Callable[[], None]:
         """Keep the contents of the last window, until the returned function is called, in any thread.
@@ -160,9 +161,6 @@ class AddressSpace(Closing):
         if self._is_merged:
             return self._buffers.lend(self._c.early, "merged", self._copied_size)
         return self._buffers.lend(self._c, "buffer", self._copied_size)
-
-    def _copied(self, size: int) -> memoryview:
-        return memoryview(ffi.buffer(self._c.buffer.v, size)) if size else memoryview(b"")
 
     def window(self, tracee: Tracee, pending: Pending) -> Window:
         """Stop the target, take registers, harvest, copy, rearm, resume: one call of C.
@@ -198,9 +196,10 @@ class AddressSpace(Closing):
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
         else:
-            gone = merge_runs(runs_array(found.gone), runs_array(early.gone))
-            reset = merge_runs(gone, runs_array(found.fresh), pending.reset)
-        touched = merge_runs(runs_array(harvest.news.touched), runs_array(early.touched))
+            reset = merge_runs(*map(runs_array, (found.gone, early.gone, found.fresh)), pending.reset)
+        touched = no_runs()
+        if harvest.by_news:
+            touched = merge_runs(runs_array(harvest.news.touched), runs_array(early.touched))
         pending.everything = True  # until it is known what was taken
         want, data, zero, contents = self._give()
         pending.add(want, reset)
@@ -216,7 +215,7 @@ class AddressSpace(Closing):
             unreadable=size_of(runs_array(self._c.unreadable)) // PAGE,
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
-            touched=size_of(touched) // PAGE if harvest.by_news else 0,
+            touched=size_of(touched) // PAGE,
             **stop_times(times),
             heads=dict(pending.heads),
             elsewhere=[

@@ -10,12 +10,11 @@ import pytest
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.image import EpochFile
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.helpers import Build, Spawn, broken
-from tests.kernel.test_oracle import start_writer
-from tests.oracle import Memory, OracleError
+from tests.kernel.test_oracle import start_writer, take_epochs
+from tests.oracle import OracleError
 
 ENGINES = ["scan", "ring"]
 
@@ -25,34 +24,13 @@ def copy_early(target: ProcessTarget) -> None:
     target.space.native.early.least = 1  # type: ignore[attr-defined]
 
 
-def take_epochs(
-    pid: int, control: int, directory: Path, epochs: int, engine: str, sabotage: str = ""
-) -> Memory:
-    memory = Memory(control)
-    with ExitStack() as stack:
-        chain = stack.enter_context(ChainWriter(directory, b"", force=False))
-        target = stack.enter_context(ProcessTarget(pid, engine))
-        session = Session(target, chain)
-        for n in range(epochs):
-            session.take()
-            copy_early(target)
-            if n == 1 and sabotage:
-                stack.enter_context(broken(sabotage))
-            path = directory / f"epoch-{n:08d}.core"
-            file = EpochFile(path)
-            memory.apply(file)
-            memory.check(file)
-            path.unlink()
-    return memory
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_epoch_is_a_state_of_the_writer(
     kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str
 ) -> None:
     pid, control = start_writer(spawn, build, 2, 21)
     with broken("delay"):  # the writer changes mappings and contents that were copied already
-        memory = take_epochs(pid, control, in_memory / "chain", 30, engine)
+        memory = take_epochs(pid, control, in_memory / "chain", 30, 21, engine, set_up=copy_early)
     assert memory.checked > 30 * 2 * 8 * 60
 
 
@@ -64,7 +42,7 @@ def test_negative_control(
     """With a page that keeps its early copy, or one that is forgotten, the oracle must see it."""
     pid, control = start_writer(spawn, build, 2, 22)
     with pytest.raises(OracleError):
-        take_epochs(pid, control, in_memory / "chain", 500, engine, sabotage)
+        take_epochs(pid, control, in_memory / "chain", 500, 22, engine, sabotage, copy_early)
 
 
 def torn(spawn: Spawn, build: Build, directory: Path, engine: str, sabotage: str) -> int:
@@ -122,4 +100,4 @@ def test_thousands_of_epochs(
 ) -> None:
     pid, control = start_writer(spawn, build, threads, 200 + threads)
     with broken("delay"):
-        take_epochs(pid, control, in_memory / "chain", 1000, engine)
+        take_epochs(pid, control, in_memory / "chain", 1000, threads, engine, set_up=copy_early)

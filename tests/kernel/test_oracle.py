@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,9 +31,14 @@ def start_writer(spawn: Spawn, build: Build, threads: int, seed: int, *more: str
 
 
 def take_epochs(
-    pid: int, control: int, directory: Path, epochs: int, seed: int, engine: str, sabotage: str = ""
-) -> Memory:
-    """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping."""
+    pid: int, control: int, directory: Path, epochs: int, seed: int, engine: str, sabotage: str = "",
+    set_up: Callable[[ProcessTarget], None] = lambda target: None,
+) -> Memory:  # fmt: skip
+    """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping.
+
+    Args:
+        set_up: gets the target behind the base.
+    """
     rng = random.Random(seed)
     memory = Memory(control)
     with ExitStack() as stack:
@@ -42,6 +48,8 @@ def take_epochs(
         for n in range(epochs):
             row = session.take()
             assert row.epoch == n
+            if not n:
+                set_up(target)
             if n == 1 and sabotage:
                 stack.enter_context(broken(sabotage))
             file = EpochFile(directory / f"epoch-{n:08d}.core")

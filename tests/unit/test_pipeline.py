@@ -66,7 +66,7 @@ class Fake:
         self.world = world
         self.base = base
         self.size = 1
-        self.taken = module.time.monotonic()
+        self.taken = module.time.perf_counter()
         self.contents = {page: world.memory[page] for page in world.pending}
         self.memory = list(world.memory)
         self.whole = self.is_safe = False
