@@ -179,6 +179,7 @@ int ut_attach_uffd(int pid, int user_mode_only)
 	ut_tracee *left;
 	int pair[2], child, err;
 
+	TRY(ut_blocks_open());
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return -errno;
 	child = fork();

@@ -337,10 +337,7 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 	ut_section section;
 
 	memcpy(r, regs, sizeof(*r));
-	/* The block that a timed call restarts from is the thread's present one, not the one of then:
-	 * the call itself is repeated. */
-	if ((int64_t)r->orig_rax >= 0 && (int64_t)r->rax == -ERESTART_RESTARTBLOCK)
-		r->rax = -ERESTARTNOHAND;
+	ut_put_block(th->tid, r);
 	th->sigmask = sigmask;
 	ut_forget_wait(t, th->tid);
 	/* Memory is that of then already, rseq_cs with it. */

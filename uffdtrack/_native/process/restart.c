@@ -403,6 +403,8 @@ int ut_note_stop(ut_tracee *t, ut_thread *th)
 		return err;
 	th->worker = !r->rip && !r->rsp;
 	th->state = UT_THREAD_STOPPED;
+	if (!th->worker)
+		ut_note_block(th->tid, r);
 	rule = th->worker ? UT_CALL_LEAVE : to_repeat(t, th->tid, r, &limit, &expired);
 	if (rule == UT_CALL_LEAVE) {
 		ut_forget_wait(t, th->tid);

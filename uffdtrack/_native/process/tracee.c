@@ -34,9 +34,11 @@
 int ut_tracee_open(int pid, ut_tracee **out)
 {
 	unsigned a, b, c = 0, d;
-	ut_tracee *t = calloc(1, sizeof(*t));
+	ut_tracee *t;
 	int err;
 
+	TRY(ut_blocks_open());
+	t = calloc(1, sizeof(*t));
 	if (!t)
 		return -ENOMEM;
 	t->pid = pid;

@@ -1,7 +1,8 @@
 /* What the parts of a tracee have in common. From below: threads.c has the table, seize.c seizes threads,
- * restart.c mends interrupted system calls, halt.c follows a thread to its stop and releases it, calls.c
- * waits for calls that must not be interrupted, tracee.c stops all threads; inject.c runs system calls in a
- * thread's name, attach.c uses them to make a userfaultfd. */
+ * blocks.c knows the calls that the kernel goes on with by restart_syscall(2), restart.c mends interrupted
+ * system calls, halt.c follows a thread to its stop and releases it, calls.c waits for calls that must not be
+ * interrupted, tracee.c stops all threads; inject.c runs system calls in a thread's name, attach.c uses them to
+ * make a userfaultfd. */
 #ifndef UT_TRACEE_PARTS_H
 #define UT_TRACEE_PARTS_H
 #include "compat.h"
@@ -77,6 +78,15 @@ int ut_signal_to_pass(int tid, int number);
 /* Forget the thread's entry in `waits`: it is no longer in that call. */
 void ut_forget_wait(ut_tracee *t, int tid);
 const ut_wait *ut_find_wait(const ut_tracee *t, int tid);
+/* blocks.c: a thread has stopped, with its registers `r`. If the kernel goes on with a call of it that an earlier stop
+ * has interrupted, they get that call's number. */
+void ut_note_block(int tid, struct user_regs_struct *r);
+/* A thread gets the registers `r` of another time. A call of then that the kernel would have gone on with is repeated.
+ * Where its number is not known, the kernel goes on with it if the thread is in that one at this stop; else it ends
+ * with EINTR. */
+void ut_put_block(int tid, struct user_regs_struct *r);
+/* Once, before the first stop, and before a process is forked that stops the target. 0 or -ENOMEM. */
+int ut_blocks_open(void);
 /* 1: calls of that number, on such a descriptor if they take one, begin anew in this process. */
 int ut_begins_anew(const ut_tracee *t, int tid, int64_t nr, uint64_t fd);
 /* The last look, just before we interrupt a thread. UT_BUSY: it is in such a call by now, and in `calls`. */
