@@ -100,7 +100,7 @@ class AddressSpace(Closing):
         return space
 
     def harvest(self, tracee: Tracee, everything: bool) -> tuple[Runs, Runs]:
-        """Find and rearm what was written since the last harvest. The target runs; "sync": in a short stop.
+        """Find and rearm what was written since the last harvest, and then stop the target for a moment.
 
         With `everything`, register and arm all mappings and report all pages that exist.
 
@@ -118,9 +118,19 @@ class AddressSpace(Closing):
         else:
             result = lib.ut_space_harvest(self._c, ffi.NULL, flags | lib.UT_RUNNING, ffi.NULL, 0)
             check(result, "harvest the memory", self.pid)
+            self._barrier(tracee)
         found = self._c.harvest.all
         reset = merge_runs(runs_array(found.gone), runs_array(found.fresh))
         return runs_array(found.want), reset
+
+    def _barrier(self, tracee: Tracee) -> None:
+        """Let all calls end that may write what they have pinned before its trap was set."""
+        result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS, ffi.new("int64_t *"))
+        if result == lib.UT_BUSY:
+            raise TargetBusyError(tracee.busy)
+        if result == -errno.ETIMEDOUT:
+            raise tracee.late_error("stop the threads")
+        check(result, "stop the threads", self.pid)
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, back to back; valid until the next copy or window."""

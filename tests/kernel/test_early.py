@@ -45,8 +45,12 @@ def test_negative_control(
         take_epochs(pid, control, in_memory / "chain", 500, 22, engine, sabotage, copy_early)
 
 
-def torn(spawn: Spawn, build: Build, directory: Path, engine: str, sabotage: str) -> int:
-    """How many of some epochs have a buffer of two reads: a stop lets each read end."""
+def torn(spawn: Spawn, build: Build, directory: Path, engine: str, base: bool, sabotage: str) -> int:
+    """How many of some epochs have a buffer of two reads: a stop lets each read end.
+
+    Args:
+        base: all of them are bases.
+    """
     data = directory / "data"
     data.write_bytes(b"".join(bytes([k + 2]) * (4 << 20) for k in range(8)))
     process = spawn(build("direct"), data)
@@ -67,7 +71,9 @@ def torn(spawn: Spawn, build: Build, directory: Path, engine: str, sabotage: str
         copy_early(target)
         if sabotage:
             stack.enter_context(broken(sabotage))
-        for _ in range(40):
+        for _ in range(12 if base else 40):
+            if base:
+                session.stream.rebase()
             session.take()
             view = Chain(directory / "chain").view(None)
             found += len(set(view.read(pages)[:, 0].tolist())) > 1
@@ -75,11 +81,12 @@ def torn(spawn: Spawn, build: Build, directory: Path, engine: str, sabotage: str
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("base", [False, True], ids=["", "base"])
 def test_a_read_past_the_page_cache_is_whole(
-    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, engine: str
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, engine: str, base: bool
 ) -> None:
     """It writes without a fault what it has pinned: pages are copied when no such call is left."""
-    assert not torn(spawn, build, tmp_path, engine, "")
+    assert not torn(spawn, build, tmp_path, engine, base, "")
 
 
 def test_a_read_past_the_page_cache_is_noticed(
@@ -89,7 +96,7 @@ def test_a_read_past_the_page_cache_is_noticed(
     places = [tmp_path / str(n) for n in range(10)]
     for place in places:
         place.mkdir()
-    assert any(torn(spawn, build, place, "scan", "barrier") for place in places)
+    assert any(torn(spawn, build, place, "scan", False, "barrier") for place in places)
 
 
 @pytest.mark.slow
