@@ -125,7 +125,7 @@ class AddressSpace(Closing):
 
     def _barrier(self, tracee: Tracee) -> None:
         """Let all calls end that may write what they have pinned before its trap was set."""
-        result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS, ffi.new("int64_t *"))
+        result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS)
         if result == lib.UT_BUSY:
             raise TargetBusyError(tracee.busy)
         if result == -errno.ETIMEDOUT:

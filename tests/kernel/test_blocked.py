@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -45,11 +47,23 @@ class Blocked:
         wait_for(lambda: self.ask()[1] > first + 1, "all calls end")
 
 
-def job_control(pid: int) -> None:
-    """Interrupt the calls of all threads, which go on with them."""
-    os.kill(pid, signal.SIGSTOP)
-    assert os.waitid(os.P_PID, pid, os.WSTOPPED)
-    os.kill(pid, signal.SIGCONT)
+def states(pid: int) -> set[str]:
+    lines = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return {line.rpartition(")")[2].split()[0] for line in lines}
+
+
+@contextmanager
+def interrupted_by_others(pid: int) -> Iterator[None]:
+    """Job control has stopped all threads, and that for the second time in their calls."""
+    for _ in range(2):
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: states(pid) == {"S"}, "all are in their calls")
+        os.kill(pid, signal.SIGSTOP)
+        assert os.waitid(os.P_PID, pid, os.WSTOPPED)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_rollbacks_into_interrupted_calls(
@@ -69,9 +83,9 @@ def test_rollback_into_calls_that_others_have_interrupted(
     kernel: None, spawn: Spawn, build: Build, tmp_path: Path, uffdtrack: Run
 ) -> None:
     """Nothing says which calls those are: EINTR."""
-    target = Blocked(spawn, build, "1000", "interrupted")
-    job_control(target.pid)
-    uffdtrack("checkpoint", target.pid, "-o", tmp_path / "c", "--count", "1")
+    target = Blocked(spawn, build, "400", "interrupted")
+    with interrupted_by_others(target.pid):
+        uffdtrack("checkpoint", target.pid, "-o", tmp_path / "c", "--count", "1")
     target.leave()
     uffdtrack("rollback", target.pid, tmp_path / "c")
     assert not target.ask()[0]
@@ -84,9 +98,8 @@ def test_rollback_into_calls_that_have_not_ended(
 ) -> None:
     """Whoever has interrupted them, they go on: what the kernel has is theirs."""
     target = Blocked(spawn, build, "3600000")
-    if others:
-        job_control(target.pid)
-    uffdtrack("checkpoint", target.pid, "-o", tmp_path / "c", *EPOCHS)
+    with interrupted_by_others(target.pid) if others else nullcontext():
+        uffdtrack("checkpoint", target.pid, "-o", tmp_path / "c", *EPOCHS)
     for number in (0, 3):
         uffdtrack("rollback", target.pid, f"{tmp_path / 'c'}@{number}")
         assert target.ask() == (0, 0, 0)

@@ -4,7 +4,7 @@
 #include "sabotage.h"
 #include "watch.h"
 
-int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns, int64_t *stood_ns)
+int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns)
 {
 	int64_t t0;
 	int err;
@@ -21,7 +21,7 @@ int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns, int64_t *stood_ns)
 		ut_watch_resumed(s->watch);
 	if (err >= 0 && ut_tracee_resume(t))
 		ut_tracee_settle(t, 100000000);
-	*stood_ns += ut_now_ns() - t0;
+	s->stood_ns += ut_now_ns() - t0;
 	ut_no_hurry(t);
 	return err;
 }

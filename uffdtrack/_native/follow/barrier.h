@@ -4,7 +4,7 @@
 #include "space.h"
 #include "tracee.h"
 
-/* Stop all threads, and let them run at once: no call is under way any more that was before. Adds to *stood_ns how
- * long they stood. */
-int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns, int64_t *stood_ns);
+/* Stop all threads, and let them run at once: no call is under way any more that was before. The next
+ * window's pause counts how long they stood. */
+int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns);
 #endif

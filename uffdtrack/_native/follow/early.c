@@ -197,7 +197,7 @@ static int tidy(ut_early *e)
 	return 0;
 }
 
-static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *stood_ns)
+static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 {
 	uint64_t before = 0;
 	ut_early *e = &s->early;
@@ -224,19 +224,19 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *s
 		runs_normalise(&want);
 		if (!want.n)
 			return 0;
-		if (ut_barrier(t, s, timeout_ns, stood_ns) < 0)
+		if (ut_barrier(t, s, timeout_ns) < 0)
 			return runs_append(&e->again, &want); /* the stop says why */
 		TRY(copy_early(s, &want));
 	}
 	return 0;
 }
 
-void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *stood_ns)
+void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 {
 	/* Where a limit counts touched pages, those of a round would count twice. */
 	if (s->sync || s->diff_all || s->reader.pagemap < 0 || !s->history.spans.n || (s->watch && s->watch->limit))
 		return;
-	s->early.broken |= tidy(&s->early) || take_rounds(s, t, timeout_ns, stood_ns);
+	s->early.broken |= tidy(&s->early) || take_rounds(s, t, timeout_ns);
 	if (s->early.n && ut_breaks(UT_BREAK_EARLY | UT_BREAK_DELAY))
 		nanosleep(&(struct timespec){0, 2000000}, NULL);
 }

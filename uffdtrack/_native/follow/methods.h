@@ -46,7 +46,7 @@ int ut_leave_alone(ut_space *s, const ut_region *r);
 int ut_follow_alone(ut_space *s, ut_region *r);
 
 /* early.c: before a stop, while the target runs, copy what was written if that is much. Stops it for moments. */
-void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, int64_t *stood_ns);
+void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns);
 /* early.c: what this harvest has found, and what it says is void, is later than any copy from before it. */
 int ut_early_outdate(ut_space *s);
 

@@ -83,6 +83,7 @@ typedef struct {
 	ut_runs unreadable; /* its pages that have no content: past a file's end, guard pages */
 	uint8_t *bounce;
 	struct ut_page_region *found; /* room for results of PAGEMAP_SCAN, for each of UT_SHARES threads */
+	int64_t stood_ns;   /* the target, for barriers since the last window */
 	ut_watch *watch; /* ring, sync: where to look, instead of everywhere. NULL: scan */
 	/* if it is one process of a tree */
 	ut_claims *claims; /* NULL: a process by itself */

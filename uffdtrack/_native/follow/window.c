@@ -101,11 +101,11 @@ void ut_resumed(ut_space *s)
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times)
 {
-	int64_t t0, stood = 0;
+	int64_t t0, stood;
 	int err;
 
 	if (!(flags & (UT_FULL | UT_NO_COPY)))
-		ut_space_early(s, t, timeout_ns, &stood);
+		ut_space_early(s, t, timeout_ns);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
 	ut_hurry(t);
 	t0 = ut_now_ns();
@@ -116,6 +116,8 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		ut_no_hurry(t);
 		return err;
 	}
+	stood = s->stood_ns;
+	s->stood_ns = 0;
 	times->stop_ns = ut_now_ns() - t0 + stood;
 	err = ut_take_stopped(t, s, flags, pending, npending, times);
 	ut_resumed(s);
