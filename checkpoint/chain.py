@@ -7,16 +7,12 @@ import re
 import time
 from pathlib import Path
 
-import numpy as np
-
 from checkpoint.directory import choose, numbers
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed, open_regular
 from checkpoint.image import EpochFile
-from checkpoint.view import View
-from uffdtrack import PAGE
+from checkpoint.view import Shared, View, join
 from uffdtrack.errors import InvalidInputError
-from uffdtrack.runs import between, inside, latest
 
 _NAME = re.compile(r"epoch-(\d{8,})\.core")
 SETTLING = 1.0
@@ -158,42 +154,19 @@ class Chain:
             )
         files = [f for f in files if f.epoch <= number]
         first = max(i for i, f in enumerate(files) if f.facts.base)
-        sources = files[first:]
-        pages = np.concatenate([f.pages for f in sources])
-        index = np.repeat(np.arange(len(sources)), [len(f.pages) for f in sources])
-        offsets = np.concatenate([f.offsets for f in sources])
-        pages, index, offsets = latest(pages, index, offsets)
-        # A page is void where a later epoch has cut its history.
-        cut = np.full(len(pages), -1)
-        for i, file in enumerate(sources):
-            for start, end in file.reset.tolist():
-                cut[between(pages, start, end)] = i
-        regions = np.array([(r.start, r.end) for r in sources[-1].regions if r.stored], np.uint64).reshape(
-            -1, 2
-        )
-        keep = (cut <= index) & inside(pages, regions)
-        view = View(sources[-1], sources, pages[keep], index[keep], offsets[keep])
+        view = View.of(files[first:])
         return view if alone else self._joined(view, siblings or {})
 
     def _joined(self, view: View, siblings: dict[str, tuple[int, str]]) -> View:
         """Add the shared memory that other processes of the tree have stored, each in its own chain."""
-        sources, pages = [*view.sources], [view.pages]
-        files, offsets = [view.files], [view.offsets]
+        shared: list[Shared] = []
         others: dict[str, View] = {}
         for start, end, at, name, epoch, digest in view.epoch.facts.elsewhere or ():
             if name not in others:
                 number, wanted = siblings.get(name, (epoch, digest))
                 others[name] = self._of_sibling(name, number, wanted, view)
-            other = others[name]
-            part = between(other.pages, at, at + end - start)
-            pages.append((other.pages[part].astype(np.int64) + (start - at) // PAGE).astype(np.uint64))
-            files.append(other.files[part] + len(sources))
-            offsets.append(other.offsets[part])
-            sources += other.sources
-        if len(pages) == 1:
-            return view
-        columns = latest(np.concatenate(pages), np.concatenate(files), np.concatenate(offsets))
-        return View(view.epoch, sources, *columns)
+            shared.append(Shared(others[name], at, at + end - start, start - at))
+        return join(view, shared)
 
     def _of_sibling(self, name: str, epoch: int, digest: str, view: View) -> View:
         if not MEMBER_NAME.fullmatch(name):

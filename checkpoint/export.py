@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from checkpoint.chain import Chain
+from checkpoint.deltas import NOTE_DELTAS
 from checkpoint.digest import KINDS
 from checkpoint.elf import (
     NOTE_META,
@@ -28,7 +29,7 @@ from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
 from checkpoint.image import EpochFile
 from checkpoint.image_writer import EpochWriter
 from checkpoint.objects import increment, resolve
-from checkpoint.view import View
+from checkpoint.view import View, check_all_deltas
 from uffdtrack import PAGE, Region
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 from uffdtrack.runs import batches, between, run_starts, to_runs
@@ -40,7 +41,7 @@ reserved memory that was never touched in the kernel's own cores."""
 
 def kept_notes(epoch: EpochFile) -> bytes:
     """The notes of threads and of a VM's vCPUs: all but those about the file itself."""
-    own = [(NOTE_NAME, kind) for kind in (*KINDS, NOTE_META, NOTE_HEADS)]
+    own = [(NOTE_NAME, kind) for kind in (*KINDS, NOTE_META, NOTE_HEADS, NOTE_DELTAS)]
     return b"".join(note(n, k, d) for n, k, d in epoch.notes if (n, k) not in own)
 
 
@@ -186,6 +187,7 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     the next compaction removes them.
     """
     files = chain.verify(key)
+    check_all_deltas(files)  # what is merged is gone
     view = chain.view(before, files)
     if view.epoch.unknown:
         raise InvalidInputError(

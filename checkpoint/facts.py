@@ -69,10 +69,12 @@ class ImageFacts(Row):
     """The facts of an image, with defaults for those that older versions do not store.
 
     Attributes:
+        with_deltas: the schema of an image that has deltas; versions that cannot read them refuse it.
         row: the line of `--json`, as it was printed.
     """
 
     schema: ClassVar[str] = "uffdtrack/image/1"
+    with_deltas: ClassVar[str] = "uffdtrack/image/2"
     rows: ClassVar[Mapping[str, type[Row]]] = {
         "process": ProcessFacts, "objects": ObjectFacts, "vm": VmFacts,
     }  # fmt: skip

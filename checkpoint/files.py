@@ -8,11 +8,14 @@ import stat
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from checkpoint.errors import ImageError
 from uffdtrack.errors import PermissionDeniedError, StorageError
+
+_IOV_MAX = 1024  # writev(2)
 
 
 def _be_allowed() -> str:
@@ -44,7 +47,7 @@ def write_all(fd: int, parts: Iterable[bytes | memoryview], offset: int) -> None
     """Write parts back to back. Raises: OSError: as pwrite(2)."""
     left = deque(memoryview(part) for part in parts if len(part))
     while left:
-        n = os.pwritev(fd, left, offset)
+        n = os.pwritev(fd, list(islice(left, _IOV_MAX)), offset)
         offset += n
         while left and n >= len(left[0]):
             n -= len(left.popleft())

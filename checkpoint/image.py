@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.deltas import FIRST, NOTE_DELTAS, deltas_of
 from checkpoint.digest import DIGEST_SIZE, KINDS, file_digest
 from checkpoint.directory import not_as_written
 from checkpoint.elf import (
@@ -42,7 +43,7 @@ from checkpoint.facts import ImageFacts
 from checkpoint.files import identity, malformed, open_regular
 from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState
 from uffdtrack.errors import InvalidInputError
-from uffdtrack.runs import expand
+from uffdtrack.runs import expand, latest
 
 
 class EpochFile:
@@ -51,7 +52,9 @@ class EpochFile:
 
     Attributes:
         facts: what its JSON says; `unknown` are the keys that a newer version has stored.
-        pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros.
+        pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros, from `FIRST`
+            down for those that are deltas to the epoch before.
+        deltas: None if there are none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,6 +113,7 @@ class EpochFile:
             raise ValueError("its notes are cut off")
         file.seek(notes_at)
         self._load_notes(file.read(size), notes_at)
+        self._load_deltas(notes_at)
 
     def _load_segments(self, load: npt.NDArray[Any]) -> None:
         zero = load["filesz"] == 0
@@ -131,6 +135,16 @@ class EpochFile:
         within = (np.arange(len(self.pages)) - before) * PAGE
         self.offsets = np.repeat(starts, counts) + np.where(np.repeat(zero, counts), 0, within)
 
+    def _load_deltas(self, end: int) -> None:
+        self.deltas = deltas_of(self.notes, NOTE_NAME, end)
+        if not self.deltas:
+            return
+        pages = np.concatenate((self.pages, self.deltas.pages))
+        offsets = np.concatenate((self.offsets, FIRST - np.arange(len(self.deltas.pages))))
+        self.pages, self.offsets = latest(pages, offsets)
+        if len(self.pages) < len(pages):
+            raise ValueError("it has pages twice")
+
     def _load_notes(self, data: bytes, at: int) -> None:
         self.notes: list[tuple[bytes, int, bytes]] = []
         self._digest_at = -1
@@ -151,8 +165,9 @@ class EpochFile:
             raise ValueError("it has no digest")
         self.digest = own[self._digest_kind].hex()
         stored = json.loads(own[NOTE_META])
-        if not isinstance(stored, dict) or stored.get("schema") != ImageFacts.schema:
-            raise ValueError(f"its schema is not {ImageFacts.schema}")
+        known = ImageFacts.with_deltas if NOTE_DELTAS in own else ImageFacts.schema
+        if not isinstance(stored, dict) or stored.get("schema") != known:
+            raise ValueError(f"its schema is not {known}")
         self.facts = ImageFacts.of_json(stored)
         self.unknown = sorted(stored.keys() - ImageFacts.names())
         self.epoch = int(self.facts.epoch)

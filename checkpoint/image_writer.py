@@ -6,13 +6,14 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.deltas import NO_DELTAS, NOTE_DELTAS, Coded
 from checkpoint.digest import DIGEST_SIZE, HEAD, NOTE_BLAKE3, new_digest
 from checkpoint.elf import (
     NOTE_META,
@@ -53,6 +54,7 @@ class EpochWriter:
         self._pages: Pages = np.empty(0, np.uint64)
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
+        self._deltas = NO_DELTAS
         self._digest = new_digest(key)
         self._named = self._is_all = False
         with translated(path):
@@ -63,13 +65,18 @@ class EpochWriter:
             except OSError:
                 self._direct = -1
 
-    def add(self, runs: Runs, contents: memoryview) -> None:
-        """Append ranges whose contents are back to back."""
+    def add(self, runs: Runs, *contents: memoryview) -> None:
+        """Append ranges whose contents are back to back, in one or more parts of whole pages."""
         pages = expand(runs)
-        self._digest.update(contents)
+        for part in contents:
+            self._digest.update(part)
         self._write_pages(contents)
         self._index(pages, self._end + np.arange(len(pages), dtype=np.int64) * PAGE)
-        self._end += len(contents)
+        self._end += sum(map(len, contents))
+
+    def add_deltas(self, deltas: Coded) -> None:
+        """Add pages as deltas to what the epoch before has. Nothing else is added to it after that."""
+        self._deltas = deltas
 
     def add_zero(self, runs: Runs) -> None:
         pages = expand(runs)
@@ -85,18 +92,19 @@ class EpochWriter:
         self._pages = np.concatenate((self._pages, pages))
         self._offsets = np.concatenate((self._offsets, offsets))
 
-    def _write_pages(self, contents: memoryview) -> None:
-        if self._direct >= 0 and len(contents) and not address_of(contents) % PAGE:
+    def _write_pages(self, contents: Sequence[memoryview]) -> None:
+        contents = [part for part in contents if len(part)]
+        if self._direct >= 0 and contents and not any(address_of(part) % PAGE for part in contents):
             try:
-                write_all(self._direct, [contents], self._end)
+                write_all(self._direct, contents, self._end)
                 return
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise translate(error, self.path) from error
             self._close_direct()
-        self._write([contents], self._end)
+        self._write(contents, self._end)
 
-    def _write(self, parts: list[bytes | memoryview], offset: int) -> None:
+    def _write(self, parts: Sequence[bytes | memoryview], offset: int) -> None:
         with translated(self.path):
             write_all(self._fd, parts, offset)
 
@@ -115,12 +123,20 @@ class EpochWriter:
             StorageError: the disk is full or broken.
         """
         self._pages, self._offsets = latest(self._pages, self._offsets)
-        content = int((self._offsets != ZERO).sum()) * PAGE
-        facts = describe(len(self._pages), content)
+        deltas = self._deltas
+        content = int((self._offsets != ZERO).sum()) * PAGE + deltas.size
+        facts = describe(len(self._pages) + len(deltas.pages), content).to_json()
+        if len(deltas.pages):
+            facts["schema"] = ImageFacts.with_deltas
+            notes += note(NOTE_NAME, NOTE_DELTAS, deltas.table(self._end))
+        frames = [data for data, _ in deltas.frames] + [bytes(-deltas.size % 8)]
+        for data in frames:
+            self._digest.update(data)
+        frames_at, self._end = self._end, self._end + sum(map(len, frames))
         digest_note = note(NOTE_NAME, NOTE_BLAKE3, bytes(DIGEST_SIZE))
         # Behind the fixed head and the padded name.
         digest_in_body = 12 + (len(NOTE_NAME) + 1 + 3) // 4 * 4
-        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts.to_json()).encode()) + notes
+        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts).encode()) + notes
         headers = self._headers(regions, len(body))
         phoff = self._end + len(body)
         body += bytes(-phoff % 8)
@@ -131,7 +147,7 @@ class EpochWriter:
         self._digest.update(head)
         digest = self._digest.digest()
         signed = tail[:digest_in_body], digest, tail[digest_in_body + DIGEST_SIZE :]
-        self._write([*signed], self._end)
+        self._write([*frames, *signed], frames_at)
         self._write([head], 0)
         self._close_direct()
         return digest.hex()

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import Epoch, EpochRow
 from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translated
 from checkpoint.image_writer import EpochWriter
+from checkpoint.last_copies import LastCopies
 from checkpoint.objects import ObjectFacts, Snapshot, increment
 from checkpoint.once import Once
 from uffdtrack import Region, Runs
+from uffdtrack.runs import Mask, expand, to_runs
 
 T = TypeVar("T")
 WRITERS = 4
@@ -102,6 +106,7 @@ class ChainSink:
     def __init__(self, chain: ChainWriter) -> None:
         self.chain = chain
         self.described = Once(_describe_regions)
+        self.copies = LastCopies()
         self.tip = self._safe = Tip(chain.next_epoch, chain.parent, None)
 
     def begin(self) -> ChainDraft:
@@ -163,8 +168,17 @@ class ChainDraft:
             )
 
         self.void(window.reset)
-        self.add(window.data, window.zero, window.contents)
+        copies = self._sink.copies
+        if epoch.row.base:
+            copies.forget()
+            self.add(window.data, window.zero, window.contents)
+        else:
+            split = copies.split(last.digest, window)
+            self.file.add(*_chosen(window.data, window.contents, split.whole))
+            self.file.add_zero(window.zero)
+            self.file.add_deltas(split.deltas)
         digest = self.file.finish(describe, epoch.notes, window.regions)
+        copies.became(digest)
         self._sink.tip = self._tip = Tip(last.number + 1, digest, target.objects)
         return rows[0].sealed(digest)
 
@@ -182,6 +196,14 @@ class ChainDraft:
 
     def withdraw(self) -> None:
         self.file.withdraw()
+
+
+def _chosen(runs: Runs, contents: memoryview, chosen: Mask) -> tuple[Runs, *tuple[memoryview, ...]]:
+    """Some pages of ranges, with their contents."""
+    if chosen.all():
+        return runs, contents
+    rows = to_runs(np.flatnonzero(chosen).astype(np.uint64))
+    return to_runs(expand(runs)[chosen]), *(contents[start:end] for start, end in rows.tolist())
 
 
 def _describe_regions(regions: list[Region]) -> list[list[Any]]:

@@ -21,7 +21,7 @@ from checkpoint.errors import ImageError
 from checkpoint.facts import TreeFacts
 from checkpoint.files import malformed, open_regular, sync_directory, translate
 from checkpoint.image import EpochFile
-from checkpoint.view import View
+from checkpoint.view import View, check_all_deltas
 from uffdtrack.errors import InvalidInputError
 
 _NAME = re.compile(r"epoch-(\d{8,})\.tree")
@@ -133,6 +133,8 @@ class Tree:
             entry.verify(key)
         directories = sorted({p.directory for entry in entries for p in entry.processes})
         files = {name: Chain(self.directory / name).verify(key) for name in directories}
+        for chain in files.values():
+            check_all_deltas(chain)
         for entry in entries:
             for process in entry.processes:
                 _check_member(entry, process, files[process.directory])

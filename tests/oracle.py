@@ -6,10 +6,12 @@ It shares nothing with the tracker but the files: pages are put together here, e
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from zstandard import ZstdDecompressor
 
 from checkpoint.elf import ZERO
 from checkpoint.image import EpochFile
@@ -18,6 +20,21 @@ PAGE = 4096
 PAGES, AREAS = 128, 10
 AREA_WORDS = 4 + 2 * PAGES
 WORDS = [0, 256, 511]
+
+
+def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The pages that a file has as XOR with what they were before, by docs/image.md."""
+    for table in (held for _, kind, held in file.notes if kind == 0x75660007):
+        frames, pages = struct.unpack_from("<II", table)
+        at = 8 + 16 * frames
+        assert len(table) == at + 16 * pages
+        for offset, size, count in struct.iter_unpack("<QII", table[8:at]):
+            plain = (
+                ZstdDecompressor().decompress(data[offset : offset + size]) if size else bytes(count * PAGE)
+            )
+            for n in range(count):
+                yield struct.unpack_from("<Q", table, at)[0], plain[n * PAGE : (n + 1) * PAGE]
+                at += 16
 
 
 class OracleError(AssertionError):
@@ -31,6 +48,7 @@ class Memory:
     control: int
     pages: dict[int, bytes] = field(default_factory=dict)
     checked: int = 0
+    deltas: int = 0
 
     def apply(self, file: EpochFile) -> None:
         for start, end in file.reset.tolist():
@@ -43,7 +61,12 @@ class Memory:
                     self.pages.pop(page, None)
         data = Path(file.path).read_bytes()
         for page, offset in zip(file.pages.tolist(), file.offsets.tolist(), strict=True):
-            self.pages[page] = bytes(PAGE) if offset == ZERO else data[offset : offset + PAGE]
+            if offset >= ZERO:
+                self.pages[page] = bytes(PAGE) if offset == ZERO else data[offset : offset + PAGE]
+        for page, delta in deltas(file, data):
+            held = int.from_bytes(self.pages[page], "little") ^ int.from_bytes(delta, "little")
+            self.pages[page] = held.to_bytes(PAGE, "little")
+            self.deltas += 1
 
     def read(self, address: int, size: int) -> bytes:
         first, last = address // PAGE, (address + size - 1) // PAGE

@@ -12,6 +12,7 @@ from uffdtrack.compare import (
     shares_no_pages,
     write_pages,
 )
+from uffdtrack.copies import NOT_CLOSE, STRETCH, page_checks, xor_copies, xor_into
 from uffdtrack.cycles import Core, CycleTracker, check_call
 from uffdtrack.errors import (
     CycleError,
@@ -87,9 +88,11 @@ __all__ = [
     "DIFFERS",
     "ENGINES",
     "MAX_STOP",
+    "NOT_CLOSE",
     "PAGE",
     "PAUSE_TIMEOUT",
     "PROCESS_ENGINES",
+    "STRETCH",
     "UFFD_FEATURES",
     "UNREADABLE",
     "AddressSpace",
@@ -164,6 +167,7 @@ __all__ = [
     "leave_watchdog",
     "open_files",
     "open_tracker",
+    "page_checks",
     "parse_maps",
     "parse_size",
     "probe",
@@ -180,4 +184,6 @@ __all__ = [
     "verdict_on",
     "watchdog",
     "write_pages",
+    "xor_copies",
+    "xor_into",
 ]

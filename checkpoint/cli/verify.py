@@ -11,6 +11,7 @@ from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, json_option, key_option
 from checkpoint.cli.tree import verify_tree
 from checkpoint.tree import is_tree
+from checkpoint.view import check_all_deltas
 
 
 @click.command("verify", short_help="Check every byte of a chain.")
@@ -23,6 +24,7 @@ def command(directory: Path, key: bytes, as_json: bool) -> None:
         verify_tree(directory, key, as_json)
         return
     files = Chain(directory).verify(key)
+    check_all_deltas(files)
     first, last = files[0].epoch, files[-1].epoch
     if as_json:
         report.emit_json(

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
+from checkpoint.files import write_all
 from checkpoint.rollback.layout import Stretches
 from checkpoint.view import View
-from uffdtrack import (
-    Places,
-    read_places,
-)
-from uffdtrack.errors import UffdtrackError
-from uffdtrack.runs import (
-    Pages,
-    index_of,
-    to_runs,
-)
+from uffdtrack import PAGE, Places, read_places
+from uffdtrack.errors import StorageError, UffdtrackError
+from uffdtrack.runs import Pages, batches, index_of, to_runs
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back, shape (n, 4096)."""
@@ -29,8 +25,11 @@ Contents = npt.NDArray[np.uint8]
 class Image:
     """The contents of a view, from files that are opened once, before the target is stopped.
 
+    What is stored as deltas is put together then, into memory.
+
     Raises:
-        InvalidInputError, ImageError: we cannot open a file.
+        InvalidInputError, ImageError: we cannot open a file, or not read what a delta is to.
+        StorageError: there is no memory for what is put together.
     """
 
     def __init__(self, view: View) -> None:
@@ -39,15 +38,22 @@ class Image:
         # One descriptor for each epoch that has a page, in a process that does nothing else.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        used = np.unique(view.files[view.offsets != ZERO])
+        used = np.unique(view.files[view.offsets > ZERO])
         fds = np.full(len(view.sources), -1, np.int64)
-        self._files = [view.sources[index].open() for index in used.tolist()]
+        self._files: list[BinaryIO] = [view.sources[index].open() for index in used.tolist()]
         fds[used] = [file.fileno() for file in self._files]
         self._within: tuple[Stretches, Pages, Places] | None = None
-        zero = view.offsets == ZERO
+        full = view.offsets > ZERO
         self._places: Places = np.stack(
-            (np.where(zero, -1, fds[view.files]), np.where(zero, 0, view.offsets)), axis=1
+            (np.where(full, fds[view.files], -1), np.where(full, view.offsets, 0)), axis=1
         )
+        deltas = view.offsets < ZERO
+        if deltas.any():
+            self._files.append(_together(view, view.pages[deltas]))
+            offsets = np.arange(int(deltas.sum())) * PAGE
+            self._places[deltas] = np.stack(
+                (np.full(len(offsets), self._files[-1].fileno()), offsets), axis=1
+            )
 
     def within(self, where: Stretches) -> tuple[Pages, Places]:
         """The pages in some stretches, and where their contents are. Asking again costs nothing."""
@@ -80,3 +86,17 @@ class Image:
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+def _together(view: View, pages: Pages) -> BinaryIO:
+    """A file in memory with the contents of some pages, back to back."""
+    file = os.fdopen(os.memfd_create("pages", os.MFD_CLOEXEC), "w+b")
+    try:
+        at = 0
+        for part in batches(pages):
+            write_all(file.fileno(), [view.read(part).reshape(-1).data], at)
+            at += len(part) * PAGE
+    except OSError as error:
+        file.close()
+        raise StorageError(f"cannot put {len(pages)} pages together in memory: {error.strerror}") from error
+    return file

@@ -18,6 +18,7 @@ ffi.set_source(
     #include "compare.h"
     #include "arm.h"
     #include "backing.h"
+    #include "copies.h"
     #include "descriptors.h"
     #include "engine.h"
     #include "gate.h"

@@ -1,0 +1,149 @@
+"""Pages that an image stores as XOR with what its parent has for them: many in one zstd frame.
+
+The frames are behind the page contents. The note `NOTE_DELTAS` says where: how many frames and pages there
+are (4 bytes each), then the frames (offset, size, pages), then the pages, in the order in which the frames
+have them (number, and the XXH64 of its whole contents). A frame of size 0 has pages that did not change.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from uffdtrack import PAGE, page_checks, xor_into
+from uffdtrack.runs import Pages, Rows
+
+NOTE_DELTAS = 0x75660007
+FRAMES = np.dtype([("offset", "<u8"), ("size", "<u4"), ("pages", "<u4")])
+PAGES = np.dtype([("page", "<u8"), ("check", "<u8")])
+MOST = 1024
+"""So many pages may be in a frame that is not empty; a writer puts fewer into one."""
+FIRST = -2
+"""The place (`Offsets`) of a file's delta n is FIRST - n."""
+_HEAD = struct.Struct("<II")
+
+Contents = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Deltas that have no place in a file yet.
+
+    Attributes:
+        frames: with how many pages each has; b"" for pages that did not change.
+        pages, checks: of all of them, in the order of the frames.
+    """
+
+    frames: list[tuple[bytes, int]]
+    pages: Pages
+    checks: npt.NDArray[np.uint64]
+
+    @property
+    def size(self) -> int:
+        return sum(len(data) for data, _ in self.frames)
+
+    def table(self, at: int) -> bytes:
+        """The data of the note, if the frames begin at that offset."""
+        frames = np.zeros(len(self.frames), FRAMES)
+        for n, (data, pages) in enumerate(self.frames):
+            frames[n] = (at, len(data), pages)
+            at += len(data)
+        rows = np.zeros(len(self.pages), PAGES)
+        rows["page"], rows["check"] = self.pages, self.checks
+        return _HEAD.pack(len(frames), len(rows)) + frames.tobytes() + rows.tobytes()
+
+
+NO_DELTAS = Coded([], np.empty(0, np.uint64), np.empty(0, np.uint64))
+
+
+class Deltas:
+    """The deltas of one file.
+
+    Attributes:
+        pages: their page numbers.
+        checks: of their contents.
+    """
+
+    def __init__(self, table: bytes, end: int) -> None:
+        """Args:
+        table: the data of the note.
+        end: the frames are before this offset.
+
+        Raises:
+            ValueError, struct.error: it makes no sense.
+        """
+        frames, rows = _HEAD.unpack_from(table)
+        at = _HEAD.size + frames * FRAMES.itemsize
+        if at + rows * PAGES.itemsize != len(table):
+            raise ValueError("its table of deltas is cut off")
+        self._frames = np.frombuffer(table, FRAMES, frames, _HEAD.size)
+        listed = np.frombuffer(table, PAGES, rows, at)
+        self.pages: Pages = listed["page"].copy()
+        self.checks: npt.NDArray[np.uint64] = listed["check"].copy()
+        sizes, offsets = self._frames["size"].astype(np.int64), self._frames["offset"]
+        full = self._frames[sizes > 0]
+        if (offsets > end).any() or (offsets.astype(np.int64) + sizes > end).any():
+            raise ValueError("its deltas are cut off")
+        if (full["pages"] > MOST).any() or int(self._frames["pages"].sum(dtype=np.uint64)) != rows:
+            raise ValueError("its table of deltas makes no sense")
+        if (self.pages >= 1 << 52).any() or len(np.unique(self.pages)) != rows:
+            raise ValueError("its deltas make no sense")
+
+    @cached_property
+    def _firsts(self) -> Rows:
+        """Of each frame the index of its first page."""
+        counts = self._frames["pages"].astype(np.int64)
+        return np.cumsum(counts) - counts
+
+    def xor_into(self, file: BinaryIO, out: Contents, rows: Rows, deltas: Rows) -> None:
+        """XOR deltas of this file into rows of `out`, one into each.
+
+        Raises:
+            ValueError, OSError: a frame is damaged, or cannot be read.
+        """
+        frames = np.searchsorted(self._firsts, deltas, side="right") - 1
+        order = np.argsort(frames, kind="stable")
+        rows, deltas, frames = rows[order], deltas[order], frames[order]
+        starts = np.flatnonzero(np.append(True, frames[1:] != frames[:-1])).tolist()
+        for start, end in zip(starts, [*starts[1:], len(frames)], strict=True):
+            frame = int(frames[start])
+            if self._frames[frame]["size"]:
+                xors = self._frame(file, frame)
+                xor_into(out, rows[start:end], xors[deltas[start:end] - self._firsts[frame]])
+
+    def _frame(self, file: BinaryIO, number: int) -> Contents:
+        offset, size, pages = self._frames[number].tolist()
+        file.seek(offset)
+        data = file.read(size)
+        try:
+            if zstandard.frame_content_size(data) != pages * PAGE:
+                raise ValueError("a frame of deltas has another size")
+            plain = zstandard.ZstdDecompressor().decompress(data)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"a frame of deltas is damaged ({error})") from error
+        return np.frombuffer(plain, np.uint8).reshape(-1, PAGE)
+
+    def check(self, contents: Contents, rows: Rows, deltas: Rows) -> None:
+        """Check that rows of `contents` are what these deltas were made of.
+
+        Raises:
+            ValueError: one is not: the delta's base is not the one that it was made with.
+        """
+        wrong = page_checks(contents, rows) != self.checks[deltas]
+        if wrong.any():
+            page = int(self.pages[deltas[wrong][0]])
+            raise ValueError(
+                f"the page at {page * PAGE:#x} is a delta to other contents than the epochs before have"
+            )
+
+
+def deltas_of(notes: list[tuple[bytes, int, bytes]], name: bytes, end: int) -> Deltas | None:
+    """The deltas of a file with these notes; `end`: as of `Deltas`."""
+    found: list[Any] = [data for own, kind, data in notes if (own, kind) == (name, NOTE_DELTAS)]
+    return Deltas(found[0], end) if found else None

@@ -1,0 +1,288 @@
+"""The last stored copies of a chain's pages, and what of a new epoch is stored as deltas to them."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from checkpoint.deltas import NO_DELTAS, Coded
+from uffdtrack import NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, page_checks, xor_copies
+from uffdtrack.runs import (
+    Mask,
+    Pages,
+    Rows,
+    expand,
+    index_of,
+    merge_runs,
+    rows_of,
+    slices,
+)
+
+LIMIT = 128 << 20
+"""All chains of a process together keep so many bytes of copies."""
+DEPTH = 16
+"""After so many deltas a page is stored whole."""
+CLOSE = PAGE // STRETCH // 2
+"""A page is worth a delta if at most so many stretches of it differ."""
+FRAME = 64
+"""About so many pages are in a frame."""
+LEVELS = 4
+"""Of 2 ** level pages that have no copy one gets one: more where copies are of use."""
+_TRIED, _EPOCHS = 2048, 16
+"""So many pages in so many epochs say of how much use copies are."""
+_ROOM = LIMIT // PAGE
+
+
+class Room:
+    """What several chains share, so that all together keep no more than `_ROOM` pages."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: WeakSet[LastCopies] = WeakSet()
+
+    def join(self, copies: LastCopies) -> None:
+        with self._lock:
+            self._all.add(copies)
+
+    def take(self, copies: LastCopies, wanted: int) -> None:
+        """Let it hold so many pages, if there is room; at most its share."""
+        with self._lock:
+            others = sum(one.held for one in self._all if one is not copies)
+            copies.held = max(copies.held, min(wanted, _ROOM // len(self._all), _ROOM - others))
+
+    def is_above_share(self, copies: LastCopies) -> bool:
+        with self._lock:
+            return copies.held > _ROOM // len(self._all)
+
+
+_room = Room()
+
+
+class _Tools:
+    """What one thread needs while it makes deltas."""
+
+    def __init__(self) -> None:
+        self.xors = np.empty((2 * FRAME, PAGE), np.uint8)
+        self.compressor = zstandard.ZstdCompressor(level=1)
+
+
+_spare: list[_Tools] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The contents of an epoch.
+
+    Attributes:
+        whole: which of its pages are stored whole.
+        deltas: the others.
+    """
+
+    whole: Mask
+    deltas: Coded
+
+
+class LastCopies:
+    """The copies that one chain's newest epoch has of some pages.
+
+    Attributes:
+        held: so many pages of memory are, or were, in use.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._of: str | None = None
+        self._memory: mmap.mmap | None = None
+        self._stored: tuple[list[Region], Runs] | None = None
+        _room.join(self)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pages: Pages = np.empty(0, np.uint64)
+        self._places: Rows = np.empty(0, np.int64)
+        # By place: how many deltas a page is made of, when it was stored last. Places that are free again.
+        self._depth = np.zeros(0, np.uint8)
+        self._last = np.zeros(0, np.int64)
+        self._free: Rows = np.empty(0, np.int64)
+        self._epoch = self._level = self._since = 0
+        self._kept = self._useful = 0
+
+    def forget(self) -> None:
+        """Give all memory back."""
+        self._of = None
+        if self.held and self._memory:
+            self._memory.madvise(mmap.MADV_DONTNEED)
+        self.held = 0
+        self._reset()
+
+    def split(self, parent: str, window: Window) -> Split:
+        """Find which contents of an epoch are stored as deltas; they are the last copies from now on, if
+        `became` is called. If it is not, there are none.
+
+        Args:
+            parent: the digest of the epoch before: deltas are to what that has.
+        """
+        if self._of != parent or _room.is_above_share(self):
+            self.forget()
+        self._of = None
+        self._epoch += 1
+        stored = self._stored_ranges(window.regions)
+        for void in (window.reset, window.zero, *([e[:2]] for e in window.elsewhere)):
+            self._drop(self._rows_in(np.asarray(void, np.uint64).reshape(-1, 2)))
+        pages = expand(window.data)
+        if not len(pages):
+            return Split(np.zeros(0, bool), NO_DELTAS)
+        if (pages[1:] <= pages[:-1]).any():
+            self.forget()
+            return Split(np.ones(len(pages), bool), NO_DELTAS)
+        contents = np.frombuffer(window.contents, np.uint8).reshape(-1, PAGE)
+        rows = index_of(self._pages, pages)
+        had = rows >= 0
+        keep = np.full(len(pages), -1, np.int64)
+        keep[had] = self._places[rows[had]]
+        self._last[keep[had]] = self._epoch
+        old = np.where(had & (np.append(self._depth, 0)[keep] < DEPTH), keep, -1)
+        new = np.flatnonzero(~had & self._is_sampled(pages))
+        new = new[rows_of(pages[new] * np.uint64(PAGE), stored) >= 0]
+        places = self._places_for(len(new))
+        new = new[: len(places)]
+        keep[new] = places
+        whole, deltas = self._code(pages, contents, old, keep)
+        held = keep[whole & (keep >= 0)]
+        self._depth[held] = 0
+        self._last[places] = self._epoch
+        self._insert(pages[new], places)
+        self._learn(int((keep >= 0).sum()), len(deltas.pages))
+        if self._level:
+            self._drop(index_of(self._pages, pages[whole & had & ~self._is_sampled(pages)]))
+        return Split(whole, deltas)
+
+    def became(self, digest: str) -> None:
+        """The epoch of the last `split` is in the chain, with that digest."""
+        self._of = digest
+
+    # -- deltas -----------------------------------------------------------------------------------
+
+    def _code(
+        self, pages: Pages, contents: npt.NDArray[np.uint8], old: Rows, keep: Rows
+    ) -> tuple[Mask, Coded]:
+        whole = np.ones(len(pages), bool)
+        frames: list[tuple[bytes, int]] = []
+        order: list[Rows] = []
+        if self._memory is None:
+            return whole, NO_DELTAS
+        copies = np.frombuffer(self._memory, np.uint8).reshape(-1, PAGE)
+        same: list[Rows] = []
+        waiting: list[Rows] = []
+        n = 0
+        tools = _spare.pop() if _spare else _Tools()
+        for part in slices(len(pages), FRAME):
+            xors = tools.xors[n:]
+            more, differing = xor_copies(contents[part], copies, old[part], keep[part], CLOSE, xors)
+            close = np.flatnonzero(differing != NOT_CLOSE)
+            if len(close):
+                changed = differing[close] > 0
+                same.append(close[~changed] + part.start)
+                waiting.append(close[changed] + part.start)
+                n += more
+            if n and (n >= FRAME or part.stop == len(pages)):
+                rows = np.concatenate(waiting)
+                data = tools.compressor.compress(tools.xors[:n].data)
+                if len(data) <= n * PAGE // 2:
+                    frames.append((data, n))
+                    order.append(rows)
+                waiting, n = [], 0
+        _spare.append(tools)
+        for rows in order:
+            self._depth[keep[rows]] += 1
+        unchanged = np.concatenate(same) if same else np.empty(0, np.int64)
+        if len(unchanged):
+            frames.append((b"", len(unchanged)))
+            order.append(unchanged)
+        chosen = np.concatenate(order) if order else unchanged
+        whole[chosen] = False
+        return whole, Coded(frames, pages[chosen], page_checks(contents, chosen))
+
+    def _is_sampled(self, pages: Pages) -> Mask:
+        scattered = pages * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(60)
+        sampled: Mask = scattered < 16 >> self._level
+        return sampled
+
+    def _learn(self, kept: int, useful: int) -> None:
+        """Note of how much use the copies were: where they are of little, fewer pages get one."""
+        self._kept += kept
+        self._useful += useful
+        self._since += 1
+        if self._since < _EPOCHS or self._kept < _TRIED >> self._level:
+            return
+        if self._useful < self._kept // 8:
+            self._level = min(self._level + 1, LEVELS)
+        elif self._useful > self._kept // 4:
+            self._level = max(self._level - 1, 0)
+        self._since = self._kept = self._useful = 0
+
+    # -- which pages have a copy ------------------------------------------------------------------
+
+    def _stored_ranges(self, regions: list[Region]) -> Runs:
+        """Where an epoch can have pages; copies of others are dropped."""
+        if self._stored is None or self._stored[0] is not regions:
+            runs = merge_runs(
+                np.array([(r.start, r.end) for r in regions if r.stored], np.uint64).reshape(-1, 2)
+            )
+            self._stored = regions, runs
+            self._drop(np.flatnonzero(rows_of(self._pages * np.uint64(PAGE), runs) < 0))
+        return self._stored[1]
+
+    def _rows_in(self, ranges: Runs) -> Rows:
+        """The rows of pages that have a copy and are in some ranges."""
+        if not len(self._pages) or not len(ranges):
+            return np.empty(0, np.int64)
+        first, end = np.searchsorted(self._pages, ranges // np.uint64(PAGE)).T
+        counts = end - first
+        before = np.cumsum(counts) - counts
+        return np.repeat(first - before, counts) + np.arange(int(counts.sum()))
+
+    def _drop(self, rows: Rows) -> None:
+        if len(rows):
+            rows = np.unique(rows)
+            self._free = np.append(self._free, self._places[rows])
+            self._pages, self._places = np.delete(self._pages, rows), np.delete(self._places, rows)
+
+    def _insert(self, pages: Pages, places: Rows) -> None:
+        if len(pages):
+            at = np.searchsorted(self._pages, pages)
+            self._pages, self._places = np.insert(self._pages, at, pages), np.insert(self._places, at, places)
+
+    def _places_for(self, count: int) -> Rows:
+        """Places for up to so many pages; those that were stored longest ago give way."""
+        short = count - len(self._free)
+        if short > 0:
+            short -= self._grow(short)
+        if short > 0:
+            old = np.flatnonzero(self._last[self._places] < self._epoch)
+            some = min(len(old), max(short, self.held // 16))
+            if some:
+                age = self._last[self._places[old]]
+                self._drop(old[np.argpartition(age, some - 1)[:some]])
+        places, self._free = self._free[:count], self._free[count:]
+        return places
+
+    def _grow(self, count: int) -> int:
+        if self._memory is None:
+            try:
+                self._memory = mmap.mmap(-1, LIMIT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except (OSError, ValueError, MemoryError):
+                return 0
+        before = self.held
+        _room.take(self, before + count)
+        more = self.held - before
+        self._free = np.append(self._free, np.arange(before, self.held))
+        self._depth = np.append(self._depth, np.zeros(more, np.uint8))
+        self._last = np.append(self._last, np.zeros(more, np.int64))
+        return more

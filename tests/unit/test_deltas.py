@@ -1,0 +1,424 @@
+"""Pages that are stored as deltas: what a chain gives back, whatever is written, fails, or is merged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoint import last_copies
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
+from checkpoint.compare import differences
+from checkpoint.deltas import FIRST, NOTE_DELTAS
+from checkpoint.elf import NOTE_META, NOTE_NAME
+from checkpoint.epoch import Epoch, EpochRow, Times
+from checkpoint.errors import ImageError
+from checkpoint.export import compact, kept_notes
+from checkpoint.facts import TargetFacts
+from checkpoint.image import EpochFile
+from checkpoint.last_copies import LastCopies
+from checkpoint.rollback.stored import Image
+from checkpoint.sink import ChainDraft, ChainSink, make_safe
+from checkpoint.view import check_all_deltas
+from tests.unit.images import BASE, PROCESS
+from uffdtrack import PAGE, Region, Window, page_checks
+from uffdtrack.errors import StorageError
+from uffdtrack.runs import expand, to_runs
+
+PAGES = 96
+FIRST_PAGE = BASE // PAGE
+Memory = dict[int, bytes]
+"""Page number relative to BASE -> contents."""
+
+
+def regions_of(pages: int) -> list[Region]:
+    return [Region(BASE, BASE + pages * PAGE, "rw-p", 0, "00:00", 0, "")]
+
+
+class Target:
+    """A memory, and epochs of it as a source would give them."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.memory: Memory = {}
+        self.pending: set[int] = set()
+        self.reset: set[int] = set()
+        self.regions = regions_of(PAGES)
+
+    def write(self, page: int) -> None:
+        rng, old = self.rng, self.memory.get(page, bytes(PAGE))
+        new = bytearray(old)
+        kind = rng.choice(("few", "few", "few", "block", "all", "same", "zero", "back", "dense"))
+        if kind == "few":
+            for _ in range(rng.randint(1, 9)):
+                new[rng.randrange(PAGE)] = rng.randrange(256)
+        elif kind == "block":
+            at = rng.randrange(PAGE - 512)
+            new[at : at + 512] = rng.randbytes(512)
+        elif kind == "all":
+            new[:] = rng.randbytes(PAGE)
+        elif kind == "zero":
+            new[:] = bytes(PAGE)
+        elif kind == "back":  # what it was before, or another page is
+            new[:] = self.memory[rng.choice(sorted(self.memory))] if self.memory else new
+        elif kind == "dense":
+            new[::24] = bytes(b ^ 1 for b in new[::24])
+        self.memory[page] = bytes(new)
+        self.pending.add(page)
+
+    def work(self) -> None:
+        rng = self.rng
+        for _ in range(rng.choice((0, 1, 5, 30, 120))):
+            self.write(
+                min(int(rng.paretovariate(1)) - 1, PAGES - 1) if rng.random() < 0.5 else rng.randrange(PAGES)
+            )
+        if rng.random() < 0.2:  # given back, or mapped anew
+            first = rng.randrange(PAGES)
+            for page in range(first, min(PAGES, first + rng.randint(1, 12))):
+                self.memory.pop(page, None)
+                self.pending.discard(page)
+                self.reset.add(page)
+
+    def window(self) -> Window:
+        pages = sorted(self.pending)
+        full = [p for p in pages if any(self.memory[p])]
+        contents = b"".join(self.memory[p] for p in full)
+        return window(self.regions, full, sorted({*pages} - {*full}), contents, sorted(self.reset))
+
+    def taken(self) -> tuple[set[int], set[int]]:
+        found, self.pending, self.reset = (self.pending, self.reset), set(), set()
+        return found
+
+    def take_back(self, taken: tuple[set[int], set[int]]) -> None:
+        self.pending |= taken[0] & self.memory.keys()
+        self.reset |= taken[1]
+
+
+def numbers(pages: list[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.array([FIRST_PAGE + p for p in pages], np.uint64)
+
+
+def window(
+    regions: list[Region], full: list[int], zero: list[int], contents: bytes, reset: list[int] | None = None
+) -> Window:
+    buffer = np.frombuffer(bytearray(contents), np.uint8)
+    return Window(
+        regions=regions, threads=[], data=to_runs(numbers(full)), zero=to_runs(numbers(zero)),
+        reset=to_runs(numbers(reset or [])), contents=buffer.data, unreadable=0, compared=0, scanned=False,
+        touched=0, stop_us=0, harvest_us=0, copy_us=0, rearm_us=0, pause_us=0,
+    )  # fmt: skip
+
+
+def finish(sink: ChainSink, taken: Window, base: bool = False) -> tuple[ChainDraft, EpochRow]:
+    row = EpochRow(
+        epoch=-1, base=base, pid=7, engine="scan", pages=0, bytes=0, times=Times(0, 0, 0, 0, 0), threads=1
+    )  # fmt: skip
+    draft = sink.begin()
+    return draft, draft.finish(Epoch(row, taken, b"", TargetFacts(PROCESS)))
+
+
+def store(sink: ChainSink, taken: Window, base: bool = False) -> EpochRow:
+    draft, row = finish(sink, taken, base)
+    make_safe([draft])
+    draft.committed(last=True)
+    return row
+
+
+def contents_of(chain: Chain, epoch: int, files: list[EpochFile] | None = None) -> Memory:
+    view = chain.view(epoch, files)
+    held = view.read(view.pages)
+    return {int(p) - FIRST_PAGE: c.tobytes() for p, c in zip(view.pages, held, strict=True)}
+
+
+def chance_of(fails: float, rng: random.Random, what: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        if rng.random() < fails:
+            raise OSError(errno.ENOSPC, "no space left")
+        return what(*arguments)
+
+    return call
+
+
+def history(directory: Path, seed: int, monkeypatch: pytest.MonkeyPatch, epochs: int = 60) -> list[Memory]:
+    """A chain of a random target on a disk that fails; returns what each epoch of it has."""
+    target, rng = Target(seed), random.Random(-seed)
+    states: list[Memory] = []
+    with ChainWriter(directory, b"", force=False) as chain:
+        sink = ChainSink(chain)
+        flying: list[tuple[ChainDraft, tuple[set[int], set[int]], Memory]] = []
+
+        def land() -> None:
+            make_safe([draft for draft, _, _ in flying])
+            for draft, _, memory in flying:
+                draft.committed(last=True)
+                states.append(memory)
+            flying.clear()
+
+        def fail() -> None:
+            for draft, taken, _ in reversed(flying):
+                draft.withdraw()
+                target.take_back(taken)
+            flying.clear()
+            sink.fall_back()
+
+        for _ in range(epochs):
+            target.work()
+            base = not states or rng.random() < 0.03
+            if base:
+                if flying:
+                    land()
+                target.pending |= target.memory.keys()
+                target.reset = set(range(PAGES))
+            taken = target.window()
+            held = target.taken()
+            with monkeypatch.context() as patch:
+                if rng.random() < 0.1:
+                    patch.setattr(os, "pwritev", chance_of(0.5, rng, os.pwritev))
+                try:
+                    draft, row = finish(sink, taken, base)
+                except StorageError:
+                    target.take_back(held)
+                    fail()
+                    continue
+            assert row.pages == len(expand(taken.data)) + len(expand(taken.zero))
+            flying.append((draft, held, dict(target.memory)))
+            if base or rng.random() < 0.5:
+                land()
+            elif rng.random() < 0.15:
+                fail()
+        target.work()
+        land()
+    return states
+
+
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places are used again and again."""
+    monkeypatch.setattr(last_copies, "_room", last_copies.Room())
+    monkeypatch.setattr(last_copies, "_ROOM", 60)
+    monkeypatch.setattr(last_copies, "_EPOCHS", 3)
+    monkeypatch.setattr(last_copies, "_TRIED", 16)
+    monkeypatch.setattr(last_copies, "DEPTH", 4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_epoch_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Before and after merging, by views, by comparison, as a rollback reads it, and one by one."""
+    states = history(tmp_path, seed, monkeypatch)
+    chain = Chain(tmp_path)
+    rng = random.Random(seed)
+    files = chain.verify(b"")
+    assert len(files) == len(states) > 30
+    assert sum(bool(file.deltas) for file in files) > 10
+    for merged in (0, rng.randrange(len(states)), rng.randrange(len(states))):
+        if merged >= files[0].epoch:
+            compact(chain, merged, b"")
+        chain = Chain(tmp_path)
+        files = chain.verify(b"")
+        check_all_deltas(files)
+        for n in range(files[0].epoch, len(states)):
+            assert contents_of(chain, n, files) == states[n]
+    last = chain.view(None)
+    image = Image(last)
+    assert image.read(last.pages).tobytes() == last.read(last.pages).tobytes()
+    image.close()
+    first = chain.view(files[0].epoch)
+    found = {int(p) - FIRST_PAGE for d in differences(first, last) for p in d.changed}
+    a, b = states[files[0].epoch], states[-1]
+    assert found == {p for p in a.keys() | b.keys() if a.get(p, bytes(PAGE)) != b.get(p, bytes(PAGE))}
+
+
+def break_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are taken for those of the epoch before, whatever that is."""
+    split = LastCopies.split
+
+    def wrong(self: LastCopies, parent: str, window: Window) -> Any:
+        self._of = parent
+        return split(self, parent, window)
+
+    monkeypatch.setattr(LastCopies, "split", wrong)
+
+
+def break_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy is kept though its page has become zero, or void."""
+    monkeypatch.setattr(LastCopies, "_rows_in", lambda self, ranges: np.empty(0, np.int64))
+
+
+def break_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place is given to a page while another one has it."""
+    monkeypatch.setattr(LastCopies, "_insert", lambda self, pages, places: insert(self, pages, places[::-1]))
+
+
+insert = LastCopies._insert
+
+
+@pytest.mark.parametrize("broken", [break_parent, break_void, break_places])
+def test_negative_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """A delta to another base is found: by its check, or since the page has none."""
+    broken(monkeypatch)
+    history(tmp_path, 3, monkeypatch)
+    with pytest.raises(ImageError, match=r"a delta"):
+        check_all_deltas(Chain(tmp_path).verify(b""))
+
+
+def two_epochs(directory: Path, *more: Callable[[bytearray], None]) -> ChainSink:
+    """A base, one page written in full, and then as a delta for each function."""
+    chain = ChainWriter(directory, b"", force=False)
+    sink = ChainSink(chain)
+    regions, page = regions_of(PAGES), bytearray(random.Random(1).randbytes(PAGE))
+    store(sink, window(regions, [1, 2], [], bytes(page) * 2), base=True)
+    store(sink, window(regions, [1], [], bytes(page)))
+    for change in more:
+        change(page)
+        store(sink, window(regions, [1], [], bytes(page)))
+    chain.close()
+    return sink
+
+
+def first_byte(page: bytearray) -> None:
+    page[0] ^= 255
+
+
+def test_a_small_change_takes_few_bytes(tmp_path: Path) -> None:
+    two_epochs(tmp_path, first_byte, lambda page: None)
+    files = Chain(tmp_path).files()
+    assert [file.facts.row["bytes"] for file in files[:2]] == [2 * PAGE, PAGE]
+    assert 0 < files[2].facts.row["bytes"] < 64
+    assert files[3].facts.row["bytes"] == 0 and len(files[3].pages) == 1
+
+
+def test_versions(tmp_path: Path) -> None:
+    """Images without deltas are what older versions read; those with some say that they are not."""
+    two_epochs(tmp_path, first_byte)
+    schemas = []
+    for file in Chain(tmp_path).files():
+        meta = next(data for name, kind, data in file.notes if (name, kind) == (NOTE_NAME, NOTE_META))
+        schemas.append(meta.split(b'"')[3].decode())
+        assert (NOTE_DELTAS.to_bytes(4, "little") in kept_notes(file)) is False
+    assert schemas == ["uffdtrack/image/1", "uffdtrack/image/1", "uffdtrack/image/2"]
+
+
+def test_a_page_is_stored_whole_at_times(tmp_path: Path) -> None:
+    two_epochs(tmp_path, *[first_byte] * 11)
+    files = Chain(tmp_path).files()
+    assert [bool(file.deltas) for file in files] == [False, False, *([True] * 4 + [False]) * 2, True]
+
+
+def test_a_page_whose_mapping_was_away_is_stored_whole(tmp_path: Path) -> None:
+    """The epoch in between may become the base, and does not have it."""
+    with ChainWriter(tmp_path, b"", force=False) as chain:
+        sink, page = ChainSink(chain), bytes([1]) * PAGE
+        wide, narrow = regions_of(PAGES), regions_of(1)
+        store(sink, window(wide, [0, 5], [], page * 2), base=True)
+        store(sink, window(wide, [5], [], page))
+        store(sink, window(wide, [5], [], page))
+        store(sink, window(narrow, [0], [], page))
+        store(sink, window(wide, [5], [], page))
+    files = Chain(tmp_path).files()
+    assert [bool(file.deltas) for file in files] == [False, False, True, False, False]
+    compact(Chain(tmp_path), 3, b"")
+    assert contents_of(Chain(tmp_path), 4)[5] == page
+
+
+def test_data_that_does_not_compress_gets_few_copies(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    with ChainWriter(tmp_path, b"", force=False) as chain:
+        sink, regions = ChainSink(chain), regions_of(PAGES)
+        held = []
+        for n in range(30):
+            contents = rng.integers(0, 256, 40 * PAGE, np.uint8).tobytes()
+            store(sink, window(regions, list(range(40)), [], contents), base=not n)
+            held.append(len(sink.copies._pages))
+        assert held[1] == 40 and held[-1] < 10
+        page = bytearray(contents)
+        for _ in range(60):  # and where they become useful, they come back
+            page[::PAGE] = bytes(b ^ 1 for b in page[::PAGE])
+            row = store(sink, window(regions, list(range(40)), [], bytes(page)))
+        assert row.bytes < 40 * PAGE // 2
+    check_all_deltas(Chain(tmp_path).verify(b""))
+
+
+def test_chains_share_the_room(tmp_path: Path) -> None:
+    sinks = []
+    for n in range(3):
+        chain = ChainWriter(tmp_path / str(n), b"", force=False)
+        sinks.append(ChainSink(chain))
+        for epoch in range(4):
+            for sink in sinks:
+                pages = list(range(50))
+                store(
+                    sink,
+                    window(regions_of(PAGES), pages, [], bytes([epoch + 1]) * (50 * PAGE)),
+                    sink.tip.number == 0,
+                )
+                assert sum(one.copies.held for one in sinks) <= 60
+    assert all(0 < sink.copies.held <= 20 for sink in sinks)
+    for sink in sinks:
+        sink.chain.close()
+        check_all_deltas(Chain(sink.chain.directory).verify(b""))
+
+
+def table_at(path: Path) -> tuple[int, int]:
+    """Where the first frame of a file with deltas is, and its table."""
+    file = EpochFile(path)
+    table = next(data for _, kind, data in file.notes if kind == NOTE_DELTAS)
+    return int.from_bytes(table[8:16], "little"), path.read_bytes().index(table)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("frame", b"\0\0\0\0"),  # no magic number
+        ("frame+4", b"\xff\xff\xff\xff"),
+        ("frame+12", b"\xff\xff\xff\xff"),
+        ("table", (1 << 20).to_bytes(4, "little")),  # more frames than there are
+        ("table+4", (2).to_bytes(4, "little")),  # more pages
+        ("table+8", (1 << 50).to_bytes(8, "little")),  # an offset behind the end
+        ("table+8", (1 << 63).to_bytes(8, "little")),
+        ("table+16", (1 << 31).to_bytes(4, "little")),  # a size behind the end
+        ("table+20", (5).to_bytes(4, "little")),  # pages in the frame
+        ("table+24", (BASE // PAGE + 9).to_bytes(8, "little")),  # a page that no epoch has
+        ("table+24", (1 << 60).to_bytes(8, "little")),  # a page that cannot be
+        ("table+32", bytes(8)),  # the check
+    ],
+)
+def test_damaged_deltas(tmp_path: Path, where: str, value: bytes) -> None:
+    """Found by the digest; and without it, when they are read."""
+    two_epochs(tmp_path, first_byte)
+    path = tmp_path / "epoch-00000002.core"
+    frame, table = table_at(path)
+    what, _, more = where.partition("+")
+    at = {"frame": frame, "table": table}[what] + int(more or 0)
+    data = bytearray(path.read_bytes())
+    assert data[at : at + len(value)] != value
+    data[at : at + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=r"epoch-00000002\.core"):
+        Chain(tmp_path).verify(b"")
+    with pytest.raises(ImageError, match=r"epoch-00000002\.core"):
+        contents_of(Chain(tmp_path), 2)
+    with pytest.raises(ImageError, match=r"epoch-00000002\.core"):
+        check_all_deltas(Chain(tmp_path).files())
+
+
+def test_checks() -> None:
+    """XXH64 of 4096 bytes, seed 0, as the xxhash package computes it."""
+    pages = np.stack([np.zeros(PAGE, np.uint8), np.arange(PAGE, dtype=np.uint64).astype(np.uint8)])
+    assert [f"{c:016x}" for c in page_checks(pages, np.array([1, 0]))] == [
+        "0f6e64be186af6a4",
+        "ac869b6f32d8bbdb",
+    ]
+
+
+def test_places_of_deltas(tmp_path: Path) -> None:
+    two_epochs(tmp_path, first_byte)
+    assert EpochFile(tmp_path / "epoch-00000002.core").offsets.tolist() == [FIRST]
