@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,16 @@ def sets(client: Redis, where: Path) -> Iterator[Callable[[float], float]]:
 class Session:
     """A session of the command line's, whose rows are read as they come."""
 
-    def __init__(self, pid: int, directory: Path, every: float, *more: str, keep: int = 0) -> None:
+    def __init__(
+        self, pid: int, directory: Path, every: float, *more: str, keep: int = 0,
+        command: Sequence[Any] = (UFFDTRACK,),
+    ) -> None:  # fmt: skip
         self.directory = directory
         self.keep = keep
         self.rows: list[Row] = []
         self.process = subprocess.Popen(
-            [UFFDTRACK, "checkpoint", str(pid), "-o", directory, "--engine", "ring",
-             "--every", f"{every * 1e6:.0f}us", "--json", *more],
+            [*command, "checkpoint", str(pid), "-o", directory, "--every", f"{every * 1e6:.0f}us", "--json",
+             *more],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert self.process.stdout
@@ -107,7 +110,7 @@ class Session:
         assert self.process.stdout
         for line in self.process.stdout:
             row = json.loads(line)
-            if row["schema"] == "uffdtrack/epoch/1":
+            if row["schema"] in ("uffdtrack/epoch/1", "uffdtrack/tree-epoch/1"):
                 self.rows.append(row)
                 if self.keep:  # the last so many epochs
                     (self.directory / f"epoch-{row['epoch'] - self.keep:08d}.core").unlink(missing_ok=True)
@@ -141,7 +144,7 @@ def of_rows(rows: list[Row], seconds: float) -> Row:
 def tracked(client: Redis, where: Path, directory: Path, rate: float, seconds: float) -> Row:
     pid = int(client.info("server")["process_id"])
     with sets(client, where) as measure:
-        session = Session(pid, directory / "chain", 1 / rate, "--durable", "50ms")
+        session = Session(pid, directory / "chain", 1 / rate, "--engine", "ring", "--durable", "50ms")
         try:
             measure(SETTLE)
             first, used = len(session.rows), session.processor_seconds()
@@ -216,7 +219,7 @@ def in_memory(directory: Path, seconds: float) -> Row:
     ):
         assert process.stdout and process.stdout.readline()
         try:
-            session = Session(process.pid, Path(memory) / "chain", 1 / 1500, keep=3)
+            session = Session(process.pid, Path(memory) / "chain", 1 / 1500, "--engine", "ring", keep=3)
             try:
                 deadline = time.monotonic() + CATCH_UP
                 while time.monotonic() < deadline and max(r["pages"] for r in session.rows[-20:]) > 1000:

@@ -2,7 +2,8 @@
 
 The frames are behind the page contents. The note `NOTE_DELTAS` says where: how many frames and pages there
 are (4 bytes each), then the frames (offset, size, pages), then the pages, in the order in which the frames
-have them (number, and the XXH64 of its whole contents). A frame of size 0 has pages that did not change.
+have them (number, and the XXH64 of its whole contents). A frame has for each page a bit for each 16 bytes,
+and the XOR of those that differ; one of size 0 has pages that did not change.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from uffdtrack import PAGE, page_checks, xor_into
+from uffdtrack import DIFFERENCE, PAGE, page_checks, xor_differences
 from uffdtrack.runs import Pages, Rows
 
 NOTE_DELTAS = 0x75660007
@@ -112,22 +113,13 @@ class Deltas:
         rows, deltas, frames = rows[order], deltas[order], frames[order]
         starts = np.flatnonzero(np.append(True, frames[1:] != frames[:-1])).tolist()
         for start, end in zip(starts, [*starts[1:], len(frames)], strict=True):
-            frame = int(frames[start])
-            if self._frames[frame]["size"]:
-                xors = self._frame(file, frame)
-                xor_into(out, rows[start:end], xors[deltas[start:end] - self._firsts[frame]])
-
-    def _frame(self, file: BinaryIO, number: int) -> Contents:
-        offset, size, pages = self._frames[number].tolist()
-        file.seek(offset)
-        data = file.read(size)
-        try:
-            if zstandard.frame_content_size(data) != pages * PAGE:
-                raise ValueError("a frame of deltas has another size")
-            plain = zstandard.ZstdDecompressor().decompress(data)
-        except zstandard.ZstdError as error:
-            raise ValueError(f"a frame of deltas is damaged ({error})") from error
-        return np.frombuffer(plain, np.uint8).reshape(-1, PAGE)
+            offset, size, pages = self._frames[int(frames[start])].tolist()
+            if size:
+                into = np.full(pages, -1)
+                into[deltas[start:end] - self._firsts[frames[start]]] = rows[start:end]
+                file.seek(offset)
+                if not xor_differences(out, into, _unpack(file.read(size), pages)):
+                    raise ValueError("a frame of deltas is damaged")
 
     def check(self, contents: Contents, rows: Rows, deltas: Rows) -> None:
         """Check that rows of `contents` are what these deltas were made of.
@@ -141,6 +133,15 @@ class Deltas:
             raise ValueError(
                 f"the page at {page * PAGE:#x} is a delta to other contents than the epochs before have"
             )
+
+
+def _unpack(data: bytes, pages: int) -> bytes:
+    try:
+        if zstandard.frame_content_size(data) > pages * DIFFERENCE:
+            raise ValueError("a frame of deltas is too large")
+        return bytes(zstandard.ZstdDecompressor().decompress(data, max_output_size=pages * DIFFERENCE))
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a frame of deltas is damaged ({error})") from error
 
 
 def deltas_of(notes: list[tuple[bytes, int, bytes]], name: bytes, end: int) -> Deltas | None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import zstandard
 
 from checkpoint.deltas import NO_DELTAS, Coded
-from uffdtrack import NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, page_checks, xor_copies
+from uffdtrack import DIFFERENCE, NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, differences_to
 from uffdtrack.runs import (
     Mask,
     Pages,
@@ -68,7 +68,7 @@ class _Tools:
     """What one thread needs while it makes deltas."""
 
     def __init__(self) -> None:
-        self.xors = np.empty((2 * FRAME, PAGE), np.uint8)
+        self.room = np.empty(2 * FRAME * DIFFERENCE, np.uint8)
         self.compressor = zstandard.ZstdCompressor(level=1)
 
 
@@ -178,36 +178,32 @@ class LastCopies:
         if self._memory is None:
             return whole, NO_DELTAS
         copies = np.frombuffer(self._memory, np.uint8).reshape(-1, PAGE)
+        checks = np.empty(len(pages), np.uint64)
         same: list[Rows] = []
         waiting: list[Rows] = []
-        n = 0
+        size = 0
         tools = _spare.pop() if _spare else _Tools()
         for part in slices(len(pages), FRAME):
-            xors = tools.xors[n:]
-            more, differing = xor_copies(contents[part], copies, old[part], keep[part], CLOSE, xors)
-            close = np.flatnonzero(differing != NOT_CLOSE)
-            if len(close):
-                changed = differing[close] > 0
-                same.append(close[~changed] + part.start)
-                waiting.append(close[changed] + part.start)
-                n += more
-            if n and (n >= FRAME or part.stop == len(pages)):
-                rows = np.concatenate(waiting)
-                data = tools.compressor.compress(tools.xors[:n].data)
-                if len(data) <= n * PAGE // 2:
-                    frames.append((data, n))
-                    order.append(rows)
-                waiting, n = [], 0
+            more, differing, checks[part] = differences_to(
+                contents[part], copies, old[part], keep[part], CLOSE, tools.room[size:]
+            )
+            size += more
+            same.append(np.flatnonzero(differing == 0) + part.start)
+            waiting.append(np.flatnonzero((differing != 0) & (differing != NOT_CLOSE)) + part.start)
+            n = sum(map(len, waiting))
+            if n >= FRAME or (n and part.stop == len(pages)):
+                frames.append((tools.compressor.compress(tools.room[:size].data), n))
+                order += waiting
+                waiting, size = [], 0
         _spare.append(tools)
         for rows in order:
             self._depth[keep[rows]] += 1
-        unchanged = np.concatenate(same) if same else np.empty(0, np.int64)
-        if len(unchanged):
-            frames.append((b"", len(unchanged)))
-            order.append(unchanged)
-        chosen = np.concatenate(order) if order else unchanged
+        unchanged = sum(map(len, same))
+        if unchanged:
+            frames.append((b"", unchanged))
+        chosen = np.concatenate((*order, *same))
         whole[chosen] = False
-        return whole, Coded(frames, pages[chosen], page_checks(contents, chosen))
+        return whole, Coded(frames, pages[chosen], checks[chosen])
 
     def _is_sampled(self, pages: Pages) -> Mask:
         scattered = pages * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(60)

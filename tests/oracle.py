@@ -29,12 +29,18 @@ def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[int, bytes]]:
         at = 8 + 16 * frames
         assert len(table) == at + 16 * pages
         for offset, size, count in struct.iter_unpack("<QII", table[8:at]):
-            plain = (
-                ZstdDecompressor().decompress(data[offset : offset + size]) if size else bytes(count * PAGE)
-            )
-            for n in range(count):
-                yield struct.unpack_from("<Q", table, at)[0], plain[n * PAGE : (n + 1) * PAGE]
+            rest = bytes(32 * count)  # of pages that did not change
+            if size:
+                rest = ZstdDecompressor().decompress(data[offset : offset + size])
+            for _ in range(count):
+                bits, rest = int.from_bytes(rest[:32], "little"), rest[32:]
+                delta = bytearray(PAGE)
+                for k in range(256):
+                    if bits >> k & 1:
+                        delta[16 * k : 16 * (k + 1)], rest = rest[:16], rest[16:]
+                yield struct.unpack_from("<Q", table, at)[0], bytes(delta)
                 at += 16
+            assert not rest
 
 
 class OracleError(AssertionError):

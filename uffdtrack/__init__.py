@@ -12,7 +12,14 @@ from uffdtrack.compare import (
     shares_no_pages,
     write_pages,
 )
-from uffdtrack.copies import NOT_CLOSE, STRETCH, page_checks, xor_copies, xor_into
+from uffdtrack.copies import (
+    DIFFERENCE,
+    NOT_CLOSE,
+    STRETCH,
+    differences_to,
+    page_checks,
+    xor_differences,
+)
 from uffdtrack.cycles import Core, CycleTracker, check_call
 from uffdtrack.errors import (
     CycleError,
@@ -85,6 +92,7 @@ from uffdtrack.whereabouts import frozen_cgroup
 from uffdtrack.window import Heads, Pending, StopTimes, Window
 
 __all__ = [
+    "DIFFERENCE",
     "DIFFERS",
     "ENGINES",
     "MAX_STOP",
@@ -156,6 +164,7 @@ __all__ = [
     "command_name",
     "compare_pages",
     "descriptors",
+    "differences_to",
     "end_watchdog",
     "existing",
     "file_mode",
@@ -184,6 +193,5 @@ __all__ = [
     "verdict_on",
     "watchdog",
     "write_pages",
-    "xor_copies",
-    "xor_into",
+    "xor_differences",
 ]

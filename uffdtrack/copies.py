@@ -1,4 +1,4 @@
-"""Pages against earlier copies of them: how far they differ, and the XOR of both."""
+"""Pages against earlier copies of them: where they differ, and how."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Contents = npt.NDArray[np.uint8]
 Checks = npt.NDArray[np.uint64]
 STRETCH: int = lib.UT_STRETCH
 """So many bytes, aligned, count as one that differs."""
+DIFFERENCE: int = lib.UT_DIFFERENCE
+"""Bytes of the longest difference: a bit for each stretch, then the XOR of those that differ."""
 NOT_CLOSE: int = lib.UT_NOT_CLOSE
 
 
@@ -26,9 +28,9 @@ def _rows(rows: Rows) -> Any:
     return ffi.from_buffer("int64_t[]", np.ascontiguousarray(rows, np.int64))
 
 
-def xor_copies(
-    pages: Contents, copies: Contents, old: Rows, keep: Rows, limit: int, xors: Contents
-) -> tuple[int, npt.NDArray[np.uint16]]:
+def differences_to(
+    pages: Contents, copies: Contents, old: Rows, keep: Rows, limit: int, room: npt.NDArray[np.uint8]
+) -> tuple[int, npt.NDArray[np.uint16], Checks]:
     """Compare pages with copies of them, and make them the copies of the next time.
 
     Args:
@@ -37,23 +39,24 @@ def xor_copies(
         old: where the copy of each page is, -1 for none.
         keep: where each is to be kept, -1 for nowhere; the same as `old` where that is not -1.
         limit: so many stretches may differ.
-        xors: room for as many pages.
+        room: gets the differences, back to back: `DIFFERENCE` bytes for each page.
 
     Returns:
-        How many XORs there are in `xors` now, back to back; of each page how many stretches differ, or
-        `NOT_CLOSE`. Those with 0 have no XOR.
+        How many bytes of `room` are differences now. Of each page how many stretches differ, or `NOT_CLOSE`;
+        those with 0 have no difference there. The checks of those that are close.
     """
-    differing = np.empty(len(pages), np.uint16)
-    appended = lib.ut_xor_copies(
+    differing, checks = np.empty(len(pages), np.uint16), np.empty(len(pages), np.uint64)
+    size = lib.ut_differences(
         _of("uint8_t[]", pages), len(pages), _of("uint8_t[]", copies), _rows(old), _rows(keep), limit,
-        _of("uint8_t[]", xors), _of("uint16_t[]", differing),
+        _of("uint8_t[]", room), _of("uint16_t[]", differing), _of("uint64_t[]", checks),
     )  # fmt: skip
-    return int(appended), differing
+    return int(size), differing, checks
 
 
-def xor_into(pages: Contents, rows: Rows, xors: Contents) -> None:
-    """XOR contents, back to back, into some rows of `pages`."""
-    lib.ut_xor_into(_of("uint8_t[]", pages), _rows(rows), _of("uint8_t[]", xors), len(rows))
+def xor_differences(pages: Contents, rows: Rows, differences: bytes) -> bool:
+    """XOR each of several differences into a row of `pages`, -1 for none; False: they are damaged."""
+    data = ffi.from_buffer("uint8_t[]", differences)
+    return not lib.ut_xor_differences(_of("uint8_t[]", pages), _rows(rows), len(rows), data, len(differences))
 
 
 def page_checks(pages: Contents, rows: Rows) -> Checks:

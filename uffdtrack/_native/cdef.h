@@ -248,11 +248,12 @@ int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, 
 int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n);
 int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
 
-int64_t ut_xor_copies(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
-		      unsigned int limit, uint8_t *xors, uint16_t *differing);
-void ut_xor_into(uint8_t *to, const int64_t *rows, const uint8_t *from, size_t n);
+int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
+		       unsigned int limit, uint8_t *out, uint16_t *differing, uint64_t *checks);
+int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size);
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out);
 #define UT_STRETCH ...
+#define UT_DIFFERENCE ...
 #define UT_NOT_CLOSE ...
 
 void runs_free(ut_runs *r);

@@ -1,5 +1,6 @@
 #include "copies.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "mm.h"
@@ -36,53 +37,84 @@ static uint64_t xxh64(const uint8_t *page)
 	return h ^ h >> 32;
 }
 
-/* out = a ^ b; returns how many stretches of it are not 0. */
-static unsigned int xor_page(const uint8_t *a, const uint8_t *b, uint8_t *out)
+/* Append what differs to `out`, and put it into the copy, until more than `limit` stretches do; returns how many. */
+static unsigned int difference(const uint8_t *page, uint8_t *copy, unsigned int limit, uint8_t *out)
 {
-	unsigned int differing = 0;
+	uint8_t *to = out + UT_STRETCHES / 8;
+	unsigned int count = 0;
 
-	for (size_t i = 0; i < UT_PAGE; i += UT_STRETCH) {
+	memset(out, 0, UT_STRETCHES / 8);
+	for (int k = 0; k < UT_STRETCHES && count <= limit; k++) {
 		uint64_t x[2], y[2];
 
-		memcpy(x, a + i, UT_STRETCH);
-		memcpy(y, b + i, UT_STRETCH);
+		memcpy(x, page + k * UT_STRETCH, UT_STRETCH);
+		memcpy(y, copy + k * UT_STRETCH, UT_STRETCH);
+		if (x[0] == y[0] && x[1] == y[1])
+			continue;
+		memcpy(copy + k * UT_STRETCH, x, UT_STRETCH);
 		x[0] ^= y[0];
 		x[1] ^= y[1];
-		memcpy(out + i, x, UT_STRETCH);
-		differing += (x[0] | x[1]) != 0;
+		memcpy(to, x, UT_STRETCH);
+		to += UT_STRETCH;
+		out[k / 8] |= 1 << k % 8;
+		count++;
 	}
-	return differing;
+	return count;
 }
 
-int64_t ut_xor_copies(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
-		      unsigned int limit, uint8_t *xors, uint16_t *differing)
+int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
+		       unsigned int limit, uint8_t *out, uint16_t *differing, uint64_t *checks)
 {
-	int64_t appended = 0;
+	uint8_t *end = out;
 
 	for (size_t i = 0; i < n; i++, pages += UT_PAGE) {
 		differing[i] = UT_NOT_CLOSE;
 		if (old[i] >= 0) {
-			unsigned int d = xor_page(pages, copies + old[i] * UT_PAGE, xors + appended * UT_PAGE);
+			unsigned int count = difference(pages, copies + old[i] * UT_PAGE, limit, end);
 
-			if (!d) {
-				differing[i] = 0;
-				continue; /* the copy is the page */
-			}
-			if (d <= limit) {
-				differing[i] = d;
-				appended++;
+			if (count <= limit) {
+				differing[i] = count;
+				checks[i] = xxh64(pages);
+				if (count)
+					end += UT_STRETCHES / 8 + count * UT_STRETCH;
+				continue;
 			}
 		}
 		if (keep[i] >= 0)
 			memcpy(copies + keep[i] * UT_PAGE, pages, UT_PAGE);
 	}
-	return appended;
+	return end - out;
 }
 
-void ut_xor_into(uint8_t *to, const int64_t *rows, const uint8_t *from, size_t n)
+int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size)
 {
-	for (size_t i = 0; i < n; i++, from += UT_PAGE)
-		xor_page(to + rows[i] * UT_PAGE, from, to + rows[i] * UT_PAGE);
+	const uint8_t *end = from + size;
+
+	for (size_t i = 0; i < n; i++) {
+		const uint8_t *bits = from;
+
+		if (end - from < UT_STRETCHES / 8)
+			return -EINVAL;
+		from += UT_STRETCHES / 8;
+		for (int k = 0; k < UT_STRETCHES; k++) {
+			if (!(bits[k / 8] >> k % 8 & 1))
+				continue;
+			if (end - from < UT_STRETCH)
+				return -EINVAL;
+			if (rows[i] >= 0) {
+				uint8_t *at = to + rows[i] * UT_PAGE + k * UT_STRETCH;
+				uint64_t x[2], y[2];
+
+				memcpy(x, from, UT_STRETCH);
+				memcpy(y, at, UT_STRETCH);
+				y[0] ^= x[0];
+				y[1] ^= x[1];
+				memcpy(at, y, UT_STRETCH);
+			}
+			from += UT_STRETCH;
+		}
+	}
+	return from == end ? 0 : -EINVAL;
 }
 
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out)
