@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint.directory import choose, numbers
@@ -47,8 +48,12 @@ class Chain:
         InvalidInputError: there is no such directory, or no epoch in it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, parse: Callable[[Path], EpochFile] = EpochFile) -> None:
+        """Args:
+        parse: opens a file; one that knows some files already need not parse them again.
+        """
         self.directory = directory
+        self._parse = parse
         # Before the names: a session adds its epoch first, and its number here after.
         self._head = _head(directory)
         self.epochs = epoch_numbers(directory)
@@ -62,7 +67,7 @@ class Chain:
 
     def open(self, epoch: int | None) -> EpochFile:
         """One epoch, or the last."""
-        return EpochFile(self.path(choose(self.directory, self.epochs, epoch)))
+        return self._parse(self.path(choose(self.directory, self.epochs, epoch)))
 
     def files(self) -> list[EpochFile]:
         """All epochs, linked as their digests say; if the chain was compacted, from that base on.
@@ -75,7 +80,7 @@ class Chain:
             path = self.path(number)
             if number not in self.epochs:
                 raise ImageError(f"{path} is missing")
-            file = EpochFile(path)
+            file = self._parse(path)
             if file.epoch != number:
                 raise ImageError(f"{path} is epoch {file.epoch} under another name")
             files.insert(0, file)

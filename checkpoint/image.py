@@ -52,6 +52,7 @@ class EpochFile:
 
     Attributes:
         facts: what its JSON says; `unknown` are the keys that a newer version has stored.
+        identity: tells the file from one that takes its name later.
         pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros, from `FIRST`
             down for those that are deltas to the epoch before.
         deltas: None if there are none.
@@ -65,7 +66,7 @@ class EpochFile:
             except FileNotFoundError as error:
                 raise self._replaced() from error
             with file:
-                self._identity = identity(file)
+                self.identity = identity(file)
                 self._load(file)
 
     def open(self) -> BinaryIO:
@@ -78,7 +79,7 @@ class EpochFile:
         with malformed(self.path):
             with contextlib.suppress(FileNotFoundError):
                 file = open_regular(self.path)
-                if identity(file) == self._identity:
+                if identity(file) == self.identity:
                     return file
                 file.close()
         raise self._replaced()

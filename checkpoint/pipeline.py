@@ -146,12 +146,17 @@ class Pipeline:
 
     def drain(self) -> None:
         """Wait until all is safe. Raises: see `check`."""
+        self.await_idle()
+        self.check()
+
+    def await_idle(self) -> bool:
+        """Wait until all is safe; False: `check` has something to raise."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
             self._changed.wait_for(self._is_idle)
             self._hurry = False
-        self.check()
+        return not self.failed
 
     def close(self) -> None:
         """Wait until all is safe, and end the threads. Raises: see `check`."""

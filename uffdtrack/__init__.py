@@ -76,6 +76,7 @@ from uffdtrack.regions import read_maps
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE, Runs
 from uffdtrack.space import AddressSpace
+from uffdtrack.stopped import Standing, standing
 from uffdtrack.tracee import Injector, Rseq, ThreadState, Tracee
 from uffdtrack.tracker import (
     ENGINES,
@@ -135,6 +136,7 @@ __all__ = [
     "Region",
     "Rseq",
     "Runs",
+    "Standing",
     "Stats",
     "StopTimeoutError",
     "StopTimes",
@@ -185,6 +187,7 @@ __all__ = [
     "read_places",
     "shares_memory",
     "shares_no_pages",
+    "standing",
     "start_watchdog",
     "stat_fields",
     "status_field",

@@ -115,6 +115,15 @@ def inside(pages: Pages, ranges: Runs) -> Mask:
     return rows_of(pages * np.uint64(PAGE), merge_runs(ranges)) >= 0
 
 
+def bridged(runs: Runs, gap: int) -> Runs:
+    """The same ranges, with those made one that are at most `gap` bytes apart."""
+    if not len(runs):
+        return runs
+    first = np.append(True, runs[1:, 0] > runs[:-1, 1] + np.uint64(gap))
+    last = np.append(first[1:], True)
+    return np.stack((runs[first, 0], runs[last, 1]), axis=1)
+
+
 # -- tables by page ------------------------------------------------------------------------------------
 
 
@@ -144,6 +153,15 @@ def between(pages: Pages, start: int, end: int) -> slice:
     """The part of `pages` that lies between two addresses."""
     lo, hi = np.searchsorted(pages, [start // PAGE, end // PAGE])
     return slice(int(lo), int(hi))
+
+
+def indices_within(pages: Pages, runs: Runs) -> Rows:
+    """The indices of the pages that lie in address ranges: cheap for few ranges and many pages."""
+    first, last = (np.searchsorted(pages, runs[:, side] // np.uint64(PAGE)) for side in (0, 1))
+    counts = last - first
+    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    found: Rows = np.repeat(first, counts) + within
+    return found
 
 
 # -- in parts ------------------------------------------------------------------------------------------

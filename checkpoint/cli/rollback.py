@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import click
@@ -14,6 +13,8 @@ from checkpoint.cli.diff import open_view
 from checkpoint.cli.tree import rollback_tree_to
 from checkpoint.directory import Lock
 from checkpoint.rollback.order import rollback
+from checkpoint.rollback.request import Request, ask, fingerprint, is_served, outcome_row
+from checkpoint.rollback.work import Outcome
 from checkpoint.tree import is_tree
 
 
@@ -44,15 +45,28 @@ def command(
         rollback_tree_to(pid, place, key, anyway, max_stop, as_json)
         return
     Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
-    with Lock(place[0]):
-        outcome = rollback(pid, open_view(place, key), anyway, max_stop)
+    outcome = by_session(pid, place, key, anyway, max_stop)
+    if outcome is None:
+        with Lock(place[0]):
+            outcome = rollback(pid, open_view(place, key), anyway, max_stop)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:
-        report.emit_json({"schema": "uffdtrack/rollback/1", "pid": pid, **dataclasses.asdict(outcome)})
+        report.emit_json(outcome_row(pid, outcome))
     else:
         report.emit(
             f"process {pid} is back at epoch {outcome.epoch}: {outcome.pages} pages written, "
             f"{outcome.mappings} mappings changed, {len(outcome.ended)} threads ended, "
             f"paused {report.duration(outcome.pause_us)}"
         )
+
+
+def by_session(
+    pid: int, place: tuple[Path, int | None], key: bytes, anyway: bool, max_stop: float
+) -> Outcome | None:
+    """Let the session do it that follows the process. None: there is none on that chain."""
+    if not is_served(place[0]):
+        return None
+    view = open_view(place, key)
+    epoch = view.epoch
+    return ask(place[0], Request(pid, epoch.epoch, epoch.digest, fingerprint(view), anyway, max_stop))

@@ -13,8 +13,10 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cli.options import Options, session_options
 from checkpoint.cli.take import Progress, take_epochs
-from checkpoint.cli.waits import ChildWait, Wait
+from checkpoint.cli.waits import ChildWait, ServingWait, Wait
 from checkpoint.epoch import EpochRow
+from checkpoint.rollback.in_session import SessionRollback
+from checkpoint.rollback.requests import Requests
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
@@ -95,11 +97,14 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
                 say(f"warning: {warning}")
             with Wait(target, lifeline) as interrupt, Progress() as progress:
                 name = f"process {pid}" if isinstance(process, int) else "the command"
-                wait = ChildWait(pid, name, interrupt.wait).wait
                 session = Session(target, chain, interrupt.seen)
-                taken = take_epochs(
-                    session, options, interrupt, wait, lambda row: row.warnings, progress.show
-                )
+                work = SessionRollback(session, target, directory)
+                with Requests(directory, work, interrupt.wake) as requests:
+                    served = ServingWait(requests.serve, interrupt.wait).wait
+                    wait = ChildWait(pid, name, served).wait
+                    taken = take_epochs(
+                        session, options, interrupt, wait, lambda row: row.warnings, progress.show
+                    )
         # Now, not when it was interrupted: the same Ctrl-C may have ended the process.
         taken.ended = taken.ended or handle.has_ended()
 

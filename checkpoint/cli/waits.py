@@ -119,6 +119,24 @@ class TreeWait(Interrupt):
         return True
 
 
+class ServingWait:
+    """Waits like another wait, and meanwhile does what others ask the session for."""
+
+    def __init__(self, serve: Callable[[], bool], wait: Callable[[float], bool]) -> None:
+        """Args:
+        serve: does it, if somebody has asked since the last time; returns whether. Who asks ends the wait.
+        """
+        self._serve = serve
+        self._wait = wait
+
+    def wait(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not self._wait(max(0.0, end - time.monotonic())):
+            if not self._serve():
+                return False
+        return True
+
+
 class ChildWait:
     """Waits like another wait, and says once if a child, which is in no epoch, does the work."""
 

@@ -82,6 +82,12 @@ class Programs:
             os.close(fd)
         return -1
 
+    def close(self) -> None:
+        for fd in self._files.values():
+            if fd >= 0:
+                os.close(fd)
+        self._files = {}
+
     def read(self, pages: Pages, where: Stretches) -> Contents:
         """Pages as their files have them; a page that we cannot read does not look like code."""
         out = np.zeros((len(pages), PAGE), np.uint8)

@@ -19,6 +19,7 @@ from uffdtrack import (
     UNREADABLE,
     Injector,
     Places,
+    Runs,
     compare_pages,
     existing,
     read_places,
@@ -29,6 +30,7 @@ from uffdtrack.errors import TargetError, UffdtrackError
 from uffdtrack.runs import (
     Pages,
     batches,
+    bridged,
     expand,
     intersect,
     merge_runs,
@@ -42,6 +44,7 @@ _MADV_DONTNEED_LOCKED = 24
 _CHUNK = 4096  # pages written at a time
 _COMPARED = 1 << 16  # compared at a time: a tenth of a second
 _MANY = 1 << 12  # from which on it pays to ask how they may be read
+_BRIDGE = 1 << 20  # bytes that are looked through for the price of another call
 
 
 class Memory:
@@ -66,12 +69,14 @@ class Memory:
         self.task = task
         self.memory = memory
         self.warnings: list[str] = []
-        tid = int(os.path.basename(task))
-        self._tid = tid if len(image.pages) >= _MANY and shares_no_pages(pid, tid) else 0
+        self._is_alone: bool | None = None
         self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
-    def plan(self, where: Stretches) -> Plan:
+    def plan(self, where: Stretches, among: Runs | None = None) -> Plan:
         """Compare memory that is mapped now and was mapped then.
+
+        Args:
+            among: ranges outside of which it is as it was; None: nothing is known.
 
         Raises:
             RollbackRefusedError: a page has to get contents and cannot.
@@ -79,10 +84,10 @@ class Memory:
         plan = Plan()
         if not len(where):
             return plan
-        extra = self._extra(where)
+        extra = self._extra(where, among)
         rows = where.rows(extra)
         in_file = where.in_memory_file[rows]
-        self._compare(plan, where, *self.image.within(where))
+        self._compare(plan, where, *self.image.within(where, among))
         if in_file.any():
             self._compare(plan, where, extra[in_file], self.image.places(extra[in_file]))
         for anonymous in (False, True):
@@ -129,13 +134,24 @@ class Memory:
         between = ~plain & (wanted != now).any(axis=1)
         return plain, (pages[between], now[between], wanted[between])
 
-    def _extra(self, where: Stretches) -> Pages:
+    def _extra(self, where: Stretches, among: Runs | None) -> Pages:
         """Pages that exist and that the image lacks; in private file mappings, only their own pages."""
+        if among is None:
+            look, known = where.ranges[[0, -1], [0, 1]].reshape(1, 2), self.image.runs
+        else:
+            here = intersect(among, where.ranges)
+            known = self.image.runs_within(here)
+            look = merge_runs(subtract(here, known), where.runs(where.droppable))
+            if not len(look):
+                return expand(look)
         with open(f"{self.task}/pagemap", "rb") as pagemap:
-            found, own = existing(pagemap.fileno(), int(where.ranges[0, 0]), int(where.ranges[-1, 1]))
+            parts = [existing(pagemap.fileno(), start, end) for start, end in bridged(look, _BRIDGE).tolist()]
+        found, own = (merge_runs(*(part[side] for part in parts)) for side in (0, 1))
+        if among is not None:
+            found, own = intersect(found, look), intersect(own, look)
         runs = merge_runs(
-            intersect(subtract(found, self.image.runs), where.runs(~where.file_backed)),
-            intersect(subtract(own, self.image.runs), where.runs(where.file_backed)),
+            intersect(subtract(found, known), where.runs(~where.file_backed)),
+            intersect(subtract(own, known), where.runs(where.file_backed)),
             intersect(found, where.runs(where.droppable)),
         )
         return expand(runs)
@@ -204,10 +220,17 @@ class Memory:
         for part in slices(len(pages), _COMPARED):
             self.check_time()
             try:
-                flags[part] = compare_pages(self.memory, pages[part], places[part], self._tid)
+                flags[part] = compare_pages(self.memory, pages[part], places[part], self._reader(len(pages)))
             except UffdtrackError as error:
                 raise ImageError(f"the epoch cannot be read: {error}") from error
         return (flags & DIFFERS) != 0, (flags & UNREADABLE) == 0
+
+    def _reader(self, count: int) -> int:
+        """A thread by which many pages are read faster; 0: they are few, or another process shares them."""
+        tid = int(os.path.basename(self.task))
+        if count >= _MANY and self._is_alone is None:
+            self._is_alone = shares_no_pages(self.pid, tid)
+        return tid if count >= _MANY and self._is_alone else 0
 
     def _compare(self, plan: Plan, where: Stretches, wanted: Pages, places: Places) -> None:
         differs, readable = self._differing(wanted, places)

@@ -14,7 +14,7 @@ from checkpoint.rollback.attributes import Attributes, Flags, Recorded, keeps_ad
 from uffdtrack import PAGE, Region, Runs, proc_read, read_maps
 from uffdtrack.runs import Pages, Rows, rows_of
 
-_SMAPS_SECONDS = 0.02
+SMAPS_SECONDS = 0.02
 """Reading the attributes takes 25 ms for each GiB and 7 ms for each thousand mappings."""
 
 
@@ -128,14 +128,20 @@ class Layout:
             we miss what is set in the moment before the process stands.
     """
 
-    def __init__(self, pid: int, epoch: EpochFile, before: Layout | None = None) -> None:
+    def __init__(
+        self, pid: int, epoch: EpochFile, before: Layout | None = None, patience: float = SMAPS_SECONDS
+    ) -> None:
+        """Args:
+        before: one of a moment ago.
+        patience: reading the attributes is quick if it takes less than so many seconds.
+        """
         self._text = proc_read(pid, "maps")
         self.regions: list[Region]
         self.changes: list[Change]
         self.differ: list[Change]
         self.has: Attributes | None = before.has if before else None
         self.cost: float = before.cost if before else 0.0
-        if self.cost < _SMAPS_SECONDS:
+        if self.cost < patience:
             started = time.monotonic()
             self.has = Attributes.read(pid)
             self.cost = time.monotonic() - started

@@ -8,7 +8,7 @@ from __future__ import annotations
 from checkpoint.elf import NT_AUXV
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.attributes import Attributes, cannot_be_made
-from checkpoint.rollback.layout import Change, Layout, heap_end
+from checkpoint.rollback.layout import SMAPS_SECONDS, Change, Layout, heap_end
 from checkpoint.rollback.making import Maker, Names
 from checkpoint.rollback.opening import Files, Text
 from checkpoint.rollback.steps import Steps
@@ -60,8 +60,13 @@ class Mappings:
         changed: how many mappings were made, removed, replaced or protected.
     """
 
-    def __init__(self, pid: int, view: View) -> None:
-        """Ask what we can while the target runs: a file's own file system may wait for the target."""
+    def __init__(self, pid: int, view: View, patience: float = SMAPS_SECONDS) -> None:
+        """Ask what we can while the target runs: a file's own file system may wait for the target.
+
+        Args:
+            patience: see `Layout`.
+        """
+        self._patience = patience
         self.pid = pid
         self.view = view
         self.warnings: list[str] = []
@@ -82,7 +87,7 @@ class Mappings:
         """
         self.tracee = tracee
         self._text = Text(tracee, memory)
-        self.layout = self._found = Layout(self.pid, self.view.epoch, self.layout)
+        self.layout = self._found = Layout(self.pid, self.view.epoch, self.layout, self._patience)
 
     # -- checks: nothing is changed --------------------------------------------------------------
 
@@ -237,7 +242,7 @@ class Mappings:
                 raise RollbackRefusedError("the heap cannot grow to where it ended at that epoch")
             self._steps.undo.append((BRK, [now], "shrink the heap"))
             self.changed += 1
-            self.layout = Layout(self.pid, self.view.epoch, self.layout)
+            self.layout = Layout(self.pid, self.view.epoch, self.layout, self._patience)
             if self._no_new_code:
                 self._make_code_anew()
         if page_end(then) >= page_end(now):

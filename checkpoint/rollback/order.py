@@ -1,55 +1,19 @@
-"""Put a live process back to an epoch: memory, mappings, registers. Whole, or not at all.
+"""Put a live process back to an epoch: memory, mappings, registers.
 
-We read, verify and plan everything before the target changes; if a step fails after that, we undo it and
-those before it. A process of its own makes the change; a kill of the command does not reach it.
+A process of its own makes the change; a kill of the command does not reach it.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from checkpoint.errors import RollbackRefusedError
-from checkpoint.objects import resolve
-from checkpoint.rollback.breakpoints import Programs, check_return_probes
-from checkpoint.rollback.contents import Memory
-from checkpoint.rollback.differences import differences
-from checkpoint.rollback.layout import Layout, Stretches
-from checkpoint.rollback.mappings import Mappings
-from checkpoint.rollback.own_process import PARTLY, in_own_process, urgent
-from checkpoint.rollback.plan import Plan
-from checkpoint.rollback.registrations import Registrations
-from checkpoint.rollback.stored import Image
-from checkpoint.rollback.torn import torn
-from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
+from checkpoint.rollback.identity import check_identity, check_no_vm
+from checkpoint.rollback.own_process import in_own_process, urgent
+from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.targets.refusals import check_target
 from checkpoint.view import View
-from uffdtrack import MAX_STOP, PAGE, Tracee, identify, status_field, watchdog
-from uffdtrack.errors import TargetError, TargetGoneError, UffdtrackError
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a rollback did.
-
-    Attributes:
-        pages: how many it has written, since they differed.
-        mappings: how many it has made, removed or changed.
-        ended: threads born since the epoch, which it has ended.
-        warnings: text about what is not as it was.
-    """
-
-    epoch: int
-    pages: int = 0
-    mappings: int = 0
-    ended: list[int] = field(default_factory=list)
-    pause_us: float = 0.0
-    warnings: list[str] = field(default_factory=list)
+from uffdtrack import MAX_STOP, Tracee, watchdog
 
 
 def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_STOP) -> Outcome:
@@ -63,10 +27,7 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
         RollbackRefusedError: we cannot do it, and have touched nothing.
         TargetError: it failed on the way; the message says in what state the target is.
     """
-    if view.epoch.facts.vm:
-        raise RollbackRefusedError(
-            f"{view.epoch.path} is an epoch of a VM: `uffdtrack vm resume` continues it in a fresh process"
-        )
+    check_no_vm(view)
     check_same_process(pid, view)
     with watchdog(max_stop):
         return in_own_process(lambda: _rollback(pid, view, anyway))
@@ -75,13 +36,7 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
 def check_same_process(pid: int, view: View) -> None:
     """Raises: RollbackRefusedError, TargetError: it is not the epoch's process, or we cannot handle it."""
     check_target(pid)
-    then = view.epoch.facts.process
-    now = identify(pid)
-    if (now.boot_id, now.start_time, pid) != (then.boot_id, then.start_time, then.pid):
-        raise RollbackRefusedError(
-            f"process {pid} is not the one that epoch {view.epoch.epoch} was taken of "
-            f"(that was process {then.pid}, {then.comm})"
-        )
+    check_identity(pid, view)
 
 
 def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
@@ -99,192 +54,3 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
         outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
     outcome.warnings += work.differences()
     return outcome
-
-
-class ProcessRollback:
-    """One rollback of a target: `check`, `apply`, and then `commit` or `taken_back`.
-
-    The constructor finds out what it can before the target stops.
-    """
-
-    def __init__(self, pid: int, view: View, anyway: bool, others: Sequence[tuple[int, int]] = ()) -> None:
-        """Args:
-        anyway: see `rollback`.
-        others: address ranges that another process shares; the contents are put back through that one.
-        """
-        self.pid = pid
-        self.view = view
-        self.anyway = anyway
-        self.others = others
-        self.outcome = Outcome(view.epoch.epoch)
-        self.set: list[int] = []
-        self.written = Plan()
-        self.then = resolve(file.facts.objects for file in view.own_sources)
-        self.image = Image(view)
-        self.mappings = Mappings(pid, view)
-        self.programs = Programs(pid, self.mappings.layout.changes)
-        check_return_probes(view)
-        self._sort(self.mappings.layout)
-        self.image.within(self.kept)
-
-    def _sort(self, layout: Layout) -> None:
-        self.layout = layout
-        own = [c for c in layout.changes if not any(a <= c.start and c.end <= b for a, b in self.others)]
-        self.kept = Stretches([c for c in own if c.kept])
-        self.made = Stretches([c for c in own if not c.kept])
-
-    def check(self, tracee: Tracee) -> None:
-        """Make the plan, before anything changes. The target stands.
-
-        Raises:
-            RollbackRefusedError: we cannot do it.
-        """
-        self.tracee = tracee
-        # Before anything changes, and while it stands: what it does after is no difference.
-        mappings = kernel_mappings(self.pid)
-        self.now = snapshot(self.pid, mappings, self.then)
-        self.torn = torn(
-            (self.then, self.view.epoch.regions), (self.now, mappings), lambda r: is_device(self.pid, r)
-        )
-        if self.torn and not self.anyway:
-            raise RollbackRefusedError(
-                f"process {self.pid} has, or had at that epoch, what does not go back with its memory: "
-                f"{'; '.join(self.torn)}. Nothing was touched; --anyway does it all the same"
-            )
-        self.before = {t.tid: t for t in tracee.threads}
-        tracee.keep_processor_numbers()
-        task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
-        memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self.mappings.stopped(tracee, memory)
-        self.registrations = Registrations(tracee, self.view.epoch.threads, self.before, memory)
-        self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
-        try:
-            self.born = self._check_threads()
-            self.mappings.check()
-            self.memory.check_time = self.tracee.check_time
-            if self.layout.changes is not self.mappings.layout.changes:
-                self._sort(self.mappings.layout)
-            self.plan = self.memory.plan(self.kept)
-        except Exception as error:
-            raise self.taken_back(error) from error
-
-    def apply(self) -> None:
-        """Put all back, in a way that `taken_back` can undo.
-
-        Raises:
-            RollbackRefusedError: we cannot do it, and have undone it.
-            TargetError: we could not undo it either, or not all of it.
-        """
-        try:
-            self.registrations.take()
-            plan = self._map(self.plan)
-            if self.born:
-                # They need the memory that they have until they have ended. All that has just been done
-                # to the mappings is done again after, so nothing is left then that may be refused.
-                self._take_mappings_back()
-                for tid in self.born:
-                    self.tracee.end_thread(tid)
-                    self.outcome.ended.append(tid)
-                plan = self._map(self.memory.plan(self.kept))
-            self.written = plan
-            self.memory.write(plan)
-            if plan.drop:
-                with self.tracee.injector() as injector:
-                    self.memory.drop(plan, injector)
-            for state in self.view.epoch.threads:
-                self.set.append(state.tid)
-                self.tracee.set_state(state)
-        except Exception as error:
-            raise self.taken_back(error) from error
-
-    def commit(self) -> Outcome:
-        """Do what can no longer fail, or cannot be undone."""
-        self.memory.check_time = lambda: None  # from here on there is no way back
-        try:
-            if self.mappings.needed:
-                with self.tracee.injector() as injector:
-                    self.mappings.commit(injector)
-            self.registrations.put()
-            self._settle(self.written)
-            self.registrations.settled()
-            self.tracee.put_processor_numbers()
-        except UffdtrackError as error:
-            raise TargetError(f"{error}; {PARTLY}") from error
-        self.outcome.pages = self.written.pages
-        self.outcome.mappings = self.mappings.changed
-        self.outcome.warnings = sorted({*self.mappings.warnings, *self.memory.warnings})
-        return self.outcome
-
-    def differences(self) -> list[str]:
-        """Text about state in the kernel that is not as it was: a rollback does not restore it."""
-        return [f"not rolled back: {text}" for text in self.torn] + differences(
-            self.then, self.now, self.view.epoch.facts.row["time_ns"]
-        )
-
-    def _map(self, plan: Plan) -> Plan:
-        """Put the mappings back; returns the plan for the contents after that."""
-        if not self.mappings.needed:
-            return plan
-        with self.tracee.injector() as injector:
-            self.mappings.make(injector)
-        plan.add(self.memory.plan(self.made))
-        return plan
-
-    def _settle(self, plan: Plan) -> None:
-        """Correct the rseq areas of threads that have run system calls for us: the kernel writes there."""
-        areas = [t.rseq.area for t in self.tracee.threads if t.rseq] + self.registrations.areas
-        touched = np.array(sorted({area // PAGE for area in areas if area}), np.uint64)
-        for where in (self.kept, self.made):
-            self.memory.settle(plan, where, touched)
-
-    def _check_threads(self) -> list[int]:
-        """The threads born since the epoch."""
-        then = {t.tid: t for t in self.view.epoch.threads}
-        now = {t.tid: t for t in self.tracee.threads if not t.worker}
-        gone = sorted(then.keys() - now.keys())
-        if gone:
-            raise RollbackRefusedError(
-                f"thread{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} of epoch "
-                f"{self.outcome.epoch} have ended since and cannot be made again"
-            )
-        if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
-            raise RollbackRefusedError("the registers of that epoch are of another kind of processor")
-        if "shstk" in status_field(self.tracee.pid, "x86_Thread_features"):
-            raise RollbackRefusedError(
-                "its threads have shadow stacks, whose pointers are not in an epoch: the next return would "
-                "end the process"
-            )
-        return sorted(now.keys() - then.keys())
-
-    def _take_mappings_back(self) -> None:
-        if not self.mappings.begun:
-            return
-        with self.tracee.injector() as injector:
-            self.mappings.take_back(injector)
-
-    def taken_back(self, error: Exception) -> UffdtrackError:
-        """Undo what was done before `error`; returns what to raise, which says how that went."""
-        if isinstance(error, TargetGoneError):
-            return error
-        text = str(error) if isinstance(error, UffdtrackError) else f"{type(error).__name__}: {error}"
-        self.memory.check_time = lambda: None
-        try:
-            whole = self.memory.restore(self.written)
-            for tid in self.set:
-                self.tracee.set_state(self.before[tid])
-            self._take_mappings_back()
-            self.registrations.restore()
-        except (UffdtrackError, OSError):
-            whole = False
-        if not whole:
-            return TargetError(f"{text}; {PARTLY}")
-        if self.outcome.ended:
-            ended = ", ".join(map(str, self.outcome.ended))
-            return TargetError(
-                f"{text}; memory and mappings are as they were, but threads born since the epoch were "
-                f"ended: {ended}"
-            )
-        kind: type[UffdtrackError] = RollbackRefusedError
-        if isinstance(error, UffdtrackError) and not isinstance(error, TargetError):
-            kind = type(error)
-        return kind(f"{text}; the process is as it was")

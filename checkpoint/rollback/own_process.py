@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -58,10 +59,27 @@ def in_own_process(work: Callable[[], T]) -> T:
 @contextmanager
 def urgent() -> Iterator[None]:
     """Take priority over other processes while the target stands, if we may (root)."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     try:
         yield
     finally:
         with suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setscheduler(0, policy, parameters)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """In a session: neither the collector of garbage nor a kill of our process group comes between."""
+    group, collects = os.getpgrp(), gc.isenabled()
+    with suppress(PermissionError):  # we lead a session
+        os.setpgid(0, 0)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+        with suppress(PermissionError):  # nobody else is left in it
+            os.setpgid(0, group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -14,12 +15,14 @@ from checkpoint.errors import ImageError
 from checkpoint.files import write_all
 from checkpoint.rollback.layout import Stretches
 from checkpoint.view import View
-from uffdtrack import PAGE, Places, read_places
+from uffdtrack import PAGE, Places, Runs, read_places
 from uffdtrack.errors import StorageError, UffdtrackError
-from uffdtrack.runs import Pages, batches, index_of, to_runs
+from uffdtrack.runs import BATCH, Mask, Pages, batches, index_of, indices_within, slices, to_runs
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back, shape (n, 4096)."""
+STAGED = 1 << 16
+"""Pages."""
 
 
 class Image:
@@ -55,15 +58,45 @@ class Image:
                 (np.full(len(offsets), self._files[-1].fileno()), offsets), axis=1
             )
 
-    def within(self, where: Stretches) -> tuple[Pages, Places]:
-        """The pages in some stretches, and where their contents are. Asking again costs nothing."""
+    def within(self, where: Stretches, among: Runs | None = None) -> tuple[Pages, Places]:
+        """The pages in some stretches, and where their contents are. Asking again costs nothing.
+
+        Args:
+            among: only the pages in these ranges.
+        """
+        if among is not None:
+            at = indices_within(self.pages, among)
+            at = at[_is_kept(self.pages[at], where)]
+            return self.pages[at], self._places[at]
         if self._within is None or self._within[0] is not where:
-            rows = where.rows(self.pages)
-            # What the kernel may drop at any time (MAP_DROPPABLE) is dropped now: random-number generators
-            # keep their state there, and would give the same numbers again.
-            chosen = (rows >= 0) & ~np.append(where.droppable, False)[rows]
+            chosen = _is_kept(self.pages, where)
             self._within = where, self.pages[chosen], self._places[chosen]
         return self._within[1:]
+
+    def stage(self, among: Runs) -> None:
+        """Read contents that will be needed into memory of ours: up to `STAGED` pages, if there is room.
+
+        Raises:
+            ImageError: we cannot read a file.
+        """
+        at = indices_within(self.pages, among)
+        at = at[self._places[at, 0] >= 0][:STAGED]
+        if not len(at):
+            return
+        with suppress(OSError):
+            file = os.fdopen(os.memfd_create("uffdtrack-rollback", os.MFD_CLOEXEC), "rb", buffering=0)
+            self._files.append(file)
+            for part in slices(len(at), BATCH):
+                rows = at[part]
+                contents = self._read(self._places[rows])
+                write_all(file.fileno(), [contents.reshape(-1).data], part.start * PAGE)
+                self._places[rows] = np.stack(
+                    (np.full(len(rows), file.fileno()), np.arange(part.start, part.stop) * PAGE), axis=1
+                )
+
+    def runs_within(self, among: Runs) -> Runs:
+        """The pages of the view in some ranges, as ranges."""
+        return to_runs(self.pages[indices_within(self.pages, among)])
 
     def has(self, pages: Pages) -> npt.NDArray[np.bool_]:
         """Which pages the view has."""
@@ -78,8 +111,11 @@ class Image:
 
     def read(self, pages: Pages) -> Contents:
         """Read contents. Raises: ImageError: we cannot read a file."""
+        return self._read(self.places(pages))
+
+    def _read(self, places: Places) -> Contents:
         try:
-            return read_places(self.places(pages))
+            return read_places(places)
         except UffdtrackError as error:
             raise ImageError(f"the epoch cannot be read: {error}") from error
 
@@ -100,3 +136,14 @@ def _together(view: View, pages: Pages) -> BinaryIO:
         file.close()
         raise StorageError(f"cannot put {len(pages)} pages together in memory: {error.strerror}") from error
     return file
+
+
+def _is_kept(pages: Pages, where: Stretches) -> Mask:
+    """Which pages are in some stretches, and get the contents of then.
+
+    What the kernel may drop at any time (MAP_DROPPABLE) is dropped now: random-number generators keep their
+    state there, and would give the same numbers again.
+    """
+    rows = where.rows(pages)
+    kept: Mask = (rows >= 0) & ~np.append(where.droppable, False)[rows]
+    return kept

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from checkpoint.epoch import LeftOut
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback.order import Outcome, ProcessRollback, check_same_process
+from checkpoint.rollback.order import check_same_process
 from checkpoint.rollback.own_process import in_own_process, urgent
+from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_member import lives, name_of
 from checkpoint.view import View

@@ -149,6 +149,10 @@ class ProcessTarget(Closing):
     def take_back(self, pending: Pending) -> None:
         self.pending.merge(pending)
 
+    def was_changed(self) -> None:
+        """Somebody has changed its mappings and their attributes: read these anew for the next epoch."""
+        self._attributes = Recorder(self.pid)
+
     def settle(self, timeout: float) -> bool:
         return self.tracee.settle(timeout)
 

@@ -67,8 +67,10 @@ def differing(pid: int, view: View) -> list[str]:
             own = region.file_backed
             pm.seek(region.start // PAGE * 8)
             entries = np.frombuffer(pm.read(region.size // PAGE * 8), np.uint64)
-            # Present (63) or swapped (62), where reading tells; a present one with bit 61 is the file's.
+            # Present (63) or swapped (62), where reading tells; a present one with bit 61 is the file's. So
+            # is one that has gone, and has left the trap of a session (57) in its place.
             used = (entries >> np.uint64(62) != 0) & ~(own & (entries >> np.uint64(61) == 5))
+            used &= ~(own & (entries >> np.uint64(62) == 1) & (entries >> np.uint64(57) & np.uint64(1) == 1))
             for page in set((np.flatnonzero(used) + region.start // PAGE).tolist()) | stored.keys():
                 mem.seek(page * PAGE)
                 expected = stored[page].tobytes() if page in stored else bytes(PAGE)

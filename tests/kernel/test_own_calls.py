@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint.rollback.order
+import checkpoint.rollback.work
 from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from tests.conftest import missing
@@ -157,7 +158,7 @@ def test_shadow_stack_is_refused(
     """Few processors have one, so the kernel's word for it is put into its mouth."""
     target = Target(spawn, build, "registers")
     take(uffdtrack, target.pid, tmp_path / "c")
-    monkeypatch.setattr(checkpoint.rollback.order, "status_field", lambda pid, name: "shstk wrss")
+    monkeypatch.setattr(checkpoint.rollback.work, "status_field", lambda pid, name: "shstk wrss")
     with pytest.raises(RollbackRefusedError, match="shadow stack"):
         checkpoint.rollback.order.rollback(target.pid, Chain(tmp_path / "c").view(0))
     target.works_on()
@@ -179,7 +180,7 @@ def test_registration_of_a_rollback_that_is_taken_back(
     def fails(memory: object, plan: object) -> None:
         raise TargetError("no memory to write")
 
-    monkeypatch.setattr(checkpoint.rollback.order.Memory, "write", fails)
+    monkeypatch.setattr(checkpoint.rollback.work.Memory, "write", fails)
     for _ in range(8):
         target.works_on()
         with pytest.raises(RollbackRefusedError, match="no memory to write; the process is as it was"):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback.order import Outcome, ProcessRollback
 from checkpoint.rollback.tree import rollback_tree
+from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.tree import Tree
 from tests.helpers import Run, wait_for
 from tests.kernel.forks import Forks, is_dead

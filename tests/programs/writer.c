@@ -4,9 +4,10 @@
  * For each page the log has `from` and `to`: `to` is set before the page changes, `from` after. At any
  * instant each of the page's three words is one of the two; where both agree, all words do.
  *
- * usage: writer THREADS SEED [counter|none [small]]. Prints the address of `control` and then runs until it is killed. With
+ * usage: writer THREADS SEED [counter|none [small|again]]. Prints the address of `control` and then runs until it is killed. With
  * `small` most areas are anonymous mappings of 64 to 512 KiB, each far from all others, and some are mapped piece by
- * piece, beside memory that comes and goes and makes one large mapping of them. */
+ * piece, beside memory that comes and goes and makes one large mapping of them. With `again` it keeps nothing outside of
+ * its memory, so that it may be rolled back. */
 #define _GNU_SOURCE
 #include <malloc.h>
 #include <pthread.h>
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,7 +38,7 @@ static struct {
 	int slot, filler;
 } beside[THREADS][AREAS];
 
-static int copy_file; /* where values stand that read(2) brings in */
+static int copy_file; /* where values stand that read(2) brings in; -1: in memory, for process_vm_readv(2) */
 
 static uint64_t next(uint64_t *s)
 {
@@ -81,6 +83,14 @@ static void put(struct area *a, int page, uint64_t value)
 	a->from[page] = value;
 }
 
+static void copy_within(void *from, void *to)
+{
+	struct iovec source = {from, PAGE}, target = {to, PAGE};
+
+	if (process_vm_readv(getpid(), &target, 1, &source, 1, 0) != PAGE)
+		abort();
+}
+
 /* The kernel writes: a whole page by pread(2). */
 static void put_by_kernel(struct area *a, int page, int thread, uint64_t value)
 {
@@ -88,11 +98,13 @@ static void put_by_kernel(struct area *a, int page, int thread, uint64_t value)
 
 	settle(a, page);
 	buf[0] = buf[256] = buf[511] = value;
-	if (pwrite(copy_file, buf, PAGE, thread * PAGE) != PAGE)
+	if (copy_file >= 0 && pwrite(copy_file, buf, PAGE, thread * PAGE) != PAGE)
 		abort();
 	a->to[page] = value;
 	barrier();
-	if (pread(copy_file, (void *)(a->addr + page * PAGE), PAGE, thread * PAGE) != PAGE)
+	if (copy_file < 0)
+		copy_within(buf, (void *)(a->addr + page * PAGE));
+	else if (pread(copy_file, (void *)(a->addr + page * PAGE), PAGE, thread * PAGE) != PAGE)
 		abort();
 	barrier();
 	a->from[page] = value;
@@ -276,7 +288,7 @@ static void step(struct area *a, int thread, uint64_t *seed)
 		}
 		break;
 	case FILE_PRIVATE: /* the file holds zeros */
-		if (r % 64 == 0) {
+		if (r % 64 == 0 && copy_file >= 0) {
 			zero(a, page, n, MADV_DONTNEED);
 			return;
 		}
@@ -404,7 +416,7 @@ int main(int argc, char **argv)
 
 	if (threads > THREADS)
 		return 2;
-	small = argc > 4;
+	small = argc > 4 && *argv[4] == 's';
 	setvbuf(stdout, NULL, _IONBF, 0);
 	/* malloc keeps room of its own below the heap area and never moves the break again. */
 	mallopt(M_TRIM_THRESHOLD, 1 << 30);
@@ -412,8 +424,8 @@ int main(int argc, char **argv)
 	void *volatile room = malloc(8 << 20);
 
 	free(room);
-	copy_file = memfd_create("copy", 0);
-	if (ftruncate(copy_file, THREADS * PAGE))
+	copy_file = argc > 4 && *argv[4] == 'a' ? -1 : memfd_create("copy", 0);
+	if (copy_file >= 0 && ftruncate(copy_file, THREADS * PAGE))
 		return 2;
 	for (int i = 0; i < threads; i++)
 		for (int k = 0; k < AREAS; k++) {
@@ -426,6 +438,10 @@ int main(int argc, char **argv)
 			if (!a->addr)
 				a->addr = (uint64_t)map_area(a->kind);
 		}
+	/* A rollback leaves pages of a deleted file as they are that were not in use, so all of them are, always. */
+	for (int i = 0; i < threads * AREAS && copy_file < 0; i++)
+		for (int page = 0; page < PAGES; page++)
+			(void)*word(&control.areas[i / AREAS][i % AREAS], page, 0);
 	control.magic = strtoull(argc > 2 ? argv[2] : "1", NULL, 10) * 2654435761u + 1;
 	control.threads = threads;
 	if (argc > 3 && *argv[3] == 'c')
@@ -447,6 +463,6 @@ int main(int argc, char **argv)
 			}
 			waitpid(child, NULL, 0);
 		}
-		usleep(500);
+		usleep(copy_file < 0 ? 10000 : 500);
 	}
 }

@@ -213,6 +213,9 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
 int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns);
+void ut_stopping(ut_space *s);
+void ut_resumed(ut_space *s);
+int ut_look(ut_tracee *t, ut_space *s, const ut_run *pending, size_t npending, ut_times *times);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 typedef struct {

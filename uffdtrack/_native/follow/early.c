@@ -178,6 +178,15 @@ static int copy_early(ut_space *s, ut_runs *want)
 	return cut_copies(e, &unreadable);
 }
 
+int ut_early_withdraw(ut_early *e)
+{
+	for (size_t i = 0; i < e->n; i++)
+		TRY(runs_push(&e->again, e->v[i].start, e->v[i].end));
+	e->n = e->used = 0;
+	runs_normalise(&e->again);
+	return 0;
+}
+
 /* After stops that failed there may be more dead copies in the buffer than living ones. */
 static int tidy(ut_early *e)
 {
@@ -185,11 +194,8 @@ static int tidy(ut_early *e)
 
 	for (size_t i = 0; i < e->n; i++)
 		living += e->v[i].end - e->v[i].start;
-	if (e->used > 2 * living) {
-		for (size_t i = 0; i < e->n; i++)
-			TRY(runs_push(&e->again, e->v[i].start, e->v[i].end));
-		e->n = e->used = 0;
-	}
+	if (e->used > 2 * living)
+		TRY(ut_early_withdraw(e));
 	runs_normalise(&e->again);
 	runs_normalise(&e->gone);
 	runs_normalise(&e->touched);

@@ -49,6 +49,8 @@ int ut_follow_alone(ut_space *s, ut_region *r);
 void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns);
 /* early.c: what this harvest has found, and what it says is void, is later than any copy from before it. */
 int ut_early_outdate(ut_space *s);
+/* early.c: drop all copies; the stop copies these pages, with what is `again` already. */
+int ut_early_withdraw(ut_early *e);
 
 /* sole.c. Before a stop: look for relatives by fork, if that is worth it. */
 void ut_sole_ask(ut_space *s);

@@ -98,6 +98,13 @@ void ut_resumed(ut_space *s)
 		ut_watch_resumed(s->watch);
 }
 
+int ut_look(ut_tracee *t, ut_space *s, const ut_run *pending, size_t npending, ut_times *times)
+{
+	/* What was copied early is neither pending nor found again. */
+	TRY(ut_early_withdraw(&s->early));
+	return ut_take_stopped(t, s, UT_NO_COPY, pending, npending, times);
+}
+
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times)
 {

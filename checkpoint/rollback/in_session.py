@@ -1,0 +1,137 @@
+"""A rollback by the session that follows the target: it knows what was written since the epoch."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from checkpoint.chain import Chain
+from checkpoint.errors import RollbackRefusedError
+from checkpoint.image import EpochFile
+from checkpoint.rollback.identity import check_identity
+from checkpoint.rollback.own_process import urgent
+from checkpoint.rollback.request import Request, fingerprint
+from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.session import Session
+from checkpoint.targets.process import ProcessTarget
+from uffdtrack import Runs, Standing, standing
+from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StopTimeoutError, StorageError
+from uffdtrack.runs import merge_runs, size_of, to_runs
+
+EVERYTHING = 1 << 44
+"""If so many bytes are void, all of them are: a base has come since."""
+
+MOST_KNOWN = 1024
+"""Files of a chain that we keep parsed."""
+
+
+class Since:
+    """What was written since an epoch: by the chain, what is pending, and a look when the target stands."""
+
+    def __init__(self, target: ProcessTarget, stored: Runs | None) -> None:
+        """Args:
+        stored: where later epochs of the chain have other contents; None: that is not known.
+        """
+        self._target = target
+        self._stored = stored
+        self.standing: Standing | None = None
+
+    def before(self) -> Runs | None:
+        pending = self._target.pending
+        if self._stored is None or pending.everything:
+            return None
+        return merge_runs(self._stored, pending.pages, pending.reset)
+
+    def look(self) -> Runs | None:
+        if self._stored is None or self._target.pending.everything:
+            return None
+        assert self.standing
+        return merge_runs(self._stored, self.standing.look())
+
+
+def written_since(files: list[EpochFile], epoch: int) -> Runs | None:
+    """Where the epochs of a chain after one have other contents; None: anywhere."""
+    later = [file for file in files if file.epoch > epoch]
+    empty = np.empty((0, 2), np.uint64)
+    found = merge_runs(empty, *(part for file in later for part in (to_runs(file.pages), file.reset)))
+    return None if size_of(found) >= EVERYTHING else found
+
+
+class KnownFiles:
+    """Opens files of a chain, and parses each once: a file that has its name is never changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, EpochFile] = {}
+
+    def __call__(self, path: Path) -> EpochFile:
+        known = self._known.get(path)
+        if known:
+            with suppress(InvalidInputError):  # another one has its name
+                known.open().close()
+                return known
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[path] = EpochFile(path)
+        return self._known[path]
+
+
+class SessionRollback:
+    """Rolls the target of a session back, between two of its epochs. The session goes on from there."""
+
+    def __init__(self, session: Session, target: ProcessTarget, directory: Path) -> None:
+        """Args:
+        directory: of its chain.
+        """
+        self._session = session
+        self._target = target
+        self._directory = directory
+        self._files = KnownFiles()
+
+    def __call__(self, request: Request) -> Outcome:
+        """Do it.
+
+        Raises:
+            RollbackRefusedError, TargetError: as `rollback`.
+            StorageError: epochs in flight could not be written.
+            InvalidInputError: the chain is not what the client has verified.
+            TargetBusyError: we should not stop the target now.
+        """
+        if self._target.engine == "sync":
+            raise RollbackRefusedError(
+                f"the session on {self._directory} has the engine sync, whose traps keep others from "
+                "writing the memory: end it first, then the rollback goes without it"
+            )
+        if not self._session.pipeline.await_idle():
+            raise StorageError("the session could not write its last epochs; try again")
+        chain = Chain(self._directory, self._files)
+        files = chain.files()
+        view = chain.view(request.epoch, files)
+        if (view.epoch.digest, fingerprint(view)) != (request.digest, request.files):
+            raise InvalidInputError(f"{view.epoch.path} was replaced while it was read; try again")
+        check_identity(request.pid, view)
+        self._target.check_stop()
+        known = not self._session.stream.is_due
+        since = Since(self._target, written_since(files, view.epoch.epoch) if known else None)
+        with ProcessRollback(self._target.pid, view, request.anyway, changes=since) as work:
+            work.most = request.max_stop
+            try:
+                outcome = self._stand(work, since)
+            except (PermissionDeniedError, StopTimeoutError) as error:
+                raise self._target.why_not_stopped(error) or error from error
+            finally:
+                self._target.was_changed()
+            outcome.warnings += work.differences()
+        return outcome
+
+    def _stand(self, work: ProcessRollback, since: Since) -> Outcome:
+        target = self._target
+        started = time.perf_counter()
+        with standing(target.space, target.tracee, target.pending) as since.standing, urgent():
+            work.check(target.tracee)
+            work.apply()
+            outcome = work.commit()
+        outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
+        return outcome

@@ -1,0 +1,156 @@
+"""A session's socket: a thread takes what others ask for, the session's own thread does it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoint.rollback.own_process import undisturbed
+from checkpoint.rollback.request import LONGEST, SOCKET, Begun, Failure, Request, outcome_row, socket_path
+from checkpoint.rollback.work import Outcome
+from uffdtrack.closing import Closing
+from uffdtrack.errors import InvalidInputError, PermissionDeniedError
+
+SECONDS = 5.0
+"""For so long a client may take for its request, and for reading the answer."""
+_CREDENTIALS = struct.Struct("3i")  # struct ucred (unix(7))
+
+
+class Requests(Closing):
+    """Takes one request at a time. `serve` does what is asked for, in the thread that calls it.
+
+    Without a socket (a file system that has none) and without threads (RLIMIT_NPROC) it takes none.
+    """
+
+    def __init__(self, directory: Path, work: Callable[[Request], Outcome], wake: Callable[[], None]) -> None:
+        """Args:
+        directory: of the chain, which this process has locked.
+        work: does a request. Raises: UffdtrackError: it could not, or not all of it.
+        wake: called in any thread when there is a request.
+        """
+        self._directory = directory
+        self._work = work
+        self._wake = wake
+        self._waiting: tuple[socket.socket, Request] | None = None
+        self._changed = threading.Condition()
+        self._ends = os.eventfd(0, os.EFD_CLOEXEC)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._thread: threading.Thread | None = None
+        with contextlib.suppress(OSError, RuntimeError):
+            self._bind()
+            thread = threading.Thread(target=self._take_all, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _bind(self) -> None:
+        (self._directory / SOCKET).unlink(missing_ok=True)  # of one that was killed: we have the lock
+        os.fchmod(self._listener.fileno(), 0o600)  # the mode of the file that bind(2) makes
+        with socket_path(self._directory) as path:
+            self._listener.bind(path)
+        self._listener.listen()
+
+    def serve(self) -> bool:
+        """Do what was asked for, if something was; returns whether."""
+        with self._changed:
+            if not self._waiting:
+                return False
+            connection, request = self._waiting
+        if not _has_gone(connection):
+            with undisturbed():
+                _send(connection, Begun().to_json())
+                try:
+                    answer = outcome_row(request.pid, self._work(request))
+                except Exception as error:
+                    answer = Failure.of(error).to_json()
+            _send(connection, answer)
+        with self._changed:
+            self._waiting = None
+            self._changed.notify_all()
+        return True
+
+    def close(self) -> None:
+        """Take no more requests. Who waits gets no answer, and knows that nothing was done."""
+        if self._ends < 0:
+            return
+        if self._thread:
+            (self._directory / SOCKET).unlink(missing_ok=True)
+            with self._changed:
+                self._waiting = None
+                os.eventfd_write(self._ends, 1)
+                self._changed.notify_all()
+            self._thread.join()
+        self._listener.close()
+        os.close(self._ends)
+        self._ends = -1
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _take_all(self) -> None:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._ends, select.POLLIN)
+        while not any(fd == self._ends for fd, _ in poll.poll()):
+            with contextlib.suppress(OSError), self._listener.accept()[0] as connection:
+                self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        """Let the session do what one client asks for, and wait until it has."""
+        connection.settimeout(SECONDS)
+        try:
+            _check_peer(connection)
+            request = _read(connection)
+        except (InvalidInputError, PermissionDeniedError) as error:
+            _send(connection, Failure.of(error).to_json())
+            return
+        if not request:
+            return
+        with self._changed:
+            self._waiting = connection, request
+        self._wake()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
+
+
+def _check_peer(connection: socket.socket) -> None:
+    """Raises: PermissionDeniedError: it is another user's process."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid = _CREDENTIALS.unpack(credentials)[1]
+    if uid not in (0, os.geteuid()):
+        raise PermissionDeniedError("the session is of another user. Run as that one, or as root")
+
+
+def _read(connection: socket.socket) -> Request | None:
+    """One line; None: the client has gone.
+
+    Raises:
+        InvalidInputError: it is no request.
+    """
+    line = connection.makefile("rb").readline(LONGEST)
+    if not line:
+        return None
+    try:
+        stored = json.loads(line)
+        if stored["schema"] == Request.schema:
+            return Request.of_json(stored)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InvalidInputError("the session is of another version of uffdtrack, and does not know the request")
+
+
+def _has_gone(connection: socket.socket) -> bool:
+    """Whether the client has closed the connection."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _send(connection: socket.socket, row: dict[str, object]) -> None:
+    with contextlib.suppress(OSError):  # it has gone
+        connection.sendall(json.dumps(row).encode() + b"\n")

@@ -1,0 +1,295 @@
+"""One rollback of a live process that stands, whole or not at all.
+
+We read, verify and plan everything before the target changes; if a step fails after that, we undo it and
+those before it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from checkpoint.errors import RollbackRefusedError
+from checkpoint.objects import resolve
+from checkpoint.rollback.breakpoints import Programs, check_return_probes
+from checkpoint.rollback.contents import Memory
+from checkpoint.rollback.differences import differences
+from checkpoint.rollback.layout import SMAPS_SECONDS, Layout, Stretches
+from checkpoint.rollback.mappings import Mappings
+from checkpoint.rollback.own_process import PARTLY
+from checkpoint.rollback.plan import Plan
+from checkpoint.rollback.registrations import Registrations
+from checkpoint.rollback.stored import Image
+from checkpoint.rollback.torn import torn
+from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
+from checkpoint.view import View
+from uffdtrack import PAGE, Runs, Tracee, status_field
+from uffdtrack.closing import Closing
+from uffdtrack.errors import MaxStopError, TargetError, TargetGoneError, UffdtrackError
+from uffdtrack.runs import merge_runs
+
+QUICK = 0.0005
+"""Seconds that a stop may take longer for attributes that were set just before it."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a rollback did.
+
+    Attributes:
+        pages: how many it has written, since they differed.
+        mappings: how many it has made, removed or changed.
+        ended: threads born since the epoch, which it has ended.
+        warnings: text about what is not as it was.
+    """
+
+    epoch: int
+    pages: int = 0
+    mappings: int = 0
+    ended: list[int] = field(default_factory=list)
+    pause_us: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+class Changes(Protocol):
+    """Knows what of a target's memory is as it was at the epoch."""
+
+    def before(self) -> Runs | None:
+        """What differs from the epoch, as far as we know while the target runs; None: nothing is known."""
+
+    def look(self) -> Runs | None:
+        """The target stands: where its memory may differ from the epoch's. None: everywhere."""
+
+
+class ProcessRollback(Closing):
+    """One rollback of a target: `check`, `apply`, and then `commit` or `taken_back`.
+
+    The constructor finds out what it can before the target stops.
+
+    Attributes:
+        most: the target may stand for so many seconds, if that is less than what the watchdog gives it.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        view: View,
+        anyway: bool,
+        others: Sequence[tuple[int, int]] = (),
+        changes: Changes | None = None,
+    ) -> None:
+        """Args:
+        anyway: see `rollback`.
+        others: address ranges that another process shares; the contents are put back through that one.
+        changes: None: all of the memory is compared.
+        """
+        self.pid = pid
+        self.changes = changes
+        self.most: float | None = None
+        self._memory = -1
+        self.view = view
+        self.anyway = anyway
+        self.others = others
+        self.outcome = Outcome(view.epoch.epoch)
+        self.set: list[int] = []
+        self.written = Plan()
+        self.then = resolve(file.facts.objects for file in view.own_sources)
+        self.image = Image(view)
+        self.mappings = Mappings(pid, view, QUICK if changes else SMAPS_SECONDS)
+        self.programs = Programs(pid, self.mappings.layout.changes)
+        check_return_probes(view)
+        self._sort(self.mappings.layout)
+        known = changes.before() if changes else None
+        if known is None:
+            self.image.within(self.kept)
+        else:
+            self.image.stage(merge_runs(known, self.made.ranges))
+
+    def close(self) -> None:
+        """Close all files. Idempotent."""
+        self.image.close()
+        self.programs.close()
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+    def _sort(self, layout: Layout) -> None:
+        self.layout = layout
+        own = [c for c in layout.changes if not any(a <= c.start and c.end <= b for a, b in self.others)]
+        self.kept = Stretches([c for c in own if c.kept])
+        self.made = Stretches([c for c in own if not c.kept])
+
+    def check(self, tracee: Tracee) -> None:
+        """Make the plan, before anything changes. The target stands.
+
+        Raises:
+            RollbackRefusedError: we cannot do it.
+        """
+        self.tracee = tracee
+        self._started = time.monotonic()
+        # Before anything changes, and while it stands: what it does after is no difference.
+        mappings = kernel_mappings(self.pid)
+        self.now = snapshot(self.pid, mappings, self.then)
+        self.torn = torn(
+            (self.then, self.view.epoch.regions), (self.now, mappings), lambda r: is_device(self.pid, r)
+        )
+        if self.torn and not self.anyway:
+            raise RollbackRefusedError(
+                f"process {self.pid} has, or had at that epoch, what does not go back with its memory: "
+                f"{'; '.join(self.torn)}. Nothing was touched; --anyway does it all the same"
+            )
+        self.before = {t.tid: t for t in tracee.threads}
+        tracee.keep_processor_numbers()
+        task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
+        self._memory = memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self.mappings.stopped(tracee, memory)
+        self.registrations = Registrations(tracee, self.view.epoch.threads, self.before, memory)
+        self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
+        try:
+            self.born = self._check_threads()
+            self.mappings.check()
+            self.memory.check_time = self._check_time
+            if self.layout.changes is not self.mappings.layout.changes:
+                self._sort(self.mappings.layout)
+            self.plan = self._compare()
+        except Exception as error:
+            raise self.taken_back(error) from error
+
+    def apply(self) -> None:
+        """Put all back, in a way that `taken_back` can undo.
+
+        Raises:
+            RollbackRefusedError: we cannot do it, and have undone it.
+            TargetError: we could not undo it either, or not all of it.
+        """
+        try:
+            self.registrations.take()
+            plan = self._map(self.plan)
+            if self.born:
+                # They need the memory that they have until they have ended. All that has just been done
+                # to the mappings is done again after, so nothing is left then that may be refused.
+                self._take_mappings_back()
+                for tid in self.born:
+                    self.tracee.end_thread(tid)
+                    self.outcome.ended.append(tid)
+                plan = self._map(self._compare())
+            self.written = plan
+            self.memory.write(plan)
+            if plan.drop:
+                with self.tracee.injector() as injector:
+                    self.memory.drop(plan, injector)
+            for state in self.view.epoch.threads:
+                self.set.append(state.tid)
+                self.tracee.set_state(state)
+        except Exception as error:
+            raise self.taken_back(error) from error
+
+    def commit(self) -> Outcome:
+        """Do what can no longer fail, or cannot be undone."""
+        self.memory.check_time = lambda: None  # from here on there is no way back
+        try:
+            if self.mappings.needed:
+                with self.tracee.injector() as injector:
+                    self.mappings.commit(injector)
+            self.registrations.put()
+            self._settle(self.written)
+            self.registrations.settled()
+            self.tracee.put_processor_numbers()
+        except UffdtrackError as error:
+            raise TargetError(f"{error}; {PARTLY}") from error
+        self.outcome.pages = self.written.pages
+        self.outcome.mappings = self.mappings.changed
+        self.outcome.warnings = sorted({*self.mappings.warnings, *self.memory.warnings})
+        return self.outcome
+
+    def differences(self) -> list[str]:
+        """Text about state in the kernel that is not as it was: a rollback does not restore it."""
+        return [f"not rolled back: {text}" for text in self.torn] + differences(
+            self.then, self.now, self.view.epoch.facts.row["time_ns"]
+        )
+
+    def _check_time(self) -> None:
+        self.tracee.check_time()
+        if self.most and time.monotonic() > self._started + self.most / 2:
+            raise MaxStopError(
+                f"it would take longer than half of the time that process {self.pid} may stand "
+                f"(--max-stop {self.most:g}s): give it more"
+            )
+
+    def _compare(self) -> Plan:
+        """The plan for the contents of mappings that stay; another one is due after threads have ended."""
+        among = self.changes.look() if self.changes else None
+        return self.memory.plan(self.kept, among)
+
+    def _map(self, plan: Plan) -> Plan:
+        """Put the mappings back; returns the plan for the contents after that."""
+        if not self.mappings.needed:
+            return plan
+        with self.tracee.injector() as injector:
+            self.mappings.make(injector)
+        plan.add(self.memory.plan(self.made))
+        return plan
+
+    def _settle(self, plan: Plan) -> None:
+        """Correct the rseq areas of threads that have run system calls for us: the kernel writes there."""
+        areas = [t.rseq.area for t in self.tracee.threads if t.rseq] + self.registrations.areas
+        touched = np.array(sorted({area // PAGE for area in areas if area}), np.uint64)
+        for where in (self.kept, self.made):
+            self.memory.settle(plan, where, touched)
+
+    def _check_threads(self) -> list[int]:
+        """The threads born since the epoch."""
+        then = {t.tid: t for t in self.view.epoch.threads}
+        now = {t.tid: t for t in self.tracee.threads if not t.worker}
+        gone = sorted(then.keys() - now.keys())
+        if gone:
+            raise RollbackRefusedError(
+                f"thread{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} of epoch "
+                f"{self.outcome.epoch} have ended since and cannot be made again"
+            )
+        if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
+            raise RollbackRefusedError("the registers of that epoch are of another kind of processor")
+        if "shstk" in status_field(self.tracee.pid, "x86_Thread_features"):
+            raise RollbackRefusedError(
+                "its threads have shadow stacks, whose pointers are not in an epoch: the next return would "
+                "end the process"
+            )
+        return sorted(now.keys() - then.keys())
+
+    def _take_mappings_back(self) -> None:
+        if not self.mappings.begun:
+            return
+        with self.tracee.injector() as injector:
+            self.mappings.take_back(injector)
+
+    def taken_back(self, error: Exception) -> UffdtrackError:
+        """Undo what was done before `error`; returns what to raise, which says how that went."""
+        if isinstance(error, TargetGoneError):
+            return error
+        text = str(error) if isinstance(error, UffdtrackError) else f"{type(error).__name__}: {error}"
+        self.memory.check_time = lambda: None
+        try:
+            whole = self.memory.restore(self.written)
+            for tid in self.set:
+                self.tracee.set_state(self.before[tid])
+            self._take_mappings_back()
+            self.registrations.restore()
+        except (UffdtrackError, OSError):
+            whole = False
+        if not whole:
+            return TargetError(f"{text}; {PARTLY}")
+        if self.outcome.ended:
+            ended = ", ".join(map(str, self.outcome.ended))
+            return TargetError(
+                f"{text}; memory and mappings are as they were, but threads born since the epoch were "
+                f"ended: {ended}"
+            )
+        kind: type[UffdtrackError] = RollbackRefusedError
+        if isinstance(error, UffdtrackError) and not isinstance(error, TargetError):
+            kind = type(error)
+        return kind(f"{text}; the process is as it was")

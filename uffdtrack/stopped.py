@@ -1,0 +1,63 @@
+"""A stop of an attached process in which its memory may be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from uffdtrack._sys import check, ffi, lib, runs_array, runs_of
+from uffdtrack.runs import Runs, merge_runs
+from uffdtrack.space import AddressSpace
+from uffdtrack.tracee import Tracee
+from uffdtrack.window import Pending
+
+
+class Standing:
+    """Tells what an attached process has written, while it stands.
+
+    What it tells of goes into `pending`, too: it is under traps again, so the next window has to copy it.
+    """
+
+    def __init__(self, space: AddressSpace, tracee: Tracee, pending: Pending) -> None:
+        self._space = space
+        self._tracee = tracee
+        self._pending = pending
+
+    def look(self) -> Runs:
+        """Where the memory may not be what it was at the last window; mappings that have come belong to it.
+
+        Raises:
+            TargetGoneError, NewMemoryError, MaxStopError: as they say; all is pending then.
+        """
+        space, pending = self._space.native, self._pending
+        times = ffi.new("ut_times *")
+        pointer, n = runs_of(pending.pages)
+        everything, pending.everything = pending.everything, True  # until it is known what was found
+        result = lib.ut_look(self._tracee.native, space, pointer, n, times)
+        check(result, "look at the memory", self._space.pid)
+        found, early = space.harvest.all, space.early  # type: ignore[attr-defined]
+        void = merge_runs(*map(runs_array, (found.gone, early.gone, found.fresh)))
+        pending.add(runs_array(found.want), void)
+        pending.everything = everything
+        return merge_runs(pending.pages, pending.reset)
+
+
+@contextmanager
+def standing(space: AddressSpace, tracee: Tracee, pending: Pending) -> Iterator[Standing]:
+    """Stop a process for the block, in which its memory may be written from outside.
+
+    Args:
+        pending: what was harvested and not handed over; see `Standing`.
+
+    Raises:
+        TargetGoneError, StopTimeoutError, PermissionDeniedError: as `Tracee.stop`.
+    """
+    lib.ut_stopping(space.native)
+    try:
+        tracee.stop()
+        yield Standing(space, tracee, pending)
+    finally:
+        lib.ut_resumed(space.native)
+        tracee.resume()
+        # Writes from outside are no faults of its threads: the next window looks everywhere.
+        space.passed_over()
