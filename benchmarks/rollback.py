@@ -1,4 +1,4 @@
-"""How long a rollback stands a process: against its mappings, its size, and what it has written since.
+"""How long a rollback stands a process: against its mappings, its size, its writes since, and who does it.
 
     python -m benchmarks.rollback -o DIR
 
@@ -8,29 +8,37 @@ Every measurement is a line of rollback.jsonl with all of its parameters. It ass
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
+from checkpoint.rollback.in_session import SessionRollback
 from checkpoint.rollback.order import rollback
+from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
+from uffdtrack import MAX_STOP
 
 HERE = Path(__file__).parent
 SERIES = {
     "mappings": [(n, 16, 0) for n in (100, 2000, 20000)],
     "size": [(100, mib, 0) for mib in (64, 256, 1024)],
     "dirty": [(100, 256, pages) for pages in (0, 300, 3000, 30000)],
+    "session": [(100, 1024, pages) for pages in (0, 300, 3000)],
 }
 """For each series: mappings, MiB and pages written since the epoch."""
+BY = {"session": ("itself", "ring", "scan")}
+"""Who does it: the verb by itself, or a session with one of these engines."""
 
 
-def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int) -> list[float]:
+def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by: str) -> list[float]:
     """The pauses of some rollbacks of one process, in ms."""
     with (
         subprocess.Popen(
@@ -40,18 +48,28 @@ def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int) -> 
     ):
         assert process.stdin and process.stdout and process.stdout.readline()
         try:
-            with (
-                ChainWriter(Path(directory) / "c", b"", force=False) as chain,
-                ProcessTarget(process.pid) as target,
-            ):
-                Session(target, chain).take()
-            pauses = []
-            for _ in range(rounds):
-                process.stdin.write(f"{dirty}\n")
-                process.stdin.flush()
-                process.stdout.readline()
-                view = Chain(Path(directory) / "c").view(None)
-                pauses.append(rollback(process.pid, view).pause_us / 1e3)
+            place = Path(directory) / "c"
+            with ExitStack() as stack:
+                chain = stack.enter_context(ChainWriter(place, b"", force=False))
+                target = stack.enter_context(ProcessTarget(process.pid, "scan" if by == "itself" else by))
+                session = Session(target, chain)
+                session.take()
+                if by == "itself":
+                    stack.close()
+                by_session = SessionRollback(session, target, place)
+                pauses = []
+                for _ in range(rounds):
+                    process.stdin.write(f"{dirty}\n")
+                    process.stdin.flush()
+                    process.stdout.readline()
+                    view = Chain(place).view(0)
+                    if by == "itself":
+                        outcome = rollback(process.pid, view)
+                    else:
+                        request = (process.pid, 0, view.epoch.digest, fingerprint(view), False, MAX_STOP)
+                        outcome = by_session(Request(*request))
+                        session.take()
+                    pauses.append(outcome.pause_us / 1e3)
         finally:
             process.kill()
     return pauses
@@ -61,21 +79,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("-o", dest="directory", type=Path, default=Path("out/bench"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--series", choices=SERIES, action="append", help="Only this one; may be repeated.")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     program = options.directory / "mapper"
     subprocess.run(["cc", "-O2", "-o", program, HERE / "mapper.c"], check=True)
-    print("| series | mappings | MiB | pages written since | stands, ms |\n|---|---|---|---|---|")
+    print("| series | mappings | MiB | pages written since | by | stands, ms |\n|---|---|---|---|---|---|")
     with (options.directory / "rollback.jsonl").open("w") as out:
         for series, points in SERIES.items():
-            for mappings, mib, dirty in points:
-                found = measure(program, mappings, mib, dirty, options.rounds)
+            if options.series and series not in options.series:
+                continue
+            for (mappings, mib, dirty), by in itertools.product(points, BY.get(series, ("itself",))):
+                found = measure(program, mappings, mib, dirty, options.rounds, by)
                 row: dict[str, Any] = {
-                    "series": series, "mappings": mappings, "mib": mib, "dirty": dirty, "pause_ms": found,
+                    "series": series, "mappings": mappings, "mib": mib, "dirty": dirty, "by": by,
+                    "pause_ms": found,
                 }  # fmt: skip
                 out.write(json.dumps(row) + "\n")
                 spread = f"{statistics.median(found):.1f} ({min(found):.1f}-{max(found):.1f})"
-                print(f"| {series} | {mappings} | {mib} | {dirty} | {spread} |", flush=True)
+                print(f"| {series} | {mappings} | {mib} | {dirty} | {by} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,18 @@ def shares_no_pages(pid: int, tid: int) -> bool:
 
 
 def compare_pages(
-    memory: int, pages: npt.NDArray[np.uint64], places: Places, tid: int = 0
+    memory: int,
+    pages: npt.NDArray[np.uint64],
+    places: Places,
+    tid: int = 0,
+    held: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Compare pages of a process, sorted, with contents in files.
 
     Args:
         memory: its /proc/PID/mem, open for reading.
         tid: a thread of it, if `shares_no_pages`.
+        held: shape (n, 4096): gets what the process has in pages that differ.
 
     Returns:
         For each page the sum of DIFFERS and UNREADABLE (it has no contents, and is compared as zeros).
@@ -50,15 +55,21 @@ def compare_pages(
     pages = np.ascontiguousarray(pages, np.uint64)
     pointer = ffi.from_buffer("ut_place[]", np.ascontiguousarray(places, np.int64))
     numbers, flags = ffi.from_buffer("uint64_t[]", pages), ffi.from_buffer("uint8_t[]", out)
-    check_own(lib.ut_compare(memory, tid, numbers, pointer, len(pages), flags), "compare memory")
+    kept = ffi.NULL if held is None else ffi.from_buffer("uint8_t[]", held)
+    check_own(lib.ut_compare(memory, tid, numbers, pointer, len(pages), flags, kept), "compare memory")
     return out
 
 
-def write_pages(memory: int, pages: npt.NDArray[np.uint64], contents: npt.NDArray[np.uint8]) -> int:
-    """Write pages by an open /proc/PID/mem; returns how many it wrote before one that it could not."""
+def write_pages(memory: int, tid: int, pages: npt.NDArray[np.uint64], contents: npt.NDArray[np.uint8]) -> int:
+    """Write pages of a process; returns how many it wrote before one that it could not.
+
+    Args:
+        memory: its /proc/PID/mem, open for writing.
+        tid: a thread of it, by which it is faster; 0: none is known.
+    """
     numbers = ffi.from_buffer("uint64_t[]", np.ascontiguousarray(pages, np.uint64))
     data = ffi.from_buffer("uint8_t[]", np.ascontiguousarray(contents, np.uint8))
-    return int(lib.ut_write_pages(memory, numbers, data, len(pages)))
+    return int(lib.ut_write_pages(memory, tid, numbers, data, len(pages)))
 
 
 def existing(pagemap: int, start: int, end: int) -> tuple[Runs, Runs]:

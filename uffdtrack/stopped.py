@@ -23,6 +23,11 @@ class Standing:
         self._tracee = tracee
         self._pending = pending
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process shares its pages since a fork(2), by the last look."""
+        return not self._space.native.reader.shared  # type: ignore[attr-defined]
+
     def look(self) -> Runs:
         """Where the memory may not be what it was at the last window; mappings that have come belong to it.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.errors import ImageError, RollbackRefusedError
+from checkpoint.rollback.access import read_remote, write_remote
 from checkpoint.rollback.breakpoints import Programs, uprobes
 from checkpoint.rollback.layout import Stretches
 from checkpoint.rollback.plan import Plan
@@ -24,7 +25,6 @@ from uffdtrack import (
     existing,
     read_places,
     shares_no_pages,
-    write_pages,
 )
 from uffdtrack.errors import TargetError, UffdtrackError
 from uffdtrack.runs import (
@@ -34,6 +34,8 @@ from uffdtrack.runs import (
     expand,
     intersect,
     merge_runs,
+    no_runs,
+    size_of,
     slices,
     subtract,
     to_runs,
@@ -67,9 +69,10 @@ class Memory:
         self.programs = programs
         self.epoch = epoch
         self.task = task
+        self.tid = int(os.path.basename(task))
         self.memory = memory
         self.warnings: list[str] = []
-        self._is_alone: bool | None = None
+        self.is_alone: bool | None = None  # no other process shares its pages; None: not asked yet
         self.check_time: Callable[[], None] = lambda: None  # raises where it is time to take all back
 
     def plan(self, where: Stretches, among: Runs | None = None) -> Plan:
@@ -108,6 +111,9 @@ class Memory:
         found = Plan()
         for pages, held in plan.write:
             code = where.code[where.rows(pages)]
+            if not code.any():
+                found.write.append((pages, held))
+                continue
             plain, exact = self._by_uprobes(pages[code], held[code], None, where)
             keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
             found.write.append((pages[np.sort(keep)], held[np.sort(keep)]))
@@ -138,6 +144,8 @@ class Memory:
         """Pages that exist and that the image lacks; in private file mappings, only their own pages."""
         if among is None:
             look, known = where.ranges[[0, -1], [0, 1]].reshape(1, 2), self.image.runs
+        elif len(self.image.within(where, among)[0]) * PAGE == size_of(among) and not where.droppable.any():
+            return expand(no_runs())  # the image has all of them
         else:
             here = intersect(among, where.ranges)
             known = self.image.runs_within(here)
@@ -214,26 +222,35 @@ class Memory:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def _differing(self, pages: Pages, places: Places) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which pages have other contents than in the files, and which of all can be read."""
+    def _differing(
+        self, pages: Pages, places: Places, held: Contents | None = None
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which pages have other contents than in the files, and which of all can be read.
+
+        Args:
+            held: gets the contents of those that differ.
+        """
         flags = np.zeros(len(pages), np.uint8)
         for part in slices(len(pages), _COMPARED):
             self.check_time()
             try:
-                flags[part] = compare_pages(self.memory, pages[part], places[part], self._reader(len(pages)))
+                kept = None if held is None else held[part]
+                reader = self._reader(len(pages))
+                flags[part] = compare_pages(self.memory, pages[part], places[part], reader, kept)
             except UffdtrackError as error:
                 raise ImageError(f"the epoch cannot be read: {error}") from error
         return (flags & DIFFERS) != 0, (flags & UNREADABLE) == 0
 
     def _reader(self, count: int) -> int:
         """A thread by which many pages are read faster; 0: they are few, or another process shares them."""
-        tid = int(os.path.basename(self.task))
-        if count >= _MANY and self._is_alone is None:
-            self._is_alone = shares_no_pages(self.pid, tid)
-        return tid if count >= _MANY and self._is_alone else 0
+        if count >= _MANY and self.is_alone is None:
+            self.is_alone = shares_no_pages(self.pid, self.tid)
+        return self.tid if self.is_alone else 0
 
     def _compare(self, plan: Plan, where: Stretches, wanted: Pages, places: Places) -> None:
-        differs, readable = self._differing(wanted, places)
+        # Of many pages most are as they were.
+        held = np.empty((len(wanted), PAGE), np.uint8) if len(wanted) < _MANY else None
+        differs, readable = self._differing(wanted, places, held)
         pages = wanted[differs]
         if not len(pages):
             return
@@ -251,56 +268,15 @@ class Memory:
             name = where.changes[row].then.name
             plan.skipped.append((name, pages[rows == row]))
         pages = pages[~skipped]
-        if len(pages):
+        if len(pages) and held is not None:
+            kept = np.flatnonzero(differs)[~skipped]
+            plan.write.append((pages, held if len(kept) == len(held) else held[kept]))
+        elif len(pages):
             own = np.stack((np.full(len(pages), self.memory), pages * np.uint64(PAGE)), axis=1)
             plan.write.append((pages, read_places(own.astype(np.int64))))
 
     def _read(self, pages: Pages) -> tuple[Contents, npt.NDArray[np.bool_]]:
-        """The contents of pages, and which of them we could read. The others have no contents; they count as
-        zeros, as they are stored."""
-        out = np.zeros((len(pages), PAGE), np.uint8)
-        readable = np.ones(len(pages), bool)
-
-        def transfer(start: int, view: memoryview, row: int) -> int:
-            try:
-                return os.preadv(self.memory, [view], start) // PAGE * PAGE
-            except OSError:
-                return 0
-
-        for row in self._each(pages, out, transfer):
-            readable[row] = False
-        return out, readable
+        return read_remote(self.memory, pages)
 
     def _write(self, pages: Pages, contents: Contents) -> None:
-        def transfer(start: int, view: memoryview, row: int) -> int:
-            try:
-                return os.pwrite(self.memory, view, start)
-            except OSError as error:
-                if not contents[row].any() and not self._read(pages[row : row + 1])[0].any():
-                    return PAGE - start % PAGE  # a page without contents, then and now
-                raise TargetError(
-                    f"cannot write the memory of process {self.pid} at {start:#x}: {error.strerror}"
-                ) from error
-
-        first = write_pages(self.memory, pages, contents)
-        pages, contents = pages[first:], contents[first:]
-        for row in self._each(pages, contents, transfer):
-            raise TargetError(f"cannot write the memory of process {self.pid} at {int(pages[row]) * PAGE:#x}")
-
-    @staticmethod
-    def _each(pages: Pages, contents: Contents, transfer: Callable[[int, memoryview, int], int]) -> list[int]:
-        """Move runs of pages, as far as `transfer` gets at once; returns the rows where it got nowhere."""
-        stuck = []
-        first = 0
-        for start, end in to_runs(pages).tolist():
-            size = end - start
-            block = contents[first : first + size // PAGE].reshape(-1).data
-            at = 0
-            while at < size:
-                row = first + at // PAGE
-                n = transfer(start + at, block[at:], row)
-                if not n:
-                    stuck.append(row)
-                at += n or PAGE - at % PAGE
-            first += size // PAGE
-        return stuck
+        write_remote(self.pid, self.tid, self.memory, pages, contents)

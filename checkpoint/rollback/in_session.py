@@ -38,6 +38,7 @@ class Since:
         self._target = target
         self._stored = stored
         self.standing: Standing | None = None
+        self.is_alone: bool | None = None
 
     def before(self) -> Runs | None:
         pending = self._target.pending
@@ -49,7 +50,9 @@ class Since:
         if self._stored is None or self._target.pending.everything:
             return None
         assert self.standing
-        return merge_runs(self._stored, self.standing.look())
+        found = self.standing.look()
+        self.is_alone = self.standing.is_alone
+        return merge_runs(self._stored, found)
 
 
 def written_since(files: list[EpochFile], epoch: int) -> Runs | None:
@@ -129,7 +132,7 @@ class SessionRollback:
     def _stand(self, work: ProcessRollback, since: Since) -> Outcome:
         target = self._target
         started = time.perf_counter()
-        with standing(target.space, target.tracee, target.pending) as since.standing, urgent():
+        with urgent(), standing(target.space, target.tracee, target.pending) as since.standing:
             work.check(target.tracee)
             work.apply()
             outcome = work.commit()

@@ -1,10 +1,12 @@
-"""The plan of a rollback: the pages whose contents it will change."""
+"""The plan of a rollback: the pages whose contents it will change, and who knows which these may be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from checkpoint.rollback.stored import Contents
+from uffdtrack import Runs
 from uffdtrack.runs import (
     Pages,
 )
@@ -36,3 +38,19 @@ class Plan:
         self.exact += other.exact
         self.drop += other.drop
         self.skipped += other.skipped
+
+
+class Changes(Protocol):
+    """Knows what of a target's memory is as it was at the epoch.
+
+    Attributes:
+        is_alone: after a look: no other process shares its pages; None: not known.
+    """
+
+    is_alone: bool | None
+
+    def before(self) -> Runs | None:
+        """What differs from the epoch, as far as we know while the target runs; None: nothing is known."""
+
+    def look(self) -> Runs | None:
+        """The target stands: where its memory may differ from the epoch's. None: everywhere."""

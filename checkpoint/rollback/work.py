@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -22,13 +21,13 @@ from checkpoint.rollback.differences import differences
 from checkpoint.rollback.layout import SMAPS_SECONDS, Layout, Stretches
 from checkpoint.rollback.mappings import Mappings
 from checkpoint.rollback.own_process import PARTLY
-from checkpoint.rollback.plan import Plan
+from checkpoint.rollback.plan import Changes, Plan
 from checkpoint.rollback.registrations import Registrations
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.torn import torn
-from checkpoint.targets.kernel_state import is_device, kernel_mappings, snapshot
+from checkpoint.targets.kernel_state import is_device, kernel_mappings, read_state, snapshot
 from checkpoint.view import View
-from uffdtrack import PAGE, Runs, Tracee, status_field
+from uffdtrack import PAGE, Tracee, status_field
 from uffdtrack.closing import Closing
 from uffdtrack.errors import MaxStopError, TargetError, TargetGoneError, UffdtrackError
 from uffdtrack.runs import merge_runs
@@ -54,16 +53,6 @@ class Outcome:
     ended: list[int] = field(default_factory=list)
     pause_us: float = 0.0
     warnings: list[str] = field(default_factory=list)
-
-
-class Changes(Protocol):
-    """Knows what of a target's memory is as it was at the epoch."""
-
-    def before(self) -> Runs | None:
-        """What differs from the epoch, as far as we know while the target runs; None: nothing is known."""
-
-    def look(self) -> Runs | None:
-        """The target stands: where its memory may differ from the epoch's. None: everywhere."""
 
 
 class ProcessRollback(Closing):
@@ -99,6 +88,8 @@ class ProcessRollback(Closing):
         self.set: list[int] = []
         self.written = Plan()
         self.then = resolve(file.facts.objects for file in view.own_sources)
+        # What only differences need, and takes longer to read than the rest of a stop by a session.
+        self._state = read_state(pid, kernel_mappings(pid)) if changes else None
         self.image = Image(view)
         self.mappings = Mappings(pid, view, QUICK if changes else SMAPS_SECONDS)
         self.programs = Programs(pid, self.mappings.layout.changes)
@@ -134,7 +125,7 @@ class ProcessRollback(Closing):
         self._started = time.monotonic()
         # Before anything changes, and while it stands: what it does after is no difference.
         mappings = kernel_mappings(self.pid)
-        self.now = snapshot(self.pid, mappings, self.then)
+        self.now = snapshot(self.pid, mappings, self.then, self._state)
         self.torn = torn(
             (self.then, self.view.epoch.regions), (self.now, mappings), lambda r: is_device(self.pid, r)
         )
@@ -224,6 +215,7 @@ class ProcessRollback(Closing):
     def _compare(self) -> Plan:
         """The plan for the contents of mappings that stay; another one is due after threads have ended."""
         among = self.changes.look() if self.changes else None
+        self.memory.is_alone = self.changes.is_alone if self.changes else None
         return self.memory.plan(self.kept, among)
 
     def _map(self, plan: Plan) -> Plan:

@@ -35,6 +35,7 @@ from uffdtrack import (
     how_to_be_allowed,
     open_files,
     parse_maps,
+    proc_read,
     procfs,
     task_directory,
 )
@@ -150,11 +151,14 @@ def read_state(pid: int, mappings: Iterable[Region]) -> dict[str, Any]:
                 state[key] = os.readlink(key, dir_fd=directory)
         with contextlib.suppress(OSError), _directory(task / "ns") as spaces:
             state["namespaces"] = {name: os.readlink(name, dir_fd=spaces) for name in os.listdir(spaces)}
-    rings = [region.start for region in mappings if region.name.startswith("/[aio]")]
-    if rings:
-        state["aio"] = _read_aio(task, rings)
+    state |= _state_of_aio(task, mappings)
     _read_threads(f"{process}/task", state)
     return state
+
+
+def _state_of_aio(task: Path, mappings: Iterable[Region]) -> dict[str, Any]:
+    rings = [region.start for region in mappings if region.name.startswith("/[aio]")]
+    return {"aio": _read_aio(task, rings)} if rings else {}
 
 
 def _read_aio(task: Path, addresses: list[int]) -> dict[str, list[int]]:
@@ -186,16 +190,31 @@ def _read_threads(tasks: str, state: dict[str, Any]) -> None:
         state["children"] = sorted(children)
 
 
-def snapshot(pid: int, mappings: Iterable[Region], before: Snapshot | None = None) -> Snapshot:
-    """Read all of it; see `read_descriptors` and `read_state`."""
-    return Snapshot(read_descriptors(pid, before), read_state(pid, mappings))
+def snapshot(
+    pid: int,
+    mappings: Iterable[Region],
+    before: Snapshot | None = None,
+    state: dict[str, Any] | None = None,
+) -> Snapshot:
+    """Read all of it; see `read_descriptors` and `read_state`.
+
+    Args:
+        state: what `read_state` said a moment ago: only aio contexts are read again.
+    """
+    descriptors = read_descriptors(pid, before)
+    if state is None:
+        return Snapshot(descriptors, read_state(pid, mappings))
+    return Snapshot(descriptors, {**state, **_state_of_aio(task_directory(pid), mappings)})
 
 
 def kernel_mappings(pid: int) -> list[Region]:
     """Only the mappings that may be of a kernel object or a device; there may be many thousand others."""
-    lines = (task_directory(pid) / "maps").read_bytes().decode(errors="surrogateescape").split("\n")
-    marks = ("anon_inode:", "/[aio]", "socket:", "/dev/", "/sys/", "/dmabuf", "/secretmem")
-    return parse_maps("".join(f"{line}\n" for line in lines if any(mark in line for mark in marks)))
+    text = proc_read(pid, "maps")
+    marks = (b"anon_inode:", b"/[aio]", b"socket:", b"/dev/", b"/sys/", b"/dmabuf", b"/secretmem")
+    if not any(mark in text for mark in marks):
+        return []
+    lines = [line for line in text.split(b"\n") if any(mark in line for mark in marks)]
+    return parse_maps(b"".join(b"%s\n" % line for line in lines).decode(errors="surrogateescape"))
 
 
 def is_device(pid: int, region: Region) -> bool:

@@ -249,8 +249,8 @@ typedef struct {
 #define UT_UNREADABLE ...
 int ut_read_places(const ut_place *places, size_t n, uint8_t *out);
 int ut_is_alone(int pid, int tid);
-int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out);
-int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n);
+int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out, uint8_t *held);
+int ut_write_pages(int mem, int tid, const uint64_t *pages, const uint8_t *contents, size_t n);
 int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
 
 int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,

@@ -13,6 +13,7 @@
 
 #define BATCH 16 /* pages: both sides fit into a processor's own cache */
 #define RESULTS 4096
+#define WRITTEN 64
 #define LEAST 1024 /* pages; below that a thread costs more than it saves */
 
 struct share {
@@ -20,7 +21,7 @@ struct share {
 	const uint64_t *pages;
 	const ut_place *places;
 	size_t n;
-	uint8_t *out;
+	uint8_t *out, *held;
 };
 
 static int read_all(int fd, uint8_t *to, size_t len, off_t at)
@@ -113,13 +114,16 @@ static int compare_share(void *arg)
 		else
 			read_pages(s->mem, s->pages + i, n, now, s->out + i);
 		for (size_t k = 0; k < n; k++)
-			if (memcmp(now + k * UT_PAGE, then + k * UT_PAGE, UT_PAGE))
+			if (memcmp(now + k * UT_PAGE, then + k * UT_PAGE, UT_PAGE)) {
 				s->out[i + k] |= UT_DIFFERS;
+				if (s->held)
+					memcpy(s->held + (i + k) * UT_PAGE, now + k * UT_PAGE, UT_PAGE);
+			}
 	}
 	return 0;
 }
 
-int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out)
+int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out, uint8_t *held)
 {
 	struct share shares[UT_SHARES];
 	int k = ut_shares(n, LEAST);
@@ -127,14 +131,35 @@ int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, 
 	for (int i = 0; i < k; i++) {
 		size_t from = n * i / k, to = n * (i + 1) / k;
 
-		shares[i] = (struct share){mem, tid, pages + from, places + from, to - from, out + from};
+		shares[i] = (struct share){mem, tid, pages + from, places + from, to - from, out + from,
+					  held ? held + from * UT_PAGE : NULL};
 	}
 	return ut_parallel(compare_share, shares, sizeof(*shares), k);
 }
 
-int ut_write_pages(int mem, const uint64_t *pages, const uint8_t *contents, size_t n)
+/* By calls that copy once, up to the first page that may not be written; returns how many they wrote. */
+static size_t write_at_once(int tid, const uint64_t *pages, const uint8_t *contents, size_t n)
 {
-	for (size_t i = 0, k; i < n; i = k) {
+	struct iovec v[WRITTEN];
+
+	for (size_t i = 0, k; i < n; i += k) {
+		struct iovec local = {(void *)(contents + i * UT_PAGE), 0};
+
+		for (k = 0; k < WRITTEN && i + k < n; k++)
+			v[k] = (struct iovec){(void *)(pages[i + k] * UT_PAGE), UT_PAGE};
+		local.iov_len = k * UT_PAGE;
+		ssize_t got = process_vm_writev(tid, &local, 1, v, k, 0);
+		if (got != (ssize_t)local.iov_len)
+			return i + (got < 0 ? 0 : got / UT_PAGE);
+	}
+	return n;
+}
+
+int ut_write_pages(int mem, int tid, const uint64_t *pages, const uint8_t *contents, size_t n)
+{
+	size_t done = tid ? write_at_once(tid, pages, contents, n) : 0;
+
+	for (size_t i = done, k; i < n; i = k) {
 		ssize_t got;
 
 		k = run_end(pages, i, n);
