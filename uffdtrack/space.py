@@ -119,19 +119,12 @@ class AddressSpace(Closing):
         else:
             result = lib.ut_space_harvest(self._c, ffi.NULL, flags | lib.UT_RUNNING, ffi.NULL, 0)
             check(result, "harvest the memory", self.pid)
-            self._barrier(tracee)
+            # Calls that are under way may write what they have pinned before its trap was set.
+            result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS)
+            self._check(tracee, Pending(), result, ffi.new("ut_times *"))
         found = self._c.harvest.all
         reset = merge_runs(runs_array(found.gone), runs_array(found.fresh))
         return runs_array(found.want), reset
-
-    def _barrier(self, tracee: Tracee) -> None:
-        """Let all calls end that may write what they have pinned before its trap was set."""
-        result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS)
-        if result == lib.UT_BUSY:
-            raise TargetBusyError(tracee.busy)
-        if result == -errno.ETIMEDOUT:
-            raise tracee.late_error("stop the threads")
-        check(result, "stop the threads", self.pid)
 
     def copy(self, runs: Runs) -> memoryview:
         """Copy ranges, back to back; valid until the next copy or window."""
@@ -192,10 +185,7 @@ class AddressSpace(Closing):
     def _stop(self, tracee: Tracee, flags: int, pending: Pending, times: Any) -> int:
         """The core's result of a stop, for `_check`."""
         pointer, n = runs_of(pending.pages)
-        result = int(lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times))
-        if result == lib.UT_BUSY:
-            raise TargetBusyError(tracee.busy)
-        return result
+        return int(lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times))
 
     def conclude(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> Window:
         """The window of a stop of this process; see `window`.
@@ -241,6 +231,8 @@ class AddressSpace(Closing):
     def _check(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> None:
         """Raises: the error of a failed stop."""
         try:
+            if result == lib.UT_BUSY:
+                raise TargetBusyError(tracee.busy)
             if result == -errno.ETIMEDOUT:
                 raise tracee.late_error("stop the threads")
             check(result, "take the memory", self.pid)
