@@ -28,9 +28,13 @@ from checkpoint.elf import (
 )
 from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translate, translated, write_all
+from checkpoint.side_by_side import side_by_side
 from uffdtrack import PAGE, Region, Runs
 from uffdtrack.errors import UffdtrackError
 from uffdtrack.runs import Pages, expand, inside, latest
+
+WORTH_A_THREAD = 1 << 20
+"""So many bytes are digested while they are written."""
 
 
 class EpochWriter:
@@ -68,9 +72,12 @@ class EpochWriter:
     def add(self, runs: Runs, *contents: memoryview) -> None:
         """Append ranges whose contents are back to back, in one or more parts of whole pages."""
         pages = expand(runs)
-        for part in contents:
-            self._digest.update(part)
-        self._write_pages(contents)
+        work: list[Callable[[Sequence[memoryview]], None]] = [self._write_pages, self._note_digest]
+        if sum(map(len, contents)) < WORTH_A_THREAD:
+            for do in work:
+                do(contents)
+        else:
+            side_by_side(lambda do: do(contents), work)
         self._index(pages, self._end + np.arange(len(pages), dtype=np.int64) * PAGE)
         self._end += sum(map(len, contents))
 
@@ -87,6 +94,10 @@ class EpochWriter:
         if len(self._pages):
             keep = ~inside(self._pages, ranges)
             self._pages, self._offsets = self._pages[keep], self._offsets[keep]
+
+    def _note_digest(self, contents: Sequence[memoryview]) -> None:
+        for part in contents:
+            self._digest.update(part)
 
     def _index(self, pages: Pages, offsets: Offsets) -> None:
         self._pages = np.concatenate((self._pages, pages))

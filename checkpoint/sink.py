@@ -5,12 +5,10 @@ A sink gets an epoch in parts; the epoch becomes whole, and, at some time after 
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,12 +20,9 @@ from checkpoint.image_writer import EpochWriter
 from checkpoint.last_copies import LastCopies
 from checkpoint.objects import ObjectFacts, Snapshot, increment
 from checkpoint.once import Once
+from checkpoint.side_by_side import side_by_side
 from uffdtrack import Region, Runs
 from uffdtrack.runs import Mask, expand, to_runs
-
-T = TypeVar("T")
-WRITERS = 4
-"""How many epochs we write side by side: most of the work is waiting for the disk, and digests."""
 
 
 class PageSink(Protocol):
@@ -223,46 +218,3 @@ def make_safe(drafts: Sequence[Draft]) -> None:
     for directory in {draft.directory: None for draft in drafts}:
         with translated(directory):
             sync_directory(directory)
-
-
-def side_by_side(function: Callable[[T], object], items: Iterable[T]) -> None:
-    """Call it for each, `WRITERS` at a time, or as many as we may have threads (RLIMIT_NPROC, pids.max).
-
-    Raises:
-        BaseException: a call has raised it. No further call begins then.
-    """
-    waiting = list(enumerate(items))
-    errors: list[BaseException | None] = [None] * len(waiting)
-    lock = threading.Lock()
-
-    def stop() -> None:
-        with lock:
-            waiting.clear()
-
-    def work() -> None:
-        while True:
-            with lock:
-                if not waiting:
-                    return
-                n, item = waiting.pop(0)
-            try:
-                function(item)
-            except BaseException as error:
-                errors[n] = error
-                stop()
-
-    helpers: list[threading.Thread] = []
-    try:
-        with contextlib.suppress(RuntimeError):
-            for _ in range(min(WRITERS, len(waiting)) - 1):
-                helper = threading.Thread(target=work)
-                helper.start()
-                helpers.append(helper)
-        work()
-    finally:
-        stop()
-        for helper in helpers:
-            helper.join()
-    for error in errors:
-        if error:
-            raise error

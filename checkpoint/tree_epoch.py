@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from checkpoint.epoch import LeftOut, Times, TreeRow, since
 from checkpoint.session import TakenEpoch, Taker
-from checkpoint.sink import Draft, side_by_side
+from checkpoint.side_by_side import side_by_side
+from checkpoint.sink import Draft
 from checkpoint.stream import Circumstances, Part
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_member import Member

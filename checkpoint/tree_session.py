@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from checkpoint.epoch import LeftOut, Times, TreeRow
 from checkpoint.session import Taker
-from checkpoint.sink import side_by_side
+from checkpoint.side_by_side import side_by_side
 from checkpoint.stream import Part
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_epoch import TakenTree

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.sink import WRITERS, side_by_side
+from checkpoint.side_by_side import AT_ONCE, side_by_side
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
@@ -187,7 +187,7 @@ def test_a_warning_of_a_failed_epoch_comes_with_the_next(
             assert told == given != []
 
 
-@pytest.mark.parametrize("threads", range(WRITERS))
+@pytest.mark.parametrize("threads", range(AT_ONCE))
 def test_side_by_side(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once, however few threads can be made; and the first failure ends it."""
     start = threading.Thread.start
@@ -203,7 +203,7 @@ def test_side_by_side(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     side_by_side(done.append, range(50))
     assert sorted(done) == list(range(50))
-    assert len(started) == min(threads, WRITERS - 1)
+    assert len(started) == min(threads, AT_ONCE - 1)
     assert not any(thread.is_alive() for thread in started)
 
     def fails(item: int) -> None:
