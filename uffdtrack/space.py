@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
-from uffdtrack.attach import attach_uffd, follow_shared
+from uffdtrack.attach import attach_uffd
 from uffdtrack.buffers import Buffers
 from uffdtrack.closing import Closing
 from uffdtrack.errors import (
@@ -54,7 +54,6 @@ class AddressSpace(Closing):
         self._mapped: tuple[tuple[bytes, bytes], list[Region]] | None = None
         self._buffers = Buffers()
         self._copied_size, self._is_merged = 0, False
-        self._may_share = True
 
     @classmethod
     def attach(cls, pid: int, engine: str = "scan", max_dirty: int | None = None) -> AddressSpace:
@@ -175,9 +174,6 @@ class AddressSpace(Closing):
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
             TargetBusyError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
-        if self._c.shared_wanted and self._may_share:
-            self._may_share = False  # if we cannot, it stays compared
-            follow_shared(self.pid, self._c)
         times = ffi.new("ut_times *")
         result = self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
         return self.conclude(tracee, pending, result, times)

@@ -80,8 +80,6 @@ static void start_harvest(ut_space *s, int flags)
 		ut_early_clear(&s->early);
 		ut_history_clear(&s->history);
 		ut_digests_clear(&s->digests);
-		if (s->sole)
-			ut_sole_forget(s->sole);
 	}
 }
 
@@ -145,10 +143,8 @@ static int harvest_regions(ut_space *s, const ut_tracee *t, const ut_runs *pendi
 
 	TRY(ask_watch(s));
 	TRY(look_at_mappings(s, t));
-	ut_sole_begin(s, t);
 	for (size_t i = 0; i < s->maps.n; i++)
 		TRY(harvest_region(s, &s->maps.regions[i], pending));
-	ut_sole_end(s);
 	TRY(void_what_is_new(s));
 	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
 }
@@ -260,8 +256,6 @@ void ut_space_close(ut_space *s)
 {
 	if (s->watch)
 		ut_watch_close(s->watch);
-	if (s->sole)
-		ut_sole_close(s->sole);
 	ut_close_fd(&s->uffd); /* takes every trap away */
 	ut_reader_close(&s->reader);
 	ut_maps_free(&s->maps);
