@@ -38,6 +38,8 @@ def command(
     other state of the kernel are not rolled back; what of them differs is named. Where that would tear the
     program (virtual machines, io_uring, rings and devices that are mapped) it is refused.
 
+    Where a session runs on that chain, it does the rollback, and goes on.
+
     Where DIR is of a tree of processes, all of them are put back, and PID is one of them. Processes that were
     born since are ended with --anyway; without, it is refused.
     """

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from uffdtrack.errors import TargetError, UffdtrackError
 SOCKET = ".session"
 LONGEST = 1 << 16
 """Bytes of a line."""
+_CREDENTIALS = struct.Struct("3i")  # struct ucred (unix(7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,19 @@ def socket_path(directory: Path) -> Iterator[str]:
 def connect(directory: Path) -> socket.socket | None:
     """A connection to the session on a chain, None if there is none that listens."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
+    with contextlib.suppress(OSError):  # none has been there, or it was killed
         with socket_path(directory) as path:
             connection.connect(path)
-    except OSError:  # none has been there, or it was killed
-        connection.close()
-        return None
-    return connection
+        if peer_of(connection) in (0, os.geteuid()):
+            return connection
+    connection.close()
+    return None
+
+
+def peer_of(connection: socket.socket) -> int:
+    """The user id of the process at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])
 
 
 def is_served(directory: Path) -> bool:
@@ -139,10 +147,9 @@ def ask(directory: Path, request: Request) -> Outcome | None:
     if not connection:
         return None
     begun = False
-    with connection, connection.makefile("rwb") as stream:
+    with connection, connection.makefile("rb") as stream:
         try:
-            stream.write(json.dumps(request.to_json()).encode() + b"\n")
-            stream.flush()
+            connection.sendall(json.dumps(request.to_json()).encode() + b"\n")
             for line in stream:
                 answer = json.loads(line)
                 if answer["schema"] == Failure.schema:

@@ -7,20 +7,27 @@ import json
 import os
 import select
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint.rollback.own_process import undisturbed
-from checkpoint.rollback.request import LONGEST, SOCKET, Begun, Failure, Request, outcome_row, socket_path
+from checkpoint.rollback.request import (
+    LONGEST,
+    SOCKET,
+    Begun,
+    Failure,
+    Request,
+    outcome_row,
+    peer_of,
+    socket_path,
+)
 from checkpoint.rollback.work import Outcome
 from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
 
 SECONDS = 5.0
 """For so long a client may take for its request, and for reading the answer."""
-_CREDENTIALS = struct.Struct("3i")  # struct ucred (unix(7))
 
 
 class Requests(Closing):
@@ -104,8 +111,8 @@ class Requests(Closing):
         """Let the session do what one client asks for, and wait until it has."""
         connection.settimeout(SECONDS)
         try:
+            request = _read(connection)  # first: who closes with something unread may lose its answer
             _check_peer(connection)
-            request = _read(connection)
         except (InvalidInputError, PermissionDeniedError) as error:
             _send(connection, Failure.of(error).to_json())
             return
@@ -120,9 +127,7 @@ class Requests(Closing):
 
 def _check_peer(connection: socket.socket) -> None:
     """Raises: PermissionDeniedError: it is another user's process."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid = _CREDENTIALS.unpack(credentials)[1]
-    if uid not in (0, os.geteuid()):
+    if peer_of(connection) not in (0, os.geteuid()):
         raise PermissionDeniedError("the session is of another user. Run as that one, or as root")
 
 

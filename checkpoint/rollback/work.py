@@ -92,7 +92,6 @@ class ProcessRollback(Closing):
         self._state = read_state(pid, kernel_mappings(pid)) if changes else None
         self.image = Image(view)
         self.mappings = Mappings(pid, view, QUICK if changes else SMAPS_SECONDS)
-        self.programs = Programs(pid, self.mappings.layout.changes)
         check_return_probes(view)
         self._sort(self.mappings.layout)
         known = changes.before() if changes else None
@@ -100,6 +99,7 @@ class ProcessRollback(Closing):
             self.image.within(self.kept)
         else:
             self.image.stage(merge_runs(known, self.made.ranges))
+        self.programs = Programs(pid, self.mappings.layout.changes)  # last: nothing else closes its files
 
     def close(self) -> None:
         """Close all files. Idempotent."""

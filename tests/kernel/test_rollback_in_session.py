@@ -26,7 +26,7 @@ from tests.kernel.rollee import Rollee, covers, differing
 from uffdtrack.errors import InvalidInputError, TargetError, TargetGoneError
 
 ROUNDS = 12
-MANY = int(os.environ.get("UFFDTRACK_ROLLBACKS", "1500"))
+MANY = int(os.environ.get("UFFDTRACK_ROLLBACKS", "300"))
 """Rounds of the slow test, for each engine."""
 A_CHAIN = 50
 """Rounds after which the slow test begins another chain: each look at one costs what it is long."""
@@ -67,7 +67,7 @@ def test_thousands_of_rollbacks(rolling: str, spawn: Spawn, build: Build, in_mem
     assert done > MANY // 3
 
 
-@pytest.mark.parametrize(("engine", "sabotage"), [("scan", "forget"), ("ring", "events")])
+@pytest.mark.parametrize(("engine", "sabotage"), [("scan", "forget"), ("ring", "forget")])
 def test_negative_control(
     kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, sabotage: str
 ) -> None:
@@ -354,7 +354,7 @@ def test_killed_at_random_instants(
     kills = {"command": os.kill, "group": os.killpg, "worker": os.kill}
     rng = random.Random(whom)
     assert rollee.ask("s 1") == "1"
-    for n in range(4):
+    for n in range(3):
         served = Served(spawn, rollee, tmp_path / f"c{n}")
         request, worker = served.request(), served.worker
         assert rollee.ask("m") == "messed"
