@@ -25,7 +25,7 @@ from tests.kernel.rolled import WITHOUT_RSEQ, Rolled, held, roll
 from tests.kernel.rollee import Rollee, covers, differing
 from uffdtrack.errors import InvalidInputError, TargetError, TargetGoneError
 
-ROUNDS = 12
+ROUNDS = 8
 MANY = int(os.environ.get("UFFDTRACK_ROLLBACKS", "300"))
 """Rounds of the slow test, for each engine."""
 A_CHAIN = 50
