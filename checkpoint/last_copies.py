@@ -69,7 +69,7 @@ class _Tools:
 
     def __init__(self) -> None:
         self.room = np.empty(2 * FRAME * DIFFERENCE, np.uint8)
-        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.compressor = zstandard.ZstdCompressor(level=-1)
 
 
 _spare: list[_Tools] = []
