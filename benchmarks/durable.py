@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,8 @@ class Session:
     """A session of the command line's, whose rows are read as they come."""
 
     def __init__(
-        self, pid: int, directory: Path, every: float, *more: str, keep: int = 0,
-        command: Sequence[Any] = (UFFDTRACK,),
-    ) -> None:  # fmt: skip
+        self, pid: int, directory: Path, every: float, *more: str, keep: int = 0, command: Any = (UFFDTRACK,)
+    ) -> None:
         self.directory = directory
         self.keep = keep
         self.rows: list[Row] = []
