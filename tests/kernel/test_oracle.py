@@ -75,6 +75,7 @@ def test_every_epoch_is_a_state_of_the_writer(
     pid, control = start_writer(spawn, build, 2, 2)
     memory = take_epochs(pid, control, in_memory / "chain", EPOCHS, 2, process_engine)
     assert memory.checked > EPOCHS * 2 * 8 * 60
+    assert memory.deltas > EPOCHS
 
 
 def test_small_mappings(
