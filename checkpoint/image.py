@@ -13,6 +13,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import struct
 from dataclasses import replace
 from functools import cached_property
@@ -168,7 +169,11 @@ class EpochFile:
         stored = json.loads(own[NOTE_META])
         known = ImageFacts.with_deltas if NOTE_DELTAS in own else ImageFacts.schema
         if not isinstance(stored, dict) or stored.get("schema") != known:
-            raise ValueError(f"its schema is not {known}")
+            newer = isinstance(stored, dict) and re.fullmatch(
+                r"uffdtrack/image/\d+", str(stored.get("schema"))
+            )
+            why = ": a newer uffdtrack may have written it, read it with that one" if newer else ""
+            raise ValueError(f"its schema is not {known}{why}")
         self.facts = ImageFacts.of_json(stored)
         self.unknown = sorted(stored.keys() - ImageFacts.names())
         self.epoch = int(self.facts.epoch)

@@ -22,7 +22,7 @@ from checkpoint.image import EpochFile
 from checkpoint.last_copies import LastCopies
 from checkpoint.rollback.stored import Image
 from checkpoint.sink import ChainSink
-from checkpoint.view import check_all_deltas
+from checkpoint.view import Shared, check_all_deltas, join
 from tests.unit.histories import FIRST_PAGE, PAGES, contents_of, history, regions_of, store, window
 from tests.unit.images import BASE
 from uffdtrack import PAGE, Window, page_checks
@@ -63,6 +63,28 @@ def test_every_epoch_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = {int(p) - FIRST_PAGE for d in differences(first, last) for p in d.changed}
     a, b = states[files[0].epoch], states[-1]
     assert found == {p for p in a.keys() | b.keys() if a.get(p, bytes(PAGE)) != b.get(p, bytes(PAGE))}
+
+
+def test_memory_that_another_process_stores(tmp_path: Path) -> None:
+    """A view with a part of another's, both with deltas: that part counts, here at another address."""
+    rng, views, held = random.Random(9), [], []
+    for name in ("own", "other"):
+        with ChainWriter(tmp_path / name, b"", force=False) as writer:
+            sink, regions, pages = ChainSink(writer), regions_of(PAGES), list(range(0, 20, 2))
+            memory = bytearray(rng.randbytes(len(pages) * PAGE))
+            for epoch in range(5):
+                store(sink, window(regions, pages, [], bytes(memory)), base=not epoch)
+                memory[rng.randrange(9) * PAGE] ^= 1
+        views.append(Chain(tmp_path / name).view(None))
+        held.append(contents_of(Chain(tmp_path / name), 4))
+    assert all(len(view.layers.pages) for view in views)
+    # Its pages 6 to 13 are 3 pages further up here: 9, 11, 13, 15, and what is here at 10, 12, 14 stays.
+    place = Shared(views[1], BASE + 6 * PAGE, BASE + 14 * PAGE, 3 * PAGE)
+    again = Shared(views[1], BASE + 2 * PAGE, BASE + 6 * PAGE, 10 * PAGE)  # 2 and 4, at 12 and 14
+    view = join(views[0], [place, again])
+    found = {int(p) - FIRST_PAGE: c.tobytes() for p, c in zip(view.pages, view.read(view.pages), strict=True)}
+    more = {9: 6, 11: 8, 13: 10, 15: 12, 12: 2, 14: 4}
+    assert found == {**held[0], **{here: held[1][there] for here, there in more.items()}}
 
 
 def break_parent(monkeypatch: pytest.MonkeyPatch) -> None:
