@@ -37,6 +37,7 @@ LEVELS = 4
 _TRIED, _EPOCHS = 2048, 16
 """So many pages in so many epochs say of how much use copies are."""
 _ROOM = LIMIT // PAGE
+_TOP = np.uint64(-PAGE % (1 << 64))
 
 
 class Room:
@@ -73,6 +74,13 @@ class _Tools:
 
 
 _spare: list[_Tools] = []
+
+
+def _tools() -> _Tools:
+    try:
+        return _spare.pop()  # another thread may just have taken the last one
+    except IndexError:
+        return _Tools()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +190,7 @@ class LastCopies:
         same: list[Rows] = []
         waiting: list[Rows] = []
         size = 0
-        tools = _spare.pop() if _spare else _Tools()
+        tools = _tools()
         for part in slices(len(pages), FRAME):
             more, differing, checks[part] = differences_to(
                 contents[part], copies, old[part], keep[part], CLOSE, tools.room[size:]
@@ -232,7 +240,8 @@ class LastCopies:
                 np.array([(r.start, r.end) for r in regions if r.stored], np.uint64).reshape(-1, 2)
             )
             self._stored = regions, runs
-            self._drop(np.flatnonzero(rows_of(self._pages * np.uint64(PAGE), runs) < 0))
+            gaps = np.concatenate(([np.uint64(0)], runs.reshape(-1), [_TOP])).reshape(-1, 2)
+            self._drop(self._rows_in(gaps))
         return self._stored[1]
 
     def _rows_in(self, ranges: Runs) -> Rows:
