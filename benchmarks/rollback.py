@@ -67,7 +67,7 @@ def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by:
                         outcome = rollback(process.pid, view)
                     else:
                         request = (process.pid, 0, view.epoch.digest, fingerprint(view), False, MAX_STOP)
-                        outcome = by_session(Request(*request))
+                        outcome = by_session(Request(*request), lambda: None)
                         session.take()
                     pauses.append(outcome.pause_us / 1e3)
         finally:

@@ -62,7 +62,7 @@ def standing(space: AddressSpace, tracee: Tracee, pending: Pending) -> Iterator[
         tracee.stop()
         yield Standing(space, tracee, pending)
     finally:
-        lib.ut_resumed(space.native)
-        tracee.resume()
         # Writes from outside are no faults of its threads: the next window looks everywhere.
         space.passed_over()
+        lib.ut_resumed(space.native)
+        tracee.resume()

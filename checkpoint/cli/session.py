@@ -100,7 +100,7 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
                 session = Session(target, chain, interrupt.seen)
                 work = SessionRollback(session, target, directory)
                 with Requests(directory, work, interrupt.wake) as requests:
-                    served = ServingWait(requests.serve, interrupt.wait).wait
+                    served = ServingWait(requests, session, interrupt.wait).wait
                     wait = ChildWait(pid, name, served).wait
                     taken = take_epochs(
                         session, options, interrupt, wait, lambda row: row.warnings, progress.show

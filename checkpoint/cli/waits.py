@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Self
 
 from checkpoint.cli.common import say
+from checkpoint.rollback.requests import Requests
+from checkpoint.session import Session
 from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree_session import TreeSession
@@ -122,19 +124,24 @@ class TreeWait(Interrupt):
 class ServingWait:
     """Waits like another wait, and meanwhile does what others ask the session for."""
 
-    def __init__(self, serve: Callable[[], bool], wait: Callable[[float], bool]) -> None:
+    def __init__(self, requests: Requests, session: Session, wait: Callable[[float], bool]) -> None:
         """Args:
-        serve: does it, if somebody has asked since the last time; returns whether. Who asks ends the wait.
+        requests: who asks ends the wait.
         """
-        self._serve = serve
+        self._requests = requests
+        self._session = session
         self._wait = wait
 
     def wait(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not self._wait(max(0.0, end - time.monotonic())):
-            if not self._serve():
+        while True:
+            self._requests.serve()  # at once: who has asked while an epoch was taken ends no wait
+            if self._session.pipeline.failed:
                 return False
-        return True
+            if self._wait(max(0.0, end - time.monotonic())):
+                return True
+            if not self._requests.asked() or time.monotonic() >= end:
+                return False
 
 
 class ChildWait:

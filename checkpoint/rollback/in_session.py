@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,13 +13,19 @@ from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.rollback.identity import check_identity
-from checkpoint.rollback.own_process import urgent
+from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from uffdtrack import Runs, Standing, standing
-from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StopTimeoutError, StorageError
+from uffdtrack.errors import (
+    InvalidInputError,
+    MaxStopError,
+    PermissionDeniedError,
+    StopTimeoutError,
+    StorageError,
+)
 from uffdtrack.runs import merge_runs, size_of, to_runs
 
 EVERYTHING = 1 << 44
@@ -93,8 +100,8 @@ class SessionRollback:
         self._directory = directory
         self._files = KnownFiles()
 
-    def __call__(self, request: Request) -> Outcome:
-        """Do it.
+    def __call__(self, request: Request, begun: Callable[[], None]) -> Outcome:
+        """Do it. `begun` is called right before the target is touched.
 
         Raises:
             RollbackRefusedError, TargetError: as `rollback`.
@@ -109,12 +116,19 @@ class SessionRollback:
             )
         if not self._session.pipeline.await_idle():
             raise StorageError("the session could not write its last epochs; try again")
+        with undisturbed():  # no row is printed meanwhile: we are not of the terminal's group then
+            begun()
+            return self._roll_back(request)
+
+    def _roll_back(self, request: Request) -> Outcome:
         chain = Chain(self._directory, self._files)
         files = chain.files()
         view = chain.view(request.epoch, files)
         if (view.epoch.digest, fingerprint(view)) != (request.digest, request.files):
             raise InvalidInputError(f"{view.epoch.path} was replaced while it was read; try again")
         check_identity(request.pid, view)
+        if request.pid != self._target.pid:
+            raise InvalidInputError(f"the session on {self._directory} follows process {self._target.pid}")
         self._target.check_stop()
         known = not self._session.stream.is_due
         since = Since(self._target, written_since(files, view.epoch.epoch) if known else None)
@@ -124,6 +138,9 @@ class SessionRollback:
                 outcome = self._stand(work, since)
             except (PermissionDeniedError, StopTimeoutError) as error:
                 raise self._target.why_not_stopped(error) or error from error
+            except MaxStopError:
+                self._session.stream.rebase()  # all is pending: a stop has no time for that
+                raise
             finally:
                 self._target.was_changed()
             outcome.warnings += work.differences()

@@ -8,10 +8,10 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoint.rollback.own_process import undisturbed
 from checkpoint.rollback.request import (
     LONGEST,
     SOCKET,
@@ -26,6 +26,7 @@ from checkpoint.rollback.work import Outcome
 from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
 
+Work = Callable[[Request, Callable[[], None]], Outcome]
 SECONDS = 5.0
 """For so long a client may take for its request, and for reading the answer."""
 
@@ -36,20 +37,22 @@ class Requests(Closing):
     Without a socket (a file system that has none) and without threads (RLIMIT_NPROC) it takes none.
     """
 
-    def __init__(self, directory: Path, work: Callable[[Request], Outcome], wake: Callable[[], None]) -> None:
+    def __init__(self, directory: Path, work: Work, wake: Callable[[], None]) -> None:
         """Args:
         directory: of the chain, which this process has locked.
-        work: does a request. Raises: UffdtrackError: it could not, or not all of it.
+        work: does a request, and calls a function right before it touches anything.
         wake: called in any thread when there is a request.
         """
         self._directory = directory
         self._work = work
         self._wake = wake
+        self._reading: socket.socket | None = None
         self._waiting: tuple[socket.socket, Request] | None = None
         self._changed = threading.Condition()
         self._ends = os.eventfd(0, os.EFD_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._thread: threading.Thread | None = None
+        self._place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.suppress(OSError, RuntimeError):
             self._bind()
             thread = threading.Thread(target=self._take_all, daemon=True)
@@ -57,44 +60,52 @@ class Requests(Closing):
             self._thread = thread
 
     def _bind(self) -> None:
-        (self._directory / SOCKET).unlink(missing_ok=True)  # of one that was killed: we have the lock
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET, dir_fd=self._place)  # of one that was killed: we have the lock
         os.fchmod(self._listener.fileno(), 0o600)  # the mode of the file that bind(2) makes
         with socket_path(self._directory) as path:
             self._listener.bind(path)
         self._listener.listen()
 
-    def serve(self) -> bool:
-        """Do what was asked for, if something was; returns whether."""
+    def asked(self) -> bool:
+        """Whether a request waits for `serve`."""
+        return self._waiting is not None
+
+    def serve(self) -> None:
+        """Do what was asked for, if something was."""
         with self._changed:
             if not self._waiting:
-                return False
+                return
             connection, request = self._waiting
         if not _has_gone(connection):
-            with undisturbed():
-                _send(connection, Begun().to_json())
-                try:
-                    answer = outcome_row(request.pid, self._work(request))
-                except Exception as error:
-                    answer = Failure.of(error).to_json()
+            try:
+                outcome = self._work(request, lambda: _send(connection, Begun().to_json()))
+                answer = outcome_row(request.pid, outcome)
+            except Exception as error:
+                answer = Failure.of(error).to_json()
             _send(connection, answer)
         with self._changed:
             self._waiting = None
             self._changed.notify_all()
-        return True
 
     def close(self) -> None:
         """Take no more requests. Who waits gets no answer, and knows that nothing was done."""
         if self._ends < 0:
             return
         if self._thread:
-            (self._directory / SOCKET).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the directory has gone, or may not be written any more
+                os.unlink(SOCKET, dir_fd=self._place)
             with self._changed:
                 self._waiting = None
+                if self._reading:
+                    with contextlib.suppress(OSError):
+                        self._reading.shutdown(socket.SHUT_RDWR)
                 os.eventfd_write(self._ends, 1)
                 self._changed.notify_all()
             self._thread.join()
         self._listener.close()
-        os.close(self._ends)
+        for fd in (self._place, self._ends):
+            os.close(fd)
         self._ends = -1
 
     # -- the thread -------------------------------------------------------------------------------
@@ -109,13 +120,17 @@ class Requests(Closing):
 
     def _take(self, connection: socket.socket) -> None:
         """Let the session do what one client asks for, and wait until it has."""
-        connection.settimeout(SECONDS)
+        with self._changed:
+            self._reading = connection
         try:
             request = _read(connection)  # first: who closes with something unread may lose its answer
             _check_peer(connection)
-        except (InvalidInputError, PermissionDeniedError) as error:
+        except Exception as error:
             _send(connection, Failure.of(error).to_json())
             return
+        finally:
+            with self._changed:
+                self._reading = None
         if not request:
             return
         with self._changed:
@@ -137,14 +152,25 @@ def _read(connection: socket.socket) -> Request | None:
     Raises:
         InvalidInputError: it is no request.
     """
-    line = connection.makefile("rb").readline(LONGEST)
+    deadline = time.monotonic() + SECONDS
+    line = b""
+    while not line.endswith(b"\n") and len(line) < LONGEST:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise InvalidInputError("the request did not come in time")
+        connection.settimeout(left)
+        part = connection.recv(LONGEST - len(line))
+        if not part:
+            break
+        line += part
+    connection.settimeout(SECONDS)
     if not line:
         return None
     try:
         stored = json.loads(line)
         if stored["schema"] == Request.schema:
             return Request.of_json(stored)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise InvalidInputError("the session is of another version of uffdtrack, and does not know the request")
 

@@ -70,7 +70,8 @@ class Rolled:
     def back_to(self, epoch: int, **more: Any) -> Outcome:
         view = Chain(self.directory).view(epoch)
         options = {"anyway": False, "max_stop": 5.0, **more}
-        return self.rollback(Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options))
+        request = Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options)
+        return self.rollback(request, lambda: None)
 
 
 def roll(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ class Session:
         self.clients = ThreadPoolExecutor()
         self.requests = Requests(directory, self.work, self.woken.release)
 
-    def work(self, request: Request) -> Outcome:
+    def work(self, request: Request, begun: Callable[[], None]) -> Outcome:
+        begun()
         self.asked.append(request)
         if self.error:
             raise self.error
@@ -52,7 +55,8 @@ class Session:
 
     def serve(self) -> None:
         assert self.woken.acquire(timeout=30)
-        assert self.requests.serve()
+        assert self.requests.asked()
+        self.requests.serve()
 
     def close(self) -> None:
         self.requests.close()
@@ -67,7 +71,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 
 def test_an_answer(session: Session) -> None:
-    assert not session.requests.serve()
+    session.requests.serve()
     answer = session.ask()
     session.serve()
     assert answer.result() == Outcome(2, pages=7, warnings=["\udcff"])
@@ -103,7 +107,7 @@ def test_one_at_a_time(session: Session) -> None:
     answers = [session.ask(Request(n, n, "", "", False, 1.0)) for n in range(5)]
     for _ in answers:
         session.serve()
-        assert not session.requests.serve()
+        assert not session.requests.asked()
     assert [answer.result().epoch for answer in answers] == list(range(5))  # type: ignore[union-attr]
     assert sorted(r.pid for r in session.asked) == list(range(5))
 
@@ -129,6 +133,53 @@ def test_a_client_that_has_gone_is_passed_over(session: Session) -> None:
     assert answer.result()
 
 
+@pytest.mark.parametrize("text", [b"{}", b"[" * 60000, b"\xff", b"1" * 70000, b'{"schema": 1}'], ids=range(5))
+def test_rubbish_is_answered(session: Session, text: bytes) -> None:
+    connection = connect(session.directory)
+    assert connection
+    with connection, connection.makefile("rb") as stream:
+        connection.sendall(text + b"\n")
+        assert json.loads(stream.readline())["error"] == "InvalidInputError"
+    answer = session.ask()
+    session.serve()
+    assert answer.result()
+
+
+def test_a_client_that_drips_is_not_waited_for(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpoint.rollback.requests.SECONDS", 0.05)
+    connection = connect(session.directory)
+    assert connection
+    with connection, connection.makefile("rb") as stream:
+        with suppress(BrokenPipeError):
+            while not select.select([connection], [], [], 0.01)[0]:
+                connection.send(b" ")
+        assert "did not come in time" in json.loads(stream.readline())["text"]
+
+
+def test_the_end_does_not_wait_for_a_client(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpoint.rollback.requests.SECONDS", 3600.0)
+    connection = connect(session.directory)
+    assert connection
+    with connection:
+        wait_for(lambda: session.requests._reading is not None, "it is being read")
+        session.clients.submit(session.requests.close).result(timeout=30)
+
+
+def test_the_directory_may_go_or_become_another(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    first = Session(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    second = Session(tmp_path / "a")
+    first.close()
+    assert is_served(tmp_path / "a") and not is_served(tmp_path / "b")
+    second.close()
+    gone = Session(tmp_path / "b")
+    (tmp_path / "b" / SOCKET).unlink()
+    (tmp_path / "b").rmdir()
+    gone.close()
+
+
 def test_who_waits_when_the_session_ends_knows_that_nothing_was_done(session: Session) -> None:
     answers = [session.ask() for _ in range(3)]
     assert session.woken.acquire(timeout=30)
@@ -142,7 +193,8 @@ def test_a_session_that_dies_on_the_way(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
 
-        def die(request: Request) -> Outcome:
+        def die(request: Request, begun: Callable[[], None]) -> Outcome:
+            begun()
             os._exit(0)
 
         requests = Requests(tmp_path, die, lambda: None)
