@@ -15,17 +15,19 @@ class Visitor:
     Attributes:
         pid, tid: the process, and its traced thread.
         tracer: process id of the tracer.
+        name: of the tracer's program, when we found it.
     """
 
     pid: int
     tid: int
     tracer: int
+    name: str
 
     def is_here(self) -> bool:
         return _tracer(self.pid, self.tid) == self.tracer
 
     def __str__(self) -> str:
-        return f"{command_name(self.tracer) or 'a process'} (pid {self.tracer})"
+        return f"{self.name} (pid {self.tracer})"
 
 
 def find_visitor(pid: int) -> Visitor | None:
@@ -36,7 +38,7 @@ def find_visitor(pid: int) -> Visitor | None:
     for tid in procfs.threads(pid):
         tracer = _tracer(pid, tid)
         if tracer and tracer != os.getpid():
-            return Visitor(pid, tid, tracer)
+            return Visitor(pid, tid, tracer, command_name(tracer) or "a process")
     return None
 
 
