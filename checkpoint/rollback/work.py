@@ -240,9 +240,10 @@ class ProcessRollback(Closing):
         now = {t.tid: t for t in self.tracee.threads if not t.worker}
         gone = sorted(then.keys() - now.keys())
         if gone:
+            several = len(gone) > 1
             raise RollbackRefusedError(
-                f"thread{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} of epoch "
-                f"{self.outcome.epoch} have ended since and cannot be made again"
+                f"thread{'s' * several} {', '.join(map(str, gone))} of epoch {self.outcome.epoch} "
+                f"{'have' if several else 'has'} ended since and cannot be made again"
             )
         if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
             raise RollbackRefusedError("the registers of that epoch are of another kind of processor")

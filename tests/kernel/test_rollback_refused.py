@@ -19,7 +19,7 @@ def test_thread_that_has_ended_is_refused(rollee: Rollee, tmp_path: Path, uffdtr
     wait_for(lambda: rollee.threads() == threads - 1, "the thread has ended")
     assert rollee.ask("s 6") == "6"
     done = uffdtrack("rollback", rollee.pid, tmp_path / "c", code=5)
-    assert "have ended since" in done.stderr
+    assert "has ended since" in done.stderr
     assert rollee.ask("c") == "6"
 
 

@@ -90,7 +90,7 @@ def test_load_and_rollback(
     )  # fmt: skip
     # Engine sync cannot follow what has put down its privileges, as renderers of a browser: refused, by name.
     left_out = program.tree and process_engine == "sync" and "vm.unprivileged_userfaultfd" in back.stderr
-    ended = program.ends_threads and "have ended since" in back.stderr
+    ended = program.ends_threads and "ended since" in back.stderr
     assert back.returncode == 0 or ended or left_out, back.stderr
     now = program.value()
     if program.stateful:

@@ -72,6 +72,7 @@ class Qemu(Program):
     """A guest without a system, under emulation: its boot sector counts in its memory."""
 
     stateful = False
+    ends_threads = True  # those of its pool, after ten seconds without work
     # mov ax,0; mov ds,ax; sti-less loop: inc dword [0x8000]; jmp back
     boot = bytes.fromhex("31c08ed866ff060080ebf9")
 
