@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import Epoch, EpochRow
 from checkpoint.facts import ImageFacts
@@ -22,7 +20,6 @@ from checkpoint.objects import ObjectFacts, Snapshot, increment
 from checkpoint.once import Once
 from checkpoint.side_by_side import side_by_side
 from uffdtrack import Region, Runs
-from uffdtrack.runs import Mask, expand, to_runs
 
 
 class PageSink(Protocol):
@@ -169,7 +166,7 @@ class ChainDraft:
             self.add(window.data, window.zero, window.contents)
         else:
             split = copies.split(last.digest, window)
-            self.file.add(*_chosen(window.data, window.contents, split.whole))
+            self.file.add(window.data, window.contents, split.whole)
             self.file.add_zero(window.zero)
             self.file.add_deltas(split.deltas)
         digest = self.file.finish(describe, epoch.notes, window.regions)
@@ -191,14 +188,6 @@ class ChainDraft:
 
     def withdraw(self) -> None:
         self.file.withdraw()
-
-
-def _chosen(runs: Runs, contents: memoryview, chosen: Mask) -> tuple[Runs, *tuple[memoryview, ...]]:
-    """Some pages of ranges, with their contents."""
-    if chosen.all():
-        return runs, contents
-    rows = to_runs(np.flatnonzero(chosen).astype(np.uint64))
-    return to_runs(expand(runs)[chosen]), *(contents[start:end] for start, end in rows.tolist())
 
 
 def _describe_regions(regions: list[Region]) -> list[list[Any]]:

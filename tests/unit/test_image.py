@@ -255,3 +255,31 @@ def test_every_way_to_write_makes_the_same_file(
         files.add((tmp_path / str(n) / "epoch-00000000.core").read_bytes())
         EpochFile(tmp_path / str(n) / "epoch-00000000.core").verify(key)
     assert len(files) == len(digests) == 1
+
+
+@pytest.mark.parametrize("pages", [1, 60, 900])
+def test_some_pages_of_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
+    """Those that are chosen make the same file as if there were no others."""
+    rng = np.random.default_rng(pages)
+    numbers = BASE // PAGE + np.flatnonzero(rng.random(2 * pages) < 0.7)[:pages].astype(np.uint64)
+    chosen = rng.random(len(numbers)) < 0.6
+    region = replace(REGION, end=BASE + 2 * pages * PAGE)
+    held = rng.integers(0, 256, (len(numbers), PAGE), np.uint8)
+    files = set()
+    for n, (some, shift, opens) in enumerate(itertools.product((False, True), (0, 8), (True, False))):
+        data, kept = (held, chosen) if some else (held[chosen], None)
+        with mmap.mmap(-1, data.nbytes + PAGE) as buffer, memoryview(buffer) as whole:
+            contents = whole[shift : shift + data.nbytes]
+            contents[:] = data.tobytes()
+            with ChainWriter(tmp_path / str(n), b"", False) as chain, monkeypatch.context() as patch:
+                if not opens:
+                    patch.setattr(os, "O_DIRECT", os.O_DIRECTORY)  # which fails
+                facts = facts_of(chain, region, base=True, row={}, reset=[])
+                writer = chain.begin(0)
+                writer.add(to_runs(numbers if some else numbers[chosen]), contents, kept)
+                writer.finish(lambda n, size, facts=facts: facts, b"", [region])  # type: ignore[misc]
+                writer.make_safe()
+            contents.release()
+        files.add((tmp_path / str(n) / "epoch-00000000.core").read_bytes())
+        EpochFile(tmp_path / str(n) / "epoch-00000000.core").verify(b"")
+    assert len(files) == 1
