@@ -18,7 +18,7 @@ import numpy.typing as npt
 import zstandard
 
 from uffdtrack import DIFFERENCE, PAGE, page_checks, xor_differences
-from uffdtrack.runs import Pages, Rows
+from uffdtrack.runs import Mask, Pages, Rows
 
 NOTE_DELTAS = 0x75660007
 FRAMES = np.dtype([("offset", "<u8"), ("size", "<u4"), ("pages", "<u4")])
@@ -28,6 +28,8 @@ MOST = 1024
 FIRST = -2
 """The place (`Offsets`) of a file's delta n is FIRST - n."""
 _HEAD = struct.Struct("<II")
+_MOST_WINDOW = 1 << 23
+"""A frame that wants more memory than that is none of ours."""
 
 Contents = npt.NDArray[np.uint8]
 
@@ -69,6 +71,7 @@ class Deltas:
     Attributes:
         pages: their page numbers.
         checks: of their contents.
+        unchanged: which of them change nothing.
     """
 
     def __init__(self, table: bytes, end: int) -> None:
@@ -95,6 +98,7 @@ class Deltas:
             raise ValueError("its table of deltas makes no sense")
         if (self.pages >= 1 << 52).any() or len(np.unique(self.pages)) != rows:
             raise ValueError("its deltas make no sense")
+        self.unchanged: Mask = np.repeat(self._frames["size"] == 0, self._frames["pages"])
 
     @cached_property
     def _firsts(self) -> Rows:
@@ -137,9 +141,10 @@ class Deltas:
 
 def _unpack(data: bytes, pages: int) -> bytes:
     try:
-        if zstandard.frame_content_size(data) > pages * DIFFERENCE:
-            raise ValueError("a frame of deltas is too large")
-        return bytes(zstandard.ZstdDecompressor().decompress(data, max_output_size=pages * DIFFERENCE))
+        size = zstandard.frame_content_size(data)  # negative: it does not say
+        if not 0 <= size <= pages * DIFFERENCE:
+            raise ValueError("a frame of deltas has no size that it can have")
+        return bytes(zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW).decompress(data))
     except zstandard.ZstdError as error:
         raise ValueError(f"a frame of deltas is damaged ({error})") from error
 

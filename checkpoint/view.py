@@ -14,7 +14,7 @@ from checkpoint.errors import ImageError
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.runs import Pages, Rows, batches, between, index_of, inside, latest
+from uffdtrack.runs import Mask, Pages, Rows, batches, between, index_of, inside, latest
 
 Contents = npt.NDArray[np.uint8]
 
@@ -24,7 +24,8 @@ class Layers:
     """What pages that the newest epoch has as deltas are made of: columns of one row for each part.
 
     Attributes:
-        pages: page numbers, sorted; of each page first its newest full copy, then the deltas since.
+        pages: page numbers, sorted; of each page first its newest full copy, then the deltas since that
+            change something.
         files, offsets: as of a `View`.
     """
 
@@ -90,6 +91,7 @@ class View:
         counts = np.where(full < last, last - full + 1, 0)
         before = np.cumsum(counts) - counts
         rows = np.repeat(full - before, counts) + np.arange(int(counts.sum()))
+        rows = rows[~np.concatenate([_unchanged(f) for f in sources])[order][rows]]
         layers = Layers(every[rows], index[rows], offsets[rows])
         return cls(sources[-1], sources, every[last], index[last], offsets[last], layers)
 
@@ -122,9 +124,11 @@ class View:
         places: Offsets,
     ) -> None:
         """Do something with rows of `out` and their places in each file."""
-        for index in np.unique(files).tolist():
-            chosen = files == index
-            do(self.sources[index], out, rows[chosen], places[chosen])
+        order = np.argsort(files, kind="stable")
+        rows, files, places = rows[order], files[order], places[order]
+        starts = np.flatnonzero(np.append(True, files[1:] != files[:-1])[: len(files)]).tolist()
+        for start, end in zip(starts, [*starts[1:], len(files)], strict=False):
+            do(self.sources[files[start]], out, rows[start:end], places[start:end])
 
     @property
     def own_sources(self) -> list[EpochFile]:
@@ -234,6 +238,15 @@ def check_all_deltas(sources: Sequence[EpochFile]) -> None:
 
 def _stored(file: EpochFile) -> Runs:
     return np.array([(r.start, r.end) for r in file.regions if r.stored], np.uint64).reshape(-1, 2)
+
+
+def _unchanged(file: EpochFile) -> Mask:
+    """Which pages of a file are deltas that change nothing."""
+    out = np.zeros(len(file.pages), bool)
+    if file.deltas:
+        rows = np.flatnonzero(file.offsets <= FIRST)
+        out[rows] = file.deltas.unchanged[FIRST - file.offsets[rows]]
+    return out
 
 
 def _no_base(page: int) -> str:
