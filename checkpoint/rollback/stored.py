@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 import numpy as np
@@ -17,7 +20,7 @@ from checkpoint.rollback.layout import Stretches
 from checkpoint.view import View
 from uffdtrack import PAGE, Places, Runs, read_places
 from uffdtrack.errors import StorageError, UffdtrackError
-from uffdtrack.runs import BATCH, Mask, Pages, batches, index_of, indices_within, slices, to_runs
+from uffdtrack.runs import BATCH, Mask, Pages, index_of, indices_within, slices, to_runs
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back, shape (n, 4096)."""
@@ -28,11 +31,12 @@ STAGED = 1 << 16
 class Image:
     """The contents of a view, from files that are opened once, before the target is stopped.
 
-    What is stored as deltas is put together then, into memory.
+    What is stored as deltas is put together then, into a file without a name in the chain's directory: all of
+    it, since nobody knows before the stop what the target will have written by then.
 
     Raises:
         InvalidInputError, ImageError: we cannot open a file, or not read what a delta is to.
-        StorageError: there is no memory for what is put together.
+        StorageError: there is no room for what is put together.
     """
 
     def __init__(self, view: View) -> None:
@@ -52,7 +56,11 @@ class Image:
         )
         deltas = view.offsets < ZERO
         if deltas.any():
-            self._files.append(_together(view, view.pages[deltas]))
+            try:
+                self._files.append(_together(view, view.pages[deltas]))
+            except UffdtrackError:
+                self.close()
+                raise
             offsets = np.arange(int(deltas.sum())) * PAGE
             self._places[deltas] = np.stack(
                 (np.full(len(offsets), self._files[-1].fileno()), offsets), axis=1
@@ -125,17 +133,34 @@ class Image:
 
 
 def _together(view: View, pages: Pages) -> BinaryIO:
-    """A file in memory with the contents of some pages, back to back."""
-    file = os.fdopen(os.memfd_create("pages", os.MFD_CLOEXEC), "w+b")
+    """A file without a name that has the contents of some pages, back to back.
+
+    It is on disk when this returns: memory can do without it at any time, and no write of it fails later.
+    """
+    directory = view.epoch.path.parent
     try:
-        at = 0
-        for part in batches(pages):
-            write_all(file.fileno(), [view.read(part).reshape(-1).data], at)
-            at += len(part) * PAGE
+        with ExitStack() as stack:
+            file = stack.enter_context(_nameless(directory))
+            for part in slices(len(pages), BATCH):
+                write_all(file.fileno(), [view.read(pages[part]).reshape(-1).data], part.start * PAGE)
+            os.fdatasync(file.fileno())
+            stack.pop_all()
     except OSError as error:
-        file.close()
-        raise StorageError(f"cannot put {len(pages)} pages together in memory: {error.strerror}") from error
+        raise StorageError(
+            f"cannot put {len(pages)} pages together that are stored as deltas: {error.strerror}. They need "
+            f"{len(pages) * PAGE / 1e6:.1f} MB in {directory} for a while; make room there"
+        ) from error
     return file
+
+
+def _nameless(directory: Path) -> BinaryIO:
+    """A new file without a name; where we may not write, in the directory for temporary files."""
+    try:
+        return TemporaryFile(buffering=0, dir=directory)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return TemporaryFile(buffering=0)
 
 
 def _is_kept(pages: Pages, where: Stretches) -> Mask:
