@@ -34,7 +34,8 @@ Measure = tuple[int, Callable[[], int], list[str]]
 """A process under load, how much work it has done so far, and more options of the session."""
 WHOLE = [
     sys.executable, "-c",
-    "from checkpoint import last_copies; last_copies._ROOM = 0; from checkpoint.cli.main import main; main()",
+    "from checkpoint import last_copies; last_copies._room.size = 0; "
+    "from checkpoint.cli.main import main; main()",
 ]  # fmt: skip
 SETTLE = 1.0
 RANDOM_VALUES = """

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import mmap
-import threading
 from dataclasses import dataclass
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from checkpoint.deltas import NO_DELTAS, Coded
+from checkpoint.room import Room
 from uffdtrack import DIFFERENCE, NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, differences_to
 from uffdtrack.runs import (
     Mask,
@@ -21,11 +20,8 @@ from uffdtrack.runs import (
     index_of,
     merge_runs,
     rows_of,
-    slices,
 )
 
-LIMIT = 128 << 20
-"""All chains of a process together keep so many bytes of copies."""
 DEPTH = 16
 """After so many deltas a page is stored whole."""
 CLOSE = PAGE // STRETCH // 2
@@ -36,30 +32,7 @@ LEVELS = 4
 """Of 2 ** level pages that have no copy one gets one: more where copies are of use."""
 _TRIED, _EPOCHS = 2048, 16
 """So many pages in so many epochs say of how much use copies are."""
-_ROOM = LIMIT // PAGE
 _TOP = np.uint64(-PAGE % (1 << 64))
-
-
-class Room:
-    """What several chains share, so that all together keep no more than `_ROOM` pages."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._all: WeakSet[LastCopies] = WeakSet()
-
-    def join(self, copies: LastCopies) -> None:
-        with self._lock:
-            self._all.add(copies)
-
-    def take(self, copies: LastCopies, wanted: int) -> None:
-        """Let it hold so many pages, if there is room; at most its share."""
-        with self._lock:
-            others = sum(one.held for one in self._all if one is not copies)
-            copies.held = max(copies.held, min(wanted, _ROOM // len(self._all), _ROOM - others))
-
-    def is_above_share(self, copies: LastCopies) -> bool:
-        with self._lock:
-            return copies.held > _ROOM // len(self._all)
 
 
 _room = Room()
@@ -100,34 +73,26 @@ class LastCopies:
     """The copies that one chain's newest epoch has of some pages.
 
     Attributes:
-        held: so many pages of memory are, or were, in use.
+        held, wants, level: as of a `Holder`.
     """
 
     def __init__(self) -> None:
-        self.held = 0
+        self._stored: tuple[list[Region], Runs] | None = None
+        self.forget()
+        _room.join(self)
+
+    def forget(self) -> None:
+        """Give all memory back."""
         self._of: str | None = None
         self._memory: mmap.mmap | None = None
-        self._stored: tuple[list[Region], Runs] | None = None
-        _room.join(self)
-        self._reset()
-
-    def _reset(self) -> None:
+        self.held, self.wants, self.level = 0, False, 0
         self._pages: Pages = np.empty(0, np.uint64)
         self._places: Rows = np.empty(0, np.int64)
         # By place: how many deltas a page is made of, when it was stored last. Places that are free again.
         self._depth = np.zeros(0, np.uint8)
         self._last = np.zeros(0, np.int64)
         self._free: Rows = np.empty(0, np.int64)
-        self._epoch = self._level = self._since = 0
-        self._kept = self._useful = 0
-
-    def forget(self) -> None:
-        """Give all memory back."""
-        self._of = None
-        if self.held and self._memory:
-            self._memory.madvise(mmap.MADV_DONTNEED)
-        self.held = 0
-        self._reset()
+        self._epoch = self._since = self._kept = self._useful = 0
 
     def split(self, parent: str, window: Window) -> Split:
         """Find which contents of an epoch are stored as deltas; they are the last copies from now on, if
@@ -136,8 +101,9 @@ class LastCopies:
         Args:
             parent: the digest of the epoch before: deltas are to what that has.
         """
-        if self._of != parent or _room.is_above_share(self):
+        if self._of != parent:
             self.forget()
+        self._shrink(_room.share(self))
         self._of = None
         self._epoch += 1
         stored = self._stored_ranges(window.regions)
@@ -167,7 +133,7 @@ class LastCopies:
         self._last[places] = self._epoch
         self._insert(pages[new], places)
         self._learn(int((keep >= 0).sum()), len(deltas.pages))
-        if self._level:
+        if self.level:
             self._drop(index_of(self._pages, pages[whole & had & ~self._is_sampled(pages)]))
         return Split(whole, deltas)
 
@@ -191,31 +157,40 @@ class LastCopies:
         waiting: list[Rows] = []
         size = 0
         tools = _tools()
-        for part in slices(len(pages), FRAME):
+
+        def pack() -> None:
+            nonlocal size
+            if size:
+                n = sum(map(len, waiting))
+                frames.append((tools.compressor.compress(tools.room[:size].data), n))
+                order.extend(waiting)
+                waiting.clear()
+                size = 0
+
+        for first in (np.unique(np.flatnonzero(keep >= 0) // FRAME) * FRAME).tolist():
+            part = slice(first, min(first + FRAME, len(pages)))
             more, differing, checks[part] = differences_to(
                 contents[part], copies, old[part], keep[part], CLOSE, tools.room[size:]
             )
             size += more
             same.append(np.flatnonzero(differing == 0) + part.start)
             waiting.append(np.flatnonzero((differing != 0) & (differing != NOT_CLOSE)) + part.start)
-            n = sum(map(len, waiting))
-            if n >= FRAME or (n and part.stop == len(pages)):
-                frames.append((tools.compressor.compress(tools.room[:size].data), n))
-                order += waiting
-                waiting, size = [], 0
+            if sum(map(len, waiting)) >= FRAME:
+                pack()
+        pack()
         _spare.append(tools)
         for rows in order:
             self._depth[keep[rows]] += 1
         unchanged = sum(map(len, same))
         if unchanged:
             frames.append((b"", unchanged))
-        chosen = np.concatenate((*order, *same))
+        chosen = np.concatenate((*order, *same, np.empty(0, np.int64)))
         whole[chosen] = False
         return whole, Coded(frames, pages[chosen], checks[chosen])
 
     def _is_sampled(self, pages: Pages) -> Mask:
         scattered = pages * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(60)
-        sampled: Mask = scattered < 16 >> self._level
+        sampled: Mask = scattered < 16 >> self.level
         return sampled
 
     def _learn(self, kept: int, useful: int) -> None:
@@ -223,12 +198,12 @@ class LastCopies:
         self._kept += kept
         self._useful += useful
         self._since += 1
-        if self._since < _EPOCHS or self._kept < _TRIED >> self._level:
+        if self._since < _EPOCHS or self._kept < _TRIED >> self.level:
             return
         if self._useful < self._kept // 8:
-            self._level = min(self._level + 1, LEVELS)
+            self.level = min(self.level + 1, LEVELS)
         elif self._useful > self._kept // 4:
-            self._level = max(self._level - 1, 0)
+            self.level = max(self.level - 1, 0)
         self._since = self._kept = self._useful = 0
 
     # -- which pages have a copy ------------------------------------------------------------------
@@ -279,15 +254,37 @@ class LastCopies:
         return places
 
     def _grow(self, count: int) -> int:
-        if self._memory is None:
-            try:
-                self._memory = mmap.mmap(-1, LIMIT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            except (OSError, ValueError, MemoryError):
-                return 0
         before = self.held
         _room.take(self, before + count)
+        if self.held > before and not self._resize():
+            self.held = before
         more = self.held - before
         self._free = np.append(self._free, np.arange(before, self.held))
         self._depth = np.append(self._depth, np.zeros(more, np.uint8))
         self._last = np.append(self._last, np.zeros(more, np.int64))
         return more
+
+    def _shrink(self, count: int) -> None:
+        """Hold no more pages than that."""
+        if self.held <= count:
+            return
+        self._drop(np.flatnonzero(self._places >= count))
+        self._free = self._free[self._free < count]
+        self._depth, self._last = self._depth[:count].copy(), self._last[:count].copy()
+        self.held = count
+        if not self._resize():
+            self.forget()
+
+    def _resize(self) -> bool:
+        """Have memory for as many pages as are held: what is not in use is not charged to us."""
+        size = self.held * PAGE
+        try:
+            if not size:
+                self._memory = None
+            elif self._memory is None:
+                self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            else:
+                self._memory.resize(size)
+        except (OSError, ValueError, MemoryError, BufferError):
+            return False
+        return True

@@ -187,3 +187,21 @@ def history(directory: Path, seed: int, monkeypatch: pytest.MonkeyPatch, epochs:
         target.work()
         land()
     return states
+
+
+def two_epochs(directory: Path, *more: Callable[[bytearray], None]) -> ChainSink:
+    """A base, one page written in full, and then as a delta for each function."""
+    chain = ChainWriter(directory, b"", force=False)
+    sink = ChainSink(chain)
+    regions, page = regions_of(PAGES), bytearray(random.Random(1).randbytes(PAGE))
+    store(sink, window(regions, [1, 2], [], bytes(page) * 2), base=True)
+    store(sink, window(regions, [1], [], bytes(page)))
+    for change in more:
+        change(page)
+        store(sink, window(regions, [1], [], bytes(page)))
+    chain.close()
+    return sink
+
+
+def first_byte(page: bytearray) -> None:
+    page[0] ^= 255

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,33 +11,38 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
-from checkpoint import last_copies
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.compare import differences
-from checkpoint.deltas import FIRST, NOTE_DELTAS
+from checkpoint.deltas import FIRST, NOTE_DELTAS, _unpack
 from checkpoint.elf import NOTE_META, NOTE_NAME
 from checkpoint.errors import ImageError
 from checkpoint.export import compact, kept_notes
 from checkpoint.image import EpochFile
 from checkpoint.last_copies import LastCopies
+from checkpoint.rollback import stored
 from checkpoint.rollback.stored import Image
 from checkpoint.sink import ChainSink
 from checkpoint.view import Shared, check_all_deltas, join
-from tests.unit.histories import FIRST_PAGE, PAGES, contents_of, history, regions_of, store, window
+from tests.unit.histories import (
+    FIRST_PAGE,
+    PAGES,
+    chance_of,
+    contents_of,
+    first_byte,
+    history,
+    regions_of,
+    store,
+    two_epochs,
+    window,
+)
 from tests.unit.images import BASE
-from uffdtrack import PAGE, Window, page_checks
+from uffdtrack import DIFFERENCE, PAGE, Window, page_checks
+from uffdtrack.errors import StorageError
 
-
-@pytest.fixture(autouse=True)
-def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places are used again and again."""
-    monkeypatch.setattr(last_copies, "_room", last_copies.Room())
-    monkeypatch.setattr(last_copies, "_ROOM", 60)
-    monkeypatch.setattr(last_copies, "_EPOCHS", 3)
-    monkeypatch.setattr(last_copies, "_TRIED", 16)
-    monkeypatch.setattr(last_copies, "DEPTH", 4)
+pytestmark = pytest.mark.usefixtures("little_room")
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -122,24 +129,6 @@ def test_negative_controls(
         check_all_deltas(Chain(tmp_path).verify(b""))
 
 
-def two_epochs(directory: Path, *more: Callable[[bytearray], None]) -> ChainSink:
-    """A base, one page written in full, and then as a delta for each function."""
-    chain = ChainWriter(directory, b"", force=False)
-    sink = ChainSink(chain)
-    regions, page = regions_of(PAGES), bytearray(random.Random(1).randbytes(PAGE))
-    store(sink, window(regions, [1, 2], [], bytes(page) * 2), base=True)
-    store(sink, window(regions, [1], [], bytes(page)))
-    for change in more:
-        change(page)
-        store(sink, window(regions, [1], [], bytes(page)))
-    chain.close()
-    return sink
-
-
-def first_byte(page: bytearray) -> None:
-    page[0] ^= 255
-
-
 def test_a_small_change_takes_few_bytes(tmp_path: Path) -> None:
     two_epochs(tmp_path, first_byte, lambda page: None)
     files = Chain(tmp_path).files()
@@ -179,44 +168,6 @@ def test_a_page_whose_mapping_was_away_is_stored_whole(tmp_path: Path) -> None:
     assert [bool(file.deltas) for file in files] == [False, False, True, False, False]
     compact(Chain(tmp_path), 3, b"")
     assert contents_of(Chain(tmp_path), 4)[5] == page
-
-
-def test_data_that_does_not_compress_gets_few_copies(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    with ChainWriter(tmp_path, b"", force=False) as chain:
-        sink, regions = ChainSink(chain), regions_of(PAGES)
-        held = []
-        for n in range(30):
-            contents = rng.integers(0, 256, 40 * PAGE, np.uint8).tobytes()
-            store(sink, window(regions, list(range(40)), [], contents), base=not n)
-            held.append(len(sink.copies._pages))
-        assert held[1] == 40 and held[-1] < 10
-        page = bytearray(contents)
-        for _ in range(60):  # and where they become useful, they come back
-            page[::PAGE] = bytes(b ^ 1 for b in page[::PAGE])
-            row = store(sink, window(regions, list(range(40)), [], bytes(page)))
-        assert row.bytes < 40 * PAGE // 2
-    check_all_deltas(Chain(tmp_path).verify(b""))
-
-
-def test_chains_share_the_room(tmp_path: Path) -> None:
-    sinks = []
-    for n in range(3):
-        chain = ChainWriter(tmp_path / str(n), b"", force=False)
-        sinks.append(ChainSink(chain))
-        for epoch in range(4):
-            for sink in sinks:
-                pages = list(range(50))
-                store(
-                    sink,
-                    window(regions_of(PAGES), pages, [], bytes([epoch + 1]) * (50 * PAGE)),
-                    sink.tip.number == 0,
-                )
-                assert sum(one.copies.held for one in sinks) <= 60
-    assert all(0 < sink.copies.held <= 20 for sink in sinks)
-    for sink in sinks:
-        sink.chain.close()
-        check_all_deltas(Chain(sink.chain.directory).verify(b""))
 
 
 def table_at(path: Path) -> tuple[int, int]:
@@ -274,3 +225,64 @@ def test_checks() -> None:
 def test_places_of_deltas(tmp_path: Path) -> None:
     two_epochs(tmp_path, first_byte)
     assert EpochFile(tmp_path / "epoch-00000002.core").offsets.tolist() == [FIRST]
+
+
+def test_pages_that_did_not_change_cost_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is written again with what it has is read from where it is stored, however long ago."""
+    two_epochs(tmp_path, first_byte, *[lambda page: None] * 30)
+    files = Chain(tmp_path).files()
+    assert all(file.deltas for file in files[2:])
+    opened: list[Path] = []
+    open_file = EpochFile.open
+    monkeypatch.setattr(EpochFile, "open", lambda self: (opened.append(self.path), open_file(self))[1])
+    page = bytearray(random.Random(1).randbytes(PAGE))
+    first_byte(page)
+    assert contents_of(Chain(tmp_path), 32, files)[1] == page
+    assert sorted(path.name[-7:-5] for path in opened) == ["00", "01", "02"]
+
+
+def test_frames_say_how_large_they_are() -> None:
+    """One that does not could make us unpack without end."""
+    data = bytes(DIFFERENCE)
+    assert _unpack(zstandard.ZstdCompressor().compress(data), 1) == data
+    for wrong, pages in ((zstandard.ZstdCompressor(write_content_size=False).compress(data), 1), (data, 1)):
+        with pytest.raises(ValueError, match="frame"):
+            _unpack(wrong, pages)
+    with pytest.raises(ValueError, match="frame"):
+        _unpack(zstandard.ZstdCompressor().compress(data * 2), 1)
+
+
+def test_what_a_rollback_puts_together_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the chain's directory, without a name; a full disk is told before anything is touched."""
+    two_epochs(tmp_path, first_byte)
+    view = Chain(tmp_path).view(None)
+    before = sorted(tmp_path.iterdir())
+    image = Image(view)
+    places = image.places(view.pages)
+    file = os.readlink(f"/proc/self/fd/{places[view.offsets <= FIRST][0, 0]}")
+    assert file.startswith(f"{tmp_path}/") and file.endswith("(deleted)")
+    assert sorted(tmp_path.iterdir()) == before
+    assert image.read(view.pages).tobytes() == view.read(view.pages).tobytes()
+    image.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", chance_of(1, random.Random(), os.pwritev))
+        with pytest.raises(StorageError, match=f"room there|{tmp_path}"):
+            Image(view)
+
+
+def test_a_rollback_from_a_chain_that_we_may_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_epochs(tmp_path, first_byte)
+    view = Chain(tmp_path).view(None)
+    make = stored.TemporaryFile
+
+    def read_only(**options: Any) -> Any:
+        if options.get("dir") == tmp_path:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(**options)
+
+    monkeypatch.setattr(stored, "TemporaryFile", read_only)
+    image = Image(view)
+    assert image.read(view.pages).tobytes() == view.read(view.pages).tobytes()
+    image.close()
