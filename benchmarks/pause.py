@@ -35,6 +35,9 @@ ENGINES = ["ring", "scan"]
 MIB = 1024
 PAGES = {64: 25, 300: 25, 1450: 25, 100000: 2}
 """How many windows of each number of written pages one turn has."""
+SHARED_MIB = 256
+FOLLOWED_S = 10
+"""How long a subject's shared memory may take until it is followed; then it is measured as it is."""
 THREADS = [1, 3, 10, 30, 100, 300, 1000]
 RATES = [0, 10_000, 100_000, 1_000_000, 1_000_000_000]
 """So many pages a second are written on, while 100,000 are being taken; the last: as fast as it can."""
@@ -47,24 +50,35 @@ class Subject:
 
     Attributes:
         about: its parameters, for the rows.
+        compared: how many mappings were compared in the last window.
     """
 
     def __init__(
-        self, stack: ExitStack, program: Path, engine: str, mib: int, sleeping: int, computing: int
+        self,
+        stack: ExitStack,
+        program: Path,
+        engine: str,
+        mib: int,
+        sleeping: int,
+        computing: int,
+        memory: str = "small",
     ) -> None:
-        command = [program, str(mib), "small", str(sleeping), str(computing)]
+        command = [program, str(mib), memory, str(sleeping), str(computing)]
         self.process = stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
         stack.callback(self.process.kill)
         assert self.process.stdout
         self.pid = int(self.process.stdout.readline())
-        self.mib, self.memory, self.engine = mib, "small", engine
+        self.mib, self.memory, self.engine = mib, memory, engine
         self.about = {"engine": engine, "mib": mib, "threads": 1 + sleeping + computing}
-        self.target = stack.enter_context(ProcessTarget(self.pid, engine))
+        self.target = stack.enter_context(ProcessTarget(self.pid, engine, follow_shared=memory == "shared"))
         self.target.postpone(*self.target.harvest(everything=True))
         self.target.hand_over().release()  # nobody wants its base
         self.window()
+        compared, until = self.compared, time.monotonic() + FOLLOWED_S
+        while memory == "shared" and self.compared == compared and time.monotonic() < until:
+            self.window()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -84,6 +98,7 @@ class Subject:
         window = self.target.window()
         total = (time.perf_counter() - started) * 1e6
         self.target.hand_over().release()
+        self.compared = window.compared
         taken = len(window.contents) // 4096
         parts = {part: round(getattr(window, part), 1) for part in PARTS}
         return {**self.about, "taken": taken, **parts, "total_us": round(total, 1)}
@@ -130,6 +145,24 @@ def goes_on(subjects: list[Subject], rounds: int, rng: random.Random) -> Iterato
                     subject.window()
 
 
+def shared(program: Path, rounds: int, rng: random.Random) -> Iterator[Row]:
+    """Shared memory that only the process maps, beside as much private memory."""
+    with ExitStack() as stack:
+        subjects = [
+            Subject(stack, program, engine, SHARED_MIB, 1, 0, memory)
+            for engine in ENGINES
+            for memory in ("small", "shared")
+        ]
+        for n in range(rounds):
+            rng.shuffle(subjects)
+            for subject in subjects:
+                for pages in list(PAGES)[:-1]:
+                    for _ in range(PAGES[pages]):
+                        subject.write(pages, rng.randrange(1 << 30))
+                        about = {"pages": pages, "memory": subject.memory, "round": n}
+                        yield {"series": "shared", **subject.window(), **about, "compared": subject.compared}
+
+
 def many_threads(program: Path, rounds: int, rng: random.Random) -> Iterator[Row]:
     with ExitStack() as stack:
         subjects = [Subject(stack, program, engine, 16, n - 1, 0) for n in THREADS for engine in ENGINES]
@@ -154,6 +187,8 @@ def others(subject: Subject, directory: Path) -> Iterator[Row]:
 def measure(rounds: int, series: list[str], directory: Path) -> Iterator[Row]:
     program, rng = directory / "toucher", random.Random(1)
     subprocess.run(["cc", "-O2", "-pthread", "-o", program, HERE / "toucher.c"], check=True)
+    if "shared" in series:
+        yield from shared(program, rounds, rng)
     if "threads" in series:
         yield from many_threads(program, rounds, rng)
     with ExitStack() as stack:
@@ -202,6 +237,9 @@ def summarise(rows: list[Row]) -> Iterable[str]:
     yield from table(rows, "pages", {"engine": "engine", "busy": "busy Python thread", "pages": "pages"})
     yield from table(rows, "rate", {"engine": "engine", "rate": "pages written on, a second"})
     yield from table(rows, "threads", {"engine": "engine", "threads": "threads"})
+    yield from table(
+        rows, "shared", {"engine": "engine", "pages": "pages", "memory": "memory", "compared": "compared"}
+    )
     for tool in ("gcore", "criu"):
         values = [row["pause_us"] / 1e3 for row in rows if row.get("tool") == tool]
         if values:
@@ -212,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--series", nargs="+", default=["pages", "rate", "threads", "others"])
+    parser.add_argument("--series", nargs="+", default=["pages", "rate", "threads", "shared", "others"])
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []

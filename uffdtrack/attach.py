@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 from uffdtrack._sys import check, ffi, lib
-from uffdtrack.errors import MaxStopError, PermissionDeniedError
+from uffdtrack.errors import MaxStopError, PermissionDeniedError, UffdtrackError
 from uffdtrack.guard import verdict_on
 from uffdtrack.tracee import late_error
 
@@ -42,3 +43,23 @@ def attach_uffd(pid: int, features: int, waits: bool) -> int:
         os.close(uffd)
         raise
     return int(uffd)
+
+
+def follow_shared(pid: int, space: Any) -> bool:
+    """Follow shared memory that only the process can write, by a userfaultfd for that memory alone.
+
+    Args:
+        space: the core's.
+
+    Returns:
+        Whether that is possible; else it is compared, as before.
+    """
+    wanted = lib.UFFD_FEATURE_WP_ASYNC | lib.UFFD_FEATURE_EVENT_REMAP | lib.UFFD_FEATURE_EVENT_REMOVE
+    try:
+        uffd = attach_uffd(pid, wanted, waits=False)
+    except UffdtrackError:
+        return False
+    failed = bool(lib.ut_space_share(space, uffd))
+    if failed:
+        os.close(uffd)
+    return not failed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
-from uffdtrack.attach import attach_uffd
+from uffdtrack.attach import attach_uffd, follow_shared
 from uffdtrack.buffers import Buffers
 from uffdtrack.closing import Closing
 from uffdtrack.errors import (
@@ -56,7 +56,9 @@ class AddressSpace(Closing):
         self._copied_size, self._is_merged = 0, False
 
     @classmethod
-    def attach(cls, pid: int, engine: str = "scan", max_dirty: int | None = None) -> AddressSpace:
+    def attach(
+        cls, pid: int, engine: str = "scan", max_dirty: int | None = None, follow_shared: bool = False
+    ) -> AddressSpace:
         """Make a userfaultfd of the target's memory; nothing is armed yet.
 
         Args:
@@ -64,6 +66,7 @@ class AddressSpace(Closing):
                 the target's threads were; with "sync" each write waits until we have noted it.
             max_dirty: "ring", "sync": after so many pages `full_fd` becomes readable. With "sync" the write
                 that would be one too many waits for the next window.
+            follow_shared: shared memory that only the target can write is tracked, not compared, if possible.
 
         Raises:
             UnsupportedError: no WP_ASYNC or no PAGEMAP_SCAN here.
@@ -97,6 +100,7 @@ class AddressSpace(Closing):
             raise
         if engine != "scan" and max_dirty:
             space.full_fd = space._c.watch.full
+        space._c.may_share = int(follow_shared)
         return space
 
     def harvest(self, tracee: Tracee, everything: bool) -> tuple[Runs, Runs]:
@@ -174,6 +178,9 @@ class AddressSpace(Closing):
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
             TargetBusyError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
+        if self._c.shared_wanted:
+            self._c.shared_wanted = self._c.may_share = 0  # if we cannot, it stays compared
+            follow_shared(self.pid, self._c)
         times = ffi.new("ut_times *")
         result = self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
         return self.conclude(tracee, pending, result, times)

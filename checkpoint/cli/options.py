@@ -30,6 +30,8 @@ class Options:
     force: bool
     key: bytes
     as_json: bool
+    follow_shared: bool = False
+    """Only sessions of processes have it."""
 
     @property
     def schedule(self) -> Schedule:
@@ -37,13 +39,15 @@ class Options:
 
 
 def session_options(output: str, required: bool, engines: Sequence[str], engine: str,
-                    document: str, max_dirty: str) -> Callable[[Verb], Verb]:  # fmt: skip
+                    document: str, max_dirty: str, follow_shared: str = "",
+                    ) -> Callable[[Verb], Verb]:  # fmt: skip
     """The options of a session, which a verb gets as one argument, `options`.
 
     Args:
         output: the help of --output; `required`: the user has to give it.
         engines: the choices; `engine` is the default, `document` describes them.
         max_dirty: the help of --max-dirty.
+        follow_shared: the help of --follow-shared; "": there is no such option.
     """
     every_option = [
         click.option("-o", "--output", "directory", type=DIRECTORY, required=required, help=output),
@@ -70,11 +74,14 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
         key_option,
         json_option,
     ]  # fmt: skip
+    if follow_shared:
+        every_option.append(click.option("--follow-shared", is_flag=True, help=follow_shared))
 
     def decorate(verb: Verb) -> Verb:
         @functools.wraps(verb)
         def with_options(**given: Any) -> Any:
-            options = Options(**{part.name: given.pop(part.name) for part in fields(Options)})
+            own = [part.name for part in fields(Options) if part.name in given]
+            options = Options(**{name: given.pop(name) for name in own})
             return verb(options=options, **given)
 
         decorated: Verb = with_options

@@ -31,6 +31,8 @@ process_options = session_options(
     "auto",
     "docs/engines.md",
     "Take an epoch as soon as so many pages are dirty, too.",
+    "Track anonymous and System V shared memory that only the process maps, instead of comparing all of it: "
+    "for hundreds of MiB. The process waits for us in some calls on it (docs/limits.md).",
 )
 Target = int | Callable[[], int]
 """A pid, or a function that starts the process; we call it when we have locked the directory."""
@@ -42,10 +44,10 @@ def raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
+def attach(pid: int, engine: str, max_dirty: int | None, follow_shared: bool = False) -> ProcessTarget:
     """Attach, with "scan" if "ring" cannot follow each thread."""
     raise_limit()
-    target = ProcessTarget(pid, engine, max_dirty)
+    target = ProcessTarget(pid, engine, max_dirty, follow_shared)
     lacking = target.space.short_of
     if not lacking:
         return target
@@ -57,7 +59,7 @@ def attach(pid: int, engine: str, max_dirty: int | None) -> ProcessTarget:
         return target
     target.close()
     say(f"warning: engine ring cannot follow all threads, too little: {lacking}; the scan engine is used")
-    return ProcessTarget(pid, "scan")
+    return ProcessTarget(pid, "scan", follow_shared=follow_shared)
 
 
 def check_first(process: Target) -> None:
@@ -82,6 +84,8 @@ def begin(process: Target) -> int:
 def run_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
     traits = choose_for_process(options.engine, probe(), options.max_dirty)
+    if options.follow_shared and traits.name == "sync":
+        raise InvalidInputError("--follow-shared goes with the engines ring and scan")
     directory = options.directory
     assert directory
     check_first(process)
@@ -91,7 +95,7 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         chain = stack.enter_context(ChainWriter(directory, options.key, options.force))
         pid = begin(process)
         handle = stack.enter_context(Process(pid))
-        with attach(pid, traits.name, options.max_dirty) as target:
+        with attach(pid, traits.name, options.max_dirty, options.follow_shared) as target:
             files = [name for _, name in descriptors(pid)]
             for warning in target.new_warnings(read_maps(pid), files):
                 say(f"warning: {warning}")

@@ -18,6 +18,7 @@ from checkpoint.epoch import TreeRow
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
 from uffdtrack import adopt_orphans, choose_for_process, probe
+from uffdtrack.errors import InvalidInputError
 
 children_option = click.option(
     "--children", is_flag=True,
@@ -32,6 +33,8 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         process: the first one. If we start it, orphans of the tree become children of ours, and so we
             keep finding them.
     """
+    if options.follow_shared:
+        raise InvalidInputError("--follow-shared is of one process: it does not go with --children")
     traits = choose_for_process(options.engine, probe(), options.max_dirty)
     directory = options.directory
     assert directory

@@ -51,15 +51,18 @@ class ProcessTarget(Closing):
         pending: what was harvested and not handed over.
     """
 
-    def __init__(self, pid: int, engine: str = "scan", max_dirty: int | None = None) -> None:
+    def __init__(
+        self, pid: int, engine: str = "scan", max_dirty: int | None = None, follow_shared: bool = False
+    ) -> None:
         """Attach to a process that `check_target` has passed.
 
         Args:
-            engine, max_dirty: see `AddressSpace.attach`.
+            engine, max_dirty, follow_shared: see `AddressSpace.attach`.
         """
         self.pid = pid
         self.engine = engine
         self.max_dirty = max_dirty
+        self.follow_shared = follow_shared
         self.pending = Pending()
         self.process = Process(pid)
         self._warned: set[str] = set()
@@ -100,7 +103,7 @@ class ProcessTarget(Closing):
     def _attach(self) -> None:
         def attempt() -> None:
             check_target(self.pid)
-            self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty)
+            self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty, self.follow_shared)
 
         through_exec(self.process, attempt)
         self._objects, self._attributes = Reader(self.pid), Recorder(self.pid)

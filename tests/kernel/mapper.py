@@ -52,8 +52,11 @@ class Mapper:
         return int(self(f"new({', '.join(map(repr, arguments))})"))
 
 
-def open_session(mapper: Mapper, engine: str) -> Iterator[Session]:
-    with ChainWriter(mapper.directory, b"", False) as chain, ProcessTarget(mapper.pid, engine) as target:
+def open_session(mapper: Mapper, engine: str, follow_shared: bool = False) -> Iterator[Session]:
+    with (
+        ChainWriter(mapper.directory, b"", False) as chain,
+        ProcessTarget(mapper.pid, engine, follow_shared=follow_shared) as target,
+    ):
         yield Session(target, chain)
 
 

@@ -32,7 +32,7 @@ def start_writer(spawn: Spawn, build: Build, threads: int, seed: int, *more: str
 
 def take_epochs(
     pid: int, control: int, directory: Path, epochs: int, seed: int, engine: str, sabotage: str = "",
-    set_up: Callable[[ProcessTarget], None] = lambda target: None,
+    set_up: Callable[[ProcessTarget], None] = lambda target: None, follow_shared: bool = False,
 ) -> Memory:  # fmt: skip
     """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping.
 
@@ -43,7 +43,7 @@ def take_epochs(
     memory = Memory(control)
     with ExitStack() as stack:
         chain = stack.enter_context(ChainWriter(directory, b"", force=False))
-        target = stack.enter_context(ProcessTarget(pid, engine))
+        target = stack.enter_context(ProcessTarget(pid, engine, follow_shared=follow_shared))
         session = Session(target, chain)
         for n in range(epochs):
             row = session.take()

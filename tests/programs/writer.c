@@ -4,10 +4,10 @@
  * For each page the log has `from` and `to`: `to` is set before the page changes, `from` after. At any
  * instant each of the page's three words is one of the two; where both agree, all words do.
  *
- * usage: writer THREADS SEED [counter|none [small|again]]. Prints the address of `control` and then runs until it is killed. With
- * `small` most areas are anonymous mappings of 64 to 512 KiB, each far from all others, and some are mapped piece by
- * piece, beside memory that comes and goes and makes one large mapping of them. With `again` it keeps nothing outside of
- * its memory, so that it may be rolled back. */
+ * usage: writer THREADS SEED [counter|none [small|again|calm]]. Prints the address of `control` and then runs until it is
+ * killed. With `small` most areas are anonymous mappings of 64 to 512 KiB, each far from all others, and some are mapped
+ * piece by piece, beside memory that comes and goes and makes one large mapping of them. With `again` it keeps nothing
+ * outside of its memory, so that it may be rolled back. With `calm` no threads and children come and go. */
 #define _GNU_SOURCE
 #include <malloc.h>
 #include <pthread.h>
@@ -449,6 +449,8 @@ int main(int argc, char **argv)
 	for (int i = 0; i < threads; i++)
 		pthread_create(&t, NULL, writer, (void *)(intptr_t)i);
 	printf("%p %d\n", (void *)&control, getpid());
+	while (argc > 4 && *argv[4] == 'c')
+		pause();
 	for (int i = 0;; i++) { /* threads and children that come and go */
 		pthread_create(&t, NULL, short_lived, NULL);
 		pthread_join(t, NULL);

@@ -197,6 +197,7 @@ typedef struct {
 	ut_buffer buffer;
 	ut_runs unreadable;
 	ut_watch *watch;
+	int32_t may_share, shared_wanted;
 	...;
 } ut_space;
 typedef struct {
@@ -206,6 +207,7 @@ void ut_watch_passed_over(ut_watch *w);
 int ut_space_is_gone(const ut_space *s);
 int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
+int ut_space_share(ut_space *s, int uffd);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
@@ -399,6 +401,7 @@ int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, in
 #define UT_BREAK_DELAY ...
 #define UT_BREAK_BARRIER ...
 #define UT_BREAK_REFUSE ...
+#define UT_BREAK_SHARERS ...
 void ut_break(uint32_t what);
 
 #define SYS_brk ...

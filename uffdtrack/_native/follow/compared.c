@@ -11,11 +11,9 @@
 /* Pages of a file in memory that others have written and the target has not touched yet. Only who may open
  * /proc/PID/map_files (CAP_CHECKPOINT_RESTORE) can know of them; without, they are what they are when the
  * target touches them. */
-static int find_in_file(const ut_space *s, const ut_region *r, ut_runs *found)
+static int find_in_file(const ut_region *r, int fd, long type, ut_runs *found)
 {
 	off_t at = r->offset, end = r->offset + (r->end - r->start);
-	long type;
-	AUTO_FD fd = ut_open_mapped(s->reader.pid, r, &type);
 
 	/* hugetlbfs says of holes that they are data, and reading them takes pages from the pool. */
 	if (fd < 0 || type == HUGETLBFS_MAGIC)
@@ -42,6 +40,24 @@ static int note_zeroed(const ut_space *s, const ut_region *r, const ut_runs *fou
 	return runs_minus(gone, &old, found);
 }
 
+/* Traps have told which pages were written, now and before the stop (early.c); digests of all of them are kept. */
+static int take_written(ut_space *s, const ut_region *r)
+{
+	const ut_early *e = &s->early;
+	ut_finding *part = &s->harvest.part;
+
+	TRY(runs_clip(&part->now.known, &s->history.known, r->start, r->end));
+	TRY(runs_clip(&part->now.known, &e->again, r->start, r->end));
+	for (size_t i = 0; i < e->n; i++) {
+		uint64_t start = e->v[i].start < r->start ? r->start : e->v[i].start, end = min64(e->v[i].end, r->end);
+
+		if (start < end)
+			TRY(runs_push(&part->now.known, start, end));
+	}
+	TRY(runs_append(&part->now.known, &s->harvest.found));
+	return runs_append(&part->want, &s->harvest.found);
+}
+
 int ut_follow_compared(ut_space *s, ut_region *r)
 {
 	ut_harvest *h = &s->harvest;
@@ -49,12 +65,23 @@ int ut_follow_compared(ut_space *s, ut_region *r)
 	int known = !(h->flags & UT_FULL) && ut_is_known(s, r), err;
 	ut_scan scan = UT_SCAN_OF(s, r->start, r->end, UT_SCAN_POPULATED);
 
+	AUTO_FD fd = -1;
+	long type;
+
 	r->compared = 1;
+	if (known && ut_sole_written(s, r, &h->found))
+		return take_written(s, r);
 	part->compared = 1;
+	if (r->kind == UT_KIND_SHARED && s->early.n)
+		TRY(runs_push(&h->compared, r->start, r->end));
 	h->found.n = 0;
 	TRY(ut_scan_runs(&scan, &h->found));
-	if (r->in_memory)
-		TRY(find_in_file(s, r, &h->found));
+	if (r->in_memory) {
+		fd = ut_open_mapped(s->reader.pid, r, &type);
+		if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) /* to be without it is no answer */
+			return fd;
+		TRY(find_in_file(r, fd, type, &h->found));
+	}
 	if (!known)
 		TRY(runs_push(&part->fresh, r->start, r->end));
 	else if (r->kind == UT_KIND_HUGE || r->kind == UT_KIND_ANON)
@@ -62,6 +89,7 @@ int ut_follow_compared(ut_space *s, ut_region *r)
 	else
 		TRY(runs_clip(&h->found, &s->history.known, r->start, r->end));
 	runs_normalise(&h->found);
+	ut_sole_prove(s, r, fd, runs_bytes(&h->found));
 	TRY(runs_append(&part->now.known, &h->found));
 	if (!known)
 		return runs_append(&part->want, &h->found);

@@ -120,6 +120,44 @@ static int look_early(ut_space *s, uint64_t start, uint64_t end, ut_runs *want)
 	return ut_look_written(&s->reader, &scan, want, &s->early.gone) ? runs_push(&s->early.again, start, end) : 0;
 }
 
+/* Of shared memory that is followed. A page that is not in the page tables may have contents all the same. */
+static int look_at_shared(ut_space *s, uint64_t start, uint64_t end, ut_runs *want)
+{
+	ut_scan scan = UT_SCAN_OF(s, start, end, .flags = UT_SCAN_WP_MATCHING, UT_SCAN_WRITTEN);
+	AUTO_RUNS found = {0};
+	int err = ut_scan_runs(&scan, &found);
+
+	if (err) {
+		found.n = 0;
+		TRY(runs_push(&found, start, end));
+	}
+	/* If it is compared after all, with what was stored before these copies. */
+	ut_digests_void(&s->digests, &found);
+	return runs_append(err ? &s->early.again : want, &found);
+}
+
+/* `touched`: NULL: look at all of it. */
+static int look_at_all_shared(ut_space *s, const ut_runs *touched, ut_runs *want)
+{
+	AUTO_RUNS places = {0};
+
+	TRY(ut_sole_places(s, &places));
+	for (size_t n = 0; n < places.n; n++) {
+		const ut_run *place = &places.v[n];
+		AUTO_RUNS here = {0};
+
+		if (touched)
+			TRY(runs_clip(&here, touched, place->start, place->end));
+		else
+			TRY(runs_push(&here, place->start, place->end));
+		for (size_t i = 0, k; i < here.n; i = k) {
+			k = ut_near(&here, i);
+			TRY(look_at_shared(s, here.v[i].start, here.v[k - 1].end, want));
+		}
+	}
+	return 0;
+}
+
 static int look_at_touched(ut_space *s, ut_runs *want)
 {
 	AUTO_RUNS touched = {0}, outside = {0}, inside = {0};
@@ -144,7 +182,7 @@ static int look_at_touched(ut_space *s, ut_runs *want)
 			err = look_early(s, here.v[i].start, here.v[k - 1].end, want);
 		}
 	}
-	return err;
+	return err ? err : look_at_all_shared(s, &touched, want);
 }
 
 static int look_at_all_spans(ut_space *s, ut_runs *want)
@@ -153,7 +191,7 @@ static int look_at_all_spans(ut_space *s, ut_runs *want)
 
 	for (size_t i = 0; i < spans->n; i++)
 		TRY(look_early(s, spans->v[i].start, spans->v[i].end, want));
-	return 0;
+	return look_at_all_shared(s, NULL, want);
 }
 
 /* What cannot be copied now is copied in the stop, or turns out to be gone there. */
@@ -290,6 +328,7 @@ int ut_early_outdate(ut_space *s)
 	TRY(runs_append(&cut, &found->want));
 	TRY(runs_append(&cut, &found->gone));
 	TRY(runs_append(&cut, &found->fresh));
+	TRY(runs_append(&cut, &s->harvest.compared));
 	runs_normalise(&cut);
 	return cut_copies(&s->early, &cut);
 }

@@ -72,6 +72,7 @@ static void start_harvest(ut_space *s, int flags)
 	ut_finding_clear(&h->all);
 	h->flags = flags;
 	h->left_alone = 0;
+	h->compared.n = 0;
 	h->arming_ns = 0;
 	h->nelsewhere = 0;
 	if (s->claims)
@@ -80,6 +81,8 @@ static void start_harvest(ut_space *s, int flags)
 		ut_early_clear(&s->early);
 		ut_history_clear(&s->history);
 		ut_digests_clear(&s->digests);
+		if (s->sole)
+			ut_sole_forget(s->sole);
 	}
 }
 
@@ -143,8 +146,10 @@ static int harvest_regions(ut_space *s, const ut_tracee *t, const ut_runs *pendi
 
 	TRY(ask_watch(s));
 	TRY(look_at_mappings(s, t));
+	ut_sole_begin(s, t);
 	for (size_t i = 0; i < s->maps.n; i++)
 		TRY(harvest_region(s, &s->maps.regions[i], pending));
+	ut_sole_end(s);
 	TRY(void_what_is_new(s));
 	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
 }
@@ -160,6 +165,7 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 	/* Opened anew each time: these files stay with the memory of before an exec. */
 	TRY(ut_reader_open(&s->reader));
 	start_harvest(s, flags);
+	runs_normalise(&s->early.again);
 	err = s->early.broken ? -ENOMEM : runs_append(&again, &given);
 	if (!err)
 		err = runs_append(&again, &s->early.again);
@@ -249,6 +255,7 @@ static void harvest_free(ut_harvest *h)
 	ut_finding_free(&h->all);
 	ut_finding_free(&h->part);
 	runs_free(&h->found);
+	runs_free(&h->compared);
 	free(h->elsewhere);
 }
 
@@ -256,6 +263,8 @@ void ut_space_close(ut_space *s)
 {
 	if (s->watch)
 		ut_watch_close(s->watch);
+	if (s->sole)
+		ut_sole_close(s->sole);
 	ut_close_fd(&s->uffd); /* takes every trap away */
 	ut_reader_close(&s->reader);
 	ut_maps_free(&s->maps);

@@ -9,6 +9,7 @@
 #include "maps.h"
 #include "reader.h"
 #include "runs.h"
+#include "sole.h"
 #include "tracee.h"
 #include "watch.h"
 
@@ -60,6 +61,7 @@ typedef struct {
 	ut_finding all;
 	ut_finding part;   /* of the current mapping; goes to `all` when that is done */
 	ut_runs found;     /* its pages that exist */
+	ut_runs compared;  /* shared memory: what was copied of it before the stop may be older than the last comparison */
 	uint64_t left_alone; /* bytes of small mappings that are not registered */
 	int64_t arming_ns;
 	ut_elsewhere *elsewhere;
@@ -85,6 +87,9 @@ typedef struct {
 	struct ut_page_region *found; /* room for results of PAGEMAP_SCAN, for each of UT_SHARES threads */
 	int64_t stood_ns;   /* the target, for barriers since the last window */
 	ut_watch *watch; /* ring, sync: where to look, instead of everywhere. NULL: scan */
+	ut_sole *sole;      /* NULL: all shared memory is compared */
+	int32_t may_share;     /* the user wants shared memory followed, and nothing has been tried yet */
+	int32_t shared_wanted; /* the same, and there is some that could be followed */
 	/* if it is one process of a tree */
 	ut_claims *claims; /* NULL: a process by itself */
 	int32_t member;
@@ -97,6 +102,9 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 /* Start the watch. `limit`: so many touched pages make `full` readable; sync keeps the target to it. */
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
+/* Follow shared memory where that is possible. The space owns `uffd`, which has the events REMAP and REMOVE, from
+ * then on, unless this fails. */
+int ut_space_share(ut_space *s, int uffd);
 /* Find what was written since the last harvest, and arm it again, in one step. `t`: the target, which stands,
  * or NULL with UT_RUNNING; with sync the target must stand. Results are in s->harvest.all. */
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);

@@ -5,13 +5,11 @@
 #include "vec.h"
 
 #include <string.h>
-#include <sys/resource.h>
 
 enum {
 	RECORDS = 8192,     /* of a thread's ring */
 	FEW_RECORDS = 1024, /* the same, where there are many threads: the kernel's memory for rings is limited */
 	MANY = 32,
-	KEPT_FDS = 64,  /* descriptors that are left for all else */
 	MOST = 1 << 18, /* pages; with more of them, a scan is cheaper */
 };
 
@@ -68,13 +66,6 @@ void ut_thread_rings_drop(ut_thread_rings *r, int fd)
 		}
 }
 
-static int has_room(int fd)
-{
-	struct rlimit files;
-
-	return !getrlimit(RLIMIT_NOFILE, &files) && (rlim_t)fd + KEPT_FDS < files.rlim_cur;
-}
-
 /* When whoever waits for the limit is told. It is met by several threads at once, so each tells of a part of it. */
 static uint32_t wake_bytes(const ut_thread_rings *r, size_t records)
 {
@@ -93,7 +84,7 @@ static int open_ring(const ut_thread_rings *r, int tid, ut_fault_ring *out)
 	*out = UT_NO_FAULT_RING;
 	err = ut_fault_events_open(tid, wake_bytes(r, records), 1, &out->fd);
 	if (!err)
-		err = has_room(out->fd.maj) ? ut_fault_ring_map(out, records) : -EMFILE;
+		err = ut_leaves_room(out->fd.maj) ? ut_fault_ring_map(out, records) : -EMFILE;
 	if (err)
 		ut_fault_ring_close(out);
 	return err;

@@ -111,6 +111,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	int64_t t0, stood;
 	int err;
 
+	ut_sole_ask(s);
 	if (!(flags & (UT_FULL | UT_NO_COPY)))
 		ut_space_early(s, t, timeout_ns);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */

@@ -3,8 +3,11 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+enum { KEPT_FDS = 64 }; /* descriptors that are left for all else */
 
 int ut_software_event(int tid, int config, uint64_t period, uint64_t sample, uint32_t wake_bytes, int births)
 {
@@ -16,6 +19,13 @@ int ut_software_event(int tid, int config, uint64_t period, uint64_t sample, uin
 	int fd = syscall(SYS_perf_event_open, &a, tid, -1, -1, PERF_FLAG_FD_CLOEXEC);
 
 	return fd < 0 ? -errno : fd;
+}
+
+int ut_leaves_room(int fd)
+{
+	struct rlimit files;
+
+	return !getrlimit(RLIMIT_NOFILE, &files) && (rlim_t)fd + KEPT_FDS < files.rlim_cur;
 }
 
 int ut_fault_events_open(int tid, uint32_t wake_bytes, int births, ut_fault_events *out)

@@ -32,6 +32,8 @@ typedef struct {
 /* Open a software event of a thread; it is off. -ESRCH: the thread has ended. -EMFILE, -EPERM (locked
  * memory): no room. */
 int ut_software_event(int tid, int config, uint64_t period, uint64_t sample, uint32_t wake_bytes, int births);
+/* 1: beyond descriptor `fd` so many are left that all else can be opened. */
+int ut_leaves_room(int fd);
 /* `births`: record threads and processes that it makes as well (PERF_RECORD_FORK). */
 int ut_fault_events_open(int tid, uint32_t wake_bytes, int births, ut_fault_events *out);
 void ut_fault_events_close(ut_fault_events *e);

@@ -129,6 +129,15 @@ int ut_maps_is_segment(const ut_maps *m, const ut_region *r)
 	return starts(s, e, "/SYSV");
 }
 
+int ut_maps_is_anonymous(const ut_maps *m, const ut_region *r)
+{
+	static const char name[] = "/dev/zero (deleted)";
+	const char *s, *e;
+
+	name_of(m, r, &s, &e);
+	return (size_t)(e - s) == sizeof(name) - 1 && starts(s, e, name);
+}
+
 void ut_maps_decide(const ut_maps *m, ut_region *r)
 {
 	const char *s, *e;

@@ -68,5 +68,7 @@ int ut_maps_names_kernel(const ut_maps *m, const ut_region *r);
 /* Whether it is a System V segment: their inode numbers are ids, which a memfd may have as its inode number, too,
  * on the same device (newseg, ipc/shm.c). */
 int ut_maps_is_segment(const ut_maps *m, const ut_region *r);
+/* Whether it has the name of anonymous shared memory. */
+int ut_maps_is_anonymous(const ut_maps *m, const ut_region *r);
 void ut_maps_free(ut_maps *m);
 #endif

@@ -172,6 +172,18 @@ static void reap_child(int child)
 	}
 }
 
+/* This child may outlive us: no userfaultfd of ours, whose traps nobody would serve, may live on in it. */
+static void close_all_but(int fd, int other)
+{
+	int low = fd < other ? fd : other, high = fd < other ? other : fd;
+
+	if (low > 0)
+		syscall(SYS_close_range, 0, low - 1, 0);
+	if (high > low + 1)
+		syscall(SYS_close_range, low + 1, high - 1, 0);
+	syscall(SYS_close_range, high + 1, ~0u, 0);
+}
+
 int ut_attach_uffd(int pid, int user_mode_only)
 {
 	struct answer answer;
@@ -195,7 +207,7 @@ int ut_attach_uffd(int pid, int user_mode_only)
 		sigfillset(&all);
 		sigprocmask(SIG_SETMASK, &all, NULL);
 		setsid();
-		close(pair[0]);
+		close_all_but(pair[1], ut_guard_line());
 		answer = make_uffd(pid, user_mode_only, &left);
 		ut_send_fds(pair[1], &answer, sizeof(answer), &answer.fd, answer.fd >= 0, 0); /* fails where nobody waits */
 		close(pair[1]);

@@ -194,6 +194,11 @@ struct ut_guard_page *ut_guard_page(void)
 	return page;
 }
 
+int ut_guard_line(void)
+{
+	return line;
+}
+
 void ut_guard_leave(void)
 {
 	if (line >= 0)

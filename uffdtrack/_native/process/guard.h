@@ -47,6 +47,8 @@ typedef struct {
 int ut_guard_start(int64_t max_stop_ns);
 /* This process stops nothing. The watchdog ends when no process is left that might. */
 void ut_guard_leave(void);
+/* The descriptor that leads to the watchdog, or -1. */
+int ut_guard_line(void);
 /* Leave the watchdog and forget it: this process can start one of its own, or go without. */
 void ut_guard_forget(void);
 /* 1: the watchdog has ended process `pid`; *out says why. */
