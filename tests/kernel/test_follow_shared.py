@@ -107,6 +107,7 @@ def test_the_option(sole: Sole, spawn: Spawn, tmp_path: Path) -> None:
     assert us.wait() == 0
 
 
+@pytest.mark.slow
 def test_guard_pages(sole: Sole) -> None:
     """MADV_GUARD_INSTALL begins anew as long as there are markers of traps; a stop takes them."""
     if sole.mapper(f"libc.madvise({sole.at}, {PAGE}, {GUARD_INSTALL})") != "0":
@@ -131,6 +132,7 @@ def test_guard_pages(sole: Sole) -> None:
             sole.check()
 
 
+@pytest.mark.slow
 def test_too_few_descriptors_for_rings(sole: Sole) -> None:
     """Nothing is tried again, and what all else needs is left."""
     with sole.session("scan") as session:
@@ -146,6 +148,7 @@ def test_too_few_descriptors_for_rings(sole: Sole) -> None:
         sole.mapper("[(q.put(None), t.join()) for q, r, t, _ in a]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["scan", "ring"])
 def test_no_descriptor_for_the_object(sole: Sole, engine: str) -> None:
     """Pages that others have written and the process has not touched take one; else the epoch fails."""
@@ -171,6 +174,7 @@ def test_no_descriptor_for_the_object(sole: Sole, engine: str) -> None:
     assert 0 < taken < 12
 
 
+@pytest.mark.slow
 def test_a_thread_with_the_number_of_another(sole: Sole) -> None:
     """The ring of a thread that has ended tells nothing of the one that has its number now."""
     m = sole.mapper
@@ -200,6 +204,7 @@ def test_a_thread_with_the_number_of_another(sole: Sole) -> None:
         m("(b[0].put(None), b[2].join())")
 
 
+@pytest.mark.slow
 def test_what_pins_memory(sole: Sole) -> None:
     """Its writes pass no page table; it is given up for good."""
     with sole.session("scan") as session:

@@ -15,16 +15,18 @@ from tests.helpers import Build, Spawn, broken
 from tests.kernel.sole import FORK, PAGES, Sole, attach_and_write, opened, own
 from tests.kernel.test_early import copy_early
 from tests.kernel.test_oracle import start_writer, take_epochs
-from tests.kernel.test_sole_mappings import SEGMENT, slow
 from uffdtrack import PAGE, Window
 
+pytestmark = pytest.mark.slow
+"""Memory is followed only where the host makes no process for a moment: not beside other tests, reliably."""
 
-@pytest.fixture(params=["anonymous", SEGMENT])
+
+@pytest.fixture(params=["anonymous", "segment"])
 def sole(request: pytest.FixtureRequest, root: None, spawn: Spawn, tmp_path: Path) -> Sole:
     return Sole(spawn, tmp_path / "c", request.param)
 
 
-@pytest.mark.parametrize("epochs", [12, pytest.param(500, marks=slow)])
+@pytest.mark.parametrize("epochs", [12, 500])
 @pytest.mark.parametrize("engine", ["ring", "scan"])
 def test_every_epoch_is_a_state_of_the_writer(
     root: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, epochs: int
@@ -64,7 +66,7 @@ def come_and_go(sole: Sole, session: Session, rounds: int, visit: Callable[[int]
         sole.check()
 
 
-ROUNDS = pytest.mark.parametrize("rounds", [8, pytest.param(1500, marks=slow)])
+ROUNDS = pytest.mark.parametrize("rounds", [8, 1500])
 
 
 @ROUNDS
