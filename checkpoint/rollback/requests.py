@@ -156,10 +156,13 @@ def _read(connection: socket.socket) -> Request | None:
     line = b""
     while not line.endswith(b"\n") and len(line) < LONGEST:
         left = deadline - time.monotonic()
-        if left <= 0:
-            raise InvalidInputError("the request did not come in time")
-        connection.settimeout(left)
-        part = connection.recv(LONGEST - len(line))
+        try:
+            if left <= 0:
+                raise TimeoutError
+            connection.settimeout(left)
+            part = connection.recv(LONGEST - len(line))
+        except TimeoutError as error:
+            raise InvalidInputError("the request did not come in time") from error
         if not part:
             break
         line += part

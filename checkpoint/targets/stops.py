@@ -27,6 +27,7 @@ class Stops:
         self._tracee = tracee
         self._process = process
         self._visitor: Visitor | None = None
+        self._left: Visitor | None = None  # right before this stop
         self._unseen = 0
         self._frozen = False
 
@@ -67,14 +68,16 @@ class Stops:
         """First check whether a known visitor is still there: each failed stop costs the target some time."""
         if self._visitor and self._visitor.is_here():
             raise TargetBusyError(f"{self._visitor} traces the process")
-        self._visitor = None
+        self._left, self._visitor = self._visitor, None
 
     def _visited(self, space: AddressSpace) -> TargetBusyError:
         """A visitor has taken the process from us. Its visit may have been short, and over by now."""
         self._tracee.settle(0.1)  # threads that are not the visitor's were called to stop
         space.passed_over()
         self._visitor = find_visitor(self.pid)
-        return TargetBusyError(f"{self._visitor or 'another process'} traces the process")
+        # Who is just leaving may be named by no thread any more, and still keep us out.
+        whom = self._visitor or self._left or "another process"
+        return TargetBusyError(f"{whom} traces the process")
 
     def _await_thaw(self) -> None:
         """If the process is known to be frozen, ask it to stop again only after the thaw."""

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -220,6 +220,7 @@ def test_what_pins_memory(sole: Sole) -> None:
         assert "uw" not in part.split()
 
 
+@pytest.mark.slow
 def test_who_makes_a_userfaultfd_keeps_no_other(root: None, kernel: None, spawn: Spawn) -> None:
     """That process may outlive us: then a copy of a userfaultfd would keep the target waiting."""
     target = spawn(sys.executable, "-c", "import time; print('x', flush=True); time.sleep(100)")
@@ -227,19 +228,28 @@ def test_who_makes_a_userfaultfd_keeps_no_other(root: None, kernel: None, spawn:
     us = spawn(
         sys.executable, "-c",
         "import os, sys; f = os.open('/dev/zero', 0); print('x', flush=True);"
-        f"from uffdtrack import AddressSpace; AddressSpace.attach({target.pid})",
+        f"from uffdtrack import AddressSpace; AddressSpace.attach({target.pid})", f"attaches to {target.pid}",
         cwd=ROOT, env={**os.environ, "UFFDTRACK_SABOTAGE": "sleep:attach"},
     )  # fmt: skip
     assert us.stdout and us.stdout.readline()
-    children = Path(f"/proc/{us.pid}/task/{us.pid}/children")
 
-    def asleep() -> list[str]:
+    def children() -> list[int]:
+        """By what they have in their command line: it may outlive us, and would keep the target for ever."""
+        mark = b"attaches to %d\0" % target.pid
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if path.read_bytes().endswith(mark) and int(path.parent.name) != us.pid:
+                    found.append(int(path.parent.name))
+        return found
+
+    def asleep() -> bool:
         own = {"socket", "anon_inode:[pidfd]", "pidfd"}
-        return [child for child in children.read_text().split() if names(child) and set(names(child)) <= own]
+        return any(names(child) and set(names(child)) <= own for child in children())
 
     try:
-        wait_for(lambda: bool(asleep()), "a child has a socket, and what it has opened")
+        wait_for(asleep, "a child has a socket, and what it has opened")
         assert names(us.pid)["/dev/zero"]
     finally:
-        for child in children.read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+        for child in children():
+            os.kill(child, signal.SIGKILL)
