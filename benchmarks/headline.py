@@ -156,12 +156,37 @@ def bases(rows: list[Row]) -> Iterator[Line]:
         )  # fmt: skip
 
 
+def rollbacks(rows: list[Row]) -> Iterator[Line]:
+    """Of 1 GiB; each row has the pauses of all rounds."""
+    by = {row["by"]: row["pause_ms"] for row in rows if (row["series"], row["dirty"]) == ("session", 300)}
+    alone = by.pop("itself", None)
+    for engine, found in by.items():
+        peers = {"without a session": statistics.median(alone)} if alone else {}
+        yield Line("rollback", f"300 pages of 1 GiB, by a session, {engine}", "ms", 2, False, found, peers)
+    if alone:
+        yield Line("rollback", "300 pages of 1 GiB, without a session", "ms", 20, False, alone, {})
+
+
+def sizes(rows: list[Row]) -> Iterator[Line]:
+    """Bytes of a page that was written, beside pages that are stored whole."""
+    for run in dict.fromkeys(row["run"] for row in rows):
+        found = {
+            stored: [row["bytes_per_page"] for row in rows if (row["run"], row["stored"]) == (run, stored)]
+            for stored in ("deltas", "whole")
+        }
+        if found["deltas"] and found["whole"]:
+            whole = statistics.median(found["whole"])
+            yield Line("bytes", f"{run}: a page", "bytes", whole, False, found["deltas"], {"whole": whole})
+
+
 SERIES: dict[str, Callable[[list[Row]], Iterator[Line]]] = {
     "durable.jsonl": durable,
     "windows.jsonl": pauses,
     "rate.jsonl": guests,
     "ab.jsonl": trackers,
+    "rollback.jsonl": rollbacks,
     "base.jsonl": bases,
+    "bytes.jsonl": sizes,
 }
 
 
@@ -193,7 +218,9 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.axvline(1, color="black", lw=1)
     axes.set_yticks(range(len(lines)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="reached, of what was asked (the line: as asked; to the right: better)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="reached, of what was asked (the line: as asked; to the right: better)")
     axes.grid(True, axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
 
