@@ -18,7 +18,7 @@ import numpy.typing as npt
 import zstandard
 
 from uffdtrack import DIFFERENCE, PAGE, page_checks, xor_differences
-from uffdtrack.runs import Mask, Pages, Rows
+from uffdtrack.runs import Mask, Pages, Rows, equal_neighbours
 
 NOTE_DELTAS = 0x75660007
 FRAMES = np.dtype([("offset", "<u8"), ("size", "<u4"), ("pages", "<u4")])
@@ -115,12 +115,12 @@ class Deltas:
         frames = np.searchsorted(self._firsts, deltas, side="right") - 1
         order = np.argsort(frames, kind="stable")
         rows, deltas, frames = rows[order], deltas[order], frames[order]
-        starts = np.flatnonzero(np.append(True, frames[1:] != frames[:-1])).tolist()
-        for start, end in zip(starts, [*starts[1:], len(frames)], strict=True):
-            offset, size, pages = self._frames[int(frames[start])].tolist()
+        for part in equal_neighbours(frames):
+            frame = int(frames[part.start])
+            offset, size, pages = self._frames[frame].tolist()
             if size:
                 into = np.full(pages, -1)
-                into[deltas[start:end] - self._firsts[frames[start]]] = rows[start:end]
+                into[deltas[part] - self._firsts[frame]] = rows[part]
                 file.seek(offset)
                 if not xor_differences(out, into, _unpack(file.read(size), pages)):
                     raise ValueError("a frame of deltas is damaged")

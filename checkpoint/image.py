@@ -44,7 +44,7 @@ from checkpoint.facts import ImageFacts
 from checkpoint.files import identity, malformed, open_regular
 from uffdtrack import PAGE, Region, Rseq, Runs, ThreadState
 from uffdtrack.errors import InvalidInputError
-from uffdtrack.runs import expand, latest
+from uffdtrack.runs import expand, latest, spread
 
 
 class EpochFile:
@@ -133,8 +133,7 @@ class EpochFile:
         self.pages = expand(runs)
         counts = (load["memsz"] // PAGE).astype(np.int64)
         starts = np.where(zero, ZERO, load["offset"].astype(np.int64))
-        before = np.repeat(np.cumsum(counts) - counts, counts)
-        within = (np.arange(len(self.pages)) - before) * PAGE
+        within = spread(np.zeros_like(counts), counts) * PAGE
         self.offsets = np.repeat(starts, counts) + np.where(np.repeat(zero, counts), 0, within)
 
     def _load_deltas(self, end: int) -> None:

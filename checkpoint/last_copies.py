@@ -11,6 +11,7 @@ import zstandard
 
 from checkpoint.deltas import NO_DELTAS, Coded
 from checkpoint.room import Room
+from checkpoint.view import stored_ranges
 from uffdtrack import DIFFERENCE, NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, differences_to
 from uffdtrack.runs import (
     Mask,
@@ -18,6 +19,7 @@ from uffdtrack.runs import (
     Rows,
     expand,
     index_of,
+    indices_within,
     merge_runs,
     rows_of,
 )
@@ -108,7 +110,7 @@ class LastCopies:
         self._epoch += 1
         stored = self._stored_ranges(window.regions)
         for void in (window.reset, window.zero, *([e[:2]] for e in window.elsewhere)):
-            self._drop(self._rows_in(np.asarray(void, np.uint64).reshape(-1, 2)))
+            self._drop(indices_within(self._pages, np.asarray(void, np.uint64).reshape(-1, 2)))
         pages = expand(window.data)
         if not len(pages):
             return Split(np.zeros(0, bool), NO_DELTAS)
@@ -211,22 +213,11 @@ class LastCopies:
     def _stored_ranges(self, regions: list[Region]) -> Runs:
         """Where an epoch can have pages; copies of others are dropped."""
         if self._stored is None or self._stored[0] is not regions:
-            runs = merge_runs(
-                np.array([(r.start, r.end) for r in regions if r.stored], np.uint64).reshape(-1, 2)
-            )
+            runs = merge_runs(stored_ranges(regions))
             self._stored = regions, runs
             gaps = np.concatenate(([np.uint64(0)], runs.reshape(-1), [_TOP])).reshape(-1, 2)
-            self._drop(self._rows_in(gaps))
+            self._drop(indices_within(self._pages, gaps))
         return self._stored[1]
-
-    def _rows_in(self, ranges: Runs) -> Rows:
-        """The rows of pages that have a copy and are in some ranges."""
-        if not len(self._pages) or not len(ranges):
-            return np.empty(0, np.int64)
-        first, end = np.searchsorted(self._pages, ranges // np.uint64(PAGE)).T
-        counts = end - first
-        before = np.cumsum(counts) - counts
-        return np.repeat(first - before, counts) + np.arange(int(counts.sum()))
 
     def _drop(self, rows: Rows) -> None:
         if len(rows):

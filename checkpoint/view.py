@@ -14,7 +14,18 @@ from checkpoint.errors import ImageError
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.runs import Mask, Pages, Rows, batches, between, index_of, inside, latest
+from uffdtrack.runs import (
+    Mask,
+    Pages,
+    Rows,
+    batches,
+    between,
+    equal_neighbours,
+    index_of,
+    inside,
+    latest,
+    spread,
+)
 
 Contents = npt.NDArray[np.uint8]
 
@@ -37,8 +48,7 @@ class Layers:
         """For some pages: which of them each part is of, its file, and its place there."""
         first, end = (np.searchsorted(self.pages, pages, side) for side in ("left", "right"))
         counts = end - first
-        before = np.cumsum(counts) - counts
-        rows = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
+        rows = spread(first, counts)
         return np.repeat(np.arange(len(pages)), counts), self.files[rows], self.offsets[rows]
 
 
@@ -80,7 +90,7 @@ class View:
         for i, file in enumerate(sources):
             for start, end in file.reset.tolist():
                 cut[between(pages, start, end)] = i
-        keep = (cut <= index[last]) & inside(pages, _stored(sources[-1]))
+        keep = (cut <= index[last]) & inside(pages, stored_ranges(sources[-1].regions))
         last, cut = last[keep], cut[keep]
         # The newest full copy at or before each row, which is of another page if this page has none.
         full = np.maximum.accumulate(np.where(offsets > FIRST, np.arange(len(every)), -1))[last]
@@ -89,8 +99,7 @@ class View:
             at = last[wrong][0]
             raise ImageError(f"{sources[index[at]].path} is damaged: {_no_base(int(every[at]))}")
         counts = np.where(full < last, last - full + 1, 0)
-        before = np.cumsum(counts) - counts
-        rows = np.repeat(full - before, counts) + np.arange(int(counts.sum()))
+        rows = spread(full, counts)
         rows = rows[~np.concatenate([_unchanged(f) for f in sources])[order][rows]]
         layers = Layers(every[rows], index[rows], offsets[rows])
         return cls(sources[-1], sources, every[last], index[last], offsets[last], layers)
@@ -126,9 +135,8 @@ class View:
         """Do something with rows of `out` and their places in each file."""
         order = np.argsort(files, kind="stable")
         rows, files, places = rows[order], files[order], places[order]
-        starts = np.flatnonzero(np.append(True, files[1:] != files[:-1])[: len(files)]).tolist()
-        for start, end in zip(starts, [*starts[1:], len(files)], strict=False):
-            do(self.sources[files[start]], out, rows[start:end], places[start:end])
+        for part in equal_neighbours(files):
+            do(self.sources[files[part.start]], out, rows[part], places[part])
 
     @property
     def own_sources(self) -> list[EpochFile]:
@@ -233,11 +241,12 @@ def check_all_deltas(sources: Sequence[EpochFile]) -> None:
             for do, some in ((read_full, places > ZERO), (add_deltas, deltas), (check_deltas, deltas)):
                 if some.any():
                     do(file, contents, rows[some], places[some])
-            known &= inside(pages, _stored(file))
+            known &= inside(pages, stored_ranges(file.regions))
 
 
-def _stored(file: EpochFile) -> Runs:
-    return np.array([(r.start, r.end) for r in file.regions if r.stored], np.uint64).reshape(-1, 2)
+def stored_ranges(regions: Sequence[Region]) -> Runs:
+    """Where an epoch with these mappings can have pages."""
+    return np.array([(r.start, r.end) for r in regions if r.stored], np.uint64).reshape(-1, 2)
 
 
 def _unchanged(file: EpochFile) -> Mask:

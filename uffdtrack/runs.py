@@ -7,6 +7,7 @@ results are sorted and do not overlap.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,15 @@ def expand(runs: Runs) -> Pages:
     """The page numbers of address ranges, in the order of the ranges, which need not be sorted."""
     if not len(runs):
         return np.empty(0, np.uint64)
-    first = runs[:, 0] // PAGE
-    counts = (runs[:, 1] // PAGE - first).astype(np.int64)
+    first, end = (runs // PAGE).astype(np.int64).T
+    return spread(first, end - first).astype(np.uint64)
+
+
+def spread(first: Rows, counts: Rows) -> Rows:
+    """So many numbers from each `first` on, one after the other."""
     before = np.cumsum(counts) - counts
-    starts = np.repeat(first.astype(np.int64) - before, counts)
-    return (starts + np.arange(int(counts.sum()))).astype(np.uint64)
+    numbers: Rows = np.repeat(first - before, counts) + np.arange(int(counts.sum()))
+    return numbers
 
 
 def run_starts(pages: Pages) -> Rows:
@@ -157,14 +162,18 @@ def between(pages: Pages, start: int, end: int) -> slice:
 
 def indices_within(pages: Pages, runs: Runs) -> Rows:
     """The indices of the pages that lie in address ranges: cheap for few ranges and many pages."""
-    first, last = (np.searchsorted(pages, runs[:, side] // np.uint64(PAGE)) for side in (0, 1))
-    counts = last - first
-    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    found: Rows = np.repeat(first, counts) + within
-    return found
+    first, end = np.searchsorted(pages, runs // np.uint64(PAGE)).T
+    return spread(first, end - first)
 
 
 # -- in parts ------------------------------------------------------------------------------------------
+
+
+def equal_neighbours(values: npt.NDArray[Any]) -> Iterator[slice]:
+    """Where in `values` each stretch of one value is."""
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)]).tolist()
+    for start, end in pairwise([*starts, len(values)]):
+        yield slice(start, end)
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

@@ -107,7 +107,7 @@ def break_parent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def break_void(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy is kept though its page has become zero, or void."""
-    monkeypatch.setattr(LastCopies, "_rows_in", lambda self, ranges: np.empty(0, np.int64))
+    monkeypatch.setattr("checkpoint.last_copies.indices_within", lambda pages, ranges: np.empty(0, np.int64))
 
 
 def break_places(monkeypatch: pytest.MonkeyPatch) -> None:
