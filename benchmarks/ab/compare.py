@@ -1,7 +1,7 @@
 """One guest, every tracker, side by side: what `uffdtrack bench ab` measures.
 
 All engines work on the same RAM, one after the other in each round, with the same pages from the same seed.
-For those that are not for VMs (`ring`, `inline`) a native thread writes the pages, all else is the same.
+For those that are not for VMs (`ring`, `inline`) vCPU processes write the pages, all else is the same.
 """
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ def progress(ram: GuestRam, engine: str, vcpus: int, dirty: int) -> dict[str, An
         point = Point("progress", len(ram.array), dirty, vcpus)
         rows = np.arange(dirty, dtype=np.uint64)
         with ExitStack() as stack:
-            guest = make_guest(stack, ram, engine, point)
-            if name is None:
-                guest.tracker.deactivate()
+            guest = make_guest(stack, ram, engine, point, tracked=name is not None)
             guest.storm(np.array_split(rows, vcpus))
             began, at = time.perf_counter(), guest.written()
             count = 0
@@ -218,7 +216,7 @@ def run(setup: Setup, seed: int, emit: Callable[[dict[str, Any]], None], say: Ca
     setup.check()
     points = setup.points()
     for size in sorted(set(setup.rams)):
-        with GuestRam(size, shared=False) as ram:
+        with GuestRam(size) as ram:
             ram.array[::PAGE] = 1
             for point in [p for p in points if p.ram == size]:
                 say(f"{point.series}: {size >> 20} MiB, {point.dirty} dirty pages")

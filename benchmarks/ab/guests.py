@@ -55,7 +55,15 @@ class Guest(Protocol):
 
 
 class _KvmGuest:
-    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        ram: GuestRam,
+        engine: str,
+        point: Point,
+        limit: int | None,
+        tracked: bool,
+    ) -> None:
         most = Kvm()
         entries = 0
         if engine == "kvm-ring":
@@ -71,6 +79,8 @@ class _KvmGuest:
         self.tracker.activate()
         bind_vcpus(self.tracker, self.vm)
         self.arm_us = (time.perf_counter() - started) * 1e6
+        if not tracked:
+            self.tracker.deactivate()
         self.vm.resume()
 
     def write(self, parts: Sequence[Rows], value: int) -> float:
@@ -97,44 +107,60 @@ class _KvmGuest:
 
 
 class _NativeGuest:
-    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None) -> None:
-        self.threads = [NativeGuest(ram) for _ in range(point.vcpus)]
-        for thread in self.threads:
-            stack.callback(thread.close)
+    def __init__(
+        self,
+        stack: ExitStack,
+        ram: GuestRam,
+        engine: str,
+        point: Point,
+        limit: int | None,
+        tracked: bool,
+    ) -> None:
         self.tracker: Tracker = open_tracker(ram, engine, vcpus=point.vcpus, max_dirty_pages=limit)
         stack.callback(self.tracker.close)
         started = time.perf_counter()
-        self.tracker.activate()
-        for i, thread in enumerate(self.threads):
-            self.tracker.bind(i, thread.tid)
+        if tracked:
+            self.tracker.activate()
         self.arm_us = (time.perf_counter() - started) * 1e6
+        self.vcpus: list[NativeGuest] = []
+        for number in range(point.vcpus):
+            self.vcpus.append(NativeGuest(ram, number, tracked, touch=not limit))
+            stack.callback(self.vcpus[-1].close)
+            self.arm_us += self.vcpus[-1].join_us
         self._wrote: list[Rows] = []
 
     def write(self, parts: Sequence[Rows], value: int) -> float:
         self._wrote += parts
-        for thread, rows in zip(self.threads, parts, strict=True):
-            thread.post(rows, value)
-        for thread in self.threads:
-            if not thread.wait(DEADLINE):
-                raise TrackerError(f"a thread did not write its pages within {DEADLINE:.0f} s")
-        return max(thread.took_us for thread in self.threads)
+        for vcpu, rows in zip(self.vcpus, parts, strict=True):
+            vcpu.post(rows, value)
+        for vcpu in self.vcpus:
+            if not vcpu.wait(DEADLINE):
+                raise TrackerError(f"a vCPU did not write its pages within {DEADLINE:.0f} s")
+        return max(vcpu.took_us for vcpu in self.vcpus)
 
     def storm(self, parts: Sequence[Rows]) -> None:
-        for thread, rows in zip(self.threads, parts, strict=True):
-            thread.post(rows, 1, storm=True)
+        for vcpu, rows in zip(self.vcpus, parts, strict=True):
+            vcpu.post(rows, 1, storm=True)
 
     def written(self) -> int:
-        return sum(thread.written for thread in self.threads)
+        return sum(vcpu.written for vcpu in self.vcpus)
 
     def end_storm(self) -> None:
-        for thread in self.threads:
-            thread.stop()
+        for vcpu in self.vcpus:
+            vcpu.stop()
 
     def log(self) -> set[int]:
         wrote, self._wrote = self._wrote, []
         return {row for rows in wrote for row in rows.tolist()}
 
 
-def make_guest(stack: ExitStack, ram: GuestRam, engine: str, point: Point, limit: int | None = None) -> Guest:
+def make_guest(
+    stack: ExitStack,
+    ram: GuestRam,
+    engine: str,
+    point: Point,
+    limit: int | None = None,
+    tracked: bool = True,
+) -> Guest:
     kind = _NativeGuest if engine in NATIVE_ENGINES else _KvmGuest
-    return kind(stack, ram, engine, point, limit)
+    return kind(stack, ram, engine, point, limit, tracked)

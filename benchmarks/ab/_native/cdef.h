@@ -1,9 +1,8 @@
 typedef struct {
 	...;
 } ab_native;
-int ab_native_open(uint8_t *ram, ab_native **out);
-void ab_native_close(ab_native *n);
-int ab_native_tid(ab_native *n);
+void ab_native_run(ab_native *n, uint8_t *ram);
+void ab_native_quit(ab_native *n);
 void ab_native_post(ab_native *n, const uint64_t *list, uint64_t rows, uint32_t value, int storm);
 int ab_native_wait(ab_native *n, int64_t timeout_ns);
 void ab_native_stop(ab_native *n);
