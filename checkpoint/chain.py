@@ -1,13 +1,13 @@
-"""A directory of epochs: a base, and increments that each name their parent's digest."""
+"""A directory of epochs: a base, and increments that each name their parent, see branches.py."""
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from checkpoint.branches import from_base, line_to
 from checkpoint.directory import choose, numbers
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed, open_regular
@@ -70,31 +70,62 @@ class Chain:
         return self._parse(self.path(choose(self.directory, self.epochs, epoch)))
 
     def files(self) -> list[EpochFile]:
-        """All epochs, linked as their digests say; if the chain was compacted, from that base on.
+        """All epochs in the order of their numbers, linked as their digests say.
 
         Raises:
             ImageError: a file is damaged, missing or not the one that belongs there.
         """
+        files = self.present()
+        for file in files:
+            if epoch_name(file.epoch) != file.path.name:
+                raise ImageError(f"{file.path} is epoch {file.epoch} under another name")
+        self._check_numbers(files)
+        self._check_links(files)
+        self.check_head()
+        return files
+
+    def present(self) -> list[EpochFile]:
+        """The epochs that are there, in the order of their numbers, however they are linked.
+
+        Those that a compaction that was killed did not come to remove are none of them.
+
+        Raises:
+            ImageError: a file is damaged.
+        """
         files: list[EpochFile] = []
-        for number in range(self.epochs[-1], self.epochs[0] - 1, -1):
-            path = self.path(number)
-            if number not in self.epochs:
-                raise ImageError(f"{path} is missing")
-            file = self._parse(path)
-            if file.epoch != number:
-                raise ImageError(f"{path} is epoch {file.epoch} under another name")
-            files.insert(0, file)
-            if file.compacted:
-                break  # older ones are what a compaction that was killed did not come to remove
-        for before, file in itertools.pairwise(files):
+        bases: list[EpochFile] = []
+        for number in reversed(self.epochs):
+            if any(base.is_made_of(number) for base in bases):
+                continue
+            files.append(self._parse(self.path(number)))
+            if files[-1].compacted:
+                if files[-1].facts.merged is None:
+                    break  # it was made of all that are older
+                bases.append(files[-1])
+        return files[::-1]
+
+    def _check_numbers(self, files: list[EpochFile]) -> None:
+        there = {file.epoch for file in files}
+        bases = [file for file in files if file.facts.merged]
+        for number in range(self.epochs[-1], files[0].epoch, -1):
+            if number not in there and not any(base.is_made_of(number) for base in bases):
+                raise ImageError(f"{self.path(number)} is missing")
+
+    def _check_links(self, files: list[EpochFile]) -> None:
+        there = {file.epoch: file for file in files}
+        for file in files:
+            if file.compacted or (file is files[0] and file.facts.base):
+                continue
+            if file is files[0]:
+                raise ImageError(f"{self.path(file.epoch - 1)} is missing: the chain has no base")
+            number = file.epoch - 1 if file.parent_epoch is None else file.parent_epoch
+            if number not in there:
+                raise ImageError(f"{self.path(number)} is missing")
+            before = there[number]
             if file.parent not in (before.digest, before.facts.replaces):
                 raise ImageError(
                     f"{file.path} does not follow {before.path.name}: one of the two was exchanged"
                 )
-        if not files[0].facts.base:
-            raise ImageError(f"{self.path(files[0].epoch - 1)} is missing: the chain has no base")
-        self.check_head()
-        return files
 
     def check_head(self) -> None:
         """Check that the chain has the last epoch that was written.
@@ -119,11 +150,9 @@ class Chain:
         if head > self.epochs[-1]:
             raise ImageError(f"{self.path(self.epochs[-1] + 1)} is missing: epoch {head} was written")
 
-    def check_holes(self, first: int) -> None:
-        """Raises: ImageError: an epoch from `first` on is missing, or one at the end."""
-        for number in range(first, self.epochs[-1]):
-            if number not in self.epochs:
-                raise ImageError(f"{self.path(number)} is missing")
+    def check_holes(self, files: list[EpochFile]) -> None:
+        """Raises: ImageError: an epoch between those that are present is missing, or one at the end."""
+        self._check_numbers(files)
         self.check_head()
 
     def verify(self, key: bytes) -> list[EpochFile]:
@@ -144,7 +173,7 @@ class Chain:
         alone: bool = False,
         siblings: dict[str, tuple[int, str]] | None = None,
     ) -> View:
-        """The memory of one epoch, from all files up to it.
+        """The memory of one epoch, from the files of all that it comes from.
 
         Args:
             alone: leave out what other processes of a tree store for this one.
@@ -153,13 +182,13 @@ class Chain:
         """
         number = self.open(epoch).epoch
         files = files or self.files()
-        if number < files[0].epoch:
+        line = line_to(files, number)
+        if not line:
+            base = next((file for file in files if file.is_made_of(number)), files[0])
             raise InvalidInputError(
-                f"{self.path(number)} is left over: epoch {files[0].epoch} of {self.directory} is its base"
+                f"{self.path(number)} is left over: it was merged into epoch {base.epoch} of {self.directory}"
             )
-        files = [f for f in files if f.epoch <= number]
-        first = max(i for i, f in enumerate(files) if f.facts.base)
-        view = View.of(files[first:])
+        view = View.of(from_base(line))
         return view if alone else self._joined(view, siblings or {})
 
     def _joined(self, view: View, siblings: dict[str, tuple[int, str]]) -> View:

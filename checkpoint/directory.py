@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from checkpoint.errors import ImageError
@@ -37,8 +38,24 @@ def choose(directory: Path, epochs: list[int], epoch: int | None) -> int:
     """
     number = epochs[-1] if epoch is None else epoch
     if number not in epochs:
-        raise InvalidInputError(f"{directory} has no epoch {number}; it has {epochs[0]} to {epochs[-1]}")
+        raise InvalidInputError(f"{directory} has no epoch {number}; it has {listed(epochs)}")
     return number
+
+
+def stretches(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of numbers, first and last, in order, and as one where they follow each other."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and found[-1][1] >= first - 1:
+            first, last = found[-1][0], max(found.pop()[1], last)
+        found.append((first, last))
+    return found
+
+
+def listed(epochs: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0 to 2, 5"."""
+    ranges = stretches((number, number) for number in epochs)
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)
 
 
 def not_as_written(path: Path, keyed: bool, key: bytes) -> ImageError:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from checkpoint.branches import line_to, needed_below
 from checkpoint.chain import Chain
 from checkpoint.deltas import NOTE_DELTAS
 from checkpoint.digest import KINDS
+from checkpoint.directory import stretches
 from checkpoint.elf import (
     NOTE_META,
     NOTE_NAME,
@@ -182,9 +184,9 @@ def _write_pages(view: View, fd: int, start: int, size: int, place: int) -> None
 def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     """Make epoch `before` the base, with all that the older ones have; returns those removed.
 
-    The new base keeps its old digest as `replaces`, since its child names that. A crash
-    leaves a chain that verifies, with the older epochs still there at worst: they are no part of it, and
-    the next compaction removes them.
+    The new base keeps its old digest as `replaces`, since its children name that. Epochs that do not come
+    from it stay, with all that they come from. A crash leaves a chain that verifies, with what was merged
+    still there at worst: that is no part of it, and the next compaction removes it.
     """
     files = chain.verify(key)
     check_all_deltas(files)  # what is merged is gone
@@ -194,9 +196,12 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
             f"{view.epoch.path} is of a newer uffdtrack, which has stored {', '.join(view.epoch.unknown)}: "
             "compact it with that one"
         )
-    if files[0].epoch < before:
-        _merge(view, key)
-    older = [number for number in chain.epochs if number < before]
+    needed = needed_below(files, before)
+    merged = [file for file in line_to(files, before)[:-1] if file.epoch not in needed]
+    if view.epoch.parent_epoch is not None and before > files[0].epoch:
+        _merge(view, key, _numbers(merged) if needed else None)
+    left = {file.epoch for file in files} - {file.epoch for file in merged}
+    older = [number for number in chain.epochs if number not in left]
     # The oldest last: what is left after a crash still has its base.
     for number in reversed(older):
         try:
@@ -206,8 +211,18 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     return older
 
 
-def _merge(view: View, key: bytes) -> None:
-    """Write the epoch of a view anew, as a base with all of its memory."""
+def _numbers(merged: list[EpochFile]) -> list[list[int]]:
+    """The numbers of epochs, and of those that they were made of, see `ImageFacts.merged`."""
+    made_of = [(first, last) for file in merged for first, last in file.facts.merged or ()]
+    return [list(pair) for pair in stretches([*made_of, *((file.epoch, file.epoch) for file in merged)])]
+
+
+def _merge(view: View, key: bytes, merged: list[list[int]] | None) -> None:
+    """Write the epoch of a view anew, as a base with all of its memory.
+
+    Args:
+        merged: see `ImageFacts`.
+    """
     old = view.epoch
     # A base has all of the descriptors; the epochs behind it have what changed.
     objects = increment(None, resolve(file.facts.objects for file in view.own_sources))
@@ -224,6 +239,8 @@ def _merge(view: View, key: bytes) -> None:
                 old.facts,
                 base=True,
                 parent="",
+                parent_epoch=None,
+                merged=merged,
                 reset=[],
                 keyed=writer.keyed,
                 replaces=old.facts.replaces or old.digest,

@@ -70,11 +70,16 @@ class ImageFacts(Row):
 
     Attributes:
         with_deltas: the schema of an image that has deltas; versions that cannot read them refuse it.
+        of_a_branch: the schema of one that has `parent_epoch` or `merged`, with or without deltas.
+        parent_epoch: the number of the parent, if that is not the one before.
         row: the line of `--json`, as it was printed.
+        merged: of a base that was made of older epochs, while others of lower numbers stay: the first and the
+            last number of each stretch of those that it was made of.
     """
 
     schema: ClassVar[str] = "uffdtrack/image/1"
     with_deltas: ClassVar[str] = "uffdtrack/image/2"
+    of_a_branch: ClassVar[str] = "uffdtrack/image/3"
     rows: ClassVar[Mapping[str, type[Row]]] = {
         "process": ProcessFacts, "objects": ObjectFacts, "vm": VmFacts,
     }  # fmt: skip
@@ -82,6 +87,7 @@ class ImageFacts(Row):
     epoch: int
     base: bool
     parent: str
+    parent_epoch: int | None = None
     keyed: bool
     row: dict[str, Any]
     reset: list[list[int]]
@@ -97,6 +103,14 @@ class ImageFacts(Row):
     elsewhere: list[Elsewhere] | None = None
     vm: VmFacts | None = None
     replaces: str | None = None
+    merged: list[list[int]] | None = None
+
+    @classmethod
+    def schema_of(cls, stored: Mapping[str, Any], deltas: bool) -> str:
+        """The schema of an image with this JSON."""
+        if "parent_epoch" in stored or "merged" in stored:
+            return cls.of_a_branch
+        return cls.with_deltas if deltas else cls.schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class EpochFile:
 
     Attributes:
         facts: what its JSON says; `unknown` are the keys that a newer version has stored.
+        parent_epoch: the number of the epoch that it follows; None: it follows none.
         identity: tells the file from one that takes its name later.
         pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros, from `FIRST`
             down for those that are deltas to the epoch before.
@@ -166,19 +167,35 @@ class EpochFile:
             raise ValueError("it has no digest")
         self.digest = own[self._digest_kind].hex()
         stored = json.loads(own[NOTE_META])
-        known = ImageFacts.with_deltas if NOTE_DELTAS in own else ImageFacts.schema
-        if not isinstance(stored, dict) or stored.get("schema") != known:
-            newer = isinstance(stored, dict) and re.fullmatch(
-                r"uffdtrack/image/\d+", str(stored.get("schema"))
-            )
+        if not isinstance(stored, dict):
+            raise ValueError("its facts are no object")
+        known = ImageFacts.schema_of(stored, NOTE_DELTAS in own)
+        if stored.get("schema") != known:
+            newer = re.fullmatch(r"uffdtrack/image/\d+", str(stored.get("schema")))
             why = ": a newer uffdtrack may have written it, read it with that one" if newer else ""
             raise ValueError(f"its schema is not {known}{why}")
         self.facts = ImageFacts.of_json(stored)
         self.unknown = sorted(stored.keys() - ImageFacts.names())
         self.epoch = int(self.facts.epoch)
         self.parent = str(self.facts.parent)
+        self.parent_epoch = self._parent_epoch()
+        self._merged = [(int(first), int(last)) for first, last in self.facts.merged or ()]
         self.regions = [Region(*fields) for fields in self.facts.regions]
         self.reset: Runs = np.array(self.facts.reset, np.uint64).reshape(-1, 2)
+
+    def _parent_epoch(self) -> int | None:
+        if not self.parent:
+            return None
+        given = self.facts.parent_epoch
+        if given is None:
+            return self.epoch - 1
+        if not 0 <= int(given) < self.epoch:
+            raise ValueError(f"it cannot be the child of epoch {given}")
+        return int(given)
+
+    def is_made_of(self, epoch: int) -> bool:
+        """Whether it is a base that has taken the place of that epoch, too; see `merged` of `ImageFacts`."""
+        return any(first <= epoch <= last for first, last in self._merged)
 
     def verify(self, key: bytes) -> None:
         """Raises: ImageError: the file is not what was written, or the key is another."""

@@ -155,8 +155,8 @@ class EpochWriter:
         deltas = self._deltas
         content = int((self._offsets != ZERO).sum()) * PAGE + deltas.size
         facts = describe(len(self._pages) + len(deltas.pages), content).to_json()
+        facts["schema"] = ImageFacts.schema_of(facts, bool(len(deltas.pages)))
         if len(deltas.pages):
-            facts["schema"] = ImageFacts.with_deltas
             notes += note(NOTE_NAME, NOTE_DELTAS, deltas.table(self._end))
         frames = [data for data, _ in deltas.frames] + [bytes(-deltas.size % 8)]
         for data in frames:

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from checkpoint.directory import listed
 from checkpoint.epoch import EpochRow, TreeRow
 from checkpoint.row import Row
 from uffdtrack.errors import OutputError
@@ -98,6 +99,11 @@ EPOCH_COLUMNS = (
 def span(first: int, last: int) -> str:
     """0, 0 -> "epoch 0"; 0, 9 -> "epochs 0 to 9"."""
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
+
+
+def several(epochs: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "epochs 0 to 2, 5"."""
+    return f"epoch{'s' * (len(epochs) != 1)} {listed(epochs)}"
 
 
 def pause_summary(rows: Sequence[EpochRow | TreeRow]) -> str:

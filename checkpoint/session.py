@@ -166,7 +166,8 @@ class Session(Taker[EpochRow]):
         """
         super().__init__()
         self.target = target
-        self.stream = Stream(target, ChainSink(chain), interrupted)
+        self.sink = ChainSink(chain)
+        self.stream = Stream(target, self.sink, interrupted)
 
     def begin(self) -> SingleEpoch:
         try:

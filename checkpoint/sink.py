@@ -85,9 +85,15 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """Where the next epoch of a chain goes: its number, the digest before it, the state stored so far."""
+    """Where the next epoch of a chain goes.
+
+    Attributes:
+        parent, digest: of the epoch that it follows; -1 and "" for none.
+        objects: the state in the kernel that the parent has.
+    """
 
     number: int
+    parent: int
     digest: str
     objects: Snapshot | None
 
@@ -99,13 +105,17 @@ class ChainSink:
         self.chain = chain
         self.described = Once(_describe_regions)
         self.copies = LastCopies()
-        self.tip = self._safe = Tip(chain.next_epoch, chain.parent, None)
+        self.tip = self._safe = Tip(chain.next_epoch, chain.next_epoch - 1, chain.parent, None)
 
     def begin(self) -> ChainDraft:
         return ChainDraft(self, self.chain.begin(self.tip.number))
 
     def fall_back(self) -> None:
         self.tip = self._safe
+
+    def follow(self, epoch: int, digest: str, objects: Snapshot) -> None:
+        """The next epoch is the child of that one. No other may be on its way."""
+        self.tip = self._safe = Tip(self._safe.number, epoch, digest, objects)
 
     def committed(self, tip: Tip, last: bool) -> None:
         """Note that an epoch is safe; `tip` is what follows it."""
@@ -143,6 +153,7 @@ class ChainDraft:
                 epoch=last.number,
                 base=epoch.row.base,
                 parent=last.digest,
+                parent_epoch=None if last.parent == last.number - 1 else last.parent,
                 keyed=self.file.keyed,
                 row=rows[0].to_json(),
                 reset=window.reset.tolist(),
@@ -171,7 +182,7 @@ class ChainDraft:
             self.file.add_deltas(split.deltas)
         digest = self.file.finish(describe, epoch.notes, window.regions)
         copies.became(digest)
-        self._sink.tip = self._tip = Tip(last.number + 1, digest, target.objects)
+        self._sink.tip = self._tip = Tip(last.number + 1, last.number, digest, target.objects)
         return rows[0].sealed(digest)
 
     def sync(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint.branches import depth_first
 from checkpoint.deltas import FIRST
 from checkpoint.elf import ZERO, Offsets
 from checkpoint.errors import ImageError
@@ -15,6 +16,7 @@ from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from uffdtrack import PAGE, Region, Runs
 from uffdtrack.runs import (
+    BATCH,
     Mask,
     Pages,
     Rows,
@@ -28,6 +30,8 @@ from uffdtrack.runs import (
 )
 
 Contents = npt.NDArray[np.uint8]
+MOST_KEPT = 32
+"""A check of a chain with branches takes at most so many times less pages at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,38 +214,58 @@ def join(own: View, others: Sequence[Shared]) -> View:
     return View(own.epoch, sources, pages, files, offsets, Layers(*(column[order] for column in below[:3])))
 
 
-def check_all_deltas(sources: Sequence[EpochFile]) -> None:
+def check_all_deltas(files: Sequence[EpochFile]) -> None:
     """Check that each delta in some epochs is to what the epochs before have.
 
     Args:
-        sources: a base, and each the parent of the next.
+        files: of a whole chain.
 
     Raises:
         ImageError: one is not, or a file cannot be read.
     """
+    order = depth_first(files)
     every = np.unique(
-        np.concatenate([file.deltas.pages for file in sources if file.deltas] or [np.empty(0, np.uint64)])
+        np.concatenate([file.deltas.pages for file in order if file.deltas] or [np.empty(0, np.uint64)])
     )
-    for pages in batches(every):
-        contents, known = np.zeros((len(pages), PAGE), np.uint8), np.zeros(len(pages), bool)
-        for file in sources:
-            if file.facts.base:
-                known[:] = False
-            for start, end in file.reset.tolist():
-                known[between(pages, start, end)] = False
-            at = index_of(file.pages, pages)
-            rows = np.flatnonzero(at >= 0)
-            places = file.offsets[at[rows]]
-            deltas = places <= FIRST
-            if not known[rows[deltas]].all():
-                page = int(pages[rows[deltas][~known[rows[deltas]]][0]])
-                raise ImageError(f"{file.path} is damaged: {_no_base(page)}")
-            contents[rows[places == ZERO]] = 0
-            known[rows] = True
-            for do, some in ((read_full, places > ZERO), (add_deltas, deltas), (check_deltas, deltas)):
-                if some.any():
-                    do(file, contents, rows[some], places[some])
-            known &= inside(pages, stored_ranges(file.regions))
+    # What an epoch has is kept until the last one that follows it was checked.
+    last = {file.parent_epoch: file.epoch for file in order}
+    kept = sum(last.get(file.parent_epoch) != file.epoch for file in order)
+    for pages in batches(every, BATCH // min(1 + kept, MOST_KEPT)):
+        states: dict[int | None, tuple[Contents, Mask]] = {}
+        for file in order:
+            before = states.get(file.parent_epoch)
+            if file.facts.base or not before:
+                before = np.zeros((len(pages), PAGE), np.uint8), np.zeros(len(pages), bool)
+            elif last[file.parent_epoch] != file.epoch:
+                before = before[0].copy(), before[1].copy()
+            else:
+                del states[file.parent_epoch]
+            _check_deltas_of(file, pages, *before)
+            if file.epoch in last:
+                states[file.epoch] = before
+
+
+def _check_deltas_of(file: EpochFile, pages: Pages, contents: Contents, known: Mask) -> None:
+    """Check some pages of one epoch, and make of them what it has.
+
+    Args:
+        contents, known: what its parent has of these pages, and of which it has something.
+    """
+    for start, end in file.reset.tolist():
+        known[between(pages, start, end)] = False
+    at = index_of(file.pages, pages)
+    rows = np.flatnonzero(at >= 0)
+    places = file.offsets[at[rows]]
+    deltas = places <= FIRST
+    if not known[rows[deltas]].all():
+        page = int(pages[rows[deltas][~known[rows[deltas]]][0]])
+        raise ImageError(f"{file.path} is damaged: {_no_base(page)}")
+    contents[rows[places == ZERO]] = 0
+    known[rows] = True
+    for do, some in ((read_full, places > ZERO), (add_deltas, deltas), (check_deltas, deltas)):
+        if some.any():
+            do(file, contents, rows[some], places[some])
+    known &= inside(pages, stored_ranges(file.regions))
 
 
 def stored_ranges(regions: Sequence[Region]) -> Runs:

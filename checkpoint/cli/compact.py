@@ -24,22 +24,26 @@ from uffdtrack.errors import InvalidInputError
 @key_option
 @json_option
 def command(directory: Path, before: int, key: bytes, as_json: bool) -> None:
-    """Merge the epochs before N into epoch N, which becomes the base of the chain."""
+    """Merge the epochs before N into epoch N, which becomes the base of the chain.
+
+    Epochs that do not come from N stay, with all that they come from.
+    """
     if is_tree(directory) or is_tree(directory.absolute().parent):
         raise InvalidInputError(f"{directory} belongs to a tree of processes, whose epochs are not merged")
     chain = Chain(directory)
     chain.open(before)
     with Lock(directory):
         removed = compact(Chain(directory), before, key)
+        stay = [number for number in Chain(directory).epochs if number < before]
     if as_json:
         report.emit_json(
             {
                 "schema": "uffdtrack/compact/1", "directory": str(directory), "base": before,
-                "removed": removed,
+                "removed": removed, **({"stay": stay} if stay else {}),
             }
         )  # fmt: skip
     else:
-        merged = (
-            f"{report.span(min(removed), max(removed))} merged into it" if removed else "nothing to merge"
-        )
+        merged = f"{report.several(removed)} merged into it" if removed else "nothing to merge"
+        if stay:
+            merged += f"; {report.several(stay)} stay, since not all later ones come from it"
         report.emit(f"{directory}: epoch {before} is the base; {merged}")

@@ -52,7 +52,7 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
     ]  # fmt: skip
     regions = region_rows(file)
     if as_json:
-        keys = ("process", "kernel_threads", "files", "parent", "keyed", "reset")
+        keys = ("process", "kernel_threads", "files", "parent", "parent_epoch", "keyed", "reset")
         base = facts.objects.closed is None
         files = [file] if base else chain.view(file.epoch, alone=True).sources
         with malformed(file.path):
@@ -63,7 +63,7 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
                 **row,
                 "schema": "uffdtrack/show/1",
                 "digest": file.digest,
-                **{k: stored[k] for k in keys},
+                **{k: stored[k] for k in keys if k in stored},
                 **objects.to_json(),
                 "thread_list": threads,
                 "region_list": regions,
@@ -80,7 +80,8 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
     parts = ", ".join(f"{k} {report.duration(row[f'{k}_us'])}" for k in names)
     report.emit(f"pause     {report.duration(row['pause_us'])}: {parts}")
     report.emit(f"digest    {file.digest}{' (keyed)' if facts.keyed else ''}")
-    report.emit(f"parent    {file.parent or 'none'}")
+    of = f", epoch {file.parent_epoch}" if facts.parent_epoch is not None else ""
+    report.emit(f"parent    {file.parent or 'none'}{of}")
     report.emit()
     report.emit_table(
         ("thread", "rip", "rsp"),

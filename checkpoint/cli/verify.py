@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from checkpoint import report
+from checkpoint.branches import ends_of, is_branched
 from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, json_option, key_option
 from checkpoint.cli.tree import verify_tree
@@ -19,19 +20,24 @@ from checkpoint.view import check_all_deltas
 @key_option
 @json_option
 def command(directory: Path, key: bytes, as_json: bool) -> None:
-    """Check every byte of a chain, and that each epoch follows the one before."""
+    """Check every byte of a chain, and that each epoch follows its parent."""
     if is_tree(directory):
         verify_tree(directory, key, as_json)
         return
     files = Chain(directory).verify(key)
     check_all_deltas(files)
     first, last = files[0].epoch, files[-1].epoch
+    branched = is_branched(files)
     if as_json:
         report.emit_json(
             {
                 "schema": "uffdtrack/verify/1", "directory": str(directory), "first": first,
                 "last": last, "epochs": len(files), "keyed": bool(key), "ok": True,
+                **({"ends": ends_of(files)} if branched else {}),
             }
         )  # fmt: skip
     else:
-        report.emit(f"{directory}: {report.span(first, last)}: whole, and each follows the one before")
+        each = "follows the one before"
+        if branched:
+            each = f"follows its parent; none follows {report.several(ends_of(files))}"
+        report.emit(f"{directory}: {report.span(first, last)}: whole, and each {each}")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
+from checkpoint.objects import Snapshot
+from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
 from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.request import Request, fingerprint
@@ -26,10 +26,7 @@ from uffdtrack.errors import (
     StopTimeoutError,
     StorageError,
 )
-from uffdtrack.runs import merge_runs, size_of, to_runs
-
-EVERYTHING = 1 << 44
-"""If so many bytes are void, all of them are: a base has come since."""
+from uffdtrack.runs import merge_runs
 
 MOST_KNOWN = 1024
 """Files of a chain that we keep parsed."""
@@ -40,7 +37,7 @@ class Since:
 
     def __init__(self, target: ProcessTarget, stored: Runs | None) -> None:
         """Args:
-        stored: where later epochs of the chain have other contents; None: that is not known.
+        stored: where the last epoch may have other contents; None: that is not known.
         """
         self._target = target
         self._stored = stored
@@ -60,14 +57,6 @@ class Since:
         found = self.standing.look()
         self.is_alone = self.standing.is_alone
         return merge_runs(self._stored, found)
-
-
-def written_since(files: list[EpochFile], epoch: int) -> Runs | None:
-    """Where the epochs of a chain after one have other contents; None: anywhere."""
-    later = [file for file in files if file.epoch > epoch]
-    empty = np.empty((0, 2), np.uint64)
-    found = merge_runs(empty, *(part for file in later for part in (to_runs(file.pages), file.reset)))
-    return None if size_of(found) >= EVERYTHING else found
 
 
 class KnownFiles:
@@ -130,12 +119,15 @@ class SessionRollback:
         if request.pid != self._target.pid:
             raise InvalidInputError(f"the session on {self._directory} follows process {self._target.pid}")
         self._target.check_stop()
-        known = not self._session.stream.is_due
-        since = Since(self._target, written_since(files, view.epoch.epoch) if known else None)
+        known = None
+        if not self._session.stream.is_due:
+            known = apart(files, self._session.sink.tip.parent, request.epoch)
+        since = Since(self._target, known.where if known else None)
         with ProcessRollback(self._target.pid, view, request.anyway, changes=since) as work:
             work.most = request.max_stop
             try:
                 outcome = self._stand(work, since)
+                self._go_on_from(view.epoch, work.then, known)
             except (PermissionDeniedError, StopTimeoutError) as error:
                 raise self._target.why_not_stopped(error) or error from error
             except MaxStopError:
@@ -145,6 +137,17 @@ class SessionRollback:
                 self._target.was_changed()
             outcome.warnings += work.differences()
         return outcome
+
+    def _go_on_from(self, epoch: EpochFile, objects: Snapshot, known: Apart | None) -> None:
+        """The next epoch follows that one, so it has to have all in which the target may differ from it."""
+        stream, sink = self._session.stream, self._session.sink
+        if not sink.tip.number:
+            return  # the epoch is of the chain that this session's base will replace
+        if known:
+            self._target.take_back(known.pending)
+        else:
+            stream.rebase()
+        sink.follow(epoch.epoch, epoch.digest, objects)
 
     def _stand(self, work: ProcessRollback, since: Since) -> Outcome:
         target = self._target

@@ -85,17 +85,22 @@ def roll(
     """
     rng = random.Random(seed)
     memory, done = Memory(control), 0
+    states: dict[int, dict[int, bytes]] = {}
+
+    def note(file: EpochFile) -> None:
+        memory.apply(file)
+        memory.check(file)
+        states[file.epoch] = dict(memory.pages)
+
     with ExitStack() as stack:
         rolled = Rolled(stack, pid, directory, engine)
-        memory.apply(rolled.take())
+        note(rolled.take())
         if sabotage:
             stack.enter_context(broken(sabotage))
         for _ in range(rounds):
             for _ in range(rng.randrange(3)):
-                file = rolled.take()
-                memory.apply(file)
-                memory.check(file)
-            last = rolled.session.stream.sink.tip.number - 1  # type: ignore[attr-defined]
+                note(rolled.take())
+            last = rolled.session.sink.tip.number - 1
             epoch = rng.choice([last, rng.randint(max(0, last - 12), last)])
             with held(pid):
                 try:
@@ -111,6 +116,7 @@ def roll(
                 now = Chain(directory).view(file.epoch)
                 changed = unlike(view, now)
                 assert not changed, f"epoch {file.epoch} is not epoch {epoch}: {changed[:3]}"
-            memory.apply(file)
-            memory.check(file)
+            assert file.parent_epoch == epoch
+            memory.pages = dict(states[epoch])
+            note(file)
     return done

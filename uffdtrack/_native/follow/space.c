@@ -40,6 +40,32 @@ static int follow_region(ut_space *s, ut_region *r)
 	return ut_follow_compared(s, r);
 }
 
+/* What is pending is copied again. A page of private memory that is not there any more has the mapping's own contents
+ * again: reading those would bring it back. */
+static int take_pending(ut_space *s, const ut_region *r, const ut_runs *pending)
+{
+	int is_file = r->kind == UT_KIND_FILE, is_private = is_file || r->kind == UT_KIND_ANON || r->kind == UT_KIND_HUGE;
+	ut_finding *part = &s->harvest.part;
+	AUTO_RUNS due = {0}, there = {0};
+
+	TRY(runs_clip(&due, pending, r->start, r->end));
+	if (!is_private)
+		return runs_append(&part->want, &due);
+	for (size_t i = 0; i < due.n; i++) {
+		ut_scan scan = UT_SCAN_OF(s, due.v[i].start, due.v[i].end, .anyof = UT_POPULATED,
+					  .give = UT_POPULATED | UT_PAGE_IS_FILE);
+		long n;
+
+		while ((n = ut_scan_next(&scan)) > 0)
+			for (long k = 0; k < n; k++)
+				if (!is_file || ut_is_private_page(scan.found[k].categories))
+					TRY(runs_push(&there, scan.found[k].start, scan.found[k].end));
+		TRY(n);
+	}
+	TRY(runs_append(&part->want, &there));
+	return runs_minus(&part->gone, &due, &there);
+}
+
 static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
 {
 	ut_finding *part = &s->harvest.part;
@@ -55,7 +81,7 @@ static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
 	ut_finding_clear(part);
 	TRY(ut_reader_overdue(&s->reader));
 	TRY(follow_region(s, r));
-	TRY(runs_clip(&part->want, pending, r->start, r->end));
+	TRY(take_pending(s, r, pending));
 	runs_normalise(&part->want);
 	return ut_finding_add(&s->harvest.all, part);
 }
