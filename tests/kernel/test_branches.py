@@ -79,26 +79,23 @@ def wander(walk: Walk, rounds: int, seed: int) -> int:
     """Epochs and rollbacks at random, with values that come again; returns how many rollbacks."""
     rng = random.Random(seed)
     rollee, done, messed = walk.rollee, 0, False
-    walk.take()
+    messed_up: list[bool] = []
     for _ in range(rounds):
-        if not messed:
+        if not messed:  # else it must do nothing but be rolled back
             for _ in range(rng.randrange(3)):
                 rollee.ask(rng.choice(("s 1", "s 2", "s 3", "g")))
-            if rng.random() < 0.3:
-                messed = rollee.ask("m") == "messed"
-        if rng.random() < 0.7:
+            messed = rng.random() < 0.3 and rollee.ask("m") == "messed"
+        if rng.random() < 0.7 or not messed_up:
             walk.take()
-        if messed or rng.random() < 0.6:
-            for _ in range(rng.choice((1, 1, 2))):
-                try:
-                    walk.back_to(rng.randrange(len(walk.truths)))
-                    done += 1
-                except RollbackRefusedError as error:
-                    assert "ended since and cannot be made again" in str(error), error
-            messed = messed and rollee.ask("c") == "torn"
-            if messed:
-                walk.back_to(0)
-                messed = False
+            messed_up.append(messed)
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            epoch = rng.randrange(len(messed_up))
+            try:
+                walk.back_to(epoch)
+            except RollbackRefusedError as error:
+                assert "ended since and cannot be made again" in str(error), error
+            else:
+                done, messed = done + 1, messed_up[epoch]
     walk.take()
     return done
 
