@@ -56,11 +56,13 @@ def unlike(a: View, b: View) -> list[str]:
 class Rolled:
     """A session on a process, with rollbacks between its epochs."""
 
-    def __init__(self, stack: ExitStack, pid: int, directory: Path, engine: str) -> None:
+    def __init__(
+        self, stack: ExitStack, pid: int, directory: Path, engine: str, follow_shared: bool = False
+    ) -> None:
         self.pid = pid
         self.directory = directory
         chain = stack.enter_context(ChainWriter(directory, b"", force=False))
-        self.target = stack.enter_context(ProcessTarget(pid, engine))
+        self.target = stack.enter_context(ProcessTarget(pid, engine, follow_shared=follow_shared))
         self.session = Session(self.target, chain)
         self.rollback = SessionRollback(self.session, self.target, directory)
 

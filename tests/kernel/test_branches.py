@@ -106,16 +106,19 @@ def test_random_rollbacks(walk: Walk) -> None:
 
 
 @pytest.mark.slow
-def test_many_random_rollbacks(rolling: str, spawn: Spawn, build: Build, in_memory: Path) -> None:
+@pytest.mark.parametrize("follow_shared", [False, True])
+def test_many_random_rollbacks(
+    rolling: str, spawn: Spawn, build: Build, in_memory: Path, follow_shared: bool
+) -> None:
     done = 0
     for n in range(-(-MANY // A_CHAIN)):
         rollee = Rollee(spawn, build, env=WITHOUT_RSEQ)
         with ExitStack() as stack:
-            walk = Walk(rollee, Rolled(stack, rollee.pid, in_memory / f"c{n}", rolling))
+            walk = Walk(rollee, Rolled(stack, rollee.pid, in_memory / f"c{n}", rolling, follow_shared))
             done += wander(walk, A_CHAIN, n)
             assert walk.wrong() == {}
         rollee.process.kill()
-    print(f"{done} rollbacks with {rolling}")
+    print(f"{done} rollbacks with {rolling}, follow_shared={follow_shared}")
 
 
 def rewrite(walk: Walk) -> None:
