@@ -60,6 +60,19 @@ def compare_pages(
     return out
 
 
+def compare_copies(copies: npt.NDArray[np.uint8], places: Places) -> npt.NDArray[np.uint8]:
+    """Compare copies of pages, shape (n, 4096), with contents in files; returns DIFFERS or 0 for each.
+
+    Raises:
+        TrackerError: as of `read_places`.
+    """
+    out = np.empty(len(copies), np.uint8)
+    pointer = ffi.from_buffer("ut_place[]", np.ascontiguousarray(places, np.int64))
+    data, flags = ffi.from_buffer("uint8_t[]", copies), ffi.from_buffer("uint8_t[]", out)
+    check_own(lib.ut_compare_copies(data, pointer, len(copies), flags), "compare copies")
+    return out
+
+
 def write_pages(memory: int, tid: int, pages: npt.NDArray[np.uint64], contents: npt.NDArray[np.uint8]) -> int:
     """Write pages of a process; returns how many it wrote before one that it could not.
 

@@ -16,12 +16,16 @@ class Standing:
     """Tells what an attached process has written, while it stands.
 
     What it tells of goes into `pending`, too: it is under traps again, so the next window has to copy it.
+
+    Attributes:
+        stood_us: how long the process has stood before this stop and since its last window, in harvests.
     """
 
     def __init__(self, space: AddressSpace, tracee: Tracee, pending: Pending) -> None:
         self._space = space
         self._tracee = tracee
         self._pending = pending
+        self.stood_us = space.native.stood_ns / 1e3  # type: ignore[attr-defined]
 
     @property
     def is_alone(self) -> bool:

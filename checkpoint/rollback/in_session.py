@@ -15,6 +15,7 @@ from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
 from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.request import Request, fingerprint
+from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
@@ -44,7 +45,7 @@ class Since:
         self.standing: Standing | None = None
         self.is_alone: bool | None = None
 
-    def before(self) -> Runs | None:
+    def before(self, image: Image) -> Runs | None:
         pending = self._target.pending
         if self._stored is None or pending.everything:
             return None

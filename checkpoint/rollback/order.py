@@ -8,12 +8,13 @@ from __future__ import annotations
 import gc
 import time
 
+from checkpoint.rollback.ahead import Ahead
 from checkpoint.rollback.identity import check_identity, check_no_vm
 from checkpoint.rollback.own_process import in_own_process, urgent
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.targets.refusals import check_target
 from checkpoint.view import View
-from uffdtrack import MAX_STOP, Tracee, watchdog
+from uffdtrack import MAX_STOP, watchdog
 
 
 def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_STOP) -> Outcome:
@@ -42,15 +43,12 @@ def check_same_process(pid: int, view: View) -> None:
 def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
     # Nothing of it may wait for the collector of garbage while the target stands.
     gc.disable()
-    work = ProcessRollback(pid, view, anyway)
-    with Tracee(pid) as tracee:
-        tracee.stop()
+    with Ahead(pid) as ahead, ProcessRollback(pid, view, anyway, changes=ahead) as work:
         started = time.perf_counter()
-        with urgent():
+        with urgent(), ahead.stopped() as tracee:
             work.check(tracee)
             work.apply()
             outcome = work.commit()
-        tracee.resume()
-        outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
+        outcome.pause_us = round((time.perf_counter() - started) * 1e6 + ahead.stood_us, 1)
     outcome.warnings += work.differences()
     return outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from checkpoint.rollback.stored import Contents
+from checkpoint.rollback.stored import Contents, Image
 from uffdtrack import Runs
 from uffdtrack.runs import (
     Pages,
@@ -49,7 +49,7 @@ class Changes(Protocol):
 
     is_alone: bool | None
 
-    def before(self) -> Runs | None:
+    def before(self, image: Image) -> Runs | None:
         """What differs from the epoch, as far as we know while the target runs; None: nothing is known."""
 
     def look(self) -> Runs | None:

@@ -18,9 +18,9 @@ from checkpoint.errors import ImageError
 from checkpoint.files import write_all
 from checkpoint.rollback.layout import Stretches
 from checkpoint.view import View
-from uffdtrack import PAGE, Places, Runs, read_places
+from uffdtrack import PAGE, Places, Runs, compare_copies, read_places
 from uffdtrack.errors import StorageError, UffdtrackError
-from uffdtrack.runs import BATCH, Mask, Pages, index_of, indices_within, slices, to_runs
+from uffdtrack.runs import BATCH, Mask, Pages, Rows, index_of, indices_within, slices, to_runs
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back, shape (n, 4096)."""
@@ -116,6 +116,22 @@ class Image:
         at = index_of(self.pages, pages)
         out[at >= 0] = self._places[at[at >= 0]]
         return out
+
+    def same(self, pages: Pages, contents: Contents) -> Rows:
+        """The indices in the view's pages of those that have these contents there.
+
+        Raises:
+            ImageError: we cannot read a file.
+        """
+        at = index_of(self.pages, pages)
+        there = at >= 0
+        if not there.all():
+            at, contents = at[there], contents[there]
+        try:
+            same: Rows = at[compare_copies(contents, self._places[at]) == 0]
+        except UffdtrackError as error:
+            raise ImageError(f"the epoch cannot be read: {error}") from error
+        return same
 
     def read(self, pages: Pages) -> Contents:
         """Read contents. Raises: ImageError: we cannot read a file."""

@@ -88,13 +88,13 @@ class ProcessRollback(Closing):
         self.set: list[int] = []
         self.written = Plan()
         self.then = resolve(file.facts.objects for file in view.own_sources)
-        # What only differences need, and takes longer to read than the rest of a stop by a session.
-        self._state = read_state(pid, kernel_mappings(pid)) if changes else None
         self.image = Image(view)
-        self.mappings = Mappings(pid, view, QUICK if changes else SMAPS_SECONDS)
+        known = changes.before(self.image) if changes else None
+        # What only differences need, and takes longer to read than the rest of a stop.
+        self._state = None if known is None else read_state(pid, kernel_mappings(pid))
+        self.mappings = Mappings(pid, view, SMAPS_SECONDS if known is None else QUICK)
         check_return_probes(view)
         self._sort(self.mappings.layout)
-        known = changes.before() if changes else None
         if known is None:
             self.image.within(self.kept)
         else:

@@ -22,13 +22,21 @@ from checkpoint.rollback.work import Outcome
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.view import View
-from tests.helpers import broken, wait_for
+from tests.helpers import Build, Spawn, broken, wait_for
 from tests.kernel.rollee import differing
 from tests.oracle import Memory
 from uffdtrack import PAGE, stat_fields
 
 WITHOUT_RSEQ = {**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
 """What the kernel writes to an area of rseq(2), the number of the processor, stays that of now."""
+
+
+def start_writer(spawn: Spawn, build: Build, threads: int, seed: int) -> tuple[int, int]:
+    """tests/programs/writer.c, and where its log is."""
+    process = spawn(build("writer"), threads, seed, "counter", "again", env=WITHOUT_RSEQ)
+    assert process.stdout
+    address, pid = process.stdout.readline().split()
+    return int(pid), int(address, 16)
 
 
 @contextmanager

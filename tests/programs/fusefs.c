@@ -1,6 +1,6 @@
 /* fusefs DIR MS: a file system in user space in which everything takes MS milliseconds, and which answers EINTR where the
- * kernel says that a request has been interrupted. It has one file, "file", and one name that comes and goes, "new" or
- * "other". Prints "mounted", and at its end how many requests were interrupted. */
+ * kernel says that a request has been interrupted. It has one file, "file", that is "text" at even offsets and "TEXT" at odd
+ * ones, and one name that comes and goes, "new" or "other". Prints "mounted", and at its end how many requests were interrupted. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -98,8 +98,9 @@ static void answer(const void *request)
 	case FUSE_OPEN:
 		return reply(request, 0, &opened, sizeof(opened));
 	case FUSE_READ:
+		return reply(request, 0, ((const struct fuse_read_in *)body)->offset & 1 ? "TEXT" : "text", 4);
 	case FUSE_READLINK:
-		return reply(request, 0, in->opcode == FUSE_READ ? "text" : "file", 4);
+		return reply(request, 0, "file", 4);
 	case FUSE_WRITE:
 		return reply(request, 0, &written, sizeof(written));
 	case FUSE_GETXATTR:

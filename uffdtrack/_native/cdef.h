@@ -198,6 +198,7 @@ typedef struct {
 	ut_runs unreadable;
 	ut_watch *watch;
 	int32_t may_share, shared_wanted;
+	int64_t stood_ns;
 	...;
 } ut_space;
 typedef struct {
@@ -250,6 +251,7 @@ typedef struct {
 int ut_read_places(const ut_place *places, size_t n, uint8_t *out);
 int ut_is_alone(int pid, int tid);
 int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out, uint8_t *held);
+int ut_compare_copies(const uint8_t *copies, const ut_place *places, size_t n, uint8_t *out);
 int ut_write_pages(int mem, int tid, const uint64_t *pages, const uint8_t *contents, size_t n);
 int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *own);
 

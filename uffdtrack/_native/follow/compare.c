@@ -19,6 +19,7 @@
 struct share {
 	int mem, tid;
 	const uint64_t *pages;
+	const uint8_t *copies; /* NULL: the process has the contents */
 	const ut_place *places;
 	size_t n;
 	uint8_t *out, *held;
@@ -73,7 +74,6 @@ static void read_pages(int mem, const uint64_t *pages, size_t n, uint8_t *to, ui
 		k = run_end(pages, i, n);
 		got = pread(mem, to + i * UT_PAGE, (k - i) * UT_PAGE, (off_t)(pages[i] * UT_PAGE));
 		got = got < 0 ? 0 : got / (ssize_t)UT_PAGE;
-		memset(out + i, 0, got);
 		if (i + got == k)
 			continue;
 		/* No contents: it counts as zeros, as it is stored. */
@@ -97,22 +97,31 @@ static int read_at_once(int tid, const uint64_t *pages, size_t n, uint8_t *to)
 	return process_vm_readv(tid, &local, 1, v, k, 0) == (ssize_t)(n * UT_PAGE);
 }
 
+/* The contents of n pages from the i-th on: where they are, or in `room`. */
+static const uint8_t *contents_of(const struct share *s, size_t i, size_t n, uint8_t *room)
+{
+	memset(s->out + i, 0, n);
+	if (s->copies)
+		return s->copies + i * UT_PAGE;
+	if (!s->tid || !read_at_once(s->tid, s->pages + i, n, room))
+		read_pages(s->mem, s->pages + i, n, room, s->out + i);
+	return room;
+}
+
 static int compare_share(void *arg)
 {
-	AUTO_FREE uint8_t *now = malloc(2 * BATCH * UT_PAGE);
-	uint8_t *then = now + BATCH * UT_PAGE;
+	AUTO_FREE uint8_t *room = malloc(2 * BATCH * UT_PAGE);
+	uint8_t *then = room + BATCH * UT_PAGE;
 	struct share *s = arg;
 
-	if (!now)
+	if (!room)
 		return -ENOMEM;
 	for (size_t i = 0; i < s->n; i += BATCH) {
 		size_t n = s->n - i < BATCH ? s->n - i : BATCH;
+		const uint8_t *now;
 
 		TRY(ut_read_places(s->places + i, n, then));
-		if (s->tid && read_at_once(s->tid, s->pages + i, n, now))
-			memset(s->out + i, 0, n);
-		else
-			read_pages(s->mem, s->pages + i, n, now, s->out + i);
+		now = contents_of(s, i, n, room);
 		for (size_t k = 0; k < n; k++)
 			if (memcmp(now + k * UT_PAGE, then + k * UT_PAGE, UT_PAGE)) {
 				s->out[i + k] |= UT_DIFFERS;
@@ -123,18 +132,29 @@ static int compare_share(void *arg)
 	return 0;
 }
 
-int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out, uint8_t *held)
+static int compare(const struct share *all)
 {
 	struct share shares[UT_SHARES];
-	int k = ut_shares(n, LEAST);
+	int k = ut_shares(all->n, LEAST);
 
 	for (int i = 0; i < k; i++) {
-		size_t from = n * i / k, to = n * (i + 1) / k;
+		size_t from = all->n * i / k, to = all->n * (i + 1) / k;
 
-		shares[i] = (struct share){mem, tid, pages + from, places + from, to - from, out + from,
-					  held ? held + from * UT_PAGE : NULL};
+		shares[i] = (struct share){all->mem, all->tid, all->pages ? all->pages + from : NULL,
+					  all->copies ? all->copies + from * UT_PAGE : NULL, all->places + from,
+					  to - from, all->out + from, all->held ? all->held + from * UT_PAGE : NULL};
 	}
 	return ut_parallel(compare_share, shares, sizeof(*shares), k);
+}
+
+int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out, uint8_t *held)
+{
+	return compare(&(struct share){mem, tid, pages, NULL, places, n, out, held});
+}
+
+int ut_compare_copies(const uint8_t *copies, const ut_place *places, size_t n, uint8_t *out)
+{
+	return compare(&(struct share){.copies = copies, .places = places, .n = n, .out = out});
 }
 
 /* By calls that copy once, up to the first page that may not be written; returns how many they wrote. */

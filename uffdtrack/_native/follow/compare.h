@@ -22,6 +22,8 @@ int ut_read_places(const ut_place *places, size_t n, uint8_t *out);
  * is of the enum above. `tid`: a thread of it, if no other process shares its pages (ut_is_alone); else 0.
  * `held`: NULL, or it gets what the process has in pages that differ, each at its place among the n. */
 int ut_compare(int mem, int tid, const uint64_t *pages, const ut_place *places, size_t n, uint8_t *out, uint8_t *held);
+/* The same of copies of pages, back to back. */
+int ut_compare_copies(const uint8_t *copies, const ut_place *places, size_t n, uint8_t *out);
 /* Write n pages, whose contents are back to back; returns how many it wrote before one that it could not.
  * `tid`: a thread of the process; 0: none is known. */
 int ut_write_pages(int mem, int tid, const uint64_t *pages, const uint8_t *contents, size_t n);
