@@ -18,7 +18,8 @@ enum {
 	UT_BREAK_CLAIM = 512,      /* a fetch is kept from running before it claims; nothing is to fail of it */
 	UT_BREAK_EARLY = 1024,     /* of a process: what was copied before the stop is not copied again in it */
 	UT_BREAK_BARRIER = 4096,   /* what others may be writing is copied while they do */
-	UT_BREAK_REFUSE = 8192,    /* the kernel sets no traps, once; nothing is to fail of it but that rearm */
+	UT_BREAK_REFUSE = 8192,    /* the kernel sets no traps, of a guest once, of a process only those of mappings that
+				    * it has set before a stop; nothing is to fail of it but that rearm */
 	UT_BREAK_SHARERS = 16384,  /* of a process: nobody else is taken to have come to its shared memory */
 	UT_BREAK_DELAY = 2048,     /* the stop after early copies comes late; nothing is to fail of it */
 };

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint.session import Session
+from tests.helpers import broken
 from tests.kernel.mapper import Mapper, read
 from uffdtrack import PAGE
 
@@ -124,3 +125,19 @@ def test_file_that_was_cut_short(mapper: Mapper, session: Session, tmp_path: Pat
     assert read(mapper, at) == b"abc"
     assert read(mapper, at + 6 * PAGE) in (b"", bytes(3))
     session.take()
+
+
+def test_a_mapping_that_changes_while_it_is_armed(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    """Traps are set, and then the look at its pages fails: nobody has taken them until the next harvest."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    of_file = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    mapper(f"put({of_file}, b'own'), libc.mprotect(ctypes.c_void_p({of_file}), 65536, 1)")
+    anonymous = int(mapper("new(1 << 22, 3, 0x22, -1)"))
+    mapper(f"put({anonymous}, b'new')")
+    with broken("refuse"):
+        session.take()
+    assert (read(mapper, of_file), read(mapper, anonymous)) == (b"own", b"new")
+    mapper(f"put({anonymous}, b'two')")
+    session.take()
+    assert (read(mapper, of_file), read(mapper, anonymous)) == (b"own", b"two")

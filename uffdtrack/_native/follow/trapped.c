@@ -1,5 +1,6 @@
 /* Mappings under traps that the kernel takes away by itself, and remembers (WP_ASYNC). */
 #include "methods.h"
+#include "sabotage.h"
 
 #include <errno.h>
 
@@ -36,17 +37,22 @@ static int arm_all(ut_space *s, const ut_region *r)
 	return ut_set_traps(s, found, UT_TRAP);
 }
 
-static int arm_first(ut_space *s, const ut_region *r)
+static int arm_first(ut_space *s, ut_region *r)
 {
 	ut_harvest *h = &s->harvest;
 	int64_t t0 = ut_now_ns();
 	int err = arm_all(s, r);
 
+	if (!err && (h->flags & UT_RUNNING) && ut_breaks(UT_BREAK_REFUSE))
+		err = -EPERM;
 	if (!err)
 		err = look_at_region(s, r, 1);
 	h->arming_ns += ut_now_ns() - t0;
 	if (err && (h->flags & UT_RUNNING)) {
-		ut_finding_clear(&h->part); /* it changes right now; the stop will see what it is */
+		/* It changes right now; the stop will see what it is. What has its trap already, nobody has taken: so it
+		 * must not count as under traps. */
+		ut_finding_clear(&h->part);
+		r->compared = 1;
 		err = 0;
 	}
 	return err ? err : runs_push(&h->part.fresh, r->start, r->end);
