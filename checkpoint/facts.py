@@ -113,15 +113,26 @@ class ImageFacts(Row):
         return cls.with_deltas if deltas else cls.schema
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TreeFacts(Row):
-    """The facts of a tree's epoch: `processes` and `left_out` are rows of checkpoint/epoch.py."""
+    """The facts of a tree's epoch: `processes` and `left_out` are rows of checkpoint/epoch.py.
+
+    Attributes:
+        of_a_branch: the schema of one that has `parent_epoch`, see `ImageFacts`.
+    """
 
     schema: ClassVar[str] = "uffdtrack/tree/1"
+    of_a_branch: ClassVar[str] = "uffdtrack/tree/2"
 
     epoch: int
     parent: str
+    parent_epoch: int | None = None
     keyed: bool
     processes: list[dict[str, Any]]
     left_out: list[dict[str, Any]]
     row: dict[str, Any]
+
+    @classmethod
+    def schema_of(cls, stored: Mapping[str, Any]) -> str:
+        """The schema of an epoch with this JSON."""
+        return cls.of_a_branch if "parent_epoch" in stored else cls.schema

@@ -51,6 +51,7 @@ class TreeEpoch:
 
     Attributes:
         facts: what its file says.
+        parent_epoch: the number of the epoch that it follows.
         processes: those that are in it.
         left_out: those that lived and are not.
     """
@@ -62,11 +63,13 @@ class TreeEpoch:
                 digest, _, self._body = file.read().partition(b"\n")
             self.digest = digest.decode("ascii")
             stored = json.loads(self._body)
-            if not isinstance(stored, dict) or stored.get("schema") != TreeFacts.schema:
+            if not isinstance(stored, dict) or stored.get("schema") != TreeFacts.schema_of(stored):
                 raise ValueError(f"its schema is not {TreeFacts.schema}")
             self.facts = TreeFacts.of_json(stored)
             self.epoch = int(self.facts.epoch)
             self.parent = str(self.facts.parent)
+            given = self.facts.parent_epoch
+            self.parent_epoch = self.epoch - 1 if given is None else int(given)
             self.processes = [MemberEpoch.of_json(one) for one in self.facts.processes]
             self.left_out = [LeftOut.of_json(one) for one in self.facts.left_out]
             if not all(MEMBER_NAME.fullmatch(p.directory) for p in self.processes):
@@ -117,7 +120,9 @@ class Tree:
             if number not in self.epochs:
                 raise ImageError(f"{self.directory / entry_name(number)} is missing")
             entry = self.open(number)
-            if entry.epoch != number or entry.parent != (entries[-1].digest if entries else ""):
+            at = entry.parent_epoch - self.epochs[0]
+            parent = entries[at].digest if 0 <= at < len(entries) else ""
+            if entry.epoch != number or entry.parent != parent or (entries and not parent):
                 raise ImageError(f"{entry.path} does not belong there: one of the files was exchanged")
             entries.append(entry)
         return entries
@@ -153,6 +158,8 @@ def _check_member(entry: TreeEpoch, process: MemberEpoch, files: Iterable[EpochF
 class TreeWriter(DirectoryWriter):
     """Writes a tree's directory, see `DirectoryWriter`."""
 
+    _follows = -1
+
     def _look(self) -> tuple[str, str]:
         self._old = [name for name in os.listdir(self.directory) if self._is_old(name)]
         return "checkpoints" if tree_numbers(self.directory) or self._old else "", "them"
@@ -172,6 +179,10 @@ class TreeWriter(DirectoryWriter):
             path = self.directory / f"{pid}.{used}"
         return path
 
+    def follow(self, entry: TreeEpoch) -> None:
+        """The next epoch is the child of that one. No other may be on its way."""
+        self.parent, self._follows = entry.digest, entry.epoch
+
     def commit(self, rows: list[EpochRow], row: TreeRow) -> str:
         """The epochs of all processes are safe: make them one of the tree. Returns its digest.
 
@@ -184,12 +195,14 @@ class TreeWriter(DirectoryWriter):
         facts = TreeFacts(
             epoch=self.next_epoch,
             parent=self.parent,
+            parent_epoch=None if self._follows == self.next_epoch - 1 else self._follows,
             keyed=bool(self.key),
             processes=[MemberEpoch.of(one).to_json() for one in rows],
             left_out=[one.to_json() for one in row.left_out],
             row=row.to_json(),
         )
-        body = json.dumps(facts.to_json()).encode()
+        stored = facts.to_json()
+        body = json.dumps({**stored, "schema": TreeFacts.schema_of(stored)}).encode()
         digest = _digest(body, self.key)
         path = self.directory / entry_name(self.next_epoch)
         try:
@@ -209,7 +222,7 @@ class TreeWriter(DirectoryWriter):
                 self._clear()
         except OSError as error:
             raise translate(error, path) from error
-        self.parent = digest
+        self.parent, self._follows = digest, self.next_epoch
         self.next_epoch += 1
         return digest
 

@@ -55,7 +55,8 @@ class Member:
     def __init__(self, target: ProcessTarget, chain: ChainWriter, interrupted: Callable[[], bool]) -> None:
         self.target = target
         self.chain = chain
-        self.stream = Stream(target, ChainSink(chain), interrupted)
+        self.sink = ChainSink(chain)
+        self.stream = Stream(target, self.sink, interrupted)
         self.number = -1
         self._last: tuple[Any, Part] | None = None
 

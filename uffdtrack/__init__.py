@@ -77,7 +77,7 @@ from uffdtrack.regions import read_maps
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE, Runs
 from uffdtrack.space import AddressSpace
-from uffdtrack.stopped import Standing, standing
+from uffdtrack.stopped import Standing, standing, standing_together
 from uffdtrack.tracee import Injector, Rseq, ThreadState, Tracee
 from uffdtrack.tracker import (
     ENGINES,
@@ -190,6 +190,7 @@ __all__ = [
     "shares_memory",
     "shares_no_pages",
     "standing",
+    "standing_together",
     "start_watchdog",
     "stat_fields",
     "status_field",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from uffdtrack._sys import check, ffi, lib, runs_array, runs_of
 from uffdtrack.runs import Runs, merge_runs
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import Tracee
+from uffdtrack.tree import stop_together
 from uffdtrack.window import Pending
 
 
@@ -70,3 +71,22 @@ def standing(space: AddressSpace, tracee: Tracee, pending: Pending) -> Iterator[
         space.passed_over()
         lib.ut_resumed(space.native)
         tracee.resume()
+
+
+@contextmanager
+def standing_together(several: Sequence[tuple[AddressSpace, Tracee]]) -> Iterator[float]:
+    """The same for several processes at one instant; gives when their stop began, in time.perf_counter().
+
+    Raises:
+        TargetGoneError, StopTimeoutError, PermissionDeniedError: as `stop_together`.
+    """
+    for space, _ in several:
+        lib.ut_stopping(space.native)
+    try:
+        yield stop_together([tracee for _, tracee in several])
+    finally:
+        for space, _ in several:
+            space.passed_over()
+            lib.ut_resumed(space.native)
+        for _, tracee in several:
+            tracee.resume()

@@ -13,8 +13,11 @@ from checkpoint import report
 from checkpoint.cli.options import Options
 from checkpoint.cli.session import Target, begin, check_first, raise_limit
 from checkpoint.cli.take import Progress, take_epochs
-from checkpoint.cli.waits import TreeWait
+from checkpoint.cli.waits import ServingWait, TreeWait
 from checkpoint.epoch import TreeRow
+from checkpoint.rollback.requests import Requests
+from checkpoint.rollback.tree import tree_outcome_row
+from checkpoint.rollback.tree_in_session import TreeSessionRollback
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
 from uffdtrack import adopt_orphans, choose_for_process, probe
@@ -50,8 +53,14 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         interrupt = TreeWait(lifeline)
         session = TreeSession(pid, writer, traits.name, options.max_dirty, interrupt.seen, adopter)
         interrupt.session = stack.enter_context(session)
-        with interrupt, Progress() as progress:
-            taken = take_epochs(session, options, interrupt, interrupt.wait, _warnings, progress.show)
+        work = TreeSessionRollback(session, directory)
+        with (
+            interrupt,
+            Progress() as progress,
+            Requests(directory, work, interrupt.wake, tree_outcome_row) as requests,
+        ):
+            wait = ServingWait(requests, session, interrupt.wait).wait
+            taken = take_epochs(session, options, interrupt, wait, _warnings, progress.show)
         taken.ended = taken.ended or session.ended()
 
     how = "have ended" if taken.ended else "run on, untracked"

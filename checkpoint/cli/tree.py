@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from checkpoint import report
@@ -10,8 +9,9 @@ from checkpoint.cli.common import say
 from checkpoint.directory import Lock
 from checkpoint.epoch import TreeRow
 from checkpoint.files import malformed
-from checkpoint.rollback.tree import rollback_tree
-from checkpoint.tree import Tree
+from checkpoint.rollback.request import Request, asked, fingerprint_of_all, is_served
+from checkpoint.rollback.tree import TreeOutcome, rollback_tree, tree_outcome_of, tree_outcome_row
+from checkpoint.tree import Tree, TreeEpoch
 
 
 def list_tree(directory: Path, as_json: bool) -> None:
@@ -20,17 +20,30 @@ def list_tree(directory: Path, as_json: bool) -> None:
     if as_json:
         for entry in entries:
             about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.facts.processes}
-            report.emit_json({**entry.facts.row, **about})
+            report.emit_json({**entry.facts.row, **about, **_parent(entry)})
         return
     rows = []
     for entry in entries:
         with malformed(entry.path):
             rows.append(TreeRow.of_json(entry.facts.row))
     shown = zip(report.epoch_rows(rows), entries, strict=True)
-    report.emit_table(
-        (*report.EPOCH_COLUMNS, "processes", "left out"),
-        ([*row, str(len(entry.processes)), str(len(entry.left_out))] for row, entry in shown),
-    )
+    columns = [*report.EPOCH_COLUMNS, "processes", "left out"]
+    cells = [[*row, str(len(entry.processes)), str(len(entry.left_out))] for row, entry in shown]
+    parents = ["" if e.facts.parent_epoch is None else str(e.facts.parent_epoch) for e in entries]
+    if any(parents):
+        columns.insert(1, "after")
+        cells = [[row[0], after, *row[1:]] for row, after in zip(cells, parents, strict=True)]
+    report.emit_table(columns, cells)
+
+
+def _whom(entries: list[TreeEpoch]) -> str:
+    branched = any(entry.facts.parent_epoch is not None for entry in entries)
+    return "its parent" if branched else "the one before"
+
+
+def _parent(entry: TreeEpoch) -> dict[str, int]:
+    """The number of its parent, if that is not the epoch before."""
+    return {} if entry.facts.parent_epoch is None else {"parent_epoch": entry.facts.parent_epoch}
 
 
 def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
@@ -38,7 +51,8 @@ def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
     entry = Tree(directory).open(epoch)
     if as_json:
         report.emit_json({**entry.facts.row, "schema": "uffdtrack/show-tree/1", "digest": entry.digest,
-                          "parent": entry.parent, "processes": entry.facts.processes})  # fmt: skip
+                          "parent": entry.parent, **_parent(entry),
+                          "processes": entry.facts.processes})  # fmt: skip
         return
     row = entry.facts.row
     report.emit(f"epoch     {entry.epoch} of {directory}, a tree of {len(entry.processes)} processes")
@@ -69,7 +83,7 @@ def verify_tree(directory: Path, key: bytes, as_json: bool) -> None:
         )  # fmt: skip
     else:
         report.emit(
-            f"{directory}: {report.span(first, last)} of a tree: whole, and each follows the one before; "
+            f"{directory}: {report.span(first, last)} of a tree: whole, and each follows {_whom(entries)}; "
             f"so do {files} files of {processes} processes"
         )
 
@@ -78,15 +92,15 @@ def rollback_tree_to(
     pid: int, place: tuple[Path, int | None], key: bytes, anyway: bool, max_stop: float, as_json: bool
 ) -> None:
     """`rollback` of a tree."""
-    with Lock(place[0]):
-        tree = Tree(place[0])
-        tree.verify(key)
-        entry = tree.open(place[1])
-        outcome = rollback_tree(pid, entry, entry.views(), anyway, max_stop)
+    outcome = by_session(pid, place, key, anyway, max_stop)
+    if outcome is None:
+        with Lock(place[0]):
+            entry = open_verified(place, key)
+            outcome = rollback_tree(pid, entry, entry.views(), anyway, max_stop)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     if as_json:
-        report.emit_json({"schema": "uffdtrack/tree-rollback/1", "pid": pid, **dataclasses.asdict(outcome)})
+        report.emit_json(tree_outcome_row(pid, outcome))
     else:
         done = outcome.processes.values()
         report.emit(
@@ -94,3 +108,22 @@ def rollback_tree_to(
             f"{sum(o.pages for o in done)} pages written, {sum(o.mappings for o in done)} mappings changed, "
             f"{len(outcome.ended)} processes ended, paused {report.duration(outcome.pause_us)}"
         )
+
+
+def by_session(
+    pid: int, place: tuple[Path, int | None], key: bytes, anyway: bool, max_stop: float
+) -> TreeOutcome | None:
+    """Let the session do it that follows the tree. None: there is none on that directory."""
+    if not is_served(place[0]):
+        return None
+    entry = open_verified(place, key)
+    files = fingerprint_of_all(entry.views())
+    answer = asked(place[0], Request(pid, entry.epoch, entry.digest, files, anyway, max_stop))
+    return tree_outcome_of(answer) if answer else None
+
+
+def open_verified(place: tuple[Path, int | None], key: bytes) -> TreeEpoch:
+    """One epoch of a tree, of which every byte is checked first."""
+    tree = Tree(place[0])
+    tree.verify(key)
+    return tree.open(place[1])

@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import Generic, Self
 
 from checkpoint.cli.common import say
 from checkpoint.rollback.requests import Requests
-from checkpoint.session import Session
+from checkpoint.session import R, Taker
 from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree_session import TreeSession
@@ -121,15 +121,15 @@ class TreeWait(Interrupt):
         return True
 
 
-class ServingWait:
+class ServingWait(Generic[R]):
     """Waits like another wait, and meanwhile does what others ask the session for."""
 
-    def __init__(self, requests: Requests, session: Session, wait: Callable[[float], bool]) -> None:
+    def __init__(self, requests: Requests, session: Taker[R], wait: Callable[[float], bool]) -> None:
         """Args:
         requests: who asks ends the wait.
         """
         self._requests = requests
-        self._session = session
+        self._session: Taker[R] = session
         self._wait = wait
 
     def wait(self, seconds: float) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
-from checkpoint.objects import Snapshot
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
 from checkpoint.rollback.own_process import undisturbed, urgent
@@ -18,6 +17,8 @@ from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.session import Session
+from checkpoint.sink import ChainSink
+from checkpoint.stream import Stream
 from checkpoint.targets.process import ProcessTarget
 from uffdtrack import Runs, Standing, standing
 from uffdtrack.errors import (
@@ -78,6 +79,24 @@ class KnownFiles:
         return self._known[path]
 
 
+def go_on_from(
+    work: ProcessRollback, known: Apart | None, target: ProcessTarget, stream: Stream, sink: ChainSink
+) -> None:
+    """The next epoch follows that of a rollback, and has all in which its target may differ from it.
+
+    Args:
+        known: where that may be; None: not known.
+    """
+    if not sink.tip.number:
+        return  # the epoch is of the chain that this session's base will replace
+    if known:
+        target.take_back(known.pending)
+    else:
+        stream.rebase()
+    epoch = work.view.epoch
+    sink.follow(epoch.epoch, epoch.digest, work.then)
+
+
 class SessionRollback:
     """Rolls the target of a session back, between two of its epochs. The session goes on from there."""
 
@@ -128,7 +147,7 @@ class SessionRollback:
             work.most = request.max_stop
             try:
                 outcome = self._stand(work, since)
-                self._go_on_from(view.epoch, work.then, known)
+                go_on_from(work, known, self._target, self._session.stream, self._session.sink)
             except (PermissionDeniedError, StopTimeoutError) as error:
                 raise self._target.why_not_stopped(error) or error from error
             except MaxStopError:
@@ -138,17 +157,6 @@ class SessionRollback:
                 self._target.was_changed()
             outcome.warnings += work.differences()
         return outcome
-
-    def _go_on_from(self, epoch: EpochFile, objects: Snapshot, known: Apart | None) -> None:
-        """The next epoch follows that one, so it has to have all in which the target may differ from it."""
-        stream, sink = self._session.stream, self._session.sink
-        if not sink.tip.number:
-            return  # the epoch is of the chain that this session's base will replace
-        if known:
-            self._target.take_back(known.pending)
-        else:
-            stream.rebase()
-        sink.follow(epoch.epoch, epoch.digest, objects)
 
     def _stand(self, work: ProcessRollback, since: Since) -> Outcome:
         target = self._target

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,6 +97,12 @@ def fingerprint(view: View) -> str:
     return hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
 
 
+def fingerprint_of_all(views: dict[int, View]) -> str:
+    """The same of several views, by pid."""
+    files = sorted((pid, fingerprint(view)) for pid, view in views.items())
+    return hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
+
+
 @contextlib.contextmanager
 def socket_path(directory: Path) -> Iterator[str]:
     """A path of the socket that is short enough for an address (unix(7)), in the block."""
@@ -134,10 +140,22 @@ def is_served(directory: Path) -> bool:
 
 
 def ask(directory: Path, request: Request) -> Outcome | None:
-    """Ask the session on a chain for a rollback, and wait for it.
+    """Ask the session on a chain for a rollback, and wait for it. See `asked`."""
+    answer = asked(directory, request)
+    return outcome_of(answer) if answer else None
+
+
+def outcome_of(answer: Mapping[str, Any]) -> Outcome:
+    """Read what `outcome_row` has made."""
+    return Outcome(**{part.name: answer[part.name] for part in dataclasses.fields(Outcome)})
+
+
+def asked(directory: Path, request: Request) -> dict[str, Any] | None:
+    """Ask a session for a rollback, and wait for it.
 
     Returns:
-        None: there is no session, or it has ended before it began; nothing was touched.
+        The row of its outcome. None: there is no session, or it has ended before it began; nothing was
+        touched.
 
     Raises:
         UffdtrackError: what the session raises, with its own text.
@@ -155,8 +173,7 @@ def ask(directory: Path, request: Request) -> Outcome | None:
                 if answer["schema"] == Failure.schema:
                     raise Failure.of_json(answer).to_error()
                 if answer["schema"] != Begun.schema:
-                    parts = dataclasses.fields(Outcome)
-                    return Outcome(**{part.name: answer[part.name] for part in parts})
+                    return dict(answer)
                 begun = True
         except (OSError, ValueError):
             pass  # cut short

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from checkpoint.rollback.request import (
     LONGEST,
@@ -22,11 +23,10 @@ from checkpoint.rollback.request import (
     peer_of,
     socket_path,
 )
-from checkpoint.rollback.work import Outcome
 from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
 
-Work = Callable[[Request, Callable[[], None]], Outcome]
+Work = Callable[[Request, Callable[[], None]], Any]
 SECONDS = 5.0
 """For so long a client may take for its request, and for reading the answer."""
 
@@ -37,15 +37,23 @@ class Requests(Closing):
     Without a socket (a file system that has none) and without threads (RLIMIT_NPROC) it takes none.
     """
 
-    def __init__(self, directory: Path, work: Work, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        work: Work,
+        wake: Callable[[], None],
+        row_of: Callable[[int, Any], dict[str, Any]] = outcome_row,
+    ) -> None:
         """Args:
         directory: of the chain, which this process has locked.
         work: does a request, and calls a function right before it touches anything.
         wake: called in any thread when there is a request.
+        row_of: makes a row of the pid that was asked for and of what the work returns.
         """
         self._directory = directory
         self._work = work
         self._wake = wake
+        self._row_of = row_of
         self._reading: socket.socket | None = None
         self._waiting: tuple[socket.socket, Request] | None = None
         self._changed = threading.Condition()
@@ -80,7 +88,7 @@ class Requests(Closing):
         if not _has_gone(connection):
             try:
                 outcome = self._work(request, lambda: _send(connection, Begun().to_json()))
-                answer = outcome_row(request.pid, outcome)
+                answer = self._row_of(request.pid, outcome)
             except Exception as error:
                 answer = Failure.of(error).to_json()
             _send(connection, answer)

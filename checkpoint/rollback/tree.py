@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from checkpoint.epoch import LeftOut
 from checkpoint.errors import RollbackRefusedError
@@ -38,6 +40,18 @@ class TreeOutcome:
     warnings: list[str] = field(default_factory=list)
 
 
+def tree_outcome_row(pid: int, outcome: TreeOutcome) -> dict[str, Any]:
+    """The line of `--json`."""
+    return {"schema": "uffdtrack/tree-rollback/1", "pid": pid, **dataclasses.asdict(outcome)}
+
+
+def tree_outcome_of(answer: Mapping[str, Any]) -> TreeOutcome:
+    """Read what `tree_outcome_row` has made, from JSON."""
+    parts = {part.name: answer[part.name] for part in dataclasses.fields(TreeOutcome)}
+    parts["processes"] = {int(pid): Outcome(**one) for pid, one in parts["processes"].items()}
+    return TreeOutcome(**parts)
+
+
 def rollback_tree(
     pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bool = False, max_stop: float = MAX_STOP
 ) -> TreeOutcome:
@@ -53,6 +67,22 @@ def rollback_tree(
         RollbackRefusedError: we cannot do it; all are as they were.
         TargetError: it failed on the way; the message says in what state they are.
     """
+    check_processes(pid, entry, views, anyway, check_same_process)
+    with watchdog(max_stop):
+        return in_own_process(lambda: _rollback(entry, views, anyway))
+
+
+def check_processes(
+    pid: int, entry: TreeEpoch, views: dict[int, View], anyway: bool, check: Callable[[int, View], None]
+) -> None:
+    """Check that an epoch's processes live, and that `pid` is one of them; see `rollback_tree`.
+
+    Args:
+        check: raises what is wrong with one of them.
+
+    Raises:
+        RollbackRefusedError: they do not, or it is none.
+    """
     if pid not in views:
         raise RollbackRefusedError(
             f"process {pid} does not belong to epoch {entry.epoch} of {entry.path.parent}"
@@ -63,13 +93,11 @@ def rollback_tree(
         )
     for process in entry.processes:
         try:
-            check_same_process(process.pid, views[process.pid])
+            check(process.pid, views[process.pid])
         except (TargetGoneError, RollbackRefusedError) as error:
             raise RollbackRefusedError(
                 f"process {process.pid} ({process.comm}) of epoch {entry.epoch} has ended"
             ) from error
-    with watchdog(max_stop):
-        return in_own_process(lambda: _rollback(entry, views, anyway))
 
 
 def _named(processes: list[LeftOut]) -> str:
@@ -79,10 +107,7 @@ def _named(processes: list[LeftOut]) -> str:
 def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOutcome:
     # Nothing of it may wait for the collector of garbage while the processes stand.
     gc.disable()
-    works = {}
-    for pid, view in views.items():
-        with _about(pid):
-            works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view))
+    works = prepared(views, anyway)
     with ExitStack() as stack:
         tracees = {pid: stack.enter_context(Tracee(pid)) for pid in views}
         try:
@@ -90,27 +115,63 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
         except TargetGoneError as error:
             raise RollbackRefusedError(f"of epoch {entry.epoch} {error}") from error
         with urgent():
-            born = _born(list(views), entry)
-            if born and not anyway:
-                names = ", ".join(f"{pid} ({name_of(pid)})" for pid in born)
-                raise RollbackRefusedError(
-                    f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end "
-                    "them first, or give --anyway; all are as they were"
-                )
-            _apply_all(works, tracees)
-            outcomes, failure = _commit_all(works)
-        for pid in born:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            outcome = put_back(works, tracees, entry, anyway, set())
         for tracee in tracees.values():
             tracee.resume()
-        pause = round((time.perf_counter() - started) * 1e6, 1)
+        outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
+    return concluded(outcome, works)
+
+
+def prepared(views: dict[int, View], anyway: bool) -> dict[int, ProcessRollback]:
+    """The work on each process, planned as far as that goes while they run."""
+    works: dict[int, ProcessRollback] = {}
+    try:
+        for pid, view in views.items():
+            with _about(pid):
+                works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view))
+    except BaseException:
+        for work in works.values():
+            work.close()
+        raise
+    return works
+
+
+def put_back(
+    works: dict[int, ProcessRollback],
+    tracees: dict[int, Tracee],
+    entry: TreeEpoch,
+    anyway: bool,
+    others: set[int],
+) -> TreeOutcome:
+    """Do the work on all processes, which stand, and end those that were born since.
+
+    Args:
+        others: further processes of the tree.
+
+    Raises: as `rollback_tree`.
+    """
+    born = sorted({*_born(list(works), entry), *(others - {*works, *(p.pid for p in entry.left_out)})})
+    if born and not anyway:
+        names = ", ".join(f"{pid} ({name_of(pid)})" for pid in born)
+        raise RollbackRefusedError(
+            f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end "
+            "them first, or give --anyway; all are as they were"
+        )
+    _apply_all(works, tracees)
+    outcomes, failure = _commit_all(works)
+    for pid in born:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     if failure:
         raise failure
-    outcome = TreeOutcome(entry.epoch, outcomes, born, pause)
+    return TreeOutcome(entry.epoch, outcomes, born)
+
+
+def concluded(outcome: TreeOutcome, works: dict[int, ProcessRollback]) -> TreeOutcome:
+    """With its times and its warnings; all run."""
     said: dict[str, list[str]] = {}
-    for pid, one in outcomes.items():
-        one.pause_us = pause
+    for pid, one in outcome.processes.items():
+        one.pause_us = outcome.pause_us
         for word in [*one.warnings, *works[pid].differences()]:
             said.setdefault(word, []).append(f"{pid} ({name_of(pid)})")
     for word, of in said.items():

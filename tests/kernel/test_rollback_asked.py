@@ -145,10 +145,17 @@ def test_a_session_that_cannot(spawn: Spawn, rollee: Rollee, tmp_path: Path, uff
 
 
 def test_a_session_of_a_tree(spawn: Spawn, rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
-    session = session_of(spawn, rollee.pid, tmp_path / "t", "--every", "1h", "--json", "--children")
+    assert rollee.ask("s 1") == "1"
+    options = "--every", "1h", "--json", "--children"
+    session = session_of(spawn, rollee.pid, tmp_path / "t", *options)
     assert session.stdout and session.stdout.readline()
-    failed = uffdtrack("rollback", rollee.pid, tmp_path / "t", code=2)
-    assert "end that one first" in failed.stderr
+    assert rollee.ask("s 2") == "2"
+    done = uffdtrack("rollback", rollee.pid, tmp_path / "t")
+    assert "1 processes of the tree are back at epoch 0" in done.stdout
+    assert rollee.ask("c") == "1" and traps(rollee.pid)
+    failed = uffdtrack("rollback", os.getpid(), tmp_path / "t", code=5)
+    assert "does not belong to epoch 0" in failed.stderr
+    assert session.poll() is None
 
 
 def test_its_rows_go_on(spawn: Spawn, rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:

@@ -1,0 +1,242 @@
+"""A session of a tree goes on from epochs that it has rolled its processes back to."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint.errors import ImageError, RollbackRefusedError
+from checkpoint.rollback.request import Request, fingerprint_of_all, is_served
+from checkpoint.rollback.tree import TreeOutcome
+from checkpoint.rollback.tree_in_session import TreeSessionRollback
+from checkpoint.rollback.work import ProcessRollback
+from checkpoint.targets.process import ProcessTarget
+from checkpoint.tree import Tree, TreeWriter, entry_name
+from checkpoint.tree_session import TreeSession
+from tests.helpers import Build, Run, Spawn, session_of, wait_for
+from tests.kernel.forks import Forks, cut_errors, is_dead
+from tests.kernel.rolled import WITHOUT_RSEQ, held
+from tests.kernel.rollee import Rollee
+from tests.kernel.truth import Truth
+from uffdtrack import children
+from uffdtrack.errors import StorageError, TargetError
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants that have not ended."""
+    return [pid, *(below for child in children(pid) if not is_dead(child) for below in family(child))]
+
+
+class Walk:
+    """A session of a tree, and what the memory of its processes was at each epoch."""
+
+    def __init__(self, stack: ExitStack, pid: int, directory: Path, engine: str) -> None:
+        self.pid = pid
+        self.directory = directory
+        writer = stack.enter_context(TreeWriter(directory, b"", force=False))
+        self.session = stack.enter_context(TreeSession(pid, writer, engine, None))
+        self.rollback = TreeSessionRollback(self.session, directory)
+        self.truths: list[dict[int, Truth]] = []
+        self.parents: list[int] = []
+
+    @contextmanager
+    def held(self) -> Iterator[list[int]]:
+        with ExitStack() as stack:
+            pids = family(self.pid)
+            for pid in pids:
+                stack.enter_context(held(pid))
+            yield pids
+
+    def take(self) -> int:
+        with self.held() as pids:
+            number = self.session.take().epoch
+            self.truths.append({pid: Truth.of(pid) for pid in pids})
+        assert number == len(self.truths) - 1
+        self.parents.append(Tree(self.directory).open(number).parent_epoch)
+        return number
+
+    def back_to(self, epoch: int, anyway: bool = False) -> TreeOutcome:
+        entry = Tree(self.directory).open(epoch)
+        files = fingerprint_of_all(entry.views())
+        with self.held():
+            request = Request(self.pid, epoch, entry.digest, files, anyway, 5.0)
+            outcome: TreeOutcome = self.rollback(request, lambda: None)
+        return outcome
+
+    def wrong(self) -> dict[tuple[int, int], list[str]]:
+        """By epoch and process: pages that are not what they were."""
+        entries, _ = Tree(self.directory).verify(b"")
+        found = {}
+        for entry, truths in zip(entries, self.truths, strict=True):
+            assert {process.pid for process in entry.processes} == truths.keys()
+            for process in entry.processes:
+                found[entry.epoch, process.pid] = truths[process.pid].wrong(entry.view(process))
+        return {where: pages for where, pages in found.items() if pages}
+
+
+@pytest.fixture(params=["ring", "scan"])
+def rolling(request: pytest.FixtureRequest, kernel: None) -> str:
+    engine: str = request.param
+    return engine
+
+
+@pytest.fixture
+def one(rolling: str, spawn: Spawn, build: Build, in_memory: Path) -> Iterator[tuple[Rollee, Walk]]:
+    """A tree of one process, which does what it is told."""
+    rollee = Rollee(spawn, build, env=WITHOUT_RSEQ)
+    with ExitStack() as stack:
+        yield rollee, Walk(stack, rollee.pid, in_memory / "t", rolling)
+
+
+@pytest.fixture
+def ring(rolling: str, forks: Callable[[int], Forks], in_memory: Path) -> Iterator[tuple[Forks, Walk]]:
+    """Three processes, with memory in common."""
+    target = forks(0)
+    assert target.ask("h") == "held"
+    with ExitStack() as stack:
+        yield target, Walk(stack, target.pid, in_memory / "t", rolling)
+
+
+def rewrite(rollee: Rollee, walk: Walk) -> None:
+    """What is compared gets contents of the last epoch again, and what was given back is given back again."""
+    for value in (1, 2):
+        assert rollee.ask(f"s {value}") == str(value)
+        walk.take()
+    walk.back_to(0)
+    assert rollee.ask("s 2") == "2"
+    walk.take()
+    assert rollee.ask("m") == "messed"
+    walk.take()
+    walk.back_to(0)
+    assert rollee.ask("m") == "messed"
+    walk.take()
+
+
+def test_contents_of_the_last_epoch_again(one: tuple[Rollee, Walk]) -> None:
+    rollee, walk = one
+    rewrite(rollee, walk)
+    assert walk.parents == [-1, 0, 0, 2, 0]
+    assert walk.wrong() == {}
+
+
+def test_negative_control(one: tuple[Rollee, Walk], monkeypatch: pytest.MonkeyPatch) -> None:
+    rollee, walk = one
+    monkeypatch.setattr(ProcessTarget, "take_back", lambda self, pending: None)
+    rewrite(rollee, walk)
+    assert {epoch for epoch, _ in walk.wrong()} & {2, 4}
+
+
+def wander(target: Forks, walk: Walk, rounds: int, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        if rng.random() < 0.7:
+            target.go_on(target.token() + 3)
+            assert target.ask("h") == "held"
+        if rng.random() < 0.7 or not walk.truths:
+            walk.take()
+        if rng.random() < 0.6:
+            walk.back_to(rng.randrange(len(walk.truths)))
+    walk.take()
+    assert walk.wrong() == {}
+    assert [error for entry in Tree(walk.directory).entries() for error in cut_errors(entry)] == []
+    target.go_on(target.token() + 100)
+    assert target.errors() == 0
+
+
+def test_random_rollbacks(ring: tuple[Forks, Walk]) -> None:
+    wander(*ring, 12, 4)
+    assert any(parent != n - 1 for n, parent in enumerate(ring[1].parents))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_many_random_rollbacks(ring: tuple[Forks, Walk], seed: int) -> None:
+    wander(*ring, 60, seed)
+
+
+def test_failures(ring: tuple[Forks, Walk], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process fails, and all are as they were; the epoch after is dropped; one was born, or has ended."""
+    target, walk = ring
+    walk.take()
+    then = target.token()
+    target.go_on(then + 3)
+    assert target.ask("h") == "held"
+    now = target.token()
+    walk.take()
+    apply, last = ProcessRollback.apply, family(target.pid)[-1]
+
+    def fails(self: ProcessRollback) -> None:
+        apply(self)
+        if self.pid == last:
+            raise self.taken_back(TargetError("sabotage"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessRollback, "apply", fails)
+        with pytest.raises(RollbackRefusedError, match=r"sabotage.*as it was; so are the others"):
+            walk.back_to(0)
+    assert target.token() == now
+    walk.take()
+    walk.back_to(0)
+    assert target.token() == then
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+
+        def is_full(self: object, *of: object) -> None:
+            raise StorageError("no space left")
+
+        patch.setattr(TreeWriter, "commit", is_full)
+        walk.take()
+    walk.take()
+    assert walk.parents == [-1, 0, 1, 0]
+    target.tell("c")  # one child, which stays
+    born = int(target.read())
+    walk.take()
+    with pytest.raises(RollbackRefusedError, match=f"born since epoch 3 .*{born}"):
+        walk.back_to(3)
+    walk.back_to(3, anyway=True)
+    wait_for(lambda: is_dead(born), "the child has ended")
+    walk.take()
+    assert walk.parents[4:] == [3, 3]
+    assert walk.wrong() == {}
+    with pytest.raises(RollbackRefusedError, match=rf"process {born} \(forks\) of epoch 4 has ended"):
+        walk.back_to(4)
+
+
+def test_by_the_command_line(
+    forks: Callable[[int], Forks], spawn: Spawn, uffdtrack: Run, tmp_path: Path
+) -> None:
+    target, directory = forks(0), tmp_path / "t"
+    assert target.ask("h") == "held"
+    then = target.token()
+    options: Any = ("--every", "50ms", "--json", "--children")
+    with (tmp_path / "rows").open("wb") as rows:
+        session = session_of(spawn, target.pid, directory, *options, start_new_session=True, stdout=rows)
+    wait_for(lambda: is_served(directory) and (tmp_path / "rows").stat().st_size > 0, "it listens")
+    target.go_on(then + 200)
+    assert target.ask("h") == "held"
+    done = json.loads(uffdtrack("rollback", target.pid, f"{directory}@0", "--json").stdout)
+    assert (done["schema"], len(done["processes"])) == ("uffdtrack/tree-rollback/1", 3)
+    assert target.token() == then
+    target.go_on(then + 100)
+    last = Tree(directory).epochs[-1]
+    wait_for(lambda: Tree(directory).epochs[-1] > last + 1, "epochs follow")
+    os.killpg(session.pid, signal.SIGKILL)
+    session.wait()
+    wait_for(lambda: not is_served(directory), "it has ended")
+    assert "each follows its parent" in uffdtrack("verify", directory).stdout
+    assert uffdtrack("ls", directory).stdout.split()[1] == "after"
+    (branch,) = [e.epoch for e in Tree(directory).entries() if e.facts.parent_epoch == 0]
+    assert target.ask("h") == "held"
+    uffdtrack("rollback", target.pid, f"{directory}@{branch - 1}")
+    target.go_on(target.token() + 50)
+    assert target.errors() == 0
+    (directory / entry_name(branch)).unlink()
+    with pytest.raises(ImageError, match="is missing"):
+        Tree(directory).entries()
