@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -132,6 +133,81 @@ def test_negative_control(one: tuple[Rollee, Walk], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ProcessTarget, "take_back", lambda self, pending: None)
     rewrite(rollee, walk)
     assert {epoch for epoch, _ in walk.wrong()} & {2, 4}
+
+
+SHARERS = """
+import mmap, os, sys
+PAGES = 16
+fd = os.memfd_create("shared")
+os.ftruncate(fd, PAGES * 4096)
+memory = mmap.mmap(fd, PAGES * 4096)
+orders, answers = os.pipe(), os.pipe()
+def write(value):
+    for page in range(PAGES):
+        memory[page * 4096 : (page + 1) * 4096] = bytes([value]) * 4096
+def obey(words):
+    global memory
+    if words[0] == "unmap":
+        memory.close()
+    elif words[0] == "map":
+        memory = mmap.mmap(fd, PAGES * 4096)
+    else:
+        write(int(words[1]))
+if not os.fork():
+    while line := os.read(orders[0], 64):
+        obey(line.decode().split())
+        os.write(answers[1], b"!")
+    os._exit(0)
+print("ready", flush=True)
+for line in sys.stdin:
+    who, *words = line.split()
+    if who == "child":
+        os.write(orders[1], " ".join(words).encode())
+        os.read(answers[0], 1)
+    else:
+        obey(words)
+    print("done", flush=True)
+"""
+
+
+def test_who_stores_shared_memory_changes(rolling: str, spawn: Spawn, root: None, in_memory: Path) -> None:
+    """The first that maps it stores it: at one epoch the parent, at another one the child."""
+    process = spawn(sys.executable, "-u", "-c", SHARERS)
+
+    def tell(line: str) -> None:
+        assert process.stdin and process.stdout
+        process.stdin.write(line.encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"done\n"
+
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    with ExitStack() as stack:
+        walk = Walk(stack, process.pid, in_memory / "t", rolling)
+        tell("parent write 1")
+        walk.take()
+        for value in (2, 1):
+            tell("parent unmap")
+            tell(f"child write {value}")
+            walk.take()
+            walk.back_to(0)
+        walk.take()
+        for _ in range(2):
+            tell("parent unmap")
+            tell("child write 2")
+            walk.take()
+            walk.back_to(1)
+            tell("parent map")
+            tell("parent write 1")
+            walk.take()
+            walk.back_to(3)
+        tell("child unmap")
+        walk.take()
+        assert walk.wrong() == {}
+        stored = {
+            tuple(bool(view.epoch.facts.elsewhere) for view in entry.views().values())
+            for entry in Tree(walk.directory).entries()
+        }
+        assert {(False, True), (False, False)} <= stored
 
 
 def wander(target: Forks, walk: Walk, rounds: int, seed: int) -> None:
