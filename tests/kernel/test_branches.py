@@ -245,9 +245,12 @@ def test_sessions_that_are_killed(
             options: Any = ("--every", "5ms", "--json")
             session = session_of(spawn, rollee.pid, directory, *options, start_new_session=True, stdout=out)
         wait_for(lambda d=directory, r=rows: is_served(d) and r.stat().st_size > 0, "it listens")  # type: ignore[misc]
+        last = 0
         for value in (2, 3, 2):
             assert rollee.ask(f"s {value}") == str(value)
-            view = Chain(directory).view(rng.randint(0, Chain(directory).epochs[-1]))
+            wait_for(lambda d=directory, n=last: Chain(d).epochs[-1] > n, "an epoch follows")  # type: ignore[misc]
+            last = Chain(directory).epochs[-1]
+            view = Chain(directory).view(rng.randrange(last))
             epoch = view.epoch
             outcome = ask(
                 directory, Request(rollee.pid, epoch.epoch, epoch.digest, fingerprint(view), False, 5.0)

@@ -296,6 +296,7 @@ def test_by_the_command_line(
         session = session_of(spawn, target.pid, directory, *options, start_new_session=True, stdout=rows)
     wait_for(lambda: is_served(directory) and (tmp_path / "rows").stat().st_size > 0, "it listens")
     target.go_on(then + 200)
+    wait_for(lambda: Tree(directory).epochs[-1] > 1, "some epochs are there")
     assert target.ask("h") == "held"
     done = json.loads(uffdtrack("rollback", target.pid, f"{directory}@0", "--json").stdout)
     assert (done["schema"], len(done["processes"])) == ("uffdtrack/tree-rollback/1", 3)
