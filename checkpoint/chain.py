@@ -12,6 +12,7 @@ from checkpoint.directory import choose, numbers
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed, open_regular
 from checkpoint.image import EpochFile
+from checkpoint.kept_in_memory import check_in_files
 from checkpoint.view import Shared, View, join
 from uffdtrack.errors import InvalidInputError
 
@@ -45,7 +46,7 @@ class Chain:
     """A directory of epoch files.
 
     Raises:
-        InvalidInputError: there is no such directory, or no epoch in it.
+        InvalidInputError: there is no such directory, or no epoch in it; a session keeps them in memory.
     """
 
     def __init__(self, directory: Path, parse: Callable[[Path], EpochFile] = EpochFile) -> None:
@@ -54,6 +55,7 @@ class Chain:
         """
         self.directory = directory
         self._parse = parse
+        check_in_files(directory)
         # Before the names: a session adds its epoch first, and its number here after.
         self._head = _head(directory)
         self.epochs = epoch_numbers(directory)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from checkpoint.facts import Elsewhere, TargetFacts
+from checkpoint.facts import Elsewhere, ImageFacts, TargetFacts
+from checkpoint.objects import ObjectFacts
 from checkpoint.row import Row
 from uffdtrack import StopTimes, Window
 
@@ -68,6 +69,8 @@ class EpochRow(Row):
         time_ns: when it was taken, on the host's clock.
         max_dirty, overshoot: the limit of dirty pages, if there is one, and by how many pages we exceed it.
         digest: known when the epoch is whole; no image has it.
+        kept, kept_bytes: it is not durable: so many epochs, this one included, are in the session's memory,
+            with so many bytes.
         write_us: from when the target ran on until the epoch was safe; no image has it.
     """
 
@@ -98,6 +101,8 @@ class EpochRow(Row):
     overshoot: int | None = None
     digest: str | None = None
     member: Membership | None = None
+    kept: int | None = None
+    kept_bytes: int | None = None
     write_us: float | None = None
 
     @property
@@ -144,6 +149,45 @@ class Epoch:
             bytes=content,
             overshoot=beyond if limit else None,
         )
+
+
+def image_facts(
+    epoch: Epoch,
+    row: EpochRow,
+    parent: tuple[str, int | None],
+    keyed: bool,
+    regions: list[Any],
+    objects: ObjectFacts,
+) -> ImageFacts:
+    """What an image says of an epoch.
+
+    Args:
+        row: the epoch's, counted.
+        parent: its digest, and its number, if that is not the one before.
+        regions: as the image describes them.
+        objects: what it stores of the target's state.
+    """
+    window, target = epoch.window, epoch.facts
+    return ImageFacts(
+        epoch=row.epoch,
+        base=row.base,
+        parent=parent[0],
+        parent_epoch=parent[1],
+        keyed=keyed,
+        row=row.to_json(),
+        reset=window.reset.tolist(),
+        threads=[t.tid for t in window.threads if not t.worker],
+        kernel_threads=[t.tid for t in window.threads if t.worker],
+        regions=regions,
+        process=target.process,
+        files=target.files,
+        heap_end=target.heap_end,
+        attributes=target.attributes,
+        attributes_unknown=target.attributes_unknown,
+        objects=objects,
+        elsewhere=epoch.elsewhere,
+        vm=target.vm,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -150,17 +151,9 @@ class EpochFile:
     def _load_notes(self, data: bytes, at: int) -> None:
         self.notes: list[tuple[bytes, int, bytes]] = []
         self._digest_at = -1
-        pos = 0
-        while pos < len(data):
-            name_size, size, kind = struct.unpack_from("<III", data, pos)
-            name_at = pos + 12
-            data_at = name_at + (name_size + 3) // 4 * 4
-            pos = data_at + (size + 3) // 4 * 4
-            if pos > len(data):
-                raise ValueError("a note is cut off")
-            name = data[name_at : name_at + name_size].rstrip(b"\0")
-            self.notes.append((name, kind, data[data_at : data_at + size]))
-            if name == NOTE_NAME and kind in KINDS and size == DIGEST_SIZE:
+        for name, kind, note, data_at in split_notes(data):
+            self.notes.append((name, kind, note))
+            if name == NOTE_NAME and kind in KINDS and len(note) == DIGEST_SIZE:
                 self._digest_at, self._digest_kind = at + data_at, kind
         own = {kind: data for name, kind, data in self.notes if name == NOTE_NAME}
         if self._digest_at < 0:
@@ -224,3 +217,20 @@ class EpochFile:
                 elif (name, kind) == (NOTE_NAME, NOTE_RSEQ):
                     states.append(replace(states.pop(), rseq=Rseq(*RSEQ.unpack(data))))
         return states
+
+
+def split_notes(data: bytes) -> Iterator[tuple[bytes, int, bytes, int]]:
+    """ELF notes: name, kind, data, and where the data is.
+
+    Raises:
+        ValueError, struct.error: they are cut off.
+    """
+    pos = 0
+    while pos < len(data):
+        name_size, size, kind = struct.unpack_from("<III", data, pos)
+        name_at = pos + 12
+        data_at = name_at + (name_size + 3) // 4 * 4
+        pos = data_at + (size + 3) // 4 * 4
+        if pos > len(data):
+            raise ValueError("a note is cut off")
+        yield data[name_at : name_at + name_size].rstrip(b"\0"), kind, data[data_at : data_at + size], data_at

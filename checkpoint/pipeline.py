@@ -58,12 +58,14 @@ class Pipeline:
         tell: gets each epoch when it is safe, in the thread that made it safe.
         durable: an epoch is safe so many seconds after it was taken, if the disk can do that: until half of
             them are over it waits for others, to become safe with them. None: it does not wait.
+        at_once: each epoch is written, and safe, before the session goes on.
         wake: called in any thread when something has failed; `calm`: in the session's thread, when it knows.
     """
 
     def __init__(self) -> None:
         self.tell: Callable[[Any], None] = lambda job: None
         self.durable: float | None = None
+        self.at_once = False
         self.wake: Callable[[], None] = lambda: None
         self.calm: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
@@ -82,12 +84,12 @@ class Pipeline:
     # -- the session's thread ---------------------------------------------------------------------
 
     def put(self, job: Job) -> None:
-        """Take an epoch. It is written while the session goes on, unless it is a base.
+        """Take an epoch. It is written while the session goes on, unless it is a base, or `at_once`.
 
         Raises:
             StorageError, OutputError: see `check`; without threads or of a base, its own, too.
         """
-        if job.base or not self._begin():
+        if job.base or self.at_once or not self._begin():
             self.run(job)
             self.tell(job)
             return

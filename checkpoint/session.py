@@ -11,7 +11,7 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow, Times, TreeRow
 from checkpoint.pipeline import Pipeline
 from checkpoint.precopy import SessionInterrupted
-from checkpoint.sink import ChainSink, Draft
+from checkpoint.sink import ChainSink, Draft, Sink
 from checkpoint.source import Source
 from checkpoint.stream import Circumstances, Part, Stream
 from uffdtrack import Window
@@ -159,15 +159,21 @@ class Session(Taker[EpochRow]):
     """Takes epochs of one target into one directory, the base first."""
 
     def __init__(
-        self, target: Source, chain: ChainWriter, interrupted: Callable[[], bool] = lambda: False
+        self,
+        target: Source,
+        chain: ChainWriter,
+        interrupted: Callable[[], bool] = lambda: False,
+        sink: Sink | None = None,
     ) -> None:
         """Args:
         interrupted: called while a base is copied; if it returns True the base is dropped.
+        sink: where the epochs go, if not into the chain.
         """
         super().__init__()
         self.target = target
         self.sink = ChainSink(chain)
-        self.stream = Stream(target, self.sink, interrupted)
+        self.stream = Stream(target, sink or self.sink, interrupted)
+        self.pipeline.at_once = self.stream.sink.at_once
 
     def begin(self) -> SingleEpoch:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from checkpoint.chain_writer import ChainWriter
-from checkpoint.epoch import Epoch, EpochRow
+from checkpoint.epoch import Epoch, EpochRow, image_facts
 from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translated
 from checkpoint.image_writer import EpochWriter
@@ -40,11 +40,11 @@ class Draft(PageSink, Protocol):
     """An epoch on its way into a sink.
 
     Attributes:
-        directory: where its name is.
+        directory: where its name is; None: it has none.
     """
 
     @property
-    def directory(self) -> Path: ...
+    def directory(self) -> Path | None: ...
 
     def finish(self, epoch: Epoch) -> EpochRow:
         """Add the pages of its window and make it whole, but not safe yet. Returns its row, with the digest.
@@ -70,7 +70,13 @@ class Draft(PageSink, Protocol):
 
 
 class Sink(Protocol):
-    """Takes the epochs of one source, one after the other."""
+    """Takes the epochs of one source, one after the other.
+
+    Attributes:
+        at_once: an epoch is written faster than it is handed over to another thread.
+    """
+
+    at_once: bool
 
     def begin(self) -> Draft:
         """Begin the epoch after the last one that was begun.
@@ -100,6 +106,8 @@ class Tip:
 
 class ChainSink:
     """Writes epochs as files of a chain."""
+
+    at_once = False
 
     def __init__(self, chain: ChainWriter) -> None:
         self.chain = chain
@@ -149,26 +157,10 @@ class ChainDraft:
 
         def describe(pages: int, content: int) -> ImageFacts:
             rows.append(epoch.counted(last.number, pages, content))
-            return ImageFacts(
-                epoch=last.number,
-                base=epoch.row.base,
-                parent=last.digest,
-                parent_epoch=None if last.parent == last.number - 1 else last.parent,
-                keyed=self.file.keyed,
-                row=rows[0].to_json(),
-                reset=window.reset.tolist(),
-                threads=[t.tid for t in window.threads if not t.worker],
-                kernel_threads=[t.tid for t in window.threads if t.worker],
-                regions=self._sink.described(window.regions),
-                process=target.process,
-                files=target.files,
-                heap_end=target.heap_end,
-                attributes=target.attributes,
-                attributes_unknown=target.attributes_unknown,
-                objects=increment(before, target.objects) if target.objects else ObjectFacts([]),
-                elsewhere=epoch.elsewhere,
-                vm=target.vm,
-            )
+            objects = increment(before, target.objects) if target.objects else ObjectFacts([])
+            regions = self._sink.described(window.regions)
+            parent = None if last.parent == last.number - 1 else last.parent
+            return image_facts(epoch, rows[0], (last.digest, parent), self.file.keyed, regions, objects)
 
         self.void(window.reset)
         copies = self._sink.copies
@@ -215,6 +207,6 @@ def make_safe(drafts: Sequence[Draft]) -> None:
     side_by_side(lambda draft: draft.sync(), drafts)
     for draft in drafts:
         draft.name()
-    for directory in {draft.directory: None for draft in drafts}:
+    for directory in {draft.directory: None for draft in drafts if draft.directory}:
         with translated(directory):
             sync_directory(directory)

@@ -79,7 +79,10 @@ def to_runs(pages: Pages) -> Runs:
 
 def merge_runs(*several: Runs) -> Runs:
     """The union of lists of ranges, in any order and overlapping; touching ranges become one."""
-    runs = np.concatenate(several).astype(np.uint64, copy=False)
+    some = [runs for runs in several if len(runs)]
+    if not some:
+        return no_runs()
+    runs = np.concatenate(some).astype(np.uint64, copy=False)
     if len(runs) < 2 or (runs[1:, 0] > runs[:-1, 1]).all():
         return runs
     runs = runs[np.argsort(runs[:, 0], kind="stable")]

@@ -31,7 +31,8 @@ class Options:
     key: bytes
     as_json: bool
     follow_shared: bool = False
-    """Only sessions of processes have it."""
+    keep: int | None = None
+    """Only sessions of processes have the last two."""
 
     @property
     def schedule(self) -> Schedule:
@@ -39,7 +40,7 @@ class Options:
 
 
 def session_options(output: str, required: bool, engines: Sequence[str], engine: str,
-                    document: str, max_dirty: str, follow_shared: str = "",
+                    document: str, max_dirty: str, follow_shared: str = "", keep: str = "",
                     ) -> Callable[[Verb], Verb]:  # fmt: skip
     """The options of a session, which a verb gets as one argument, `options`.
 
@@ -47,7 +48,7 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
         output: the help of --output; `required`: the user has to give it.
         engines: the choices; `engine` is the default, `document` describes them.
         max_dirty: the help of --max-dirty.
-        follow_shared: the help of --follow-shared; "": there is no such option.
+        follow_shared, keep: the help of --follow-shared and --keep; "": there is no such option.
     """
     every_option = [
         click.option("-o", "--output", "directory", type=DIRECTORY, required=required, help=output),
@@ -76,6 +77,9 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
     ]  # fmt: skip
     if follow_shared:
         every_option.append(click.option("--follow-shared", is_flag=True, help=follow_shared))
+    if keep:
+        keep_option = click.option("--keep", type=click.IntRange(min=1), metavar="K", help=keep)
+        every_option.append(keep_option)
 
     def decorate(verb: Verb) -> Verb:
         @functools.wraps(verb)

@@ -12,10 +12,12 @@ from checkpoint.cli.common import PID, Place, json_option, key_option, max_stop_
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.tree import rollback_tree_to
 from checkpoint.directory import Lock
+from checkpoint.kept_in_memory import keeper_of
 from checkpoint.rollback.order import rollback
-from checkpoint.rollback.request import Request, ask, fingerprint, is_served, outcome_row
+from checkpoint.rollback.request import LAST, Request, ask, fingerprint, is_served, outcome_row
 from checkpoint.rollback.work import Outcome
 from checkpoint.tree import is_tree
+from uffdtrack.errors import InvalidInputError
 
 
 @click.command("rollback", short_help="Put a live process back to an epoch.")
@@ -46,8 +48,10 @@ def command(
     if is_tree(place[0]):
         rollback_tree_to(pid, place, key, anyway, max_stop, as_json)
         return
-    Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
-    outcome = by_session(pid, place, key, anyway, max_stop)
+    outcome = from_memory(pid, place, anyway, max_stop)
+    if outcome is None:
+        Chain(place[0]).open(place[1])  # before the lock makes a file in what is no chain
+        outcome = by_session(pid, place, key, anyway, max_stop)
     if outcome is None:
         with Lock(place[0]):
             outcome = rollback(pid, open_view(place, key), anyway, max_stop)
@@ -61,6 +65,25 @@ def command(
             f"{outcome.mappings} mappings changed, {len(outcome.ended)} threads ended, "
             f"paused {report.duration(outcome.pause_us)}"
         )
+
+
+def from_memory(pid: int, place: tuple[Path, int | None], anyway: bool, max_stop: float) -> Outcome | None:
+    """Let the session do it that keeps the epochs in its memory. None: they are in files.
+
+    Raises:
+        InvalidInputError: the session is about to end, and the epochs with it.
+    """
+    keeper = keeper_of(place[0])
+    if keeper is None:
+        return None
+    epoch = LAST if place[1] is None else place[1]
+    outcome = ask(place[0], Request(pid, epoch, "", "", anyway, max_stop))
+    if outcome is None:
+        raise InvalidInputError(
+            f"process {keeper}, which keeps the epochs of {place[0]} in memory, does not answer: it is "
+            "about to end, and they with it"
+        )
+    return outcome
 
 
 def by_session(

@@ -6,7 +6,6 @@ import os
 import resource
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 from checkpoint import report
 from checkpoint.chain_writer import ChainWriter
@@ -15,6 +14,8 @@ from checkpoint.cli.options import Options, session_options
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import ChildWait, ServingWait, Wait
 from checkpoint.epoch import EpochRow
+from checkpoint.kept_in_memory import kept_here
+from checkpoint.recent import RecentSink
 from checkpoint.rollback.in_session import SessionRollback
 from checkpoint.rollback.requests import Requests
 from checkpoint.session import Session
@@ -33,6 +34,7 @@ process_options = session_options(
     "Take an epoch as soon as so many pages are dirty, too.",
     "Track anonymous and System V shared memory that only the process maps, instead of comparing all of it: "
     "for hundreds of MiB. The process waits for us in some calls on it (docs/limits.md).",
+    "Keep the last K epochs in memory, for rollbacks by this session, and write no files (docs/keep.md).",
 )
 Target = int | Callable[[], int]
 """A pid, or a function that starts the process; we call it when we have locked the directory."""
@@ -88,6 +90,8 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         raise InvalidInputError("--follow-shared goes with the engines ring and scan")
     directory = options.directory
     assert directory
+    if options.keep and options.durable:
+        raise InvalidInputError("--durable does not go with --keep: what is kept in memory is never durable")
     check_first(process)
     if is_tree(directory):
         raise InvalidInputError(f"{directory} holds epochs of a tree of processes; give another directory")
@@ -101,8 +105,11 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
                 say(f"warning: {warning}")
             with Wait(target, lifeline) as interrupt, Progress() as progress:
                 name = f"process {pid}" if isinstance(process, int) else "the command"
-                session = Session(target, chain, interrupt.seen)
-                work = SessionRollback(session, target, directory)
+                recent = stack.enter_context(RecentSink(options.keep)) if options.keep else None
+                session = Session(target, chain, interrupt.seen, recent)
+                work = SessionRollback(session, target, directory, recent)
+                if recent:
+                    stack.enter_context(kept_here(directory, os.getpid()))
                 with Requests(directory, work, interrupt.wake) as requests:
                     served = ServingWait(requests, session, interrupt.wait).wait
                     wait = ChildWait(pid, name, served).wait
@@ -113,15 +120,20 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         taken.ended = taken.ended or handle.has_ended()
 
     how = "has ended" if taken.ended else "runs on, untracked"
-    taken.conclude(lambda rows: summary(pid, directory, rows), f"process {pid} {how}")
+    where = (
+        f"the memory of the session, which has ended: {directory} has none"
+        if options.keep
+        else str(directory)
+    )
+    taken.conclude(lambda rows: summary(pid, where, rows), f"process {pid} {how}")
     return taken.ended
 
 
-def summary(pid: int, directory: Path, rows: list[EpochRow]) -> str:
+def summary(pid: int, where: str, rows: list[EpochRow]) -> str:
     total = report.size(sum(row.bytes for row in rows))
     over = max(row.overshoot or 0 for row in rows)
     return (
-        f"process {pid}: {report.span(0, rows[-1].epoch)} in {directory}, {total}; "
+        f"process {pid}: {report.span(0, rows[-1].epoch)} in {where}, {total}; "
         + report.pause_summary(rows)
         + (f"; at most {over} pages beyond the limit" if rows[0].max_dirty else "")
     )

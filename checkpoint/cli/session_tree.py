@@ -38,6 +38,8 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
     """
     if options.follow_shared:
         raise InvalidInputError("--follow-shared is of one process: it does not go with --children")
+    if options.keep:
+        raise InvalidInputError("--keep is of one process: it does not go with --children")
     traits = choose_for_process(options.engine, probe(), options.max_dirty)
     directory = options.directory
     assert directory

@@ -10,16 +10,18 @@ from pathlib import Path
 from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
+from checkpoint.recent import RecentSink
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
 from checkpoint.rollback.own_process import undisturbed, urgent
-from checkpoint.rollback.request import Request, fingerprint
+from checkpoint.rollback.request import LAST, Request, fingerprint
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.session import Session
 from checkpoint.sink import ChainSink
 from checkpoint.stream import Stream
 from checkpoint.targets.process import ProcessTarget
+from checkpoint.view import View
 from uffdtrack import Runs, Standing, standing
 from uffdtrack.errors import (
     InvalidInputError,
@@ -100,10 +102,14 @@ def go_on_from(
 class SessionRollback:
     """Rolls the target of a session back, between two of its epochs. The session goes on from there."""
 
-    def __init__(self, session: Session, target: ProcessTarget, directory: Path) -> None:
+    def __init__(
+        self, session: Session, target: ProcessTarget, directory: Path, recent: RecentSink | None = None
+    ) -> None:
         """Args:
         directory: of its chain.
+        recent: what keeps its epochs instead of the chain.
         """
+        self._recent = recent
         self._session = session
         self._target = target
         self._directory = directory
@@ -130,24 +136,18 @@ class SessionRollback:
             return self._roll_back(request)
 
     def _roll_back(self, request: Request) -> Outcome:
-        chain = Chain(self._directory, self._files)
-        files = chain.files()
-        view = chain.view(request.epoch, files)
-        if (view.epoch.digest, fingerprint(view)) != (request.digest, request.files):
-            raise InvalidInputError(f"{view.epoch.path} was replaced while it was read; try again")
+        view, where, known = self._find(request)
         check_identity(request.pid, view)
         if request.pid != self._target.pid:
             raise InvalidInputError(f"the session on {self._directory} follows process {self._target.pid}")
         self._target.check_stop()
-        known = None
-        if not self._session.stream.is_due:
-            known = apart(files, self._session.sink.tip.parent, request.epoch)
-        since = Since(self._target, known.where if known else None)
+        since = Since(self._target, where)
         with ProcessRollback(self._target.pid, view, request.anyway, changes=since) as work:
             work.most = request.max_stop
             try:
                 outcome = self._stand(work, since)
-                go_on_from(work, known, self._target, self._session.stream, self._session.sink)
+                if not self._recent:  # there, the next epoch follows the last one, and has what was changed
+                    go_on_from(work, known, self._target, self._session.stream, self._session.sink)
             except (PermissionDeniedError, StopTimeoutError) as error:
                 raise self._target.why_not_stopped(error) or error from error
             except MaxStopError:
@@ -157,6 +157,22 @@ class SessionRollback:
                 self._target.was_changed()
             outcome.warnings += work.differences()
         return outcome
+
+    def _find(self, request: Request) -> tuple[View, Runs | None, Apart | None]:
+        """The memory of the epoch that is asked for, and where the last epoch may have other contents."""
+        is_due = self._session.stream.is_due
+        if self._recent:
+            if request.digest:
+                raise InvalidInputError(f"{self._directory} was a chain, and is not any more; try again")
+            view = self._recent.view(None if request.epoch == LAST else request.epoch)
+            return view, None if is_due else self._recent.written_since(view.epoch.epoch), None
+        chain = Chain(self._directory, self._files)
+        files = chain.files()
+        view = chain.view(request.epoch, files)
+        if (view.epoch.digest, fingerprint(view)) != (request.digest, request.files):
+            raise InvalidInputError(f"{view.epoch.path} was replaced while it was read; try again")
+        known = None if is_due else apart(files, self._session.sink.tip.parent, request.epoch)
+        return view, known.where if known else None, known
 
     def _stand(self, work: ProcessRollback, since: Since) -> Outcome:
         target = self._target

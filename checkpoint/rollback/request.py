@@ -24,6 +24,7 @@ from uffdtrack.errors import TargetError, UffdtrackError
 SOCKET = ".session"
 LONGEST = 1 << 16
 """Bytes of a line."""
+LAST = -1
 _CREDENTIALS = struct.Struct("3i")  # struct ucred (unix(7))
 
 
@@ -32,8 +33,9 @@ class Request(Row):
     """What a session is asked for.
 
     Attributes:
+        epoch: `LAST`: the last one, of those that a session keeps in memory.
         digest, files: of the epoch, and of all files that its memory is in (`fingerprint`), as they were
-            verified.
+            verified; "" of an epoch in memory.
         anyway, max_stop: see `rollback`.
     """
 

@@ -16,6 +16,7 @@ from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
+from checkpoint.recent import RecentSink
 from checkpoint.rollback.in_session import SessionRollback
 from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.rollback.work import Outcome
@@ -50,13 +51,21 @@ def held(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def unlike(a: View, b: View) -> list[str]:
+Held = tuple[Any, Any]
+
+
+def contents_of(view: View) -> Held:
+    """Its page numbers and their contents."""
+    return view.pages, view.read(view.pages)
+
+
+def unlike(a: Held, b: Held) -> list[str]:
     """Pages of two epochs with other contents; one that an epoch lacks counts as zeros."""
-    pages = np.union1d(a.pages, b.pages)
+    pages = np.union1d(a[0], b[0])
     contents = []
-    for view in (a, b):
+    for known, found in (a, b):
         out = np.zeros((len(pages), PAGE), np.uint8)
-        out[np.isin(pages, view.pages)] = view.read(view.pages)
+        out[np.isin(pages, known)] = found
         contents.append(out)
     return [f"{page * PAGE:#x}" for page in pages[(contents[0] != contents[1]).any(axis=1)].tolist()]
 
@@ -65,30 +74,56 @@ class Rolled:
     """A session on a process, with rollbacks between its epochs."""
 
     def __init__(
-        self, stack: ExitStack, pid: int, directory: Path, engine: str, follow_shared: bool = False
+        self,
+        stack: ExitStack,
+        pid: int,
+        directory: Path,
+        engine: str,
+        follow_shared: bool = False,
+        keep: int = 0,
     ) -> None:
         self.pid = pid
         self.directory = directory
         chain = stack.enter_context(ChainWriter(directory, b"", force=False))
         self.target = stack.enter_context(ProcessTarget(pid, engine, follow_shared=follow_shared))
-        self.session = Session(self.target, chain)
-        self.rollback = SessionRollback(self.session, self.target, directory)
+        self.recent = stack.enter_context(RecentSink(keep)) if keep else None
+        self.session = Session(self.target, chain, sink=self.recent)
+        self.rollback = SessionRollback(self.session, self.target, directory, self.recent)
 
     def take(self) -> EpochFile:
-        return EpochFile(self.directory / f"epoch-{self.session.take().epoch:08d}.core")
+        number = self.session.take().epoch
+        if self.recent:
+            return self.recent.view(number).epoch
+        return EpochFile(self.directory / f"epoch-{number:08d}.core")
+
+    def view(self, epoch: int) -> View:
+        return self.recent.view(epoch) if self.recent else Chain(self.directory).view(epoch)
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """The first and the last one that there are."""
+        if self.recent:
+            return self.recent.kept[0].epoch, self.recent.kept[-1].epoch
+        return 0, self.session.sink.tip.number - 1
 
     def back_to(self, epoch: int, **more: Any) -> Outcome:
-        view = Chain(self.directory).view(epoch)
         options = {"anyway": False, "max_stop": 5.0, **more}
+        if self.recent:
+            return self.rollback(Request(self.pid, epoch, "", "", **options), lambda: None)
+        view = Chain(self.directory).view(epoch)
         request = Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options)
         return self.rollback(request, lambda: None)
 
 
 def roll(
-    pid: int, control: int, directory: Path, engine: str, rounds: int, seed: int, sabotage: str = ""
-) -> int:
+    pid: int, control: int, directory: Path, engine: str, rounds: int, seed: int, sabotage: str = "",
+    keep: int = 0,
+) -> int:  # fmt: skip
     """Epochs and rollbacks at random; returns how many of these were done. The others were refused, since a
     thread of the epoch has ended.
+
+    Args:
+        keep: the session keeps so many epochs in memory, instead of a chain.
 
     Raises:
         AssertionError: a byte is wrong, in the process, or in an epoch after that.
@@ -103,15 +138,15 @@ def roll(
         states[file.epoch] = dict(memory.pages)
 
     with ExitStack() as stack:
-        rolled = Rolled(stack, pid, directory, engine)
+        rolled = Rolled(stack, pid, directory, engine, keep=keep)
         note(rolled.take())
         if sabotage:
             stack.enter_context(broken(sabotage))
         for _ in range(rounds):
             for _ in range(rng.randrange(3)):
                 note(rolled.take())
-            last = rolled.session.sink.tip.number - 1
-            epoch = rng.choice([last, rng.randint(max(0, last - 12), last)])
+            first, last = rolled.epochs
+            epoch = rng.choice([last, rng.randint(max(first, last - 12), last)])
             with held(pid):
                 try:
                     rolled.back_to(epoch)
@@ -119,14 +154,15 @@ def roll(
                     assert "ended since and cannot be made again" in str(error), error
                     continue
                 done += 1
-                view = Chain(directory).view(epoch)
+                view = rolled.view(epoch)
                 wrong = differing(pid, view)
                 assert not wrong, f"epoch {epoch}: {len(wrong)} pages, {wrong[:3]}"
+                then = contents_of(view)
                 file = rolled.take()
-                now = Chain(directory).view(file.epoch)
-                changed = unlike(view, now)
+                changed = unlike(then, contents_of(rolled.view(file.epoch)))
                 assert not changed, f"epoch {file.epoch} is not epoch {epoch}: {changed[:3]}"
-            assert file.parent_epoch == epoch
-            memory.pages = dict(states[epoch])
+            if not keep:
+                assert file.parent_epoch == epoch
+                memory.pages = dict(states[epoch])
             note(file)
     return done
