@@ -18,6 +18,7 @@ from checkpoint.epoch import Epoch, EpochRow, Times
 from checkpoint.facts import TargetFacts
 from checkpoint.image import EpochFile
 from checkpoint.sink import ChainDraft, ChainSink, make_safe
+from checkpoint.view import View
 from tests.unit.images import BASE, PROCESS
 from uffdtrack import PAGE, Region, Window
 from uffdtrack.errors import StorageError
@@ -107,12 +108,16 @@ def window(
     )  # fmt: skip
 
 
-def finish(sink: ChainSink, taken: Window, base: bool = False) -> tuple[ChainDraft, EpochRow]:
+def epoch_of(taken: Window, base: bool) -> Epoch:
     row = EpochRow(
         epoch=-1, base=base, pid=7, engine="scan", pages=0, bytes=0, times=Times(0, 0, 0, 0, 0), threads=1
     )  # fmt: skip
+    return Epoch(row, taken, b"", TargetFacts(PROCESS))
+
+
+def finish(sink: ChainSink, taken: Window, base: bool = False) -> tuple[ChainDraft, EpochRow]:
     draft = sink.begin()
-    return draft, draft.finish(Epoch(row, taken, b"", TargetFacts(PROCESS)))
+    return draft, draft.finish(epoch_of(taken, base))
 
 
 def store(sink: ChainSink, taken: Window, base: bool = False) -> EpochRow:
@@ -123,7 +128,10 @@ def store(sink: ChainSink, taken: Window, base: bool = False) -> EpochRow:
 
 
 def contents_of(chain: Chain, epoch: int, files: list[EpochFile] | None = None) -> Memory:
-    view = chain.view(epoch, files)
+    return memory_of(chain.view(epoch, files))
+
+
+def memory_of(view: View) -> Memory:
     held = view.read(view.pages)
     return {int(p) - FIRST_PAGE: c.tobytes() for p, c in zip(view.pages, held, strict=True)}
 

@@ -1,0 +1,113 @@
+"""Epochs that are kept in memory, against a model, with as little memory as they may have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from checkpoint import arena, recent
+from checkpoint.recent import Index, RecentSink
+from checkpoint.sink import make_safe
+from tests.unit.histories import PAGES, Memory, Target, epoch_of, memory_of, regions_of, window
+from uffdtrack import PAGE
+from uffdtrack.errors import InvalidInputError, StorageError
+
+
+def taken_rows(sink: RecentSink) -> int:
+    rows = np.concatenate([kept.index.rows for kept in sink.kept] or [np.empty(0, np.int64)])
+    rows = rows[rows >= 0]
+    assert len(np.unique(rows)) == len(rows), "a page has two owners"
+    return len(rows)
+
+
+def run(seed: int, most: int, epochs: int = 60) -> None:
+    """Random epochs; some are dropped, some are bases that came in parts.
+
+    Raises:
+        AssertionError: a kept epoch is not what it was, or memory is lost.
+    """
+    target, states = Target(seed), dict[int, Memory]()
+    rng = target.rng
+    with RecentSink(most) as sink:
+        for _ in range(epochs):
+            target.work()
+            base = not states or rng.random() < 0.1
+            draft = sink.begin()
+            if base:
+                early = target.memory.copy()
+                pages = sorted(early)
+                draft.add(*_parts(early, pages[: len(pages) // 2]))
+                draft.add(*_parts(early, pages))
+                target.work()
+            taken = target.window()
+            held = target.taken()
+            row = draft.finish(epoch_of(taken, base))
+            if rng.random() < 0.2:
+                draft.withdraw()
+                target.take_back(held)
+                if base:
+                    target.pending |= target.memory.keys()
+                    target.reset = set(range(PAGES))
+                continue
+            make_safe([draft])
+            draft.committed(last=True)
+            states[row.epoch] = dict(target.memory)
+            kept = [one.epoch for one in sink.kept]
+            assert kept == list(states)[-most:] and row.kept == len(kept)
+            assert sink.arena.used == taken_rows(sink) * PAGE
+            for number in kept:
+                assert memory_of(sink.view(number)) == states[number], f"epoch {number}"
+        with pytest.raises(InvalidInputError, match="the session keeps the epochs"):
+            sink.view(states and max(states) + 1)
+
+
+def _parts(memory: Memory, pages: list[int]) -> tuple[object, ...]:
+    full = [p for p in pages if any(memory[p])]
+    part = window([], full, sorted({*pages} - {*full}), b"".join(memory[p] for p in full))
+    return part.data, part.zero, part.contents
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_each_epoch_is_what_it_was(seed: int, most: int) -> None:
+    run(seed, most)
+
+
+def test_negative_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that keeps the earlier page must show."""
+    monkeypatch.setattr(Index, "update", lambda self, later: later.rows)
+    with pytest.raises(AssertionError):
+        run(0, 2)
+
+
+def store(sink: RecentSink, pages: int, fill: int, base: bool = False) -> None:
+    draft = sink.begin()
+    draft.finish(
+        epoch_of(window(regions_of(PAGES), list(range(pages)), [], bytes([fill]) * pages * PAGE), base)
+    )
+    draft.committed(last=True)
+
+
+def test_it_keeps_fewer_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "available", lambda: 2 * (40 * PAGE + 40 * recent._BESIDE))
+    with RecentSink(30) as sink:
+        store(sink, 10, 1, base=True)
+        for n in range(20):
+            store(sink, 5, n + 2)
+            assert sink.size <= sink.arena.limit
+        assert 2 < len(sink.kept) < 15
+        assert memory_of(sink.view(20))[0] == bytes([21]) * PAGE
+        assert memory_of(sink.view(20))[9] == bytes([1]) * PAGE
+        with pytest.raises(StorageError, match="does not fit into memory"):
+            store(sink, 96, 99)
+        with pytest.raises(InvalidInputError, match="and not 3"):
+            sink.view(3)
+        assert memory_of(sink.view(None))[0] == bytes([21]) * PAGE
+        store(sink, 75, 50, base=True)  # older ones give way
+        assert len(sink.kept) == 1 and len(memory_of(sink.view(None))) == 75
+
+
+def test_it_leaves_memory_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "available", lambda: 0)
+    with RecentSink(3) as sink, pytest.raises(StorageError, match="make memory available"):
+        store(sink, 10, 1, base=True)
