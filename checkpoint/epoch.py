@@ -138,8 +138,8 @@ class Epoch:
     facts: TargetFacts
     elsewhere: list[Elsewhere] | None = None
 
-    def counted(self, number: int, pages: int, content: int) -> EpochRow:
-        """Its row, with its number, pages and bytes of contents from the sink."""
+    def counted(self, number: int, pages: int, content: int, **more: Any) -> EpochRow:
+        """Its row, with its number, pages, bytes of contents, and more fields, from the sink."""
         limit = self.row.max_dirty
         beyond = max(0, (self.window.touched or pages) - limit) if limit and not self.row.base else 0
         return replace(
@@ -148,6 +148,7 @@ class Epoch:
             pages=pages,
             bytes=content,
             overshoot=beyond if limit else None,
+            **more,
         )
 
 

@@ -259,8 +259,9 @@ class RecentDraft:
             self.void(window.reset)
         self.add(window.data, window.zero, window.contents, base)
         index = self._together() if len(self._index) > 1 else self._index[0]
-        row = epoch.counted(sink.next, len(index.pages), int((index.rows >= 0).sum()) * PAGE)
-        row = replace(row, kept=min(len(sink.kept) + 1, sink.most), kept_bytes=sink.size)
+        kept = min(len(sink.kept) + 1, sink.most)
+        size = int((index.rows >= 0).sum()) * PAGE
+        row = epoch.counted(sink.next, len(index.pages), size, kept=kept, kept_bytes=sink.size)
         empty = replace(window, contents=memoryview(b""), data=no_runs(), zero=no_runs())
         self._kept = Kept(
             sink.next, replace(epoch, row=row, window=empty), index, _EVERYTHING if base else window.reset

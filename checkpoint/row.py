@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
+_names: dict[type, list[str]] = {}
+
+
+def _field_names(kind: type) -> list[str]:
+    known = _names.get(kind)
+    if known is None:
+        assert is_dataclass(kind)
+        known = _names[kind] = [part.name for part in fields(kind)]
+    return known
+
 
 class Row:
     """A dataclass that is one object of JSON, its fields in their order, without those that are None.
@@ -22,17 +32,18 @@ class Row:
     rows: ClassVar[Mapping[str, type[Row]]] = {}
 
     def to_json(self) -> dict[str, Any]:
-        assert is_dataclass(self)
         out: dict[str, Any] = {"schema": self.schema} if self.schema else {}
-        for part in fields(self):
-            value = getattr(self, part.name)
+        for name in _field_names(type(self)):
+            value = getattr(self, name)
+            if value is None:
+                continue
             if isinstance(value, Row):
                 own = value.to_json()
-                out.update(own if value.among else {part.name: own})
+                out.update(own if value.among else {name: own})
             elif isinstance(value, list):
-                out[part.name] = [one.to_json() if isinstance(one, Row) else one for one in value]
-            elif value is not None:
-                out[part.name] = value
+                out[name] = [one.to_json() if isinstance(one, Row) else one for one in value]
+            else:
+                out[name] = value
         return out
 
     @classmethod

@@ -203,6 +203,7 @@ class Session(Taker[EpochRow]):
 
     def _window(self) -> Window:
         """Take the window that ends a base, and try again: one late stop must not cost the base."""
+        self.target.behind = self.late > 0
         deadline = time.monotonic() + (PATIENCE if self.stream.in_base else 0)
         while True:
             try:

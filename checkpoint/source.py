@@ -33,11 +33,13 @@ class Source(Protocol):
         pid: of the process, or of the one that runs the VM.
         engine: the tracker's name.
         max_dirty: an epoch is due at so many dirty pages, or None.
+        behind: epochs are late, so they should come fast, even if a stop is longer for that.
     """
 
     pid: int
     engine: str
     max_dirty: int | None
+    behind: bool
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         """While it runs, find what was written since the last time, or all; and which contents are void.

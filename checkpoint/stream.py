@@ -81,9 +81,9 @@ class Part:
         self.draft = taken.begun
         try:
             self.draft = self.draft or self.stream.sink.begin()
-            self.row = replace(
-                self.draft.finish(replace(taken.epoch, elsewhere=elsewhere)), member=self.member
-            )
+            epoch = replace(taken.epoch, elsewhere=elsewhere) if elsewhere is not None else taken.epoch
+            row = self.draft.finish(epoch)
+            self.row = replace(row, member=self.member) if self.member else row
         finally:
             taken.handed.release()
 

@@ -169,10 +169,11 @@ class AddressSpace(Closing):
             return self._buffers.lend(self._c.early, "merged", self._copied_size)
         return self._buffers.lend(self._c, "buffer", self._copied_size)
 
-    def window(self, tracee: Tracee, pending: Pending) -> Window:
+    def window(self, tracee: Tracee, pending: Pending, behind: bool = False) -> Window:
         """Stop the target, take registers, harvest, copy, rearm, resume: one call of C.
 
-        The harvest goes into `pending`, and stays there until the caller clears it.
+        The harvest goes into `pending`, and stays there until the caller clears it. `behind`: windows are
+        later than they should be, so less is copied before the stop, which takes time.
 
         Raises:
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
@@ -181,6 +182,7 @@ class AddressSpace(Closing):
         if self._c.shared_wanted:
             self._c.shared_wanted = self._c.may_share = 0  # if we cannot, it stays compared
             follow_shared(self.pid, self._c)
+        self._c.early.behind = behind
         times = ffi.new("ut_times *")
         result = self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
         return self.conclude(tracee, pending, result, times)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from checkpoint.budget import Budget
+from checkpoint.once import Once
 from uffdtrack import Region, task_directory
 from uffdtrack.errors import TargetGoneError
 from uffdtrack.syscalls import MADVISE, MLOCK2, MUNLOCK, PKEY_MPROTECT
@@ -111,15 +112,23 @@ class Recorder:
         self.budget = Budget(SHARE)
         self._read: Attributes = Attributes([])
         self._regions: set[tuple[int, int, str]] = set()
+        self._facts = Once(self._facts_of)
 
     def facts(self, regions: list[Region]) -> tuple[list[list[Any]], list[list[int]]]:
         """What an image says: attributes, and mappings that are newer than the reading."""
-        present = {(r.start, r.end, r.permissions) for r in regions}
         if self.budget.is_due():
             with self.budget.spending():
-                self._read, self._regions = Attributes.read(self.pid), present
-        unknown = sorted([start, end] for start, end, _ in present - self._regions)
+                self._read, self._regions = Attributes.read(self.pid), _present(regions)
+            self._facts = Once(self._facts_of)
+        return self._facts(regions)
+
+    def _facts_of(self, regions: list[Region]) -> tuple[list[list[Any]], list[list[int]]]:
+        unknown = sorted([start, end] for start, end, _ in _present(regions) - self._regions)
         return self._read.to_facts(), unknown
+
+
+def _present(regions: list[Region]) -> set[tuple[int, int, str]]:
+    return {(r.start, r.end, r.permissions) for r in regions}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from checkpoint.budget import Budget
 from checkpoint.objects import (
@@ -41,6 +41,7 @@ from uffdtrack import (
 )
 from uffdtrack.errors import PermissionDeniedError, TargetGoneError
 
+T = TypeVar("T")
 _QUEUE_SIZE = 80  # of every file of a POSIX message queue (FILENT_SIZE, ipc/mqueue.c)
 SHARE = 1 / 10
 """Of the time, for all processes of a tree together."""
@@ -230,20 +231,25 @@ def is_device(pid: int, region: Region) -> bool:
     return not mode or stat.S_ISCHR(mode) or region.name.startswith("/sys/")
 
 
-class Reader:
-    """Snapshots of one process for its epochs, at a bounded cost.
+class Reader(Generic[T]):
+    """Snapshots of one process for its epochs, at a bounded cost, and what is read together with them.
 
     /proc has no cheap way to ask whether any of many thousand descriptors has changed: each costs a look
     of some 10 us. If that is much, an epoch repeats the last reading, and says when that was.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, beside: Callable[[], T]) -> None:
+        """Args:
+        beside: reads what belongs to a snapshot.
+        """
         self._pid = pid
+        self._beside = beside
         self.budget = Budget(SHARE)
-        self._last: Snapshot | None = None
+        self._last: tuple[Snapshot, T] | None = None
 
-    def read(self, mappings: Iterable[Region]) -> Snapshot:
+    def read(self, mappings: Iterable[Region]) -> tuple[Snapshot, T]:
         if self._last is None or self.budget.is_due():
             with self.budget.spending():
-                self._last = snapshot(self._pid, mappings, self._last)
+                before = self._last[0] if self._last else None
+                self._last = snapshot(self._pid, mappings, before), self._beside()
         return self._last

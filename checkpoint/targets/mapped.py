@@ -25,11 +25,10 @@ def mapped_files(regions: list[Region], pid: int | None = None) -> dict[str, lis
         pid: of the process; with it, also files that only the process finds by that name (a container).
     """
     files: dict[str, list[int]] = {}
-    roots = ("", f"{task_directory(pid)}/root") if pid else ("",)
     for region in named_files(regions):
-        for root in roots:
+        for inside in (False, True) if pid else (False,):
             try:
-                s = os.stat(root + region.name)
+                s = os.stat(f"{task_directory(pid)}/root{region.name}" if inside and pid else region.name)
             except (OSError, ValueError):
                 continue
             if is_file_of(region, s):

@@ -9,7 +9,7 @@ from typing import TypeVar
 from checkpoint.elf import NT_AUXV, file_note, note, thread_notes
 from checkpoint.facts import ProcessFacts, TargetFacts
 from checkpoint.heads import heads_note
-from checkpoint.objects import Snapshot, parse_status
+from checkpoint.objects import parse_status
 from checkpoint.once import Once
 from checkpoint.rollback.attributes import Recorder
 from checkpoint.source import Handed
@@ -62,11 +62,11 @@ class ProcessTarget(Closing):
         self.pid = pid
         self.engine = engine
         self.max_dirty = max_dirty
+        self.behind = False
         self.follow_shared = follow_shared
         self.pending = Pending()
         self.process = Process(pid)
         self._warned: set[str] = set()
-        self._read: tuple[Snapshot, tuple[ProcessFacts, bytes]] | None = None
         self._file_note, self._named_files, self._warnings = (
             Once(file_note), Once(named_files), Once(warnings_for),
         )  # fmt: skip
@@ -106,7 +106,8 @@ class ProcessTarget(Closing):
             self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty, self.follow_shared)
 
         through_exec(self.process, attempt)
-        self._objects, self._attributes = Reader(self.pid), Recorder(self.pid)
+        self._objects = Reader(self.pid, lambda: (self.facts(), proc_read(self.pid, "auxv")))
+        self._attributes = Recorder(self.pid)
         self._attached = True
 
     def lose(self) -> bool:
@@ -142,7 +143,7 @@ class ProcessTarget(Closing):
         return self.space.split_zero(runs)
 
     def window(self) -> Window:
-        return self._stopping(lambda: self.space.window(self.tracee, self.pending))
+        return self._stopping(lambda: self.space.window(self.tracee, self.pending, self.behind))
 
     def hand_over(self) -> Handed:
         handed = Handed(self.pending, self.space.lend())
@@ -222,10 +223,9 @@ class ProcessTarget(Closing):
 
     def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
         try:
-            objects = self._objects.read(window.regions)
+            objects, (facts, auxv) = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGoneError(f"process {self.pid} has ended") from error
-        facts, auxv = self._read_with(objects)
         notes = thread_notes(window.threads, facts)
         notes += note(b"CORE", NT_AUXV, auxv) + self._file_note(window.regions) + heads_note(window.heads)
         files = [d.target for d in objects.descriptors.values()]
@@ -244,12 +244,6 @@ class ProcessTarget(Closing):
             objects=objects,
             warnings=self.new_warnings(window.regions, files),
         )
-
-    def _read_with(self, objects: Snapshot) -> tuple[ProcessFacts, bytes]:
-        """Facts and auxv, read together with `objects`."""
-        if self._read is None or self._read[0] is not objects:
-            self._read = objects, (self.facts(), proc_read(self.pid, "auxv"))
-        return self._read[1]
 
     def close(self) -> None:
         """Idempotent."""

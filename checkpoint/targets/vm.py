@@ -54,6 +54,7 @@ class VmTarget:
         self.guest = guest
         self.engine = tracker.traits.name
         self.max_dirty = tracker.max_dirty_pages
+        self.behind = False
         self._started = time.time_ns()
         self._buffer = np.empty(0, np.uint8)
         self._spare: list[npt.NDArray[np.uint8]] = []

@@ -134,7 +134,7 @@ def take(pid: int, directory: Path, count: int = 1) -> Chain:
     with ProcessTarget(pid) as target, ChainWriter(directory, b"", False) as chain:
         session = Session(target, chain)
         for _ in range(count):
-            target._objects._due = 0.0  # on a slow machine, too
+            target._objects.budget._due = 0.0  # on a slow machine, too
             session.take()
     return Chain(directory)
 

@@ -197,7 +197,7 @@ def test_reading_takes_a_bounded_part_of_the_time(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kernel_state.time, "monotonic", lambda: clock[0])
     for cost, readings in ((0.001, 150), (0.02, 75), (0.5, 4)):
         clock[0], read = 100.0, []
-        reader = kernel_state.Reader(1)
+        reader = kernel_state.Reader(1, lambda: None)
         for _ in range(150):
             reader.read([])
             clock[0] += 0.1

@@ -185,6 +185,7 @@ typedef struct {
 	ut_buffer merged;
 	ut_runs gone, touched;
 	uint64_t least;
+	int32_t behind;
 	...;
 } ut_early;
 typedef struct {

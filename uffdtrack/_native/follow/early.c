@@ -14,6 +14,7 @@
 enum {
 	ROUNDS = 2, /* each stops the target for a moment */
 	LEAST_TOUCHED = 128, /* pages: to copy them takes as long as a round stops the target */
+	LEAST_BEHIND = 4096, /* the same where stops cannot come fast enough */
 	LEAST_FAULTS = 512,  /* the same over all spans: at least, and if their copies take longer than a harvest */
 	COPY_NS = 1000,      /* of a page, about */
 };
@@ -107,9 +108,11 @@ static uint64_t worth_a_scan(const ut_space *s)
 
 static uint64_t worth_a_round(const ut_space *s)
 {
+	uint64_t least = s->watch ? LEAST_TOUCHED : worth_a_scan(s);
+
 	if (s->early.least)
 		return s->early.least;
-	return s->watch ? LEAST_TOUCHED : worth_a_scan(s);
+	return s->early.behind && least < LEAST_BEHIND ? LEAST_BEHIND : least;
 }
 
 /* Its traps may be set and its pages not found: the stop copies them all. */

@@ -30,6 +30,7 @@ typedef struct {
 	uint64_t faults;  /* of the process, at the end of the last window */
 	int64_t harvest_ns; /* what the last harvest has cost */
 	uint64_t least;   /* so many written pages, or more, are worth a round; 0: by what a harvest costs */
+	int behind;       /* stops come later than they should: a round, which makes the next one later, has to save much */
 } ut_early;
 
 void ut_early_clear(ut_early *e);
