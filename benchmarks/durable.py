@@ -5,8 +5,7 @@
 redis-server has 200,000 keys of 512 bytes, and its benchmark client sets them as fast as it can. In each
 round it runs untracked, with epochs at 10 and at 150 a second, with BGSAVE in a loop, and with gcore in a
 loop. Beside it stands what the disk takes of a plain program that writes as much at a time, and waits for it
-(fdatasync). Then a process of 1 GiB that writes 64 pages for each epoch, its chain in memory (tmpfs). Every
-run is a line of durable.jsonl. It asserts nothing.
+(fdatasync). Every run is a line of durable.jsonl. It asserts nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +29,9 @@ from typing import Any
 from redis import Redis
 
 UFFDTRACK = Path(sys.executable).with_name("uffdtrack")
-HERE = Path(__file__).parent
 KEYS, SIZE = 200_000, 512
-SETTLE, CATCH_UP = 1.0, 30.0
-"""Seconds that each run goes on before it is measured; the most that may take behind a base in memory."""
+SETTLE = 1.0
+"""Seconds that each run goes on before it is measured."""
 Row = dict[str, Any]
 Again = Callable[[Redis, Path], None]
 
@@ -208,33 +206,6 @@ def disk(directory: Path, size: int, seconds: float) -> Row:
     return {"bytes_per_s": total / took, "epochs_per_s": total / size / took, "pages": size // 4096}
 
 
-def in_memory(directory: Path, seconds: float) -> Row:
-    """64 pages of 1 GiB for each of 1,500 epochs a second, on a tmpfs."""
-    program = directory / "steady"
-    subprocess.run(["cc", "-O2", "-o", program, HERE / "steady.c", "-lpthread"], check=True)
-    with (
-        tempfile.TemporaryDirectory(dir="/dev/shm") as memory,
-        subprocess.Popen([program, "1024", "64", "1500"], stdout=subprocess.PIPE) as process,
-    ):
-        assert process.stdout and process.stdout.readline()
-        try:
-            session = Session(process.pid, Path(memory) / "chain", 1 / 1500, "--engine", "ring", keep=3)
-            try:
-                deadline = time.monotonic() + CATCH_UP
-                while time.monotonic() < deadline and max(r["pages"] for r in session.rows[-20:]) > 1000:
-                    time.sleep(0.1)
-                first, used, began = len(session.rows), session.processor_seconds(), time.perf_counter()
-                time.sleep(seconds)
-                took = time.perf_counter() - began
-                rows = session.rows[first:]
-                used = session.processor_seconds() - used
-            finally:
-                session.close()
-        finally:
-            process.kill()
-    return {"cores": used / took, **(of_rows(rows, took) if rows else {"epochs_per_s": 0.0})}
-
-
 def table(rows: list[Row]) -> str:
     """Medians of the rounds, the least and the most in brackets."""
     kept = {run: [row for row in rows if row["run"] == run] for run in dict.fromkeys(r["run"] for r in rows)}
@@ -288,8 +259,6 @@ def main() -> None:
                     if "pages" in row:
                         size = int(row["pages"]) * 4096 or 4096
                         note(f"a plain write of as much as {run}", disk(directory, size, seconds / 2))
-        for _ in range(options.rounds):
-            note("64 pages of 1 GiB, in memory", in_memory(directory, options.seconds / 2))
     (options.output / "durable.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (options.output / "durable.md").write_text(table(rows) + "\n")
     print(table(rows))

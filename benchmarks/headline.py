@@ -86,11 +86,12 @@ def durable(rows: list[Row]) -> Iterator[Line]:
             mine, "rate", f"{what}: of its speed", "", speed, lambda row: row["of_untracked"], more=True,
             peers=speeds,
         )  # fmt: skip
-    memory = of("64 pages of 1 GiB, in memory")
-    yield from lines_of(
-        memory, "rate", "64 pages of 1 GiB, on tmpfs", "epochs/s", 1500, lambda row: row["epochs_per_s"],
-        more=True,
-    )  # fmt: skip
+
+
+def in_memory(rows: list[Row]) -> Iterator[Line]:
+    for run in dict.fromkeys(row["run"] for row in rows):
+        mine = [row for row in rows if row["run"] == run]
+        yield from lines_of(mine, "rate", run, "epochs/s", 1500, lambda row: row["epochs_per_s"], more=True)
 
 
 def pauses(rows: list[Row]) -> Iterator[Line]:
@@ -181,6 +182,7 @@ def sizes(rows: list[Row]) -> Iterator[Line]:
 
 SERIES: dict[str, Callable[[list[Row]], Iterator[Line]]] = {
     "durable.jsonl": durable,
+    "in_memory.jsonl": in_memory,
     "windows.jsonl": pauses,
     "rate.jsonl": guests,
     "ab.jsonl": trackers,

@@ -54,7 +54,7 @@ class Taken(Generic[R]):
     """A session that is over.
 
     Attributes:
-        rows: of its epochs.
+        rows: of its epochs; if each was printed, the first one alone.
         ended: whether the target has ended.
         untold: we could not write to stdout; the epochs are safe.
         as_json: each row was printed.
@@ -114,7 +114,8 @@ def take_epochs(
     printing = threading.Lock()
 
     def emit(row: R) -> None:
-        rows.append(row)
+        if not rows or not options.as_json:  # a long session has millions of them
+            rows.append(row)
         for warning in warnings(row):
             say(f"warning: {warning}")
         if options.as_json:
