@@ -47,15 +47,13 @@ def test_negative_control(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ring", "scan"])
-def test_hundreds_of_rollbacks(
-    kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str
-) -> None:
+def test_many_rollbacks(kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str) -> None:
     done = 0
-    for n in range(6):
-        pid, control = start_writer(spawn, build, 1 + n % 3, 2000 + n)
-        done += roll(pid, control, in_memory / f"c{n}", engine, 50, n, keep=1 + 5 * (n % 3))
+    for n in range(3):
+        pid, control = start_writer(spawn, build, 1 + n, 2000 + n)
+        done += roll(pid, control, in_memory / f"c{n}", engine, 30, n, keep=1 + 5 * n)
         os.kill(pid, signal.SIGKILL)
-    assert done > 100
+    assert done > 30
 
 
 def test_the_verbs(spawn: Spawn, rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
