@@ -8,79 +8,23 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checkpoint.errors import ImageError, RollbackRefusedError
-from checkpoint.rollback.request import Request, fingerprint_of_all, is_served
-from checkpoint.rollback.tree import TreeOutcome
-from checkpoint.rollback.tree_in_session import TreeSessionRollback
+from checkpoint.rollback.request import is_served
 from checkpoint.rollback.work import ProcessRollback
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import Tree, TreeWriter, entry_name
-from checkpoint.tree_session import TreeSession
 from tests.helpers import Build, Run, Spawn, session_of, wait_for
 from tests.kernel.forks import Forks, cut_errors, is_dead
-from tests.kernel.rolled import WITHOUT_RSEQ, held
+from tests.kernel.rolled import WITHOUT_RSEQ
 from tests.kernel.rollee import Rollee
-from tests.kernel.truth import Truth
-from uffdtrack import children
+from tests.kernel.tree_walk import Walk, family
 from uffdtrack.errors import StorageError, TargetError
-
-
-def family(pid: int) -> list[int]:
-    """A process and its descendants that have not ended."""
-    return [pid, *(below for child in children(pid) if not is_dead(child) for below in family(child))]
-
-
-class Walk:
-    """A session of a tree, and what the memory of its processes was at each epoch."""
-
-    def __init__(self, stack: ExitStack, pid: int, directory: Path, engine: str) -> None:
-        self.pid = pid
-        self.directory = directory
-        writer = stack.enter_context(TreeWriter(directory, b"", force=False))
-        self.session = stack.enter_context(TreeSession(pid, writer, engine, None))
-        self.rollback = TreeSessionRollback(self.session, directory)
-        self.truths: list[dict[int, Truth]] = []
-        self.parents: list[int] = []
-
-    @contextmanager
-    def held(self) -> Iterator[list[int]]:
-        with ExitStack() as stack:
-            pids = family(self.pid)
-            for pid in pids:
-                stack.enter_context(held(pid))
-            yield pids
-
-    def take(self) -> int:
-        with self.held() as pids:
-            number = self.session.take().epoch
-            self.truths.append({pid: Truth.of(pid) for pid in pids})
-        assert number == len(self.truths) - 1
-        self.parents.append(Tree(self.directory).open(number).parent_epoch)
-        return number
-
-    def back_to(self, epoch: int, anyway: bool = False) -> TreeOutcome:
-        entry = Tree(self.directory).open(epoch)
-        files = fingerprint_of_all(entry.views())
-        with self.held():
-            request = Request(self.pid, epoch, entry.digest, files, anyway, 5.0)
-            outcome: TreeOutcome = self.rollback(request, lambda: None)
-        return outcome
-
-    def wrong(self) -> dict[tuple[int, int], list[str]]:
-        """By epoch and process: pages that are not what they were."""
-        entries, _ = Tree(self.directory).verify(b"")
-        found = {}
-        for entry, truths in zip(entries, self.truths, strict=True):
-            assert {process.pid for process in entry.processes} == truths.keys()
-            for process in entry.processes:
-                found[entry.epoch, process.pid] = truths[process.pid].wrong(entry.view(process))
-        return {where: pages for where, pages in found.items() if pages}
 
 
 @pytest.fixture(params=["ring", "scan"])
