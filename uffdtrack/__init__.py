@@ -77,7 +77,7 @@ from uffdtrack.regions import read_maps
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE, Runs
 from uffdtrack.space import AddressSpace
-from uffdtrack.stopped import Standing, standing, standing_together
+from uffdtrack.stopped import Standing, look_early, standing, standing_together, trapped
 from uffdtrack.tracee import Injector, Rseq, ThreadState, Tracee
 from uffdtrack.tracker import (
     ENGINES,
@@ -178,6 +178,7 @@ __all__ = [
     "identify",
     "join",
     "leave_watchdog",
+    "look_early",
     "open_files",
     "open_tracker",
     "page_checks",
@@ -196,6 +197,7 @@ __all__ = [
     "status_field",
     "stop_together",
     "task_directory",
+    "trapped",
     "verdict_on",
     "watchdog",
     "write_pages",

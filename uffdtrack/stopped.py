@@ -5,12 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from uffdtrack._sys import check, ffi, lib, runs_array, runs_of
-from uffdtrack.runs import Runs, merge_runs
+from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array
+from uffdtrack.runs import Runs, merge_runs, no_runs
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import Tracee
 from uffdtrack.tree import stop_together
 from uffdtrack.window import Pending
+
+
+def trapped(space: AddressSpace) -> Runs:
+    """Memory of which each look finds what was written, by traps alone; there may be more."""
+    return runs_array(space.native.history.spans)  # type: ignore[attr-defined]
+
+
+def look_early(space: AddressSpace, tracee: Tracee, pending: Pending) -> None:
+    """Find what a process that runs has written in anonymous memory since its last window.
+
+    It goes into `pending`. Then calls under way come to an end, for which it stands for a moment: they may
+    write what they have pinned. With a limit of dirty pages nothing is looked for, nor with "sync".
+
+    Raises:
+        TargetGoneError, StopTimeoutError, PermissionDeniedError, MaxStopError: as `Tracee.stop`.
+    """
+    want = ffi.new("ut_runs *")
+    try:
+        result = lib.ut_look_early(space.native, tracee.native, STOP_TIMEOUT_NS, want)
+        pending.add(runs_array(want), no_runs())
+    finally:
+        lib.runs_free(want)
+    check(result, "stop the threads", space.pid)
 
 
 class Standing:
@@ -19,14 +42,15 @@ class Standing:
     What it tells of goes into `pending`, too: it is under traps again, so the next window has to copy it.
 
     Attributes:
-        stood_us: how long the process has stood before this stop and since its last window, in harvests.
+        stood_us: how long the process has stood before this stop and since its last window, in looks.
     """
 
     def __init__(self, space: AddressSpace, tracee: Tracee, pending: Pending) -> None:
         self._space = space
         self._tracee = tracee
         self._pending = pending
-        self.stood_us = space.native.stood_ns / 1e3  # type: ignore[attr-defined]
+        native = space.native
+        self.stood_us, native.stood_ns = native.stood_ns / 1e3, 0  # type: ignore[attr-defined]
 
     @property
     def is_alone(self) -> bool:
@@ -34,22 +58,22 @@ class Standing:
         return not self._space.native.reader.shared  # type: ignore[attr-defined]
 
     def look(self) -> Runs:
-        """Where the memory may not be what it was at the last window; mappings that have come belong to it.
+        """Where memory was written since the last window or look; mappings that have come belong to it.
 
         Raises:
             TargetGoneError, NewMemoryError, MaxStopError: as they say; all is pending then.
         """
         space, pending = self._space.native, self._pending
         times = ffi.new("ut_times *")
-        pointer, n = runs_of(pending.pages)
         everything, pending.everything = pending.everything, True  # until it is known what was found
-        result = lib.ut_look(self._tracee.native, space, pointer, n, times)
+        result = lib.ut_look(self._tracee.native, space, times)
         check(result, "look at the memory", self._space.pid)
         found, early = space.harvest.all, space.early  # type: ignore[attr-defined]
         void = merge_runs(*map(runs_array, (found.gone, early.gone, found.fresh)))
-        pending.add(runs_array(found.want), void)
+        want = runs_array(found.want)
+        pending.add(want, void)
         pending.everything = everything
-        return merge_runs(pending.pages, pending.reset)
+        return merge_runs(want, void)
 
 
 @contextmanager

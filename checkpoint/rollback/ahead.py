@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from checkpoint.rollback.ready import compare_ahead, nothing_ready
 from checkpoint.rollback.stored import Image
 from uffdtrack import PAGE, AddressSpace, Pending, Runs, Standing, Tracee, standing, stat_fields
 from uffdtrack.closing import Closing
@@ -37,7 +38,9 @@ class Ahead(Closing):
         self.tracee = Tracee(pid)
         self._space: AddressSpace | None = None
         self._standing: Standing | None = None
-        self._unsure: Runs | None = None
+        self._known: Runs | None = None
+        self.ready = nothing_ready()
+        self.found = no_runs()
         with suppress(UffdtrackError):  # then all is compared in the stop
             self._space = AddressSpace.attach(pid)
 
@@ -60,21 +63,27 @@ class Ahead(Closing):
         return self._standing.stood_us if self._standing else 0.0
 
     def before(self, image: Image) -> Runs | None:
+        if not self._space:
+            return None
         try:
-            self._unsure = self._compare(image, self._space) if self._space else None
+            unsure = self._compare(image, self._space)
+            self.ready = compare_ahead(self._space, image, unsure)
         except UffdtrackError:
             self._detach()
-        return self._unsure
+            return None
+        self._known = subtract(unsure, self.ready.compared)
+        return self._known
 
     def look(self) -> Runs | None:
-        if self._unsure is None or not self._standing:
+        if self._known is None or not self._standing:
             return None
         try:
-            found = self._standing.look()
+            self.found = merge_runs(self.found, self._standing.look())
         except (NewMemoryError, TargetGoneError):
+            self._known = None
             return None
         self.is_alone = self._standing.is_alone
-        return merge_runs(self._unsure, found)
+        return merge_runs(self._known, self.found)
 
     def _compare(self, image: Image, space: AddressSpace) -> Runs:
         """Where memory may not be what the image has, apart from what is written from now on."""

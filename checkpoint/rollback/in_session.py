@@ -14,6 +14,7 @@ from checkpoint.recent import RecentSink
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
 from checkpoint.rollback.own_process import undisturbed, urgent
+from checkpoint.rollback.ready import compare_ahead, nothing_ready
 from checkpoint.rollback.request import LAST, Request, fingerprint
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome, ProcessRollback
@@ -22,7 +23,7 @@ from checkpoint.sink import ChainSink
 from checkpoint.stream import Stream
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.view import View
-from uffdtrack import Runs, Standing, standing
+from uffdtrack import Runs, Standing, look_early, standing
 from uffdtrack.errors import (
     InvalidInputError,
     MaxStopError,
@@ -30,7 +31,7 @@ from uffdtrack.errors import (
     StopTimeoutError,
     StorageError,
 )
-from uffdtrack.runs import merge_runs
+from uffdtrack.runs import merge_runs, no_runs, subtract
 
 MOST_KNOWN = 1024
 """Files of a chain that we keep parsed."""
@@ -43,24 +44,33 @@ class Since:
         """Args:
         stored: where the last epoch may have other contents; None: that is not known.
         """
+        self.pid = target.pid
         self._target = target
         self._stored = stored
+        self._known: Runs | None = None
         self.standing: Standing | None = None
         self.is_alone: bool | None = None
+        self.ready = nothing_ready()
+        self.found = no_runs()
 
     def before(self, image: Image) -> Runs | None:
-        pending = self._target.pending
+        """Raises: TargetError: the target cannot be looked at."""
+        target, pending = self._target, self._target.pending
         if self._stored is None or pending.everything:
             return None
-        return merge_runs(self._stored, pending.pages, pending.reset)
+        look_early(target.space, target.tracee, pending)
+        known = merge_runs(self._stored, pending.pages, pending.reset)
+        self.ready = compare_ahead(target.space, image, known)
+        self._known = subtract(known, self.ready.compared)
+        return self._known
 
     def look(self) -> Runs | None:
-        if self._stored is None or self._target.pending.everything:
+        if self._known is None or self._target.pending.everything:
             return None
         assert self.standing
-        found = self.standing.look()
+        self.found = merge_runs(self.found, self.standing.look())
         self.is_alone = self.standing.is_alone
-        return merge_runs(self._stored, found)
+        return merge_runs(self._known, self.found)
 
 
 class KnownFiles:
@@ -142,20 +152,20 @@ class SessionRollback:
             raise InvalidInputError(f"the session on {self._directory} follows process {self._target.pid}")
         self._target.check_stop()
         since = Since(self._target, where)
-        with ProcessRollback(self._target.pid, view, request.anyway, changes=since) as work:
-            work.most = request.max_stop
-            try:
+        try:
+            with ProcessRollback(self._target.pid, view, request.anyway, changes=since) as work:
+                work.most = request.max_stop
                 outcome = self._stand(work, since)
                 if not self._recent:  # there, the next epoch follows the last one, and has what was changed
                     go_on_from(work, known, self._target, self._session.stream, self._session.sink)
-            except (PermissionDeniedError, StopTimeoutError) as error:
-                raise self._target.why_not_stopped(error) or error from error
-            except MaxStopError:
-                self._session.stream.rebase()  # all is pending: a stop has no time for that
-                raise
-            finally:
-                self._target.was_changed()
-            outcome.warnings += work.differences()
+                outcome.warnings += work.differences()
+        except (PermissionDeniedError, StopTimeoutError) as error:
+            raise self._target.why_not_stopped(error) or error from error
+        except MaxStopError:
+            self._session.stream.rebase()  # all is pending: a stop has no time for that
+            raise
+        finally:
+            self._target.was_changed()
         return outcome
 
     def _find(self, request: Request) -> tuple[View, Runs | None, Apart | None]:
@@ -181,5 +191,5 @@ class SessionRollback:
             work.check(target.tracee)
             work.apply()
             outcome = work.commit()
-        outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
+        outcome.pause_us = round((time.perf_counter() - started) * 1e6 + since.standing.stood_us, 1)
         return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from checkpoint.rollback.ready import Ready
 from checkpoint.rollback.stored import Contents, Image
 from uffdtrack import Runs
 from uffdtrack.runs import (
@@ -18,7 +19,7 @@ class Plan:
 
     Attributes:
         write: pages that have other contents now.
-        exact: pages that get these contents, which are not quite those of the image.
+        exact: pages that get these contents: not quite those of the image, or compared before the stop.
         drop: pages that have contents now, where then the mapping itself gave them; `anonymous`:
             those were zeros.
         skipped: pages that we cannot write through their mapping.
@@ -45,12 +46,18 @@ class Changes(Protocol):
 
     Attributes:
         is_alone: after a look: no other process shares its pages; None: not known.
+        ready: pages that were compared before the stop.
+        found: where they are no longer what they were then, by all looks in the stop.
     """
 
     is_alone: bool | None
+    ready: Ready
+    found: Runs
 
     def before(self, image: Image) -> Runs | None:
-        """What differs from the epoch, as far as we know while the target runs; None: nothing is known."""
+        """The target runs: where its memory may differ from the epoch's, apart from what is `ready`, and from
+        what it writes from now on. None: nothing is known.
+        """
 
     def look(self) -> Runs | None:
-        """The target stands: where its memory may differ from the epoch's. None: everywhere."""
+        """The target stands: where its memory may differ, apart from what is `ready`. None: everywhere."""

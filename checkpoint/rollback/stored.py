@@ -18,7 +18,7 @@ from checkpoint.errors import ImageError
 from checkpoint.files import write_all
 from checkpoint.rollback.layout import Stretches
 from checkpoint.view import View
-from uffdtrack import PAGE, Places, Runs, compare_copies, read_places
+from uffdtrack import PAGE, Places, Runs, compare_copies, compare_pages, read_places
 from uffdtrack.errors import StorageError, UffdtrackError
 from uffdtrack.runs import BATCH, Mask, Pages, Rows, index_of, indices_within, slices, to_runs
 
@@ -116,6 +116,17 @@ class Image:
         at = index_of(self.pages, pages)
         out[at >= 0] = self._places[at[at >= 0]]
         return out
+
+    def compare(self, memory: int, at: Rows, tid: int, held: Contents) -> npt.NDArray[np.uint8]:
+        """Compare some of the view's pages with those of a process: see `compare_pages`.
+
+        Raises:
+            ImageError: we cannot read a file.
+        """
+        try:
+            return compare_pages(memory, self.pages[at], self._places[at], tid, held)
+        except UffdtrackError as error:
+            raise ImageError(f"the epoch cannot be read: {error}") from error
 
     def same(self, pages: Pages, contents: Contents) -> Rows:
         """The indices in the view's pages of those that have these contents there.

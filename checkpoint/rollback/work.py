@@ -214,9 +214,14 @@ class ProcessRollback(Closing):
 
     def _compare(self) -> Plan:
         """The plan for the contents of mappings that stay; another one is due after threads have ended."""
-        among = self.changes.look() if self.changes else None
-        self.memory.is_alone = self.changes.is_alone if self.changes else None
-        return self.memory.plan(self.kept, among)
+        if not self.changes:
+            return self.memory.plan(self.kept)
+        among = self.changes.look()
+        self.memory.is_alone = self.changes.is_alone
+        plan = self.memory.plan(self.kept, among)
+        if among is not None:
+            plan.exact += self.changes.ready.valid(self.changes.found, self.kept)
+        return plan
 
     def _map(self, plan: Plan) -> Plan:
         """Put the mappings back; returns the plan for the contents after that."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.session import Session
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
 from tests.helpers import Build, Run, Spawn
 from tests.kernel.forks import Forks
 from tests.kernel.mapper import Mapper, open_session
-from tests.kernel.rollee import Rollee
+from tests.kernel.rolled import WRONG
+from tests.kernel.rollee import Rollee, differing
 
 
 @pytest.fixture
@@ -64,3 +67,29 @@ def session(mapper: Mapper, process_engine: str) -> Iterator[Session]:
 @pytest.fixture
 def rollee(kernel: None, spawn: Spawn, build: Build) -> Rollee:
     return Rollee(spawn, build)
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rollback compares all bytes before the target runs on, and names wrong ones in `warnings`."""
+    commit = ProcessRollback.commit
+
+    def and_look(self: ProcessRollback) -> Outcome:
+        outcome = commit(self)
+        outcome.warnings += [WRONG + text for text in differing(self.pid, self.view)]
+        return outcome
+
+    monkeypatch.setattr(ProcessRollback, "commit", and_look)
+
+
+@pytest.fixture(params=["itself", "ring", "scan"])
+def by(request: pytest.FixtureRequest, kernel: None, checked: None) -> str:
+    """Who does it: a rollback by itself, or a session with this engine."""
+    who: str = request.param
+    return who
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened

@@ -18,6 +18,7 @@ from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.recent import RecentSink
 from checkpoint.rollback.in_session import SessionRollback
+from checkpoint.rollback.order import rollback
 from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.rollback.work import Outcome
 from checkpoint.session import Session
@@ -38,6 +39,13 @@ def start_writer(spawn: Spawn, build: Build, threads: int, seed: int) -> tuple[i
     assert process.stdout
     address, pid = process.stdout.readline().split()
     return int(pid), int(address, 16)
+
+
+WRONG = "wrong: "
+
+
+def wrong(outcome: Outcome) -> list[str]:
+    return [text for text in outcome.warnings if text.startswith(WRONG)]
 
 
 @contextmanager
@@ -113,6 +121,30 @@ class Rolled:
         view = Chain(self.directory).view(epoch)
         request = Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options)
         return self.rollback(request, lambda: None)
+
+
+class Target:
+    """A process with some epochs, and who rolls it back."""
+
+    def __init__(
+        self, stack: ExitStack, pid: int, directory: Path, by: str = "itself", epochs: int = 1
+    ) -> None:
+        self.pid, self.directory, self.session = pid, directory, None
+        with ExitStack() as own:
+            rolled = Rolled(own, pid, directory, "scan" if by == "itself" else by)
+            for _ in range(epochs):
+                rolled.take()
+            if by != "itself":
+                self.session = rolled
+                stack.push(own.pop_all())
+
+    def back_to(self, epoch: int = 0) -> Outcome:
+        if self.session:
+            return self.session.back_to(epoch)
+        return rollback(self.pid, self.view(epoch))
+
+    def view(self, epoch: int = 0) -> View:
+        return Chain(self.directory).view(epoch)
 
 
 def roll(

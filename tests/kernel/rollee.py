@@ -35,11 +35,7 @@ class Rollee:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
     def maps(self) -> list[Region]:
-        return maps_of(self.pid)
-
-
-def maps_of(pid: int) -> list[Region]:
-    return parse_maps(Path(f"/proc/{pid}/maps").read_text())
+        return parse_maps(Path(f"/proc/{self.pid}/maps").read_text())
 
 
 def take(uffdtrack: Run, pid: int, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""A rollback by itself compares while the process runs: what is written after that goes back, too.
+"""A rollback compares while the process runs, by itself or by a session: what is written later goes back.
 
 What the memory is at the end of the stop is read by /proc/PID/mem, page by page, by the rollback's process.
 """
@@ -8,63 +8,35 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.ahead import Ahead
-from checkpoint.rollback.order import rollback
+from checkpoint.rollback.contents import Memory
+from checkpoint.rollback.in_session import Since
+from checkpoint.rollback.plan import Plan
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome, ProcessRollback
-from checkpoint.view import View
-from tests.conftest import missing
 from tests.helpers import Build, Spawn, broken, state_changes, state_of, traps
-from tests.kernel.rolled import WITHOUT_RSEQ, Rolled, start_writer
-from tests.kernel.rollee import Rollee, differing, maps_of
-from uffdtrack import PAGE, AddressSpace, Runs
+from tests.kernel.rolled import WITHOUT_RSEQ, Target, start_writer, wrong
+from tests.kernel.rollee import Rollee
+from uffdtrack import AddressSpace, Runs
 from uffdtrack.errors import PermissionDeniedError, TargetBusyError, TargetError, UffdtrackError
 
-WRONG = "wrong: "
 TRIES = 30
 """Rollbacks in which a negative control has to show."""
-
-
-@pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rollback compares all bytes before the target runs on, and names wrong ones in `warnings`."""
-    commit = ProcessRollback.commit
-
-    def and_look(self: ProcessRollback) -> Outcome:
-        outcome = commit(self)
-        outcome.warnings += [WRONG + text for text in differing(self.pid, self.view)]
-        return outcome
-
-    monkeypatch.setattr(ProcessRollback, "commit", and_look)
-
-
-def wrong(outcome: Outcome) -> list[str]:
-    return [text for text in outcome.warnings if text.startswith(WRONG)]
-
-
-def chain_of(pid: int, directory: Path, epochs: int) -> list[View]:
-    with ExitStack() as stack:
-        rolled = Rolled(stack, pid, directory, "scan")
-        for _ in range(epochs):
-            rolled.take()
-    return [Chain(directory).view(epoch) for epoch in range(epochs)]
 
 
 # -- a process that writes all the time ---------------------------------------------------------------
 
 
-def roll_at_random(pid: int, views: list[View], rounds: int, seed: int) -> int:
+def roll_at_random(target: Target, epochs: int, rounds: int, seed: int) -> int:
     """How many rollbacks were done; the others were refused, since a thread of the epoch has ended.
 
     Raises:
@@ -73,43 +45,43 @@ def roll_at_random(pid: int, views: list[View], rounds: int, seed: int) -> int:
     rng, done = random.Random(seed), 0
     for _ in range(rounds):
         try:
-            outcome = rollback(pid, rng.choice(views))
+            outcome = target.back_to(rng.randrange(epochs))
         except RollbackRefusedError as error:
             assert "ended since and cannot be made again" in str(error), error
             continue
         assert not wrong(outcome), wrong(outcome)[:3]
         done += 1
+        if target.session and rng.randrange(2):
+            target.session.take()
     return done
 
 
 def test_rolled_back_to_random_epochs(
-    kernel: None, checked: None, spawn: Spawn, build: Build, in_memory: Path
+    by: str, stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path
 ) -> None:
     """Threads, mappings that come, go, move, grow and change, shared ones, a heap, children."""
     pid, _ = start_writer(spawn, build, 2, 31)
-    assert roll_at_random(pid, chain_of(pid, in_memory / "c", 6), 6, 31)
-    assert not traps(pid)
+    assert roll_at_random(Target(stack, pid, in_memory / "c", by, 6), 6, 5, 31)
 
 
 @pytest.mark.slow
-def test_hundreds_of_rollbacks(
-    kernel: None, checked: None, spawn: Spawn, build: Build, in_memory: Path
-) -> None:
+def test_hundreds_of_rollbacks(by: str, spawn: Spawn, build: Build, in_memory: Path) -> None:
     done = 0
     for n in range(10):
         pid, _ = start_writer(spawn, build, 1 + n % 3, 3000 + n)
-        done += roll_at_random(pid, chain_of(pid, in_memory / f"c{n}", 6), 50, n)
+        with ExitStack() as stack:
+            done += roll_at_random(Target(stack, pid, in_memory / f"c{n}", by, 6), 6, 50, n)
         os.kill(pid, signal.SIGKILL)
     assert done > 100
 
 
 @pytest.mark.slow
-def test_negative_control(kernel: None, checked: None, spawn: Spawn, build: Build, in_memory: Path) -> None:
+def test_negative_control(by: str, stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path) -> None:
     """A look that forgets a page must show."""
     pid, _ = start_writer(spawn, build, 2, 32)
-    views = chain_of(pid, in_memory / "c", 2)
+    target = Target(stack, pid, in_memory / "c", by, 2)
     with broken("forget"), pytest.raises((AssertionError, TargetError)):
-        roll_at_random(pid, views, 10 * TRIES, 32)
+        roll_at_random(target, 2, 10 * TRIES, 32)
 
 
 # -- what is written between the comparison and the stop, of each kind of memory -----------------------
@@ -120,61 +92,75 @@ def rollee(kernel: None, checked: None, spawn: Spawn, build: Build) -> Rollee:
     return Rollee(spawn, build, env=WITHOUT_RSEQ)
 
 
-def after_comparison(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+def after_comparison(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something when all was compared, and before the process stands."""
-    before = Ahead.before
+    for kind in (Ahead, Since):
+        before = kind.before
 
-    def and_act(self: Ahead, image: Image) -> Runs | None:
-        found = before(self, image)
-        assert found is not None, "it was compared while it ran"
-        act(self.pid)
-        return found
+        def and_act(self: Any, image: Image, before: Callable[..., Runs | None] = before) -> Runs | None:
+            found = before(self, image)
+            assert found is not None, "it was compared while it ran"
+            act()
+            return found
 
-    monkeypatch.setattr(Ahead, "before", and_act)
-
-
-def write_everywhere(pid: int) -> None:
-    """Change a byte of the first and the last page of each mapping that is in use and writable."""
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-        for region in maps_of(pid):
-            if not region.stored or "w" not in region.permissions or region.name == "[stack]":
-                continue
-            for page in {region.start, region.end - PAGE}:
-                memory.seek(page + 8)
-                byte = memory.read(1)[0]
-                memory.seek(page + 8)
-                memory.write(bytes([byte ^ 0x5A]))
+        monkeypatch.setattr(kind, "before", and_act)
 
 
 def test_what_is_written_after_the_comparison_goes_back(
-    rollee: Rollee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, rollee: Rollee, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anonymous memory, large and small, of files, private and shared, the heap."""
+    """Anonymous memory, large and small, of files, private and shared, the heap, data, a thread's own."""
     assert rollee.ask("s 5") == "5"
-    view = chain_of(rollee.pid, tmp_path / "c", 1)[0]
-    after_comparison(monkeypatch, write_everywhere)
-    for _ in range(3):
-        outcome = rollback(rollee.pid, view)
-        assert not wrong(outcome) and outcome.pages > 10
+    target = Target(stack, rollee.pid, tmp_path / "c", by)
+    after_comparison(monkeypatch, lambda: rollee.ask("s 9"))
+    for number in range(4):
+        outcome = target.back_to()
+        assert not wrong(outcome) and outcome.pages > 400
         assert rollee.ask("c") == "5"
-    assert not traps(rollee.pid)
+        if target.session and number % 2:
+            target.session.take()
 
 
 def test_written_after_the_comparison_and_forgotten(
-    rollee: Rollee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, rollee: Rollee, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control of the test above."""
     assert rollee.ask("s 5") == "5"
-    view = chain_of(rollee.pid, tmp_path / "c", 1)[0]
-    after_comparison(monkeypatch, write_everywhere)
+    target = Target(stack, rollee.pid, tmp_path / "c", by)
+    after_comparison(monkeypatch, lambda: rollee.ask("s 9"))
     with broken("forget"):
-        assert wrong(rollback(rollee.pid, view))
+        assert wrong(target.back_to())
+
+
+def test_a_failure_is_taken_back(
+    by: str, rollee: Rollee, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To what the memory was in the stop: pages were read before it, and some of them written after that."""
+    assert rollee.ask("s 5") == "5"
+    target = Target(stack, rollee.pid, tmp_path / "c", by)
+    assert rollee.ask("s 6") == "6"
+    with monkeypatch.context() as patch:
+        write = Memory.write
+
+        def fails(self: Memory, plan: Plan) -> None:
+            write(self, plan)
+            raise TargetError("made to fail")
+
+        patch.setattr(Memory, "write", fails)
+        with pytest.raises(TargetError, match="made to fail; the process is as it was"):
+            target.back_to()
+        assert rollee.ask("c") == "6"
+        after_comparison(patch, lambda: rollee.ask("s 7"))
+        with pytest.raises(TargetError, match="made to fail; the process is as it was"):
+            target.back_to()
+        assert rollee.ask("c") == "7"
+    assert not wrong(target.back_to()) and rollee.ask("c") == "5"
 
 
 def test_in_the_stop_it_reads_what_was_written(
-    rollee: Rollee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, rollee: Rollee, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = chain_of(rollee.pid, tmp_path / "c", 1)[0]
+    target = Target(stack, rollee.pid, tmp_path / "c", by)
     assert rollee.ask("s 6") == "6"
     compare, commit = sys.modules["checkpoint.rollback.contents"].compare_pages, ProcessRollback.commit
     compared: list[int] = []
@@ -190,10 +176,10 @@ def test_in_the_stop_it_reads_what_was_written(
 
     monkeypatch.setattr("checkpoint.rollback.contents.compare_pages", count)
     monkeypatch.setattr(ProcessRollback, "commit", and_tell)
-    outcome = rollback(rollee.pid, view)
-    assert not wrong(outcome)
+    outcome = target.back_to()
+    assert not wrong(outcome) and outcome.pages > 400
     (told,) = [text for text in outcome.warnings if text.startswith("compared ")]
-    assert 0 < int(told.split()[1]) < len(view.pages) * 0.9
+    assert 0 < int(told.split()[1]) < len(target.view().pages) * 0.5
 
 
 @pytest.mark.parametrize(
@@ -203,14 +189,15 @@ def test_where_no_traps_can_be_set(
     rollee: Rollee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: UffdtrackError
 ) -> None:
     """Then it compares all memory in the stop."""
-    view = chain_of(rollee.pid, tmp_path / "c", 1)[0]
+    with ExitStack() as stack:
+        target = Target(stack, rollee.pid, tmp_path / "c")
     assert rollee.ask("s 6") == "6"
 
     def fails(*arguments: object, **more: object) -> None:
         raise error
 
     monkeypatch.setattr(AddressSpace, where, fails)
-    assert not wrong(rollback(rollee.pid, view))
+    assert not wrong(target.back_to())
     assert rollee.ask("c") == "1" and not traps(rollee.pid)
 
 
@@ -218,10 +205,15 @@ def test_where_no_traps_can_be_set(
 
 
 def test_killed_while_it_compares(
-    kernel: None, spawn: Spawn, build: Build, in_memory: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: None,
+    stack: ExitStack,
+    spawn: Spawn,
+    build: Build,
+    in_memory: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pid, _ = start_writer(spawn, build, 1, 33)
-    view = chain_of(pid, in_memory / "c", 1)[0]
+    target = Target(stack, pid, in_memory / "c")
     same = Image.same
 
     def and_die(self: Image, *arguments: Any) -> Any:
@@ -231,60 +223,14 @@ def test_killed_while_it_compares(
 
     monkeypatch.setattr(Image, "same", and_die)
     with pytest.raises(TargetError, match="own process died"):
-        rollback(pid, view)
+        target.back_to()
     assert not traps(pid)
     state_changes(pid)
 
 
-def test_it_leaves_the_process_as_it_was(rollee: Rollee, tmp_path: Path) -> None:
+def test_it_leaves_the_process_as_it_was(rollee: Rollee, stack: ExitStack, tmp_path: Path) -> None:
     before = state_of(rollee.pid)
-    view = chain_of(rollee.pid, tmp_path / "c", 1)[0]
+    target = Target(stack, rollee.pid, tmp_path / "c")
     for _ in range(3):
-        rollback(rollee.pid, view)
+        target.back_to()
     assert state_of(rollee.pid) == before and not traps(rollee.pid)
-
-
-# -- calls under way ----------------------------------------------------------------------------------
-
-READER = """
-import mmap, os, sys
-fd = os.open(sys.argv[1], os.O_RDONLY)
-memory = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-page = memoryview(memory)[2 << 20 :][:4]
-for n in range(1 << 20):
-    os.preadv(fd, [page], n)
-    if not n: print(flush=True)
-"""
-
-
-@pytest.fixture
-def reading(root: None, checked: None, spawn: Spawn, build: Build, tmp_path: Path) -> Iterator[int]:
-    """A process that reads into one page, past the page cache: now this, 30 ms later that."""
-    mount = tmp_path / "m"
-    mount.mkdir()
-    server = spawn(build("fusefs"), mount, 30)
-    assert server.stdout
-    if server.stdout.readline() != b"mounted\n":
-        missing("FUSE")
-    reader = spawn(sys.executable, "-S", "-c", READER, mount / "file", env=WITHOUT_RSEQ)
-    try:
-        assert reader.stdout and reader.stdout.readline()
-        yield reader.pid
-    finally:
-        reader.kill()
-        server.send_signal(signal.SIGTERM)
-        subprocess.run(["umount", "-l", mount], check=False)
-
-
-def test_calls_under_way_when_the_traps_are_set(reading: int, tmp_path: Path) -> None:
-    """They have pinned pages, and write them with no fault: they end before anything is compared."""
-    view = chain_of(reading, tmp_path / "c", 1)[0]
-    for _ in range(8):
-        assert not wrong(rollback(reading, view))
-
-
-def test_calls_under_way_and_not_awaited(reading: int, tmp_path: Path) -> None:
-    """Negative control."""
-    view = chain_of(reading, tmp_path / "c", 1)[0]
-    with broken("barrier"):
-        assert any(wrong(rollback(reading, view)) for _ in range(TRIES))

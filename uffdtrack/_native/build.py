@@ -25,6 +25,7 @@ ffi.set_source(
     #include "guard.h"
     #include "keep.h"
     #include "member.h"
+    #include "methods.h"
     #include "mm.h"
     #include "probe.h"
     #include "pause.h"

@@ -182,6 +182,10 @@ typedef struct {
 	...;
 } ut_reader;
 typedef struct {
+	ut_runs spans;
+	...;
+} ut_history;
+typedef struct {
 	ut_buffer merged;
 	ut_runs gone, touched;
 	uint64_t least;
@@ -193,6 +197,7 @@ typedef struct {
 	ut_reader reader;
 	ut_maps maps;
 	ut_heads heads;
+	ut_history history;
 	ut_harvest harvest;
 	ut_early early;
 	ut_buffer buffer;
@@ -215,9 +220,10 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
 int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns);
+int ut_look_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, ut_runs *want);
 void ut_stopping(ut_space *s);
 void ut_resumed(ut_space *s);
-int ut_look(ut_tracee *t, ut_space *s, const ut_run *pending, size_t npending, ut_times *times);
+int ut_look(ut_tracee *t, ut_space *s, ut_times *times);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 typedef struct {

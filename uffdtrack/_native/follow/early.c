@@ -161,18 +161,18 @@ static int look_at_all_shared(ut_space *s, const ut_runs *touched, ut_runs *want
 	return 0;
 }
 
-static int look_at_touched(ut_space *s, ut_runs *want)
+static int look_at_touched(ut_space *s, ut_runs *want, ut_runs *touched)
 {
-	AUTO_RUNS touched = {0}, outside = {0}, inside = {0};
+	AUTO_RUNS outside = {0}, inside = {0};
 	ut_early *e = &s->early;
-	int err = ut_watch_early(s->watch, &touched);
+	int err = ut_watch_early(s->watch, touched);
 
 	if (!err)
-		err = runs_append(&e->touched, &touched);
+		err = runs_append(&e->touched, touched);
 	if (!err)
-		err = runs_minus(&outside, &touched, &s->history.spans);
+		err = runs_minus(&outside, touched, &s->history.spans);
 	if (!err)
-		err = runs_minus(&inside, &touched, &outside);
+		err = runs_minus(&inside, touched, &outside);
 	if (!err)
 		err = runs_append(&e->left, &outside);
 	/* What is between two spans is another mapping's: one that others look after, or without pages of its own. */
@@ -185,7 +185,7 @@ static int look_at_touched(ut_space *s, ut_runs *want)
 			err = look_early(s, here.v[i].start, here.v[k - 1].end, want);
 		}
 	}
-	return err ? err : look_at_all_shared(s, &touched, want);
+	return err;
 }
 
 static int look_at_all_spans(ut_space *s, ut_runs *want)
@@ -194,7 +194,7 @@ static int look_at_all_spans(ut_space *s, ut_runs *want)
 
 	for (size_t i = 0; i < spans->n; i++)
 		TRY(look_early(s, spans->v[i].start, spans->v[i].end, want));
-	return look_at_all_shared(s, NULL, want);
+	return 0;
 }
 
 /* What cannot be copied now is copied in the stop, or turns out to be gone there. */
@@ -228,6 +228,14 @@ int ut_early_withdraw(ut_early *e)
 	return 0;
 }
 
+static void normalise(ut_early *e)
+{
+	runs_normalise(&e->again);
+	runs_normalise(&e->gone);
+	runs_normalise(&e->touched);
+	runs_normalise(&e->left);
+}
+
 /* After stops that failed there may be more dead copies in the buffer than living ones. */
 static int tidy(ut_early *e)
 {
@@ -237,10 +245,7 @@ static int tidy(ut_early *e)
 		living += e->v[i].end - e->v[i].start;
 	if (e->used > 2 * living)
 		TRY(ut_early_withdraw(e));
-	runs_normalise(&e->again);
-	runs_normalise(&e->gone);
-	runs_normalise(&e->touched);
-	runs_normalise(&e->left);
+	normalise(e);
 	return 0;
 }
 
@@ -251,7 +256,7 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 
 	for (int i = 0; i < ROUNDS; i++) {
 		uint64_t faults = s->watch ? 0 : faults_of(s), written;
-		AUTO_RUNS want = {0};
+		AUTO_RUNS want = {0}, touched = {0};
 		int tid;
 
 		written = count_written(s, faults);
@@ -263,11 +268,15 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 			return 0; /* the stop says so */
 		s->reader.tid = tid;
 		e->faults = faults;
-		if (s->watch)
-			TRY(look_at_touched(s, &want));
+		if (s->watch) {
+			TRY(look_at_touched(s, &want, &touched));
+			TRY(look_at_all_shared(s, &touched, &want));
+		}
 		/* Where touched pages are missing, the stop would find the others. */
-		if (!s->watch || (written >= worth_a_scan(s) && ut_watch_misses(s->watch)))
+		if (!s->watch || (written >= worth_a_scan(s) && ut_watch_misses(s->watch))) {
 			TRY(look_at_all_spans(s, &want));
+			TRY(look_at_all_shared(s, NULL, &want));
+		}
 		runs_normalise(&want);
 		if (!want.n)
 			return 0;
@@ -278,10 +287,34 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 	return 0;
 }
 
+/* Where a limit counts touched pages, those of a round would count twice. */
+static int may_look_early(const ut_space *s)
+{
+	return !s->sync && !s->diff_all && s->reader.pagemap >= 0 && s->history.spans.n && !(s->watch && s->watch->limit);
+}
+
+int ut_look_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, ut_runs *want)
+{
+	AUTO_RUNS touched = {0};
+	int err = 0;
+
+	if (!may_look_early(s) || ut_mm_is_gone(s->uffd))
+		return 0;
+	TRY(s->reader.tid = ut_live_thread(s->reader.pid));
+	if (s->watch && ut_watch_count(s->watch))
+		err = look_at_touched(s, want, &touched);
+	if (!err && (!s->watch || ut_watch_misses(s->watch)))
+		err = look_at_all_spans(s, want);
+	s->early.broken |= err < 0;
+	TRY(err);
+	runs_normalise(want);
+	normalise(&s->early);
+	return ut_barrier(t, s, timeout_ns);
+}
+
 void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 {
-	/* Where a limit counts touched pages, those of a round would count twice. */
-	if (s->sync || s->diff_all || s->reader.pagemap < 0 || !s->history.spans.n || (s->watch && s->watch->limit))
+	if (!may_look_early(s))
 		return;
 	s->early.broken |= tidy(&s->early) || take_rounds(s, t, timeout_ns);
 	if (s->early.n && ut_breaks(UT_BREAK_EARLY | UT_BREAK_DELAY))

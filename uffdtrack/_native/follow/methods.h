@@ -47,6 +47,9 @@ int ut_follow_alone(ut_space *s, ut_region *r);
 
 /* early.c: before a stop, while the target runs, copy what was written if that is much. Stops it for moments. */
 void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns);
+/* early.c: the same without copies: what was written in anonymous memory goes to `want`, under traps again, for the caller
+ * to keep; the rest is for the stop. Then calls under way have ended (ut_barrier), unless it fails. */
+int ut_look_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, ut_runs *want);
 /* early.c: what this harvest has found, and what it says is void, is later than any copy from before it. */
 int ut_early_outdate(ut_space *s);
 /* early.c: drop all copies; the stop copies these pages, with what is `again` already. */

@@ -98,11 +98,11 @@ void ut_resumed(ut_space *s)
 		ut_watch_resumed(s->watch);
 }
 
-int ut_look(ut_tracee *t, ut_space *s, const ut_run *pending, size_t npending, ut_times *times)
+int ut_look(ut_tracee *t, ut_space *s, ut_times *times)
 {
 	/* What was copied early is neither pending nor found again. */
 	TRY(ut_early_withdraw(&s->early));
-	return ut_take_stopped(t, s, UT_NO_COPY, pending, npending, times);
+	return ut_take_stopped(t, s, UT_NO_COPY, NULL, 0, times);
 }
 
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,

@@ -17,5 +17,5 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 void ut_resumed(ut_space *s);
 /* The target stands, between ut_stopping() and ut_resumed(): find and rearm what was written, and copy nothing. Results are
  * in s->harvest.all; the next window has it as pending. May be called again in the same stop. */
-int ut_look(ut_tracee *t, ut_space *s, const ut_run *pending, size_t npending, ut_times *times);
+int ut_look(ut_tracee *t, ut_space *s, ut_times *times);
 #endif
