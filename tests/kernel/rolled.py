@@ -17,7 +17,7 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.recent import RecentSink
-from checkpoint.rollback.in_session import SessionRollback
+from checkpoint.rollback.in_session import KnownFiles, SessionRollback
 from checkpoint.rollback.order import rollback
 from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.rollback.work import Outcome
@@ -92,6 +92,7 @@ class Rolled:
     ) -> None:
         self.pid = pid
         self.directory = directory
+        self._files = KnownFiles()
         chain = stack.enter_context(ChainWriter(directory, b"", force=False))
         self.target = stack.enter_context(ProcessTarget(pid, engine, follow_shared=follow_shared))
         self.recent = stack.enter_context(RecentSink(keep)) if keep else None
@@ -118,7 +119,7 @@ class Rolled:
         options = {"anyway": False, "max_stop": 5.0, **more}
         if self.recent:
             return self.rollback(Request(self.pid, epoch, "", "", **options), lambda: None)
-        view = Chain(self.directory).view(epoch)
+        view = Chain(self.directory, self._files).view(epoch)
         request = Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options)
         return self.rollback(request, lambda: None)
 
