@@ -87,10 +87,11 @@ class Memory:
         plan = Plan()
         if not len(where):
             return plan
-        extra = self._extra(where, among)
+        wanted, places = self.image.within(where, among)
+        extra = self._extra(where, among, len(wanted))
         rows = where.rows(extra)
         in_file = where.in_memory_file[rows]
-        self._compare(plan, where, *self.image.within(where, among))
+        self._compare(plan, where, wanted, places)
         if in_file.any():
             self._compare(plan, where, extra[in_file], self.image.places(extra[in_file]))
         for anonymous in (False, True):
@@ -140,11 +141,15 @@ class Memory:
         between = ~plain & (wanted != now).any(axis=1)
         return plain, (pages[between], now[between], wanted[between])
 
-    def _extra(self, where: Stretches, among: Runs | None) -> Pages:
-        """Pages that exist and that the image lacks; in private file mappings, only their own pages."""
+    def _extra(self, where: Stretches, among: Runs | None, wanted: int) -> Pages:
+        """Pages that exist and that the image lacks; in private file mappings, only their own pages.
+
+        Args:
+            wanted: how many pages of `among` the image has.
+        """
         if among is None:
             look, known = where.ranges[[0, -1], [0, 1]].reshape(1, 2), self.image.runs
-        elif len(self.image.within(where, among)[0]) * PAGE == size_of(among) and not where.droppable.any():
+        elif wanted * PAGE == size_of(among) and not where.droppable.any():
             return expand(no_runs())  # the image has all of them
         else:
             here = intersect(among, where.ranges)

@@ -121,6 +121,7 @@ class Layout:
     makes the next one, while it stands, cheap.
 
     Attributes:
+        text: /proc/PID/maps.
         regions: its mappings.
         changes: all stretches.
         differ: those of `changes` that are not as they were.
@@ -135,7 +136,7 @@ class Layout:
         before: one of a moment ago.
         patience: reading the attributes is quick if it takes less than so many seconds.
         """
-        self._text = proc_read(pid, "maps")
+        self.text = proc_read(pid, "maps")
         self.regions: list[Region]
         self.changes: list[Change]
         self.differ: list[Change]
@@ -145,7 +146,7 @@ class Layout:
             started = time.monotonic()
             self.has = Attributes.read(pid)
             self.cost = time.monotonic() - started
-        if before and (before._text, before.has) == (self._text, self.has):
+        if before and (before.text, before.has) == (self.text, self.has):
             self.regions, self.changes, self.differ = before.regions, before.changes, before.differ
             return
         self.regions = read_maps(pid)

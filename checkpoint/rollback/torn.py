@@ -85,6 +85,11 @@ def torn(then: State, now: State, is_device: Callable[[Region], bool]) -> list[s
     return [f"{what}, {listed(dict.fromkeys(where))}: {why}" for (what, why), where in found.items()]
 
 
+def at_risk(regions: Iterable[Region]) -> list[Region]:
+    """Those of some mappings that `torn` looks at."""
+    return [region for region in regions if _ANY.match(region.name)]
+
+
 def _idle(then: Snapshot, now: Snapshot) -> set[str]:
     """Rings that were not used since: they agree with the memory of then, too.
 

@@ -24,7 +24,7 @@ from checkpoint.rollback.own_process import PARTLY
 from checkpoint.rollback.plan import Changes, Plan
 from checkpoint.rollback.registrations import Registrations
 from checkpoint.rollback.stored import Image
-from checkpoint.rollback.torn import torn
+from checkpoint.rollback.torn import at_risk, torn
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, read_state, snapshot
 from checkpoint.view import View
 from uffdtrack import PAGE, Tracee, status_field
@@ -90,9 +90,11 @@ class ProcessRollback(Closing):
         self.then = resolve(file.facts.objects for file in view.own_sources)
         self.image = Image(view)
         known = changes.before(self.image) if changes else None
-        # What only differences need, and takes longer to read than the rest of a stop.
-        self._state = None if known is None else read_state(pid, kernel_mappings(pid))
         self.mappings = Mappings(pid, view, SMAPS_SECONDS if known is None else QUICK)
+        # What only differences need, and takes longer to read than the rest of a stop.
+        self._state = None if known is None else read_state(pid, kernel_mappings(self.mappings.layout.text))
+        self._at_risk = at_risk(view.epoch.regions)
+        self._has_shadow_stacks = "shstk" in status_field(pid, "x86_Thread_features")
         check_return_probes(view)
         self._sort(self.mappings.layout)
         if known is None:
@@ -124,21 +126,20 @@ class ProcessRollback(Closing):
         self.tracee = tracee
         self._started = time.monotonic()
         # Before anything changes, and while it stands: what it does after is no difference.
-        mappings = kernel_mappings(self.pid)
+        states = tracee.threads
+        task = f"/proc/{self.pid}/task/{states[0].tid}"
+        self._memory = memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self.mappings.stopped(tracee, memory)
+        mappings = kernel_mappings(self.mappings.layout.text)
         self.now = snapshot(self.pid, mappings, self.then, self._state)
-        self.torn = torn(
-            (self.then, self.view.epoch.regions), (self.now, mappings), lambda r: is_device(self.pid, r)
-        )
+        self.torn = torn((self.then, self._at_risk), (self.now, mappings), lambda r: is_device(self.pid, r))
         if self.torn and not self.anyway:
             raise RollbackRefusedError(
                 f"process {self.pid} has, or had at that epoch, what does not go back with its memory: "
                 f"{'; '.join(self.torn)}. Nothing was touched; --anyway does it all the same"
             )
-        self.before = {t.tid: t for t in tracee.threads}
+        self.before = {t.tid: t for t in states}
         tracee.keep_processor_numbers()
-        task = f"/proc/{self.pid}/task/{tracee.threads[0].tid}"
-        self._memory = memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self.mappings.stopped(tracee, memory)
         self.registrations = Registrations(tracee, self.view.epoch.threads, self.before, memory)
         self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
         try:
@@ -234,15 +235,16 @@ class ProcessRollback(Closing):
 
     def _settle(self, plan: Plan) -> None:
         """Correct the rseq areas of threads that have run system calls for us: the kernel writes there."""
-        areas = [t.rseq.area for t in self.tracee.threads if t.rseq] + self.registrations.areas
+        areas = [t.rseq.area for t in self.before.values() if t.rseq] + self.registrations.areas
         touched = np.array(sorted({area // PAGE for area in areas if area}), np.uint64)
         for where in (self.kept, self.made):
-            self.memory.settle(plan, where, touched)
+            if len(where):
+                self.memory.settle(plan, where, touched)
 
     def _check_threads(self) -> list[int]:
         """The threads born since the epoch."""
         then = {t.tid: t for t in self.view.epoch.threads}
-        now = {t.tid: t for t in self.tracee.threads if not t.worker}
+        now = {t.tid: t for t in self.before.values() if not t.worker}
         gone = sorted(then.keys() - now.keys())
         if gone:
             several = len(gone) > 1
@@ -252,7 +254,7 @@ class ProcessRollback(Closing):
             )
         if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
             raise RollbackRefusedError("the registers of that epoch are of another kind of processor")
-        if "shstk" in status_field(self.tracee.pid, "x86_Thread_features"):
+        if self._has_shadow_stacks:
             raise RollbackRefusedError(
                 "its threads have shadow stacks, whose pointers are not in an epoch: the next return would "
                 "end the process"

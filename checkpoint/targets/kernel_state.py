@@ -35,7 +35,6 @@ from uffdtrack import (
     how_to_be_allowed,
     open_files,
     parse_maps,
-    proc_read,
     procfs,
     task_directory,
 )
@@ -208,9 +207,8 @@ def snapshot(
     return Snapshot(descriptors, {**state, **_state_of_aio(task_directory(pid), mappings)})
 
 
-def kernel_mappings(pid: int) -> list[Region]:
-    """Only the mappings that may be of a kernel object or a device; there may be many thousand others."""
-    text = proc_read(pid, "maps")
+def kernel_mappings(text: bytes) -> list[Region]:
+    """The mappings that may be of a kernel object or a device, among all of /proc/PID/maps."""
     marks = (b"anon_inode:", b"/[aio]", b"socket:", b"/dev/", b"/sys/", b"/dmabuf", b"/secretmem")
     if not any(mark in text for mark in marks):
         return []
