@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from checkpoint.errors import ImageError
 from checkpoint.rollback.ready import compare_ahead, nothing_ready
 from checkpoint.rollback.stored import Image
 from uffdtrack import PAGE, AddressSpace, Pending, Runs, Standing, Tracee, standing, stat_fields
@@ -68,6 +69,8 @@ class Ahead(Closing):
         try:
             unsure = self._compare(image, self._space)
             self.ready = compare_ahead(self._space, image, unsure)
+        except ImageError:
+            raise  # nor could the stop
         except UffdtrackError:
             self._detach()
             return None

@@ -277,8 +277,16 @@ class Memory:
             kept = np.flatnonzero(differs)[~skipped]
             plan.write.append((pages, held if len(kept) == len(held) else held[kept]))
         elif len(pages):
-            own = np.stack((np.full(len(pages), self.memory), pages * np.uint64(PAGE)), axis=1)
-            plan.write.append((pages, read_places(own.astype(np.int64))))
+            plan.write.append((pages, self._held(pages)))
+
+    def _held(self, pages: Pages) -> Contents:
+        """What many pages hold, which can all be read."""
+        held = np.empty((len(pages), PAGE), np.uint8)
+        for part in slices(len(pages), _COMPARED):
+            self.check_time()
+            at = pages[part] * np.uint64(PAGE)
+            held[part] = read_places(np.stack((np.full(len(at), self.memory), at), axis=1).astype(np.int64))
+        return held
 
     def _read(self, pages: Pages) -> tuple[Contents, npt.NDArray[np.bool_]]:
         return read_remote(self.memory, pages)

@@ -14,7 +14,7 @@ from checkpoint.rollback.own_process import in_own_process, urgent
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.targets.refusals import check_target
 from checkpoint.view import View
-from uffdtrack import MAX_STOP, watchdog
+from uffdtrack import MAX_STOP, probe, watchdog
 
 
 def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_STOP) -> Outcome:
@@ -30,6 +30,7 @@ def rollback(pid: int, view: View, anyway: bool = False, max_stop: float = MAX_S
     """
     check_no_vm(view)
     check_same_process(pid, view)
+    probe()  # here: what it finds out is known in the child, too
     with watchdog(max_stop):
         return in_own_process(lambda: _rollback(pid, view, anyway))
 

@@ -29,6 +29,8 @@ TORN = (
     (r"/dev/infiniband/|anon_inode:\[(infiniband|uverbs)", "an RDMA device", _DEVICE),
     (r"/dev/(vfio/|iommu)|anon_inode:\[?vfio", "a device that it drives itself (VFIO)", _DEVICE),
     (r"/dev/bus/usb/", "a USB device", _DEVICE),
+    (r"/dev/(video|vbi|swradio|v4l-touch)\d", "a video device", _DEVICE),
+    (r"/dev/(sg\d|bsg/)", "a SCSI device", _DEVICE),
 )  # fmt: skip
 """A descriptor or mapping, by its name in /proc; what it is; why we must not tear it."""
 

@@ -215,7 +215,7 @@ class ProcessRollback(Closing):
 
     def _compare(self) -> Plan:
         """The plan for the contents of mappings that stay; another one is due after threads have ended."""
-        if not self.changes:
+        if not self.changes or self.torn:  # some of it tears since it writes memory without a fault
             return self.memory.plan(self.kept)
         among = self.changes.look()
         self.memory.is_alone = self.changes.is_alone

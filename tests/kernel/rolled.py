@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.recent import RecentSink
-from checkpoint.rollback.in_session import KnownFiles, SessionRollback
+from checkpoint.rollback.ahead import Ahead
+from checkpoint.rollback.in_session import KnownFiles, SessionRollback, Since
 from checkpoint.rollback.order import rollback
 from checkpoint.rollback.request import Request, fingerprint
+from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
@@ -27,7 +30,7 @@ from checkpoint.view import View
 from tests.helpers import Build, Spawn, broken, wait_for
 from tests.kernel.rollee import differing
 from tests.oracle import Memory
-from uffdtrack import PAGE, stat_fields
+from uffdtrack import PAGE, Runs, stat_fields
 
 WITHOUT_RSEQ = {**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
 """What the kernel writes to an area of rseq(2), the number of the processor, stays that of now."""
@@ -139,13 +142,27 @@ class Target:
                 self.session = rolled
                 stack.push(own.pop_all())
 
-    def back_to(self, epoch: int = 0) -> Outcome:
+    def back_to(self, epoch: int = 0, anyway: bool = False) -> Outcome:
         if self.session:
-            return self.session.back_to(epoch)
-        return rollback(self.pid, self.view(epoch))
+            return self.session.back_to(epoch, anyway=anyway)
+        return rollback(self.pid, self.view(epoch), anyway)
 
     def view(self, epoch: int = 0) -> View:
         return Chain(self.directory).view(epoch)
+
+
+def after_comparison(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something when all was compared, and before the process stands."""
+    for kind in (Ahead, Since):
+        before = kind.before
+
+        def and_act(self: Any, image: Image, before: Callable[..., Runs | None] = before) -> Runs | None:
+            found = before(self, image)
+            assert found is not None, "it was compared while it ran"
+            act()
+            return found
+
+        monkeypatch.setattr(kind, "before", and_act)
 
 
 def roll(

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,14 @@ from typing import Any
 import pytest
 
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback.ahead import Ahead
 from checkpoint.rollback.contents import Memory
-from checkpoint.rollback.in_session import Since
 from checkpoint.rollback.plan import Plan
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from tests.helpers import Build, Spawn, broken, state_changes, state_of, traps
-from tests.kernel.rolled import WITHOUT_RSEQ, Target, start_writer, wrong
+from tests.kernel.rolled import WITHOUT_RSEQ, Target, after_comparison, start_writer, wrong
 from tests.kernel.rollee import Rollee
-from uffdtrack import AddressSpace, Runs
+from uffdtrack import AddressSpace
 from uffdtrack.errors import PermissionDeniedError, TargetBusyError, TargetError, UffdtrackError
 
 TRIES = 30
@@ -90,20 +87,6 @@ def test_negative_control(by: str, stack: ExitStack, spawn: Spawn, build: Build,
 @pytest.fixture
 def rollee(kernel: None, checked: None, spawn: Spawn, build: Build) -> Rollee:
     return Rollee(spawn, build, env=WITHOUT_RSEQ)
-
-
-def after_comparison(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something when all was compared, and before the process stands."""
-    for kind in (Ahead, Since):
-        before = kind.before
-
-        def and_act(self: Any, image: Image, before: Callable[..., Runs | None] = before) -> Runs | None:
-            found = before(self, image)
-            assert found is not None, "it was compared while it ran"
-            act()
-            return found
-
-        monkeypatch.setattr(kind, "before", and_act)
 
 
 def test_what_is_written_after_the_comparison_goes_back(

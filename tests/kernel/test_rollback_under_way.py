@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import missing
-from tests.helpers import Build, Spawn, broken
-from tests.kernel.rolled import WITHOUT_RSEQ, Target, wrong
+from tests.helpers import Build, Spawn, broken, wait_for
+from tests.kernel.rolled import WITHOUT_RSEQ, Target, after_comparison, wrong
+from uffdtrack import PAGE
 
 TRIES = 30
 """Rollbacks in which the negative control has to show."""
@@ -55,6 +57,36 @@ def test_calls_under_way_when_the_traps_are_set(
     target = Target(stack, reading, tmp_path / "c", by)
     for _ in range(4):
         assert not wrong(target.back_to())
+
+
+def first_byte(pid: int, address: int) -> bytes:
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        memory.seek(address)
+        return memory.read(1)
+
+
+def test_what_a_ring_has_pinned_is_compared_in_the_stop(
+    by: str, kernel: None, stack: ExitStack, spawn: Spawn, build: Build, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The kernel writes it after the comparison, and no trap tells."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = spawn(build("pinned"), fifo, env=WITHOUT_RSEQ)
+    assert process.stdout
+    address = int(process.stdout.readline(), 16)
+    target = Target(stack, process.pid, tmp_path / "c", by)
+
+    def write() -> None:
+        fd = os.open(fifo, os.O_WRONLY)
+        os.write(fd, b"X" * PAGE)
+        os.close(fd)
+        wait_for(lambda: first_byte(process.pid, address) == b"X", "the ring has read")
+
+    after_comparison(monkeypatch, write)
+    outcome = target.back_to(anyway=True)
+    assert not wrong(outcome) and outcome.pages
+    assert first_byte(process.pid, address) == b"a"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def region(name: str, permissions: str = "rw-s") -> Region:
     [
         "anon_inode:[io_uring]", "anon_inode:kvm-vm", "anon_inode:kvm-vcpu:3", "anon_inode:mshv_vp",
         "anon_inode:[userfaultfd]", "/dev/vhost-net", "/dev/vhost-vsock", "/dev/dri/card0",
-        "/dev/dri/renderD128",
+        "/dev/dri/renderD128", "/dev/video0", "/dev/sg1",
         "/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/infiniband/uverbs0", "anon_inode:[uverbs-event]",
         "/dev/vfio/vfio", "/dev/vfio/12", "anon_inode:[vfio-device]", "/dev/iommu", "/dev/bus/usb/001/004",
     ],

@@ -9,7 +9,7 @@
 /* How their names in /proc/PID/fd begin. */
 static const char *const names[] = {
 	"anon_inode:[io_uring]", "anon_inode:[vfio", "/dev/vfio", "/dev/iommu", "/dev/vhost-vdpa",
-	"/dev/infiniband/", "anon_inode:[infiniband",
+	"/dev/infiniband/", "anon_inode:[infiniband", "/dev/video", "/dev/vbi", "/dev/sg", "/dev/bsg/",
 };
 
 int ut_may_pin(int pid)

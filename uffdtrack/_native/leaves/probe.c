@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -97,6 +98,16 @@ int ut_probe_zapped_pmd(int user_mode_only, int huge)
 	return r < 0 ? r : r == 512;
 }
 
+/* fork(2); the child ends with us, however we end. */
+static int fork_bound(void)
+{
+	int parent = getpid(), child = fork();
+
+	if (!child && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent))
+		_exit(EIO);
+	return child;
+}
+
 /* In a child: guard pages over armed pages of a private file mapping. */
 static int install_guard(int user_mode_only)
 {
@@ -120,7 +131,7 @@ static int install_guard(int user_mode_only)
 int ut_probe_guard(int user_mode_only)
 {
 	struct timespec nap = {0, 1000000};
-	int status, done = 0, pid = fork();
+	int status, done = 0, pid = fork_bound();
 
 	if (pid < 0)
 		return -errno;
@@ -180,7 +191,7 @@ int ut_probe_pidfd_getfd(void)
 /* Seize, interrupt and release a child that pauses; `seccomp` also suspends its (absent) filter. */
 static int try_ptrace(int seccomp)
 {
-	int status, r = 1, pid = fork();
+	int status, r = 1, pid = fork_bound();
 
 	if (pid < 0)
 		return -errno;
