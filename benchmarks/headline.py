@@ -152,8 +152,8 @@ def bases(rows: list[Row]) -> Iterator[Line]:
         )  # fmt: skip
         later = [us / 1e3 for row in mine for us in row["later_us"]]
         yield from lines_of(
-            mine, "base", "4 GiB under load, stood for it", "ms", max(later),
-            lambda row: row["pause_us"] / 1e3, peers={"a later epoch": later},
+            mine, "base", "4 GiB under load, stood for it at a time", "ms", max(later),
+            lambda row: row["longest_us"] / 1e3, peers={"a later epoch": later},
         )  # fmt: skip
 
 

@@ -23,7 +23,10 @@ def since(started: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Times(Row):
-    """A pause and its parts, in microseconds; `resume_us` is None in images of versions that lack it."""
+    """A pause and its parts, in microseconds; `resume_us` is None in images of versions that lack it.
+
+    Of several stops, as a base has, these are sums; `longest_us` is the longest one's, None if there was one.
+    """
 
     among: ClassVar[bool] = True
 
@@ -33,10 +36,12 @@ class Times(Row):
     copy_us: float
     rearm_us: float
     resume_us: float | None = None
+    longest_us: float | None = None
 
     @classmethod
     def of(cls, window: StopTimes) -> Times:
-        return cls(*(round(getattr(window, part.name), 1) for part in fields(cls)))
+        found = cls(*(round(getattr(window, part.name), 1) for part in fields(cls)))
+        return found if found.longest_us else replace(found, longest_us=None)
 
 
 @dataclass(frozen=True, slots=True)

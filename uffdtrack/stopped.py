@@ -50,7 +50,8 @@ class Standing:
         self._tracee = tracee
         self._pending = pending
         native = space.native
-        self.stood_us, native.stood_ns = native.stood_ns / 1e3, 0  # type: ignore[attr-defined]
+        self.stood_us = native.stood_ns / 1e3  # type: ignore[attr-defined]
+        native.stood_ns = native.longest_ns = 0  # type: ignore[attr-defined]
 
     @property
     def is_alone(self) -> bool:

@@ -115,7 +115,8 @@ class ProcessTree:
             check(result, "stop the threads", members[self.failed or 0].tracee.pid)
             for at, member in zip(native, members, strict=True):
                 # Each of them stood for as long as all did.
-                at.times.stop_ns, at.times.pause_ns = times.stop_ns, times.pause_ns
+                for part in ("stop_ns", "pause_ns", "longest_ns"):
+                    setattr(at.times, part, getattr(times, part))
                 windows.append(_conclude(member, at))
         return TreeWindow(windows, found, **stop_times(times))
 

@@ -15,13 +15,17 @@ Heads = dict[tuple[str, int], bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTimes:
-    """How long a stop has lasted, in microseconds: all of it (pause), and its parts."""
+    """How long a stop has lasted, in microseconds: all of it (pause), and its parts.
+
+    Of several stops, as a base has, these are sums, and `longest_us` is the longest one's; 0: there was one.
+    """
 
     stop_us: float
     harvest_us: float
     copy_us: float
     rearm_us: float
     pause_us: float
+    longest_us: float = 0.0
 
     @property
     def resume_us(self) -> float:

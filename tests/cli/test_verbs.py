@@ -65,6 +65,9 @@ def test_session_rows(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
     for row in found:
         parts = sum(float(str(row[k])) for k in ("stop_us", "harvest_us", "copy_us", "rearm_us", "resume_us"))
         assert 0 < parts == pytest.approx(float(str(row["pause_us"])), abs=1)
+    first, *later = found
+    assert 0 < float(str(first["longest_us"])) <= float(str(first["pause_us"])), "a base has several stops"
+    assert not any("longest_us" in row for row in later)
     pid = int(str(found[0]["pid"]))
     assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "the command runs on"
     subprocess.run(["kill", str(pid)], check=True)

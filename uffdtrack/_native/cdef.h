@@ -204,11 +204,11 @@ typedef struct {
 	ut_runs unreadable;
 	ut_watch *watch;
 	int32_t may_share, shared_wanted;
-	int64_t stood_ns;
+	int64_t stood_ns, longest_ns;
 	...;
 } ut_space;
 typedef struct {
-	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
+	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns, longest_ns;
 } ut_times;
 void ut_watch_passed_over(ut_watch *w);
 int ut_space_is_gone(const ut_space *s);

@@ -4,6 +4,12 @@
 #include "sabotage.h"
 #include "watch.h"
 
+static void note_stop(ut_space *s, int64_t ns)
+{
+	s->stood_ns += ns;
+	s->longest_ns = ut_longer(s->longest_ns, ns);
+}
+
 int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns)
 {
 	int64_t t0;
@@ -21,7 +27,7 @@ int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns)
 		ut_watch_resumed(s->watch);
 	if (err >= 0 && ut_tracee_resume(t))
 		ut_tracee_settle(t, 100000000);
-	s->stood_ns += ut_now_ns() - t0;
+	note_stop(s, ut_now_ns() - t0);
 	ut_no_hurry(t);
 	return err;
 }

@@ -85,7 +85,8 @@ typedef struct {
 	ut_runs unreadable; /* its pages that have no content: past a file's end, guard pages */
 	uint8_t *bounce;
 	struct ut_page_region *found; /* room for results of PAGEMAP_SCAN, for each of UT_SHARES threads */
-	int64_t stood_ns;   /* the target, for barriers since the last window */
+	int64_t stood_ns;   /* the target, for barriers since the last window, */
+	int64_t longest_ns; /* and for the longest of them */
 	ut_watch *watch; /* ring, sync: where to look, instead of everywhere. NULL: scan */
 	ut_sole *sole;      /* NULL: all shared memory is compared */
 	int32_t may_share;     /* the user wants shared memory followed, and nothing has been tried yet */
@@ -116,4 +117,8 @@ int ut_space_copy_now(ut_space *s, const ut_run *runs, size_t n);
 /* After a window: all that was copied, before the stop and in it, in order of addresses. `want`: its ranges, of
  * which `data` have contents, back to back at the address returned in *contents until the next window. */
 int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
+static inline int64_t ut_longer(int64_t a, int64_t b)
+{
+	return a > b ? a : b;
+}
 #endif

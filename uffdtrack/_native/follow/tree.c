@@ -229,7 +229,7 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 {
 	int urgent = sched_getscheduler(0) == SCHED_OTHER, err;
 	struct tree t = {.v = v, .n = n, .born = born, .ours = ours, .deadline = ut_now_ns() + timeout_ns};
-	int64_t t0, stood = 0;
+	int64_t t0, stood = 0, longest = 0;
 	size_t left = 0, known = born->n, late;
 
 	*failed = n;
@@ -244,7 +244,8 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 	for (size_t i = 0; i < n; i++) {
 		left += !v[i].result;
 		stood += v[i].space->stood_ns;
-		v[i].space->stood_ns = 0;
+		longest = ut_longer(longest, v[i].space->longest_ns);
+		v[i].space->stood_ns = v[i].space->longest_ns = 0;
 	}
 	if (!err && (!left || (born->n > known && !without)))
 		err = -EAGAIN;
@@ -255,6 +256,8 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 		take_members(&t, claims, times);
 	late = resume_all(&t);
 	times->pause_ns = ut_now_ns() - t0 + stood;
+	if (stood)
+		times->longest_ns = ut_longer(longest, times->pause_ns - stood);
 	if (urgent && !err)
 		ut_set_urgent(0);
 	settle_all(&t, late);

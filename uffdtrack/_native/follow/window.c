@@ -108,7 +108,7 @@ int ut_look(ut_tracee *t, ut_space *s, ut_times *times)
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times)
 {
-	int64_t t0, stood;
+	int64_t t0, stood, longest;
 	int err;
 
 	ut_sole_ask(s);
@@ -125,13 +125,16 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 		return err;
 	}
 	stood = s->stood_ns;
-	s->stood_ns = 0;
+	longest = s->longest_ns;
+	s->stood_ns = s->longest_ns = 0;
 	times->stop_ns = ut_now_ns() - t0 + stood;
 	err = ut_take_stopped(t, s, flags, pending, npending, times);
 	ut_resumed(s);
 	int late = ut_tracee_resume(t);
 
 	times->pause_ns = ut_now_ns() - t0 + stood;
+	if (stood)
+		times->longest_ns = ut_longer(longest, times->pause_ns - stood);
 	ut_no_hurry(t);
 	if (late) /* killed while they stood */
 		ut_tracee_settle(t, 100000000);

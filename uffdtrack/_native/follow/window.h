@@ -5,6 +5,7 @@
 
 typedef struct {
 	int64_t stop_ns, harvest_ns, rearm_ns, copy_ns, pause_ns;
+	int64_t longest_ns; /* of several stops, the longest one; 0: there was one */
 } ut_times;
 
 /* Stop, read registers, harvest, copy the harvested pages to s->buffer, rearm, resume. */
