@@ -73,7 +73,7 @@ from uffdtrack.process import (
     task_directory,
 )
 from uffdtrack.ram import GuestRam, parse_size
-from uffdtrack.regions import read_maps
+from uffdtrack.regions import read_maps, read_maps_text
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE, Runs
 from uffdtrack.space import AddressSpace
@@ -187,6 +187,7 @@ __all__ = [
     "probe",
     "proc_read",
     "read_maps",
+    "read_maps_text",
     "read_places",
     "shares_memory",
     "shares_no_pages",

@@ -38,7 +38,12 @@ def regions_of(maps: Any) -> list[Region]:
 
 
 def read_maps(pid: int) -> list[Region]:
-    """The mappings of a process, each with what is behind it.
+    """The mappings of a process, each with what is behind it. Raises: as `read_maps_text`."""
+    return read_maps_text(pid)[1]
+
+
+def read_maps_text(pid: int) -> tuple[bytes, list[Region]]:
+    """The text of /proc/PID/maps, and the mappings that it has, each with what is behind it.
 
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
@@ -47,6 +52,6 @@ def read_maps(pid: int) -> list[Region]:
     try:
         tid = check(lib.ut_live_thread(pid), "find", pid)
         check(lib.ut_maps_look(maps, pid, tid), "read the mappings of", pid)
-        return regions_of(maps)
+        return bytes(ffi.buffer(maps.text, maps.len)), regions_of(maps)
     finally:
         lib.ut_maps_free(maps)

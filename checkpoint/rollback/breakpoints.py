@@ -8,15 +8,18 @@ kernel does not know, or the probe would miss its hits.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.layout import Change, Stretches, protection
+from checkpoint.rollback.plan import Plan
+from checkpoint.rollback.stored import Image
 from checkpoint.view import View
 from uffdtrack import PAGE, Region, task_directory
-from uffdtrack.runs import Pages, batches, between
+from uffdtrack.runs import Mask, Pages, batches, between
 
 _INT3, _CALL = 0xCC, 0xE8
 _NOP5 = np.array([0x0F, 0x1F, 0x44, 0, 0], np.uint8)
@@ -58,12 +61,12 @@ class Programs:
         self._pid = pid
         self._files: dict[tuple[str, int], int] = {}
         for change in changes:
-            region = change.now if change.kept else change.then
-            if not region or not region.file_backed or protection(region) & 2:
-                continue
-            key = region.device, region.inode
+            then = change.then
+            if not then or not then.file_backed or protection(then) & 2:
+                continue  # as `Stretches.code`
+            key = then.device, then.inode
             if self._files.get(key, -1) < 0:
-                self._files[key] = self._open(region)
+                self._files[key] = self._open((change.kept and change.now) or then)
 
     def _open(self, region: Region) -> int:
         """The file behind a mapping, whatever file has its name now; -1: we cannot open it."""
@@ -88,19 +91,66 @@ class Programs:
                 os.close(fd)
         self._files = {}
 
-    def read(self, pages: Pages, where: Stretches) -> Contents:
-        """Pages as their files have them; a page that we cannot read does not look like code."""
-        out = np.zeros((len(pages), PAGE), np.uint8)
+    def read(self, pages: Pages, where: Stretches) -> tuple[Contents, Mask]:
+        """Pages as their files have them, and which of them we could read."""
+        out, known = np.zeros((len(pages), PAGE), np.uint8), np.zeros(len(pages), bool)
         rows = where.rows(pages).tolist()
         for i, (page, row) in enumerate(zip(pages.tolist(), rows, strict=True)):
             region = where.changes[row].then
             fd = self._files.get((region.device, region.inode), -1) if region else -1
             if fd >= 0 and region:
-                try:
-                    os.preadv(fd, [out[i].data], region.offset + page * PAGE - region.start)
-                except OSError:
-                    continue
-        return out
+                with suppress(OSError):
+                    at = region.offset + page * PAGE - region.start
+                    known[i] = os.preadv(fd, [out[i].data], at) > 0
+        return out, known
+
+    def keep_breakpoints(self, plan: Plan, where: Stretches, image: Image) -> list[str]:
+        """Leave the breakpoints of uprobes as they are: the kernel keeps its account of them.
+
+        Args:
+            plan: changed; `where` has its pages.
+
+        Returns: warnings, since a program may have written such bytes itself.
+        """
+        writes, drops, between, left = [], [], [], []
+        for pages, held in plan.write:
+            plain, exact = self._sort(pages, held, where, image)
+            writes.append((pages[plain], held[plain]))
+            between.append(exact)
+            left.append(pages[~plain])
+        for pages, held, anonymous in plan.drop:
+            plain, exact = self._sort(pages, held, where, None)
+            drops.append((pages[plain], held[plain], anonymous))
+            between.append(exact)
+            left.append(pages[~plain])
+        plan.write = [part for part in writes if len(part[0])]
+        plan.drop = [part for part in drops if len(part[0])]
+        plan.exact = [part for part in (*plan.exact, *between) if len(part[0])]
+        return _left_alone(np.concatenate((np.empty(0, np.uint64), *left)), where)
+
+    def _sort(
+        self, pages: Pages, now: Contents, where: Stretches, image: Image | None
+    ) -> tuple[Mask, tuple[Pages, Contents, Contents]]:
+        """Which pages get their contents of then, and those of the others that get something between.
+
+        Args:
+            image: None: they get what their files have.
+        """
+        plain = np.ones(len(pages), bool)
+        code = np.flatnonzero(where.code[where.rows(pages)])
+        files, known = self.read(pages[code], where)
+        code, files = code[known], files[known]
+        then = image.read(pages[code]) if image else files
+        wanted = np.where(uprobes(now[code], then, files), now[code], then)
+        plain[code] = (wanted == then).all(axis=1)
+        differs = ~plain[code] & (wanted != now[code]).any(axis=1)
+        at = code[differs]
+        return plain, (pages[at], now[at], wanted[differs])
+
+
+def _left_alone(pages: Pages, where: Stretches) -> list[str]:
+    names = {where.changes[row].then: None for row in np.unique(where.rows(pages)).tolist()}
+    return [f"breakpoints in {region.name} are left as they are" for region in names if region]
 
 
 def check_return_probes(view: View) -> None:

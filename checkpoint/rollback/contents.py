@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from checkpoint.errors import ImageError, RollbackRefusedError
 from checkpoint.rollback.access import read_remote, write_remote
-from checkpoint.rollback.breakpoints import Programs, uprobes
+from checkpoint.rollback.breakpoints import Programs
 from checkpoint.rollback.layout import Stretches
 from checkpoint.rollback.plan import Plan
 from checkpoint.rollback.stored import Contents, Image
@@ -108,38 +108,8 @@ class Memory:
         return plan
 
     def _keep_breakpoints(self, plan: Plan, where: Stretches) -> None:
-        """Leave the breakpoints of uprobes in code as they are: the kernel keeps its account of them."""
-        found = Plan()
-        for pages, held in plan.write:
-            code = where.code[where.rows(pages)]
-            if not code.any():
-                found.write.append((pages, held))
-                continue
-            plain, exact = self._by_uprobes(pages[code], held[code], None, where)
-            keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
-            found.write.append((pages[np.sort(keep)], held[np.sort(keep)]))
-            found.exact.append(exact)
-        for pages, held, anonymous in plan.drop:
-            code = where.code[where.rows(pages)]
-            files = self.programs.read(pages[code], where)
-            plain, exact = self._by_uprobes(pages[code], held[code], files, where)
-            keep = np.concatenate((np.flatnonzero(~code), np.flatnonzero(code)[plain]))
-            found.drop.append((pages[np.sort(keep)], held[np.sort(keep)], anonymous))
-            found.exact.append(exact)
-        plan.write = [part for part in found.write if len(part[0])]
-        plan.drop = [part for part in found.drop if len(part[0])]
-        plan.exact = [part for part in found.exact if len(part[0])]
-
-    def _by_uprobes(
-        self, pages: Pages, now: Contents, then: Contents | None, where: Stretches
-    ) -> tuple[npt.NDArray[np.bool_], tuple[Pages, Contents, Contents]]:
-        """The pages of code that get their contents of then, and those that get something between."""
-        files = self.programs.read(pages, where) if then is None else then
-        then = self.image.read(pages) if then is None else then
-        wanted = np.where(uprobes(now, then, files), now, then)
-        plain: npt.NDArray[np.bool_] = (wanted == then).all(axis=1)
-        between = ~plain & (wanted != now).any(axis=1)
-        return plain, (pages[between], now[between], wanted[between])
+        for text in self.programs.keep_breakpoints(plan, where, self.image):
+            self._warn(text)
 
     def _extra(self, where: Stretches, among: Runs | None, wanted: int) -> Pages:
         """Pages that exist and that the image lacks; in private file mappings, only their own pages.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from checkpoint.image import EpochFile
 from checkpoint.rollback.attributes import Attributes, Flags, Recorded, keeps_advice, must_be_made_anew
-from uffdtrack import PAGE, Region, Runs, proc_read, read_maps
+from uffdtrack import PAGE, Region, Runs, proc_read, read_maps_text
 from uffdtrack.runs import Pages, Rows, rows_of
 
 SMAPS_SECONDS = 0.02
@@ -136,7 +136,6 @@ class Layout:
         before: one of a moment ago.
         patience: reading the attributes is quick if it takes less than so many seconds.
         """
-        self.text = proc_read(pid, "maps")
         self.regions: list[Region]
         self.changes: list[Change]
         self.differ: list[Change]
@@ -146,10 +145,12 @@ class Layout:
             started = time.monotonic()
             self.has = Attributes.read(pid)
             self.cost = time.monotonic() - started
-        if before and (before.text, before.has) == (self.text, self.has):
-            self.regions, self.changes, self.differ = before.regions, before.changes, before.differ
+        if before and (before.text, before.has) == (proc_read(pid, "maps"), self.has):
+            self.text, self.regions = before.text, before.regions
+            self.changes, self.differ = before.changes, before.differ
             return
-        self.regions = read_maps(pid)
+        # Of one reading: a process that runs may have had other mappings, and these again.
+        self.text, self.regions = read_maps_text(pid)
         had = Recorded.of(epoch.facts.attributes, epoch.facts.attributes_unknown)
         self.changes = split_changes(self.regions, epoch.regions, self.has, had)
         self.differ = [c for c in self.changes if not c.same]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from checkpoint.errors import RollbackRefusedError
 from tests.conftest import missing
 from tests.helpers import Build, Spawn
+from tests.kernel.mapper import Mapper
+from tests.kernel.rolled import Target
 from tests.kernel.test_rollback_attributes import back, take
-from uffdtrack import parse_maps
+from uffdtrack import PAGE, parse_maps
 
 FORMS = {"lea": ("l", 0), "nop": ("n", 1), "waits": ("w", 2)}
 
@@ -138,3 +141,28 @@ def test_epoch_inside_of_a_function_whose_return_is_probed(
         back(probed.pid, tmp_path / "c")
     end(probe)
     assert probed.ask("l") == "2"
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_only_looks_like_a_breakpoint(
+    by: str, spawn: Spawn, stack: ExitStack, tmp_path: Path, writable: bool, stored: bool
+) -> None:
+    """Pages of a file that has such bytes itself, read-only at the epoch and written since."""
+    contents = bytearray(b"abcd" * PAGE)
+    contents[100] = 0xCC
+    path = tmp_path / "file"
+    path.write_bytes(contents)
+    mapper = Mapper(spawn, tmp_path / "m")
+    at = mapper.new(4 * PAGE, 3, 2, int(mapper(f"os.open({str(path)!r}, os.O_RDONLY)")))
+    if stored:
+        mapper(f"put({at + 8}, b'own')")
+        contents[8:11] = b"own"
+    mapper(f"libc.mprotect(ctypes.c_void_p({at}), {4 * PAGE}, 1)")
+    target = Target(stack, mapper.pid, tmp_path / "c", by)
+    mapper(f"libc.mprotect(ctypes.c_void_p({at}), {4 * PAGE}, 3)")
+    mapper(f"put({at}, b'new'), put({at + PAGE}, b'new')")
+    if not writable:
+        mapper(f"libc.mprotect(ctypes.c_void_p({at}), {4 * PAGE}, 1)")
+    target.back_to()
+    assert mapper(f"get({at}, {4 * PAGE}).hex()") == contents.hex()
