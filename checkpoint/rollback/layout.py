@@ -136,6 +136,7 @@ class Layout:
         before: one of a moment ago.
         patience: reading the attributes is quick if it takes less than so many seconds.
         """
+        self.text: bytes
         self.regions: list[Region]
         self.changes: list[Change]
         self.differ: list[Change]

@@ -23,6 +23,12 @@ from checkpoint.view import View
 from uffdtrack import MAX_STOP, Tracee, children, stop_together, watchdog
 from uffdtrack.errors import TargetError, TargetGoneError, UffdtrackError
 
+BORN_SECONDS = 0.1
+"""So long we wait, while all others stand, for a call of a process that will be ended (`Tracee.stop`)."""
+
+SETTLING = 1.0
+"""Seconds that a process which was killed may need."""
+
 
 @dataclass(slots=True)
 class TreeOutcome:
@@ -150,21 +156,45 @@ def put_back(
 
     Raises: as `rollback_tree`.
     """
-    born = sorted({*_born(list(works), entry), *(others - {*works, *(p.pid for p in entry.left_out)})})
+
+    def find() -> list[int]:
+        found = {*_born(list(works), entry), *(others - {*works, *(p.pid for p in entry.left_out)})}
+        return sorted(pid for pid in found if lives(pid))
+
+    born = find()
     if born and not anyway:
         names = ", ".join(f"{pid} ({name_of(pid)})" for pid in born)
         raise RollbackRefusedError(
             f"processes born since epoch {entry.epoch} would be unknown to the others: {names}; end "
             "them first, or give --anyway; all are as they were"
         )
-    _apply_all(works, tracees)
-    outcomes, failure = _commit_all(works)
-    for pid in born:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    with ExitStack() as stack:
+        born = _hold(stack, find)
+        _apply_all(works, tracees)
+        outcomes, failure = _commit_all(works)
+        for pid in born:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     if failure:
         raise failure
     return TreeOutcome(entry.epoch, outcomes, born)
+
+
+def _hold(stack: ExitStack, find: Callable[[], list[int]]) -> list[int]:
+    """Stop processes that will be ended, with those that they make meanwhile: they share memory with others.
+
+    When `stack` closes, they run on, if they live.
+    """
+    held: list[int] = []
+    while new := [pid for pid in find() if pid not in held]:
+        for pid in new:
+            tracee = stack.enter_context(Tracee(pid))
+            stack.callback(tracee.settle, SETTLING)  # who has been killed is reaped
+            stack.callback(tracee.resume)
+            with suppress(TargetGoneError), _about(pid):
+                tracee.stop(patience=BORN_SECONDS)
+        held += new
+    return held
 
 
 def concluded(outcome: TreeOutcome, works: dict[int, ProcessRollback]) -> TreeOutcome:

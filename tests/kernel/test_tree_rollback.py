@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from checkpoint.errors import RollbackRefusedError
+from checkpoint.rollback.request import Request, fingerprint_of_all
 from checkpoint.rollback.tree import rollback_tree
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.tree import Tree
-from tests.helpers import Run, wait_for
+from tests.helpers import Run, Spawn, wait_for
 from tests.kernel.forks import Forks, is_dead
+from tests.kernel.tree_walk import Walk
 from uffdtrack.errors import TargetError
 
 
@@ -99,3 +103,47 @@ def test_who_has_ended_or_was_born_is_named(
     wait_for(lambda: is_dead(member), "it has ended")
     done = uffdtrack("rollback", target.pid, f"{directory}@0", code=5)
     assert f"process {member} (forks) of epoch 0 has ended" in done.stderr
+
+
+FORKS_A_WRITER = """
+import mmap, os, sys
+memory = mmap.mmap(-1, 64 * 4096)
+print(os.getpid(), flush=True)
+for line in sys.stdin:
+    if line == "fork\\n" and not os.fork():
+        while True:
+            for at in range(0, len(memory), 4096): memory[at] = 0x5A
+    print(sum(memory[at] for at in range(0, len(memory), 4096)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("session", [True, False])
+def test_who_will_be_ended_writes_nothing_more(
+    kernel: None, spawn: Spawn, in_memory: Path, session: bool
+) -> None:
+    """A child that was born since the epoch, and that writes memory that it shares, all the time."""
+    process = spawn(sys.executable, "-c", FORKS_A_WRITER)
+    assert process.stdin and process.stdout
+
+    def ask(line: bytes) -> bytes:
+        assert process.stdin and process.stdout
+        process.stdin.write(line)
+        process.stdin.flush()
+        return process.stdout.readline()
+
+    process.stdout.readline()
+    for number in range(4):
+        with ExitStack() as stack:
+            walk = Walk(stack, process.pid, in_memory / f"c{number}", "scan")
+            walk.session.take()
+            entry = Tree(walk.directory).open(0)
+            if not session:
+                stack.close()
+            ask(b"fork\n")
+            wait_for(lambda: ask(b"look\n") != b"0\n", "it writes")
+            if session:
+                files = fingerprint_of_all(entry.views())
+                walk.rollback(Request(process.pid, 0, entry.digest, files, True, 5.0), lambda: None)
+            else:
+                rollback_tree(process.pid, entry, entry.views(), anyway=True)
+            assert ask(b"look\n") == b"0\n"
