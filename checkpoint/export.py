@@ -199,7 +199,7 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     needed = needed_below(files, before)
     merged = [file for file in line_to(files, before)[:-1] if file.epoch not in needed]
     if view.epoch.parent_epoch is not None and before > files[0].epoch:
-        _merge(view, key, _numbers(merged) if needed else None)
+        _merge(view, key, _numbers(files[0], merged) if needed else None)
     left = {file.epoch for file in files} - {file.epoch for file in merged}
     older = [number for number in chain.epochs if number not in left]
     # The oldest last: what is left after a crash still has its base.
@@ -211,9 +211,15 @@ def compact(chain: Chain, before: int, key: bytes) -> list[int]:
     return older
 
 
-def _numbers(merged: list[EpochFile]) -> list[list[int]]:
-    """The numbers of epochs, and of those that they were made of, see `ImageFacts.merged`."""
+def _numbers(oldest: EpochFile, merged: list[EpochFile]) -> list[list[int]]:
+    """The numbers of epochs, and of those that they were made of, see `ImageFacts.merged`.
+
+    Args:
+        oldest: of the chain; it stands for all numbers below its own, unless it says which.
+    """
     made_of = [(first, last) for file in merged for first, last in file.facts.merged or ()]
+    if oldest in merged and oldest.facts.merged is None:
+        made_of.append((0, oldest.epoch))
     return [list(pair) for pair in stretches([*made_of, *((file.epoch, file.epoch) for file in merged)])]
 
 

@@ -99,18 +99,23 @@ def lines(output: str) -> list[list[str]]:
     return [line.split() for line in output.splitlines()]
 
 
-@pytest.fixture
-def branched(in_memory: Path) -> tuple[Path, Tracked]:
-    """Epochs 0 1 2 3; 4 5 after 1; 6 after 4."""
-    target = Tracked(in_memory / "c", 5)
-    for follows in (None, None, None, None, 1, None, 4):
-        if follows is not None:
-            target.roll_back(follows)
+def follow(directory: Path, *parents: int | None) -> Tracked:
+    """A chain whose epochs follow these; None: the one before."""
+    target = Tracked(directory, 5)
+    for parent in parents:
+        if parent is not None:
+            target.roll_back(parent)
         for _ in range(6):
             target.work()
         target.take()
     target.chain.close()
-    return in_memory / "c", target
+    return target
+
+
+@pytest.fixture
+def branched(in_memory: Path) -> tuple[Path, Tracked]:
+    """Epochs 0 1 2 3; 4 5 after 1; 6 after 4."""
+    return in_memory / "c", follow(in_memory / "c", None, None, None, None, 1, None, 4)
 
 
 def run(*arguments: object) -> str:
@@ -163,33 +168,50 @@ def test_compact_keeps_what_others_come_from(branched: tuple[Path, Tracked]) -> 
         Chain(directory).files()
 
 
+def killed_compaction(directory: Path, before: int, unlinks: int) -> None:
+    """One that is killed when it has removed so many epochs, and would remove another."""
+
+    def dies(path: Path, missing_ok: bool = False, unlink: object = os.unlink) -> None:
+        nonlocal unlinks
+        if path.name.startswith("epoch-"):
+            unlinks -= 1
+            if unlinks < 0:
+                raise OSError(5, "killed")
+        if path.exists():
+            unlink(path)  # type: ignore[operator]
+
+    with patch.object(Path, "unlink", dies), suppress(StorageError):
+        compact(Chain(directory), before, b"")
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_compactions_that_are_killed(in_memory: Path, seed: int) -> None:
     """At any instant, one after the other: all epochs that were not to be merged are there."""
     rng = random.Random(seed)
     target = grow(in_memory, seed, 30, often=0.15)
-    merged: set[int] = set()
+    there = set(range(30))
     for _ in range(8):
-        files = Chain(in_memory).files()
-        before = rng.choice(files).epoch
-        left = rng.randrange(6)
-
-        def dies(path: Path, missing_ok: bool = False, unlink: object = os.unlink) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0 and path.suffix == ".core":
-                raise OSError(5, "killed")
-            if path.exists():
-                unlink(path)  # type: ignore[operator]
-
-        merged |= {file.epoch for file in line_to(files, before)[:-1]}
-        with patch.object(Path, "unlink", dies):
-            with suppress(StorageError):
-                compact(Chain(in_memory), before, b"")
+        before, was = rng.choice(sorted(there)), there
+        merged = {file.epoch for file in line_to(Chain(in_memory).files(), before)[:-1]}
+        killed_compaction(in_memory, before, rng.randrange(6))
         there = {file.epoch for file in Chain(in_memory).files()}
-        assert set(range(30)) - there <= merged
+        assert was - merged <= there <= was
         assert wrong_epochs(in_memory, target, set(range(30)) - there) == []
     assert len(there) < 30
+
+
+def test_killed_twice(in_memory: Path) -> None:
+    """A base that stands for all older ones is merged while some of these are left over."""
+    target = follow(in_memory / "c", None, None, None, None, None, None, 3, None)
+    compact(Chain(in_memory / "c"), 5, b"")
+    killed_compaction(in_memory / "c", 3, 2)
+    chain = Chain(in_memory / "c")
+    assert chain.epochs == [0, 3, 5, 6, 7] and chain.files()[0].epoch == 3
+    killed_compaction(in_memory / "c", 7, 0)
+    assert wrong_epochs(in_memory / "c", target, {0, 1, 2, 3, 4, 6}) == []
+    assert [file.epoch for file in Chain(in_memory / "c").files()] == [5, 7]
+    compact(Chain(in_memory / "c"), 7, b"")
+    assert Chain(in_memory / "c").epochs == [5, 7]
 
 
 def test_what_is_missing_or_exchanged(branched: tuple[Path, Tracked], in_memory: Path) -> None:
