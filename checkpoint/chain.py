@@ -109,7 +109,9 @@ class Chain:
     def _check_numbers(self, files: list[EpochFile]) -> None:
         there = {file.epoch for file in files}
         bases = [file for file in files if file.facts.merged]
-        for number in range(self.epochs[-1], files[0].epoch, -1):
+        # The oldest stands for all numbers below its own, unless it says which.
+        first = files[0].epoch if files[0].facts.merged is None else -1
+        for number in range(self.epochs[-1], first, -1):
             if number not in there and not any(base.is_made_of(number) for base in bases):
                 raise ImageError(f"{self.path(number)} is missing")
 

@@ -214,6 +214,24 @@ def test_killed_twice(in_memory: Path) -> None:
     assert Chain(in_memory / "c").epochs == [5, 7]
 
 
+def test_a_branch_is_missing_below_a_base(in_memory: Path) -> None:
+    directory = in_memory / "c"
+    target = follow(directory, None, None, None, 1, None)
+    compact(Chain(directory), 3, b"")
+    assert Chain(directory).epochs == [0, 1, 2, 3, 4] and wrong_epochs(directory, target) == []
+    copy = in_memory / "copy"
+    shutil.copytree(directory, copy)
+    for number in (0, 1, 2):
+        (copy / epoch_name(number)).unlink()
+    for verb in ("verify", "ls"):
+        refused = CliRunner().invoke(cli, [verb, str(copy)]).exception
+        assert isinstance(refused, ImageError) and f"{epoch_name(2)} is missing" in str(refused)
+    compact(Chain(directory), 2, b"")
+    assert Chain(directory).epochs == [2, 3, 4] and wrong_epochs(directory, target, {0, 1}) == []
+    compact(Chain(directory), 4, b"")
+    assert Chain(directory).epochs == [2, 4] and wrong_epochs(directory, target, {0, 1, 3}) == []
+
+
 def test_what_is_missing_or_exchanged(branched: tuple[Path, Tracked], in_memory: Path) -> None:
     directory, _ = branched
     for number in range(7):
