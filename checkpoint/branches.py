@@ -38,18 +38,36 @@ def ends_of(files: Sequence[EpochFile]) -> list[int]:
     return [file.epoch for file in files if file.epoch not in followed]
 
 
-def depth_first(files: Sequence[EpochFile]) -> list[EpochFile]:
-    """Each epoch behind its parent, and all that comes from it before anything else."""
+def depth_first(files: Sequence[EpochFile]) -> tuple[list[EpochFile], int]:
+    """Each epoch behind the one that its memory is made of, and all that is made of it before anything else.
+
+    The epochs behind one are in such an order that few wait for another one behind them: at most the
+    logarithm of the number of ends, to base 2.
+
+    Returns:
+        the epochs, and how many wait at the same time at most.
+    """
     there = {file.epoch for file in files}
     following: dict[int | None, list[EpochFile]] = {}
-    for file in reversed(files):
-        following.setdefault(file.parent_epoch if file.parent_epoch in there else None, []).append(file)
-    waiting = following.pop(None, [])
+    waiting: dict[int, int] = {}
+    for file in reversed(files):  # an epoch has a lower number than those behind it
+        behind = following.get(file.epoch, [])
+        behind.sort(key=lambda one: waiting[one.epoch], reverse=True)
+        # It waits until the last is begun, the one with the most below it.
+        waiting[file.epoch] = max((waiting[one.epoch] + (i > 0) for i, one in enumerate(behind)), default=0)
+        parent = made_from(file)
+        following.setdefault(parent if parent in there else None, []).append(file)
+    left = following.pop(None, [])
     order: list[EpochFile] = []
-    while waiting:
-        order.append(waiting.pop())
-        waiting += following.get(order[-1].epoch, ())
-    return order
+    while left:
+        order.append(left.pop())
+        left += following.get(order[-1].epoch, ())
+    return order, max(waiting.values(), default=0)
+
+
+def made_from(file: EpochFile) -> int | None:
+    """The epoch whose memory its own is made of."""
+    return None if file.facts.base else file.parent_epoch
 
 
 def needed_below(files: Sequence[EpochFile], base: int) -> list[int]:

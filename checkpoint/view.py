@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.branches import depth_first
+from checkpoint.branches import depth_first, made_from
 from checkpoint.deltas import FIRST
 from checkpoint.elf import ZERO, Offsets
 from checkpoint.errors import ImageError
@@ -30,8 +30,8 @@ from uffdtrack.runs import (
 )
 
 Contents = npt.NDArray[np.uint8]
-MOST_KEPT = 32
-"""A check of a chain with branches takes at most so many times less pages at once."""
+MOST_KEPT = 2 * BATCH
+"""Pages that a check of a chain has at the same time, of all epochs: 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,23 +223,22 @@ def check_all_deltas(files: Sequence[EpochFile]) -> None:
     Raises:
         ImageError: one is not, or a file cannot be read.
     """
-    order = depth_first(files)
+    order, waiting = depth_first(files)
     every = np.unique(
         np.concatenate([file.deltas.pages for file in order if file.deltas] or [np.empty(0, np.uint64)])
     )
-    # What an epoch has is kept until the last one that follows it was checked.
-    last = {file.parent_epoch: file.epoch for file in order}
-    kept = sum(last.get(file.parent_epoch) != file.epoch for file in order)
-    for pages in batches(every, BATCH // min(1 + kept, MOST_KEPT)):
+    # What an epoch has is kept until the last one that is made of it is checked.
+    last = {made_from(file): file.epoch for file in order}
+    for pages in batches(every, min(BATCH, MOST_KEPT // (1 + waiting))):
         states: dict[int | None, tuple[Contents, Mask]] = {}
         for file in order:
-            before = states.get(file.parent_epoch)
-            if file.facts.base or not before:
+            parent = made_from(file)
+            if parent not in states:
                 before = np.zeros((len(pages), PAGE), np.uint8), np.zeros(len(pages), bool)
-            elif last[file.parent_epoch] != file.epoch:
-                before = before[0].copy(), before[1].copy()
+            elif last[parent] == file.epoch:
+                before = states.pop(parent)
             else:
-                del states[file.parent_epoch]
+                before = states[parent][0].copy(), states[parent][1].copy()
             _check_deltas_of(file, pages, *before)
             if file.epoch in last:
                 states[file.epoch] = before
