@@ -6,12 +6,15 @@ import os
 import select
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from checkpoint.chain import Chain
 from checkpoint.session import Session
 from tests.helpers import broken
 from tests.kernel.mapper import Mapper, read
 from uffdtrack import PAGE
+from uffdtrack.runs import no_runs, to_runs
 
 
 def test_private_file_pages_come_and_go(mapper: Mapper, session: Session, tmp_path: Path) -> None:
@@ -141,3 +144,23 @@ def test_a_mapping_that_changes_while_it_is_armed(mapper: Mapper, session: Sessi
     mapper(f"put({anonymous}, b'two')")
     session.take()
     assert (read(mapper, of_file), read(mapper, anonymous)) == (b"own", b"two")
+
+
+def test_what_is_pending_beside_what_is_not(mapper: Mapper, session: Session, tmp_path: Path) -> None:
+    """It is copied again, and nothing between it; what was given back is the mapping's own again."""
+    path = tmp_path / "f"
+    path.write_bytes(b"f" * (64 * PAGE))
+    of_file = int(mapper(f"new({64 * PAGE}, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    for at, step, given_back in ((of_file, 2, (b"", b"fff")), (mapper.new(8 << 20), 1, (b"", bytes(3)))):
+        mapper(f"[put({at} + page * {PAGE}, b'own') for page in range(0, 64, {step})]")
+        session.take()
+        for page in (8, 9):
+            mapper(f"libc.madvise({at + page * PAGE}, {PAGE}, 4)")
+        session.take()
+        pages = np.array([at // PAGE + page for page in range(0, 64, 4)], np.uint64)
+        session.target.pending.add(to_runs(pages), no_runs())
+        session.take()
+        file = Chain(mapper.directory).open(None)
+        stored = {int(page) - at // PAGE for page in file.pages} & set(range(0, 64, step))
+        assert stored - {8} == set(range(0, 64, 4)) - {8}
+        assert read(mapper, at + 8 * PAGE) in given_back and read(mapper, at + 12 * PAGE) == b"own"

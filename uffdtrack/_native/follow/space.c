@@ -40,30 +40,44 @@ static int follow_region(ut_space *s, ut_region *r)
 	return ut_follow_compared(s, r);
 }
 
+/* Of pages of private memory: those that the mapping has, and others that lie between them. */
+static int find_there(ut_space *s, const ut_region *r, const ut_runs *pages, ut_runs *there)
+{
+	int is_file = r->kind == UT_KIND_FILE;
+
+	for (size_t i = 0, k; i < pages->n; i = k) {
+		ut_scan scan;
+		long n;
+
+		k = ut_near(pages, i);
+		scan = UT_SCAN_OF(s, pages->v[i].start, pages->v[k - 1].end, .anyof = UT_POPULATED,
+				  .give = UT_POPULATED | UT_PAGE_IS_FILE);
+		do {
+			TRY(ut_reader_overdue(&s->reader));
+			TRY(n = ut_scan_next(&scan));
+			for (long j = 0; j < n; j++)
+				if (!is_file || ut_is_private_page(scan.found[j].categories))
+					TRY(runs_push(there, scan.found[j].start, scan.found[j].end));
+		} while (n);
+	}
+	return 0;
+}
+
 /* What is pending is copied again. A page of private memory that is not there any more has the mapping's own contents
  * again: reading those would bring it back. */
 static int take_pending(ut_space *s, const ut_region *r, const ut_runs *pending)
 {
-	int is_file = r->kind == UT_KIND_FILE, is_private = is_file || r->kind == UT_KIND_ANON || r->kind == UT_KIND_HUGE;
+	int is_private = r->kind == UT_KIND_FILE || r->kind == UT_KIND_ANON || r->kind == UT_KIND_HUGE;
 	ut_finding *part = &s->harvest.part;
-	AUTO_RUNS due = {0}, there = {0};
+	AUTO_RUNS due = {0}, there = {0}, missing = {0};
 
 	TRY(runs_clip(&due, pending, r->start, r->end));
 	if (!is_private)
 		return runs_append(&part->want, &due);
-	for (size_t i = 0; i < due.n; i++) {
-		ut_scan scan = UT_SCAN_OF(s, due.v[i].start, due.v[i].end, .anyof = UT_POPULATED,
-					  .give = UT_POPULATED | UT_PAGE_IS_FILE);
-		long n;
-
-		while ((n = ut_scan_next(&scan)) > 0)
-			for (long k = 0; k < n; k++)
-				if (!is_file || ut_is_private_page(scan.found[k].categories))
-					TRY(runs_push(&there, scan.found[k].start, scan.found[k].end));
-		TRY(n);
-	}
-	TRY(runs_append(&part->want, &there));
-	return runs_minus(&part->gone, &due, &there);
+	TRY(find_there(s, r, &due, &there));
+	TRY(runs_minus(&missing, &due, &there));
+	TRY(runs_append(&part->gone, &missing));
+	return runs_minus(&part->want, &due, &missing);
 }
 
 static int harvest_region(ut_space *s, ut_region *r, const ut_runs *pending)
