@@ -76,6 +76,32 @@ def test_private_file_mapping_that_is_protected_and_not(
         assert (read(mapper, at) or b"abc") == b"abc"
 
 
+@pytest.mark.parametrize(("first", "protection"), [(0, 0), (12, 1)])
+def test_a_private_file_mapping_stays_one_where_pieces_of_it_are_protected_and_not(
+    mapper: Mapper, session: Session, tmp_path: Path, first: int, protection: int
+) -> None:
+    """mremap(2) over two pieces would say EFAULT, from Linux 6.17 on after it has moved the first."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 100_000)
+    at = int(mapper(f"new(65536, 3, 2, os.open({str(path)!r}, os.O_RDONLY))"))
+    piece = at + first * PAGE
+    aside = int(mapper("new(65536, 0, 34, -1)"))
+    mapper(f"put({at + 8 * PAGE}, b'a'), put({piece}, b'b')")
+    mapper(f"libc.mprotect(ctypes.c_void_p({piece}), {4 * PAGE}, {protection})")
+    session.take()
+    mapper(f"libc.mprotect(ctypes.c_void_p({piece}), {4 * PAGE}, 3)")
+    session.take()
+    assert mapper(f"move({at}, 65536, {aside}), move({aside}, 65536, {at})") == "(True, True)"
+    for text, protected in ((b"c", 1), (b"d", 2), (b"e", 0)):
+        mapper(f"libc.mprotect(ctypes.c_void_p({piece}), {4 * PAGE}, {protection})")
+        for _ in range(protected):
+            session.take()
+        mapper(f"libc.mprotect(ctypes.c_void_p({piece}), {4 * PAGE}, 3), put({piece}, {text!r})")
+        assert mapper(f"move({at}, 65536, {aside}), move({aside}, 65536, {at})") == "(True, True)"
+        session.take()
+        assert read(mapper, piece, 1) == text and read(mapper, at + 8 * PAGE, 1) == b"a"
+
+
 def test_private_mapping_of_a_deleted_file(mapper: Mapper, session: Session, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc" * 100_000)

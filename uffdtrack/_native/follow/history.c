@@ -1,7 +1,7 @@
 /* What the last harvest says of a place. */
 #include "methods.h"
 
-static int same_object(const ut_region *a, const ut_region *b)
+int ut_is_same_object(const ut_region *a, const ut_region *b)
 {
 	return a->kind == b->kind && a->inode == b->inode && a->major == b->major &&
 	       a->minor == b->minor && a->offset - a->start == b->offset - b->start;
@@ -23,7 +23,7 @@ int ut_stood_before(const ut_space *s, const ut_region *r)
 
 		if (b->start >= r->end)
 			break;
-		if (!same_object(b, r))
+		if (!ut_is_same_object(b, r))
 			return 0;
 		seen = 1;
 	}
@@ -42,6 +42,21 @@ size_t ut_count_before(const ut_space *s, const ut_region *r, int compared)
 		n += b->kind == r->kind && b->compared == compared;
 	}
 	return n;
+}
+
+void ut_note_registered(ut_space *s)
+{
+	for (size_t k = 0; k < s->maps.n; k++) {
+		ut_region *r = &s->maps.regions[k];
+
+		if (r->kind != UT_KIND_FILE)
+			continue;
+		for (size_t i = first_after(&s->before, r->start); i < s->before.n; i++) {
+			if (s->before.regions[i].start >= r->end)
+				break;
+			r->registered |= s->before.regions[i].registered;
+		}
+	}
 }
 
 /* There is none of what was under traps. Of anonymous memory one piece is as good as another: all that can be there is

@@ -22,6 +22,10 @@ int ut_follow_trapped(ut_space *s, ut_region *r);
 int ut_follow_noted(ut_space *s, ut_region *r);
 /* private_files.c: pages that are not the file's any more, compared. */
 int ut_follow_private_file(ut_space *s, ut_region *r);
+/* trapped.c: those that are not writable, by traps if that takes nothing apart. */
+int ut_follow_read_only_file(ut_space *s, ut_region *r);
+/* private_files.c. 1: some of what touches it, and goes on in the same file, is writable and not registered. */
+int ut_touches_compared(const ut_space *s, const ut_region *r);
 /* compared.c: all pages, compared. */
 int ut_follow_compared(ut_space *s, ut_region *r);
 
@@ -78,7 +82,10 @@ void ut_history_take(ut_history *h, ut_history *now);
 void ut_history_clear(ut_history *h);
 void ut_history_free(ut_history *h);
 
-/* history.c looks at the mappings that were at this place at the last harvest: */
+/* history.c. Whether two mappings of one address map the same place of the same file. */
+int ut_is_same_object(const ut_region *a, const ut_region *b);
+/* It looks at the mappings that were at this place at the last harvest. Note which files' may still be registered; */
+void ut_note_registered(ut_space *s);
 /* whether all of them are the same object; */
 int ut_stood_before(const ut_space *s, const ut_region *r);
 /* how many were compared (1), or not (0); */

@@ -92,12 +92,32 @@ int ut_look_pages(ut_space *s, const ut_region *r, int fresh)
 	return runs_append(&h->part.now.kept, &h->found);
 }
 
+static int is_compared(const ut_region *r)
+{
+	return (r->prot & 2) && !r->registered;
+}
+
+int ut_touches_compared(const ut_space *s, const ut_region *r)
+{
+	const ut_region *first = s->maps.regions, *last = first + s->maps.n - 1;
+
+	for (const ut_region *a = r; a > first && a[-1].end == a->start && ut_is_same_object(a - 1, a); a--)
+		if (is_compared(a - 1))
+			return 1;
+	for (const ut_region *a = r; a < last && a->end == a[1].start && ut_is_same_object(a, a + 1); a++)
+		if (is_compared(a + 1))
+			return 1;
+	return 0;
+}
+
 /* Traps would be wrong for those that are writable:
  *
  * - A page that is given back keeps its trap, in a marker. A write takes two faults then: the first makes a page
  *   out of the file's, armed by the marker, the second is the trap. A thread that stands between the two leaves a
  *   page that looks as if nothing had happened to it.
- * - MADV_GUARD_INSTALL repeats until it finds no page, and takes the markers that it leaves for pages. */
+ * - MADV_GUARD_INSTALL repeats until it finds no page, and takes the markers that it leaves for pages.
+ *
+ * One that was registered before it became writable is so no longer if its neighbours are not: they merge again. */
 int ut_follow_private_file(ut_space *s, ut_region *r)
 {
 	ut_scan scan = UT_SCAN_OF(s, r->start, r->end, .anyof = UT_POPULATED, .give = UT_POPULATED | UT_PAGE_IS_FILE);
@@ -105,6 +125,10 @@ int ut_follow_private_file(ut_space *s, ut_region *r)
 	AUTO_RUNS old = {0};
 	long n;
 
+	if (r->registered && !(h->flags & UT_RUNNING) && ut_touches_compared(s, r)) {
+		ut_unregister(s->uffd, r->start, r->end - r->start);
+		r->registered = 0;
+	}
 	h->found.n = 0;
 	while ((n = ut_scan_next(&scan)) > 0)
 		for (long i = 0; i < n; i++)

@@ -14,7 +14,7 @@ static const struct {
 } methods[] = {
 	{UT_KIND_ANON, EITHER, NO, ut_follow_trapped},
 	{UT_KIND_ANON, EITHER, YES, ut_follow_noted},
-	{UT_KIND_FILE, NO, NO, ut_follow_trapped},
+	{UT_KIND_FILE, NO, NO, ut_follow_read_only_file},
 	{UT_KIND_FILE, YES, NO, ut_follow_private_file},
 };
 
@@ -161,6 +161,7 @@ static int look_at_mappings(ut_space *s, const ut_tracee *t)
 	TRY(ut_maps_read(&s->maps, s->reader.pid, s->reader.tid));
 	TRY(ut_backing_find(&s->maps, &s->before, &s->filesystems, s->reader.pid, s->reader.tid, flags));
 	ut_reader_ask_shared(&s->reader, &s->maps);
+	ut_note_registered(s);
 	TRY(ut_note_unmapped(s, &h->all.fresh));
 	return s->sync ? ut_exit_pages(t, &s->reader, &h->all.now.bare) : 0;
 }

@@ -72,3 +72,15 @@ int ut_follow_trapped(ut_space *s, ut_region *r)
 	}
 	return ut_leave_alone(s, r) ? ut_follow_alone(s, r) : arm_first(s, r);
 }
+
+/* A piece that mprotect(2) has cut out of a writable mapping is left unregistered, like the rest of it. If it were
+ * registered, it would not merge again when it becomes writable: mremap(2) over all of it would say EFAULT, from Linux
+ * 6.17 on after it has moved the pieces before this one. Of those that are readable when we first see them nothing tells
+ * that they were cut out, and they are not: most are the loader's relocated data, which nobody moves. */
+int ut_follow_read_only_file(ut_space *s, ut_region *r)
+{
+	if (!r->registered && (!(r->prot & 1) || ut_stood_before(s, r)) && ut_touches_compared(s, r))
+		return ut_follow_private_file(s, r);
+	r->registered = 1;
+	return ut_follow_trapped(s, r);
+}

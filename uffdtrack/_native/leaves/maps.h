@@ -45,6 +45,7 @@ typedef struct {
 	uint8_t backing, deleted, named_deleted;
 	uint8_t head;  /* how often we have asked for its first page: heads.c */
 	uint8_t compared; /* this harvest compares it: there are digests of what is stored of it */
+	uint8_t registered; /* private, of a file: it may be registered with the userfaultfd */
 	uint8_t sure;  /* backing and deleted stay true for as long as it is mapped */
 	uint32_t name; /* offset of the name in the text */
 } ut_region;
