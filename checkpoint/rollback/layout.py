@@ -167,7 +167,8 @@ class Stretches:
         self.changes = [c for c in changes if c.then and c.then.stored]
         regions = [c.then for c in self.changes if c.then]
         self.ranges: Runs = np.array([(c.start, c.end) for c in self.changes], np.uint64).reshape(-1, 2)
-        self.file_backed = np.array([r.file_backed for r in regions], bool)
+        # A page that the image lacks was not in use, or the file's, which may have lost its name.
+        self.file_backed = np.array([r.file_backed or r.kind == "deleted" for r in regions], bool)
         self.anonymous = np.array([r.anonymous for r in regions], bool)
         # uprobes go into every private file mapping that is not writable, whether it is executed or not.
         self.code = self.file_backed & np.array([protection(r) & 2 == 0 for r in regions], bool)

@@ -11,7 +11,7 @@ from checkpoint.rollback.attributes import Attributes
 from checkpoint.rollback.mappings import Mappings
 from tests.helpers import Spawn
 from tests.kernel.mapper import Mapper
-from tests.kernel.rolled import Target
+from tests.kernel.rolled import Target, wrong
 from uffdtrack import PAGE, parse_maps
 
 AT = 0x7000_0000_0000
@@ -57,3 +57,22 @@ def test_a_mapping_that_changes_twice_while_we_look(
     assert is_mapped(mapper.pid) == then
     if then:
         assert mapper(f"get({AT}, 1)") == "b'x'"
+
+
+def test_private_memory_of_a_file_that_has_lost_its_name(
+    by: str, spawn: Spawn, stack: ExitStack, tmp_path: Path
+) -> None:
+    """A page that was not in use at the epoch, and one that was."""
+    contents = bytearray(b"abcd" * 4 * PAGE)
+    path = tmp_path / "file"
+    path.write_bytes(contents)
+    mapper = Mapper(spawn, tmp_path / "m")
+    at = mapper.new(4 * PAGE, 3, 2, int(mapper(f"os.open({str(path)!r}, os.O_RDONLY)")))
+    path.unlink()
+    mapper(f"put({at + PAGE}, b'then')")
+    contents[PAGE : PAGE + 4] = b"then"
+    target = Target(stack, mapper.pid, tmp_path / "c", by)
+    mapper(f"put({at}, b'new'), put({at + PAGE}, b'new'), put({at + 3 * PAGE}, b'new')")
+    outcome = target.back_to()
+    assert not wrong(outcome) and not any("left as they are" in text for text in outcome.warnings)
+    assert mapper(f"get({at}, {4 * PAGE}).hex()") == contents[: 4 * PAGE].hex()
