@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +21,41 @@ from uffdtrack.runs import Rows
 _GROW = 256
 """It grows by at least so many pages: 1 MiB, which takes a session half a millisecond."""
 _SPARED = 1 / 16
-"""Of the host's memory so much is left to others."""
+"""Of the host's memory, and of what each cgroup may have, so much is left to others."""
 _POPULATE_WRITE = 23  # madvise(2)
 _CGROUPS = Path("/sys/fs/cgroup")
+_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def available() -> int:
-    """How many bytes of memory we may still take: what the host has, and what our cgroups (v2) leave."""
-    least = _meminfo("MemAvailable")
-    text = Path("/proc/self/cgroup").read_text()
-    path = next((line[3:].strip("/") for line in text.splitlines() if line.startswith("0::")), "")
-    group = _CGROUPS / path
-    while group != _CGROUPS and _CGROUPS in group.parents:
-        try:
-            most, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-            if most != "max":
-                least = min(least, int(most) - int(used))
-        except (OSError, ValueError):
-            pass  # no controller of memory there
-        group = group.parent
+    """How many bytes of memory we may still take: what the host and each of our cgroups can spare."""
+    least = _meminfo("MemAvailable") - int(_meminfo("MemTotal") * _SPARED)
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUPS / "memory" if controllers else _CGROUPS  # version 1 or 2
+        group = root / path.strip("/")
+        # In a container the root is a group, too, and its limit counts.
+        least = min(least, *(_left(one) for one in (group, *group.parents) if one.is_relative_to(root)))
     return max(least, 0)
+
+
+def _left(group: Path) -> int:
+    """Bytes that a cgroup can spare, very many if it has no limit."""
+    left = sys.maxsize
+    for most, used in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limit = int((group / most).read_text())
+            stat = (group / "memory.stat").read_text()
+            caches = (int(n) for n in re.findall(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE))
+            taken = int((group / used).read_text()) - max(caches, default=0)  # caches give way
+            left = min(left, limit - int(limit * _SPARED) - taken)
+    return left
 
 
 def _meminfo(name: str) -> int:
@@ -83,8 +101,7 @@ class Arena(Closing):
         return pages <= self._unused
 
     def _grow(self, pages: int, least: int) -> None:
-        room = int((available() - _meminfo("MemTotal") * _SPARED) // PAGE)
-        pages = min(pages, room)
+        pages = min(pages, available() // PAGE)
         if pages < least:
             return
         try:

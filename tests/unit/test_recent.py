@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -111,3 +113,37 @@ def test_it_leaves_memory_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "available", lambda: 0)
     with RecentSink(3) as sink, pytest.raises(StorageError, match="make memory available"):
         store(sink, 10, 1, base=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "group", "limit", "used"),
+    [
+        ("0::/", "", "memory.max", "memory.current"),  # the root of a container's namespace
+        ("0::/a/b", "a", "memory.max", "memory.current"),
+        ("0::/a/b", "a/b", "memory.high", "memory.current"),
+        ("4:cpu:/\n3:hugetlb,memory:/a\n0::/", "memory/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("3:memory:/of/the/host", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_what_cgroups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, group: str, limit: str, used: str
+) -> None:
+    read = Path.read_text
+
+    def read_text(self: Path) -> str:
+        return line if str(self) == "/proc/self/cgroup" else read(self)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(arena, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(arena, "_meminfo", lambda name: 1 << 38)
+    assert arena.available() == 15 << 34
+    directory = tmp_path / group
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "memory.stat").write_text("anon 7\ninactive_file 1048576\n")
+    for name, size in ((limit, 16 << 20), (used, 3 << 20)):
+        (directory / name).write_text(f"{size}\n")
+    assert arena.available() == 13 << 20
+    with arena.Arena(1 << 20) as small:
+        assert small.has_room(1)
+    (directory / limit).write_text("max\n")
+    assert arena.available() == 15 << 34
