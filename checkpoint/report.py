@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
+import random
 import statistics
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import click
 from rich.console import Console
@@ -106,23 +108,78 @@ def several(epochs: Sequence[int]) -> str:
     return f"epoch{'s' * (len(epochs) != 1)} {listed(epochs)}"
 
 
-def pause_summary(rows: Sequence[EpochRow | TreeRow]) -> str:
-    pauses = [row.times.pause_us for row in rows]
-    skipped = sum(row.skipped for row in rows)
-    tail = f"; {skipped} epochs skipped" if skipped else ""
-    tail += missed(rows)
-    return f"pause median {duration(statistics.median(pauses))}, longest {duration(max(pauses))}{tail}"
+class Sample:
+    """Numbers, of which it keeps some by chance: enough for their median."""
+
+    most: ClassVar[int] = 1000
+
+    def __init__(self) -> None:
+        self._kept = array("d")
+        self._seen = 0
+        self._random = random.Random(0)
+
+    def add(self, number: float) -> None:
+        self._seen += 1
+        if len(self._kept) < self.most:
+            self._kept.append(number)
+        elif (at := self._random.randrange(self._seen)) < self.most:
+            self._kept[at] = number
+
+    def median(self) -> float:
+        return statistics.median(self._kept)
 
 
-def missed(rows: Sequence[EpochRow | TreeRow]) -> str:
-    """Text about missed intervals, and about what took so long."""
-    late = sum(row.late for row in rows)
-    slow = [(before, row) for before, row in itertools.pairwise(rows) if row.late]
-    if not slow:
-        return ""
-    # What follows a base waits until that is on disk; what follows another epoch, for a free buffer.
-    waits = [(before.write_us if before.base else row.waited_us) or 0.0 for before, row in slow]
-    writing = statistics.median(waits)
-    pause = statistics.median(before.times.pause_us for before, _ in slow)
-    why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
-    return f"; {late} of {late + len(rows) - 1} intervals missed: {why}"
+class Summary:
+    """What there is to say of a session's rows, in the same memory for few rows as for very many.
+
+    Attributes:
+        last: the last row; None: there was none.
+        bytes: of all.
+        overshoot: the largest.
+        processes: in a tree: the most that a row has.
+        partial: in a tree: how many rows lack a process.
+    """
+
+    def __init__(self) -> None:
+        self.last: EpochRow | TreeRow | None = None
+        self.bytes = self.overshoot = self.processes = self.partial = 0
+        self._count = self._skipped = self._late = 0
+        self._longest = 0.0
+        self._pauses, self._slow_pauses, self._waits = Sample(), Sample(), Sample()
+
+    def add(self, row: EpochRow | TreeRow) -> None:
+        before, self.last = self.last, row
+        self.bytes += row.bytes
+        self.overshoot = max(self.overshoot, row.overshoot or 0)
+        if isinstance(row, TreeRow):
+            self.processes = max(self.processes, len(row.processes or []))
+            self.partial += bool(row.left_out)
+        self._count += 1
+        self._skipped += row.skipped
+        self._longest = max(self._longest, row.times.pause_us)
+        self._pauses.add(row.times.pause_us)
+        if before and row.late:
+            self._late += row.late
+            # What follows a base waits until that is on disk; what follows another epoch, for a free buffer.
+            self._waits.add((before.write_us if before.base else row.waited_us) or 0.0)
+            self._slow_pauses.add(before.times.pause_us)
+
+    @property
+    def span(self) -> str:
+        assert self.last
+        return span(0, self.last.epoch)
+
+    @property
+    def pauses(self) -> str:
+        tail = f"; {self._skipped} epochs skipped" if self._skipped else ""
+        median = duration(self._pauses.median())
+        return f"pause median {median}, longest {duration(self._longest)}{tail}{self.missed}"
+
+    @property
+    def missed(self) -> str:
+        """Text about missed intervals, and about what took so long."""
+        if not self._late:
+            return ""
+        writing, pause = self._waits.median(), self._slow_pauses.median()
+        why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
+        return f"; {self._late} of {self._late + self._count - 1} intervals missed: {why}"

@@ -13,7 +13,6 @@ from checkpoint.cli.common import say
 from checkpoint.cli.options import Options, session_options
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import ChildWait, ServingWait, Wait
-from checkpoint.epoch import EpochRow
 from checkpoint.kept_in_memory import kept_here
 from checkpoint.recent import RecentSink
 from checkpoint.rollback.in_session import SessionRollback
@@ -125,15 +124,12 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         if options.keep
         else str(directory)
     )
-    taken.conclude(lambda rows: summary(pid, where, rows), f"process {pid} {how}")
+    taken.conclude(lambda summary: text(pid, where, summary), f"process {pid} {how}")
     return taken.ended
 
 
-def summary(pid: int, where: str, rows: list[EpochRow]) -> str:
-    total = report.size(sum(row.bytes for row in rows))
-    over = max(row.overshoot or 0 for row in rows)
-    return (
-        f"process {pid}: {report.span(0, rows[-1].epoch)} in {where}, {total}; "
-        + report.pause_summary(rows)
-        + (f"; at most {over} pages beyond the limit" if rows[0].max_dirty else "")
+def text(pid: int, where: str, summary: report.Summary) -> str:
+    assert summary.last
+    return f"process {pid}: {summary.span} in {where}, {report.size(summary.bytes)}; {summary.pauses}" + (
+        f"; at most {summary.overshoot} pages beyond the limit" if summary.last.max_dirty else ""
     )

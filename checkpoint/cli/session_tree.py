@@ -66,7 +66,7 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         taken.ended = taken.ended or session.ended()
 
     how = "have ended" if taken.ended else "run on, untracked"
-    taken.conclude(lambda rows: summary(pid, directory, rows), f"the processes of the tree of {pid} {how}")
+    taken.conclude(lambda summary: text(pid, directory, summary), f"the processes of the tree of {pid} {how}")
     return taken.ended
 
 
@@ -77,12 +77,9 @@ def _warnings(row: TreeRow) -> Iterator[str]:
             yield f"process {process.pid} ({comm}): {warning}"
 
 
-def summary(pid: int, directory: Path, rows: list[TreeRow]) -> str:
-    total = report.size(sum(row.bytes for row in rows))
-    most = max(len(row.processes or []) for row in rows)
-    partial = sum(bool(row.left_out) for row in rows)
+def text(pid: int, directory: Path, summary: report.Summary) -> str:
     return (
-        f"tree of process {pid}: {report.span(0, rows[-1].epoch)} in {directory}, "
-        f"at most {most} processes, {total}; {report.pause_summary(rows)}"
-        + (f"; {partial} epochs lack a process (left_out)" if partial else "")
+        f"tree of process {pid}: {summary.span} in {directory}, at most {summary.processes} processes, "
+        f"{report.size(summary.bytes)}; {summary.pauses}"
+        + (f"; {summary.partial} epochs lack a process (left_out)" if summary.partial else "")
     )

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic
 
 from rich.console import Console
 from rich.live import Live
@@ -50,42 +49,42 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Taken(Generic[R]):
+class Taken:
     """A session that is over.
 
     Attributes:
-        rows: of its epochs; if each was printed, the first one alone.
+        summary: of its rows.
         ended: whether the target has ended.
         untold: we could not write to stdout; the epochs are safe.
         as_json: each row was printed.
     """
 
-    rows: list[R]
+    summary: report.Summary
     ended: bool
     untold: OutputError | None
     as_json: bool
 
     def conclude(
         self,
-        summary: Callable[[list[R]], str],
+        text: Callable[[report.Summary], str],
         farewell: str = "",
         tell: Callable[[str], None] = report.emit,
     ) -> None:
         """Say how the session went.
 
         Args:
-            summary: makes a summary of the rows, if they were not printed.
+            text: what to say of the rows, if they were not printed.
             farewell: what becomes of the target, if there is something to say.
             tell: where the summary goes.
 
         Raises:
             OutputError: we cannot write to stdout.
         """
-        if not self.rows:
+        if not self.summary.last:
             say("interrupted before the base was whole: no epoch was taken")
         elif not self.untold and not self.as_json:
             try:
-                tell(summary(self.rows))
+                tell(text(self.summary))
             except OutputError as error:
                 self.untold = error
         if farewell:
@@ -101,7 +100,7 @@ def take_epochs(
     wait: Callable[[float], bool],
     warnings: Callable[[R], Iterable[str]],
     show: Callable[[R], None] = lambda row: None,
-) -> Taken[R]:
+) -> Taken:
     """Take epochs as the options say, and report each.
 
     Args:
@@ -110,12 +109,11 @@ def take_epochs(
         warnings: a row's warnings, as text.
         show: shows a row as progress.
     """
-    rows: list[R] = []
+    summary = report.Summary()
     printing = threading.Lock()
 
     def emit(row: R) -> None:
-        if not rows or not options.as_json:  # a long session has millions of them
-            rows.append(row)
+        summary.add(row)
         for warning in warnings(row):
             say(f"warning: {warning}")
         if options.as_json:
@@ -132,6 +130,6 @@ def take_epochs(
     session.pipeline.durable = options.durable
     try:
         ended = run_session(session, options.schedule, wait, emit, say, announce)
-        return Taken(rows, ended, None, options.as_json)
+        return Taken(summary, ended, None, options.as_json)
     except OutputError as error:
-        return Taken(rows, False, error, options.as_json)  # the epoch is safe; nobody reads of it
+        return Taken(summary, False, error, options.as_json)  # the epoch is safe; nobody reads of it

@@ -16,7 +16,6 @@ from checkpoint.cli.diff import open_view
 from checkpoint.cli.options import Options, session_options
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
-from checkpoint.epoch import EpochRow
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import load_vm, vm_facts
@@ -126,10 +125,10 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         tracker.close()
         show_serial(vm, options.as_json)
 
-    def summary(rows: list[EpochRow]) -> str:
-        return f"{report.span(0, rows[-1].epoch)} in {options.directory}; {report.pause_summary(rows)}"
+    def text(summary: report.Summary) -> str:
+        return f"{summary.span} in {options.directory}; {summary.pauses}"
 
-    taken.conclude(summary, tell=say)  # stdout is the guest's
+    taken.conclude(text, tell=say)  # stdout is the guest's
 
 
 def wait_for_guest(

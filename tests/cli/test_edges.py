@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +23,7 @@ from checkpoint.cli.main import cli
 from checkpoint.epoch import EpochRow, Times
 from checkpoint.errors import ImageError
 from checkpoint.pipeline import Pipeline
-from checkpoint.report import missed
+from checkpoint.report import Sample, Summary
 from checkpoint.schedule import Schedule, run_session
 from checkpoint.targets.children import children
 from tests.helpers import Build, Run, Spawn
@@ -208,9 +211,32 @@ def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, 
     run_session(session, Schedule(0.1, 4, None), wait, rows.append, print)
     # The second is due 0.1 s after the base is safe, each other one so long after the one before was begun.
     assert [row.late for row in rows] == [0, 0, late, late]
-    said = missed(rows)
-    assert said == ("" if not late else f"; {2 * late} of {2 * late + 3} intervals missed: writing takes "
-                    + ("350.0 ms" if late == 2 else "2.60 s"))  # fmt: skip
+    summary = Summary()
+    for row in rows:
+        summary.add(row)
+    writing = "350.0 ms" if late == 2 else "2.60 s"
+    said = f"; {2 * late} of {2 * late + 3} intervals missed: writing takes {writing}"
+    assert summary.missed == (said if late else "")
+
+
+def test_a_summary_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20,000 epochs it says the same as of all numbers, about, with few of them."""
+    monkeypatch.setattr(Sample, "most", 100)
+    summary, pauses = Summary(), random.Random(3)
+    tracemalloc.start()
+    for n in range(20_000):
+        times = Times(pauses.uniform(100, 300), 0, 0, 0, 0)
+        summary.add(EpochRow(epoch=n, base=not n, pid=1, engine="scan", pages=1, bytes=10, times=times,
+                             threads=1, late=n % 2, overshoot=n % 7))  # fmt: skip
+        if n == 1000:
+            before, _ = tracemalloc.get_traced_memory()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 4096
+    assert (summary.bytes, summary.overshoot, summary.span) == (200_000, 6, "epochs 0 to 19999")
+    said = re.fullmatch(r"pause median (\d+) us, longest 300 us; 10000 of 29999 intervals missed: a stop .*",
+                        summary.pauses)  # fmt: skip
+    assert said and 170 < int(said[1]) < 230
 
 
 def test_session_says_what_it_misses(spawn: Spawn, kernel: None, tmp_path: Path, uffdtrack: Run) -> None:
