@@ -2,117 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from checkpoint.arena import Arena, available
-from checkpoint.elf import ZERO
-from checkpoint.epoch import Epoch, EpochRow, image_facts
-from checkpoint.image import EpochFile, split_notes
-from checkpoint.objects import ObjectFacts, increment
+from checkpoint.epoch import Epoch, EpochRow
+from checkpoint.kept_epoch import EVERYTHING, Index, Kept, view_of
 from checkpoint.view import View
 from uffdtrack import PAGE, Runs
 from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, StorageError
-from uffdtrack.runs import Pages, Rows, expand, index_of, inside, latest, merge_runs, no_runs, to_runs
+from uffdtrack.runs import Rows, latest, merge_runs, to_runs
 
-_EVERYTHING = np.array([(0, 1 << 47)], np.uint64)
-_BESIDE = 4096
-"""Bytes that an epoch takes beside its pages and its notes, about."""
 _PART = 1 / 2
 """Of the memory that is available when a session begins so much may be taken for epochs."""
 _LEAST = 64 << 20
 """Beside the whole memory, which the oldest one has, the others take as much again, or so many bytes."""
-
-
-@dataclass(slots=True)
-class Index:
-    """Where pages are. `rows`: of an `Arena`; `ZERO`: a page of zeros."""
-
-    pages: Pages
-    rows: Rows
-
-    @classmethod
-    def of(cls, data: Runs, rows: Rows, zero: Runs) -> Index:
-        """Of ranges whose pages are in `rows`, and of ranges of zeros."""
-        pages = expand(data)
-        if len(zero):
-            none = expand(zero)
-            pages, rows = latest(np.append(pages, none), np.append(rows, np.full(len(none), ZERO)))
-        return cls(pages, rows)
-
-    def cut(self, ranges: Runs) -> Rows:
-        """Forget the pages in ranges; returns where they were."""
-        if not len(ranges) or not len(self.pages):
-            return np.empty(0, np.int64)
-        out = inside(self.pages, ranges)
-        dropped = self.rows[out]
-        self.pages, self.rows = self.pages[~out], self.rows[~out]
-        return dropped
-
-    def update(self, later: Index) -> Rows:
-        """What is in `later` takes the place of what was here; returns where that was."""
-        at = index_of(self.pages, later.pages)
-        known = at >= 0
-        dropped = self.rows[at[known]]
-        self.rows[at[known]] = later.rows[known]
-        if not known.all():
-            self.pages, self.rows = latest(
-                np.append(self.pages, later.pages[~known]), np.append(self.rows, later.rows[~known])
-            )
-        return dropped
-
-
-@dataclass(slots=True)
-class Kept:
-    """One epoch.
-
-    Attributes:
-        epoch: its number.
-        taken: without the contents of its window.
-        index: its own pages; of the oldest epoch that is kept: the whole memory.
-        reset: ranges whose earlier contents are void.
-    """
-
-    epoch: int
-    taken: Epoch
-    index: Index
-    reset: Runs
-
-    @property
-    def pages(self) -> Pages:
-        return self.index.pages
-
-
-class RecentEpoch(EpochFile):
-    """A kept epoch with the whole memory, to be read like one that is in a file."""
-
-    def __init__(self, kept: Kept, index: Index, fd: int, number: int) -> None:
-        taken = kept.taken
-        self.path = Path(f"/proc/self/fd/{fd}")
-        self.identity = ()
-        self.pages = index.pages
-        self.offsets = np.where(index.rows >= 0, index.rows * PAGE, ZERO)
-        self.deltas = None
-        self.notes = [(name, kind, data) for name, kind, data, _ in split_notes(taken.notes)]
-        self.digest = self.parent = ""
-        target = taken.facts
-        objects = increment(None, target.objects) if target.objects else ObjectFacts([])
-        self.facts = image_facts(taken, taken.row, ("", None), False, taken.window.regions, objects)
-        self.unknown = []
-        self.epoch = number
-        self.parent_epoch = None
-        self.regions = taken.window.regions
-        self.reset = _EVERYTHING
-        self._fd = fd
-
-    def open(self) -> BinaryIO:
-        return os.fdopen(os.dup(self._fd), "rb")
 
 
 class RecentSink(Closing):
@@ -173,30 +79,31 @@ class RecentSink(Closing):
     def _has_room(self, pages: int) -> bool:
         after = self.size + pages * PAGE
         if len(self.kept) > 1:
-            whole = len(self.kept[0].pages) * PAGE
+            whole = len(self.kept[0].pages) * PAGE + self.kept[0].beside(None)
             if after > whole + max(whole, _LEAST):
                 return False
         return after <= self.arena.limit and self.arena.has_room(pages)
 
     def commit(self, kept: Kept) -> None:
         if not self.kept:
-            kept.reset = _EVERYTHING
+            kept.reset = EVERYTHING
+        self._beside += kept.beside(self.kept[-1] if self.kept else None)
         self.kept.append(kept)
         self.next = kept.epoch + 1
-        self._beside += _beside(kept)
         while len(self.kept) > self.most:
             self._merge()
 
     def _merge(self) -> None:
         """The two oldest epochs become one."""
         first, second = self.kept.popleft(), self.kept[0]
-        self._beside -= _beside(first)
+        self._beside -= first.beside(None) + second.beside(first)
         self.arena.give_back(first.index.cut(second.reset))
         self.arena.give_back(first.index.update(second.index))
-        second.index, second.reset = first.index, _EVERYTHING
+        second.index, second.reset = first.index, EVERYTHING
+        self._beside += second.beside(None)
 
     def _forget(self, kept: Kept) -> None:
-        self._beside -= _beside(kept)
+        self._beside -= kept.beside(None)
         self.arena.give_back(kept.index.rows)
 
     # -- its readers, while no epoch is being taken -----------------------------------------------
@@ -213,13 +120,7 @@ class RecentSink(Closing):
         wanted = last if number is None else number
         if not first <= wanted <= last:
             raise InvalidInputError(f"the session keeps the epochs {first} to {last}, and not {wanted}")
-        index = Index(self.kept[0].pages, self.kept[0].index.rows.copy())
-        for kept in self.kept:
-            if first < kept.epoch <= wanted:
-                index.cut(kept.reset)
-                index.update(kept.index)
-        chosen = next(kept for kept in self.kept if kept.epoch == wanted)
-        return View.of([RecentEpoch(chosen, index, self.arena.fd, wanted)])
+        return view_of([kept for kept in self.kept if kept.epoch <= wanted], self.arena.fd)
 
     def written_since(self, number: int) -> Runs | None:
         """Where the last epoch may have other contents than one before it; None: anywhere."""
@@ -230,10 +131,6 @@ class RecentSink(Closing):
 
     def close(self) -> None:
         self.arena.close()
-
-
-def _beside(kept: Kept) -> int:
-    return len(kept.taken.notes) + _BESIDE
 
 
 class RecentDraft:
@@ -262,10 +159,7 @@ class RecentDraft:
         kept = min(len(sink.kept) + 1, sink.most)
         size = int((index.rows >= 0).sum()) * PAGE
         row = epoch.counted(sink.next, len(index.pages), size, kept=kept, kept_bytes=sink.size)
-        empty = replace(window, contents=memoryview(b""), data=no_runs(), zero=no_runs())
-        self._kept = Kept(
-            sink.next, replace(epoch, row=row, window=empty), index, _EVERYTHING if base else window.reset
-        )
+        self._kept = Kept.of(epoch, row, index)
         return row
 
     def _together(self) -> Index:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.kept_epoch import Index
 from checkpoint.kept_in_memory import keeper_of
-from checkpoint.recent import Index
 from tests.helpers import Build, Run, Spawn, session_of, traps, wait_for
 from tests.kernel.rolled import roll
 from tests.kernel.rollee import Rollee

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from checkpoint import arena, recent
-from checkpoint.recent import Index, RecentSink
+from checkpoint import arena, kept_epoch, recent
+from checkpoint.kept_epoch import FIXED, Index
+from checkpoint.recent import RecentSink
 from checkpoint.sink import make_safe
 from tests.unit.histories import PAGES, Memory, Target, epoch_of, memory_of, regions_of, window
-from uffdtrack import PAGE
+from uffdtrack import PAGE, Region, ThreadState
 from uffdtrack.errors import InvalidInputError, StorageError
 
 
@@ -57,6 +60,9 @@ def run(seed: int, most: int, epochs: int = 60) -> None:
             kept = [one.epoch for one in sink.kept]
             assert kept == list(states)[-most:] and row.kept == len(kept)
             assert sink.arena.used == taken_rows(sink) * PAGE
+            before = [None, *sink.kept]
+            beside = sum(one.beside(last) for one, last in zip(sink.kept, before, strict=False))
+            assert sink.size == sink.arena.used + beside
             for number in kept:
                 assert memory_of(sink.view(number)) == states[number], f"epoch {number}"
         with pytest.raises(InvalidInputError, match="the session keeps the epochs"):
@@ -82,6 +88,13 @@ def test_negative_control(monkeypatch: pytest.MonkeyPatch) -> None:
         run(0, 2)
 
 
+def test_negative_control_of_voided_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of older pages than the last ones that were void must show; with so many no two become one."""
+    monkeypatch.setattr(kept_epoch, "indices_within", lambda pages, runs: np.empty(0, np.int64))
+    with pytest.raises(AssertionError):
+        run(0, 60)
+
+
 def store(sink: RecentSink, pages: int, fill: int, base: bool = False) -> None:
     draft = sink.begin()
     draft.finish(
@@ -91,7 +104,7 @@ def store(sink: RecentSink, pages: int, fill: int, base: bool = False) -> None:
 
 
 def test_it_keeps_fewer_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "available", lambda: 2 * (40 * PAGE + 40 * recent._BESIDE))
+    monkeypatch.setattr(recent, "available", lambda: 2 * (40 * PAGE + 40 * FIXED))
     with RecentSink(30) as sink:
         store(sink, 10, 1, base=True)
         for n in range(20):
@@ -107,6 +120,38 @@ def test_it_keeps_fewer_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
         assert memory_of(sink.view(None))[0] == bytes([21]) * PAGE
         store(sink, 75, 50, base=True)  # older ones give way
         assert len(sink.kept) == 1 and len(memory_of(sink.view(None))) == 75
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_what_is_beside_the_pages_counts(change: bool) -> None:
+    """Against what the allocator says, for a process of many mappings; what is the same is there once."""
+
+    def regions() -> list[Region]:
+        return [
+            Region(n << 20, (n << 20) + PAGE, "rw-p", n, f"00:{n}", 1000 + n, f"/name/of/file {n}")
+            for n in range(300, 1300)
+        ]
+
+    pages, thread = list(range(500)), ThreadState(7, bytes(216), bytes(2696), 0, False)
+    with RecentSink(30) as sink:
+        tracemalloc.start()
+        same = regions()
+        for n in range(20):
+            taken = replace(
+                window(regions() if change else same, pages, [], bytes([n]) * len(pages) * PAGE),
+                threads=[replace(thread, xstate=bytes(2696)) for _ in range(5)],
+                heads={("00:1", n): bytes(PAGE)},
+            )
+            draft = sink.begin()
+            draft.finish(epoch_of(taken, not n))
+            draft.committed(last=True)
+        del draft, taken
+        if change:
+            del same
+        found, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        counted = sink.size - sink.arena.used
+        assert found < 1.1 * counted and counted < 1.5 * found + 20 * FIXED, (found, counted)
 
 
 def test_it_leaves_memory_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
