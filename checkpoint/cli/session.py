@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from checkpoint import report
+from checkpoint.chain import epoch_numbers
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cli.options import Options, session_options
@@ -94,8 +95,14 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
     check_first(process)
     if is_tree(directory):
         raise InvalidInputError(f"{directory} holds epochs of a tree of processes; give another directory")
+    if options.keep and epoch_numbers(directory):
+        raise InvalidInputError(
+            f"{directory} holds a chain, which would still be there when the session has ended and its "
+            "epochs are gone (--keep): give another directory"
+        )
     with ExitStack() as stack:
-        chain = stack.enter_context(ChainWriter(directory, options.key, options.force))
+        force = options.force and not options.keep
+        chain = stack.enter_context(ChainWriter(directory, options.key, force))
         pid = begin(process)
         handle = stack.enter_context(Process(pid))
         with attach(pid, traits.name, options.max_dirty, options.follow_shared) as target:

@@ -104,3 +104,19 @@ def test_what_does_not_go_together(rollee: Rollee, tmp_path: Path, uffdtrack: Ru
     for more in (["--durable", "50ms"], ["--children"]):
         failed = uffdtrack("checkpoint", rollee.pid, "-o", tmp_path / "c", "--keep", "2", *more, code=2)
         assert "--keep" in failed.stderr
+
+
+def test_a_chain_stays_what_it_is(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
+    """Else `c@1` would be one of its epochs as soon as the session has ended."""
+    directory = tmp_path / "c"
+    uffdtrack("checkpoint", rollee.pid, "-o", directory, "--count", "2", "--every", "1ms")
+
+    def stored() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in directory.glob("epoch-*")}
+
+    before = stored()
+    for more in ([], ["--force"]):
+        failed = uffdtrack("checkpoint", rollee.pid, "-o", directory, "--keep", "2", *more, code=2)
+        assert "holds a chain" in failed.stderr and "give another directory" in failed.stderr
+    assert len(before) == 2 and before == stored()
+    uffdtrack("checkpoint", rollee.pid, "-o", tmp_path / "d", "--keep", "2", "--force", "--count", "2")
