@@ -59,7 +59,10 @@ class EpochFile:
         pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros, from `FIRST`
             down for those that are deltas to the epoch before.
         deltas: None if there are none.
+        in_memory: its contents are in memory of ours, and in no file on disk.
     """
+
+    in_memory = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

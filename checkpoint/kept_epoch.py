@@ -116,6 +116,8 @@ class Kept:
 class RecentEpoch(EpochFile):
     """A kept epoch with the whole memory, to be read like one that is in a file."""
 
+    in_memory = True
+
     def __init__(self, kept: Kept, index: Index, fd: int) -> None:
         taken = kept.taken
         self.path = Path(f"/proc/self/fd/{fd}")

@@ -42,6 +42,7 @@ class Image:
     def __init__(self, view: View) -> None:
         self.pages = view.pages
         self.runs = to_runs(view.pages)
+        self._in_memory = all(file.in_memory for file in view.sources)
         # One descriptor for each epoch that has a page, in a process that does nothing else.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -87,6 +88,8 @@ class Image:
         Raises:
             ImageError: we cannot read a file.
         """
+        if self._in_memory:
+            return
         at = indices_within(self.pages, among)
         at = at[self._places[at, 0] >= 0][:STAGED]
         if not len(at):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +12,14 @@ import numpy as np
 import pytest
 
 from checkpoint import arena, kept_epoch, recent
+from checkpoint.chain import Chain
+from checkpoint.chain_writer import ChainWriter
 from checkpoint.kept_epoch import FIXED, Index
 from checkpoint.recent import RecentSink
-from checkpoint.sink import make_safe
+from checkpoint.rollback.stored import Image
+from checkpoint.sink import ChainSink, make_safe
 from tests.unit.histories import PAGES, Memory, Target, epoch_of, memory_of, regions_of, window
+from tests.unit.histories import store as store_in_file
 from uffdtrack import PAGE, Region, ThreadState
 from uffdtrack.errors import InvalidInputError, StorageError
 
@@ -93,6 +99,26 @@ def test_negative_control_of_voided_pages(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(kept_epoch, "indices_within", lambda pages, runs: np.empty(0, np.int64))
     with pytest.raises(AssertionError):
         run(0, 60)
+
+
+def test_what_is_in_memory_is_not_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = window(regions_of(PAGES), [0, 1], [2], b"x" * 2 * PAGE)
+    made: list[str] = []
+    make = os.memfd_create
+
+    def memfd_create(name: str, flags: int) -> int:
+        made.append(name)
+        return make(name, flags)
+
+    with RecentSink(2) as recents, ChainWriter(tmp_path / "c", b"", force=False) as chain:
+        store(recents, 2, 7, base=True)
+        store_in_file(ChainSink(chain), taken, base=True)
+        monkeypatch.setattr(os, "memfd_create", memfd_create)
+        for view, count in ((recents.view(0), 0), (Chain(tmp_path / "c").view(0), 1)):
+            with contextlib.closing(Image(view)) as image:
+                image.stage(taken.data)
+                assert len(made) == count
+                assert (image.read(view.pages[:2]) == view.read(view.pages[:2])).all()
 
 
 def store(sink: RecentSink, pages: int, fill: int, base: bool = False) -> None:
