@@ -47,13 +47,15 @@ def available() -> int:
 
 def _left(group: Path) -> int:
     """Bytes that a cgroup can spare, very many if it has no limit."""
-    left = sys.maxsize
+    left, stat = sys.maxsize, ""
+    with contextlib.suppress(OSError):
+        stat = (group / "memory.stat").read_text()
+    caches = (int(n) for n in re.findall(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE))
+    gives_way = max(caches, default=0)
     for most, used in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limit = int((group / most).read_text())
-            stat = (group / "memory.stat").read_text()
-            caches = (int(n) for n in re.findall(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE))
-            taken = int((group / used).read_text()) - max(caches, default=0)  # caches give way
+            taken = int((group / used).read_text()) - gives_way
             left = min(left, limit - int(limit * _SPARED) - taken)
     return left
 

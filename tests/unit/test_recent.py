@@ -210,9 +210,10 @@ def test_what_cgroups_leave(
     assert arena.available() == 15 << 34
     directory = tmp_path / group
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "memory.stat").write_text("anon 7\ninactive_file 1048576\n")
     for name, size in ((limit, 16 << 20), (used, 3 << 20)):
         (directory / name).write_text(f"{size}\n")
+    assert arena.available() == 12 << 20
+    (directory / "memory.stat").write_text("anon 7\ninactive_file 1048576\n")
     assert arena.available() == 13 << 20
     with arena.Arena(1 << 20) as small:
         assert small.has_room(1)
