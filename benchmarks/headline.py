@@ -110,6 +110,21 @@ def pauses(rows: list[Row]) -> Iterator[Line]:
                 lambda row: row["pause_us"] / 1e3, peers=whole,
             )  # fmt: skip
 
+    yield from shared([row for row in rows if row["series"] == "shared"])
+
+
+def shared(rows: list[Row]) -> Iterator[Line]:
+    """Pauses with shared memory that only the process maps, beside the median with as much private memory."""
+    pauses: dict[tuple[str, int, str], list[float]] = {}
+    for row in rows:
+        pauses.setdefault((row["engine"], row["pages"], row["memory"]), []).append(row["pause_us"] / 1e3)
+    for (engine, pages, memory), found in sorted(pauses.items()):
+        private = pauses.get((engine, pages, "small"))
+        if memory == "shared" and private:
+            asked = 1.3 * statistics.median(private)
+            what = f"{pages} pages of 256 MiB of shared memory, {engine}"
+            yield Line("shared", what, "ms", asked, False, found, {"private": statistics.median(private)})
+
 
 def guests(rows: list[Row]) -> Iterator[Line]:
     for hot, anew, asked in ((64, 0, 2500), (270, 30, 1500), (3000, 0, 150)):

@@ -20,14 +20,15 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mremap.restype = ctypes.c_void_p
-libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 def new(size, prot=3, flags=0x22, fd=-1):
     at = libc.mmap(None, size, prot, flags, fd, 0)
     assert at != 2**64 - 1, os.strerror(ctypes.get_errno())
     return at
 def move(at, size, to):
     # Nothing else may come to where it was.
-    assert libc.mremap(at, size, size, 3, to) == to, os.strerror(ctypes.get_errno())
+    old, new = (ctypes.c_void_p(place) for place in (at, to))
+    moved = libc.mremap(old, ctypes.c_size_t(size), ctypes.c_size_t(size), 3, new)
+    assert moved == to, os.strerror(ctypes.get_errno())
     return libc.mmap(at, size, 0, 0x32, -1, 0) == at
 def put(at, text):
     ctypes.memmove(at, text, len(text))
