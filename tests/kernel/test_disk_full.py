@@ -33,6 +33,8 @@ from tests.oracle import Memory, OracleError
 from uffdtrack import Pending
 from uffdtrack.errors import StorageError
 
+EPOCHS = 75
+
 
 @pytest.fixture
 def small_disk(root: None, tmp_path: Path) -> Iterator[Path]:
@@ -97,7 +99,7 @@ def break_now_and_then(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def attempt(writer: EpochWriter, *arguments: Any) -> Any:
             with lock:
-                fails = "00000000" not in writer.path.name and rng.random() < 0.02
+                fails = "00000000" not in writer.path.name and rng.random() < 0.04
             if fails:
                 failed.append(step)
                 raise StorageError("no space left")
@@ -132,9 +134,10 @@ def test_a_disk_that_fails_now_and_then(
         session = Session(target, chain)
         session.pipeline.durable = durable
         monkeypatch.setattr(schedule, "ATTEMPTS", 1000)
-        run_session(session, Schedule(1e-6, 150, None), lambda seconds: False, rows.append, lambda text: None)
-    assert [row.epoch for row in rows] == list(range(150)) and len(failed) > 2
-    assert len(Chain(in_memory / "c").verify(b"")) == 150
+        when = Schedule(1e-6, EPOCHS, None)
+        run_session(session, when, lambda seconds: False, rows.append, lambda text: None)
+    assert [row.epoch for row in rows] == list(range(EPOCHS)) and len(failed) > 2
+    assert len(Chain(in_memory / "c").verify(b"")) == EPOCHS
     memory = Memory(control)
 
     def replay() -> None:
