@@ -109,10 +109,10 @@ def check_equal(engine: str, found: set[int], wrote: set[int], exact: bool) -> N
 
 def forced_pause(ram: GuestRam, engine: str, vcpus: int, limit: int, pauses: int) -> Iterator[dict[str, Any]]:
     """A guest that never rests against a threshold: how far each cycle went beyond it (below 0: early)."""
-    point = Point("pause", len(ram.array), 4 * limit, vcpus)
+    point = Point("pause", len(ram.array), 4 * limit, vcpus, limit)
     rows = np.arange(min(point.dirty, len(ram.array) // PAGE), dtype=np.uint64)
     with ExitStack() as stack:
-        guest = make_guest(stack, ram, engine, point, limit)
+        guest = make_guest(stack, ram, engine, point)
         guest.tracker.exchange()
         guest.storm(np.array_split(rows, vcpus))
         for i in range(pauses):
@@ -132,10 +132,10 @@ def progress(ram: GuestRam, engine: str, vcpus: int, dirty: int) -> dict[str, An
     """Writes of a guest that is checkpointed 500 times a second, as a part of those of one that is not."""
     rates = {}
     for name in (None, engine):
-        point = Point("progress", len(ram.array), dirty, vcpus)
+        point = Point("progress", len(ram.array), dirty, vcpus, tracked=name is not None)
         rows = np.arange(dirty, dtype=np.uint64)
         with ExitStack() as stack:
-            guest = make_guest(stack, ram, engine, point, tracked=name is not None)
+            guest = make_guest(stack, ram, engine, point)
             guest.storm(np.array_split(rows, vcpus))
             began, at = time.perf_counter(), guest.written()
             count = 0

@@ -32,12 +32,16 @@ class Point:
         ram: bytes.
         dirty: pages in a cycle.
         vcpus: how many.
+        limit: the threshold; None: there is none.
+        tracked: whether it is.
     """
 
     series: str
     ram: int
     dirty: int
     vcpus: int
+    limit: int | None = None
+    tracked: bool = True
 
 
 class Guest(Protocol):
@@ -55,31 +59,23 @@ class Guest(Protocol):
 
 
 class _KvmGuest:
-    def __init__(
-        self,
-        stack: ExitStack,
-        ram: GuestRam,
-        engine: str,
-        point: Point,
-        limit: int | None,
-        tracked: bool,
-    ) -> None:
+    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point) -> None:
         most = Kvm()
         entries = 0
         if engine == "kvm-ring":
             entries = most.capabilities.ring_entries
-            if limit:
-                entries = ring_entries(limit, point.vcpus)
+            if point.limit:
+                entries = ring_entries(point.limit, point.vcpus)
         most.close()
         room = max(point.dirty, 4096)
         self.vm = stack.enter_context(Vm(ram, point.vcpus, ring_entries=entries, list_rows=room))
-        self.tracker: Tracker = kvmglue.open_tracker(self.vm, engine, max_dirty_pages=limit)
+        self.tracker: Tracker = kvmglue.open_tracker(self.vm, engine, max_dirty_pages=point.limit)
         stack.callback(self.tracker.close)
         started = time.perf_counter()
         self.tracker.activate()
         bind_vcpus(self.tracker, self.vm)
         self.arm_us = (time.perf_counter() - started) * 1e6
-        if not tracked:
+        if not point.tracked:
             self.tracker.deactivate()
         self.vm.resume()
 
@@ -107,24 +103,16 @@ class _KvmGuest:
 
 
 class _NativeGuest:
-    def __init__(
-        self,
-        stack: ExitStack,
-        ram: GuestRam,
-        engine: str,
-        point: Point,
-        limit: int | None,
-        tracked: bool,
-    ) -> None:
-        self.tracker: Tracker = open_tracker(ram, engine, vcpus=point.vcpus, max_dirty_pages=limit)
+    def __init__(self, stack: ExitStack, ram: GuestRam, engine: str, point: Point) -> None:
+        self.tracker: Tracker = open_tracker(ram, engine, vcpus=point.vcpus, max_dirty_pages=point.limit)
         stack.callback(self.tracker.close)
         started = time.perf_counter()
-        if tracked:
+        if point.tracked:
             self.tracker.activate()
         self.arm_us = (time.perf_counter() - started) * 1e6
         self.vcpus: list[NativeGuest] = []
         for number in range(point.vcpus):
-            self.vcpus.append(NativeGuest(ram, number, tracked, touch=not limit))
+            self.vcpus.append(NativeGuest(ram, number, point.tracked, touch=not point.limit))
             stack.callback(self.vcpus[-1].close)
             self.arm_us += self.vcpus[-1].join_us
         self._wrote: list[Rows] = []
@@ -154,13 +142,6 @@ class _NativeGuest:
         return {row for rows in wrote for row in rows.tolist()}
 
 
-def make_guest(
-    stack: ExitStack,
-    ram: GuestRam,
-    engine: str,
-    point: Point,
-    limit: int | None = None,
-    tracked: bool = True,
-) -> Guest:
+def make_guest(stack: ExitStack, ram: GuestRam, engine: str, point: Point) -> Guest:
     kind = _NativeGuest if engine in NATIVE_ENGINES else _KvmGuest
-    return kind(stack, ram, engine, point, limit, tracked)
+    return kind(stack, ram, engine, point)

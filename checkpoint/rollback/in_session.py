@@ -10,6 +10,7 @@ from pathlib import Path
 from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
+from checkpoint.pipeline import Pipeline
 from checkpoint.recent import RecentSink
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
@@ -109,6 +110,21 @@ def go_on_from(
     sink.follow(epoch.epoch, epoch.digest, work.then)
 
 
+def check_can_roll_back(engine: str, pipeline: Pipeline, directory: Path) -> None:
+    """Wait until a session's epochs are safe, where it can roll back at all.
+
+    Raises:
+        RollbackRefusedError, StorageError: as `SessionRollback`.
+    """
+    if engine == "sync":
+        raise RollbackRefusedError(
+            f"the session on {directory} has the engine sync, whose traps keep others from writing the "
+            "memory: end it first, then the rollback goes without it"
+        )
+    if not pipeline.await_idle():
+        raise StorageError("the session could not write its last epochs; try again")
+
+
 class SessionRollback:
     """Rolls the target of a session back, between two of its epochs. The session goes on from there."""
 
@@ -134,13 +150,7 @@ class SessionRollback:
             InvalidInputError: the chain is not what the client has verified.
             TargetBusyError: we should not stop the target now.
         """
-        if self._target.engine == "sync":
-            raise RollbackRefusedError(
-                f"the session on {self._directory} has the engine sync, whose traps keep others from "
-                "writing the memory: end it first, then the rollback goes without it"
-            )
-        if not self._session.pipeline.await_idle():
-            raise StorageError("the session could not write its last epochs; try again")
+        check_can_roll_back(self._target.engine, self._session.pipeline, self._directory)
         with undisturbed():  # no row is printed meanwhile: we are not of the terminal's group then
             begun()
             return self._roll_back(request)

@@ -10,7 +10,7 @@ from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
-from checkpoint.rollback.in_session import go_on_from
+from checkpoint.rollback.in_session import check_can_roll_back, go_on_from
 from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.request import Request, fingerprint_of_all
 from checkpoint.rollback.tree import TreeOutcome, check_processes, concluded, prepared, put_back
@@ -19,7 +19,7 @@ from checkpoint.tree import Tree, TreeEpoch
 from checkpoint.tree_member import Member, lives
 from checkpoint.tree_session import TreeSession
 from uffdtrack import standing_together
-from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StopTimeoutError, StorageError
+from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StopTimeoutError
 
 
 class TreeSessionRollback:
@@ -41,13 +41,7 @@ class TreeSessionRollback:
             InvalidInputError: the tree is not what the client has verified.
             TargetBusyError: we should not stop a process now.
         """
-        if self._session.roster.engine == "sync":
-            raise RollbackRefusedError(
-                f"the session on {self._directory} has the engine sync, whose traps keep others from "
-                "writing the memory: end it first, then the rollback goes without it"
-            )
-        if not self._session.pipeline.await_idle():
-            raise StorageError("the session could not write its last epochs; try again")
+        check_can_roll_back(self._session.roster.engine, self._session.pipeline, self._directory)
         with undisturbed():
             begun()
             return self._roll_back(request)

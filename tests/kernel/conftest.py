@@ -89,6 +89,13 @@ def by(request: pytest.FixtureRequest, kernel: None, checked: None) -> str:
     return who
 
 
+@pytest.fixture(params=["ring", "scan"])
+def rolling(request: pytest.FixtureRequest, kernel: None) -> str:
+    """Each engine whose session can roll back."""
+    engine: str = request.param
+    return engine
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as opened:

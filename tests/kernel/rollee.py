@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -79,3 +79,25 @@ def differing(pid: int, view: View) -> list[str]:
                 elif mem.read(PAGE) != expected:
                     wrong.append(f"{page * PAGE:#x} of {region}")
     return wrong
+
+
+class Walk(Protocol):
+    """A session that takes epochs, and goes back to them."""
+
+    def take(self) -> int: ...
+    def back_to(self, epoch: int) -> object: ...
+
+
+def rewrite(rollee: Rollee, walk: Walk) -> None:
+    """What is compared gets contents of the last epoch again, and what was given back is given back again."""
+    for value in (1, 2):
+        assert rollee.ask(f"s {value}") == str(value)
+        walk.take()
+    walk.back_to(0)
+    assert rollee.ask("s 2") == "2"
+    walk.take()
+    assert rollee.ask("m") == "messed"
+    walk.take()
+    walk.back_to(0)
+    assert rollee.ask("m") == "messed"
+    walk.take()

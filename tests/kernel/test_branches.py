@@ -23,18 +23,12 @@ from checkpoint.rollback.request import Request, ask, fingerprint, is_served
 from checkpoint.view import check_all_deltas
 from tests.helpers import Build, Run, Spawn, session_of, wait_for
 from tests.kernel.rolled import WITHOUT_RSEQ, Rolled, held
-from tests.kernel.rollee import Rollee
+from tests.kernel.rollee import Rollee, rewrite
 from tests.kernel.truth import Truth
 from uffdtrack.errors import StorageError, TargetError
 
 MANY = int(os.environ.get("UFFDTRACK_ROLLBACKS", "300"))
 A_CHAIN = 60
-
-
-@pytest.fixture(params=["ring", "scan"])
-def rolling(request: pytest.FixtureRequest, kernel: None) -> str:
-    engine: str = request.param
-    return engine
 
 
 class Walk:
@@ -121,25 +115,8 @@ def test_many_random_rollbacks(
     print(f"{done} rollbacks with {rolling}, follow_shared={follow_shared}")
 
 
-def rewrite(walk: Walk) -> None:
-    """What is compared gets contents of the last epoch again, and what was given back is given back again."""
-    rollee = walk.rollee
-    assert rollee.ask("s 1") == "1"
-    walk.take()
-    assert rollee.ask("s 2") == "2"
-    walk.take()
-    walk.back_to(0)
-    assert rollee.ask("s 2") == "2"
-    walk.take()
-    assert rollee.ask("m") == "messed"
-    walk.take()
-    walk.back_to(0)
-    assert rollee.ask("m") == "messed"
-    walk.take()
-
-
 def test_contents_of_the_last_epoch_again(walk: Walk) -> None:
-    rewrite(walk)
+    rewrite(walk.rollee, walk)
     assert walk.wrong() == {}
     assert walk.parents == [None, 0, 0, 2, 0]
 
@@ -147,7 +124,7 @@ def test_contents_of_the_last_epoch_again(walk: Walk) -> None:
 def test_negative_control(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session whose next epoch has only what its tracker finds must show."""
     monkeypatch.setattr(type(walk.session.target), "take_back", lambda self, pending: None)
-    rewrite(walk)
+    rewrite(walk.rollee, walk)
     assert set(walk.wrong()) & {2, 4}
 
 

@@ -27,13 +27,6 @@ A_CHAIN = 50
 """Rounds after which the slow test begins another chain: each look at one costs what it is long."""
 
 
-@pytest.fixture(params=["ring", "scan"])
-def rolling(request: pytest.FixtureRequest, kernel: None) -> str:
-    """Each engine whose session can do it."""
-    engine: str = request.param
-    return engine
-
-
 # -- the bytes ---------------------------------------------------------------------------------------
 
 

@@ -22,15 +22,9 @@ from checkpoint.tree import Tree, TreeWriter, entry_name
 from tests.helpers import Build, Run, Spawn, session_of, wait_for
 from tests.kernel.forks import Forks, cut_errors, is_dead
 from tests.kernel.rolled import WITHOUT_RSEQ
-from tests.kernel.rollee import Rollee
+from tests.kernel.rollee import Rollee, rewrite
 from tests.kernel.tree_walk import Walk, family
 from uffdtrack.errors import StorageError, TargetError
-
-
-@pytest.fixture(params=["ring", "scan"])
-def rolling(request: pytest.FixtureRequest, kernel: None) -> str:
-    engine: str = request.param
-    return engine
 
 
 @pytest.fixture
@@ -48,21 +42,6 @@ def ring(rolling: str, forks: Callable[[int], Forks], in_memory: Path) -> Iterat
     assert target.ask("h") == "held"
     with ExitStack() as stack:
         yield target, Walk(stack, target.pid, in_memory / "t", rolling)
-
-
-def rewrite(rollee: Rollee, walk: Walk) -> None:
-    """What is compared gets contents of the last epoch again, and what was given back is given back again."""
-    for value in (1, 2):
-        assert rollee.ask(f"s {value}") == str(value)
-        walk.take()
-    walk.back_to(0)
-    assert rollee.ask("s 2") == "2"
-    walk.take()
-    assert rollee.ask("m") == "messed"
-    walk.take()
-    walk.back_to(0)
-    assert rollee.ask("m") == "messed"
-    walk.take()
 
 
 def test_contents_of_the_last_epoch_again(one: tuple[Rollee, Walk]) -> None:
