@@ -16,6 +16,7 @@ from rich.table import Table
 
 from checkpoint.directory import listed
 from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.facts import ImageFacts, TreeFacts
 from checkpoint.row import Row
 from uffdtrack.errors import OutputError
 
@@ -106,6 +107,11 @@ def span(first: int, last: int) -> str:
 def several(epochs: Sequence[int]) -> str:
     """0, 1, 2, 5 -> "epochs 0 to 2, 5"."""
     return f"epoch{'s' * (len(epochs) != 1)} {listed(epochs)}"
+
+
+def parent(facts: ImageFacts | TreeFacts) -> dict[str, int]:
+    """The number of an epoch's parent, for JSON, if that is not the epoch before."""
+    return {} if facts.parent_epoch is None else {"parent_epoch": facts.parent_epoch}
 
 
 class Sample:

@@ -33,8 +33,8 @@ def command(directory: Path, as_json: bool) -> None:
     files = chain.present()
     for file in files:
         if as_json:
-            parent = {} if file.facts.parent_epoch is None else {"parent_epoch": file.facts.parent_epoch}
-            report.emit_json({**file.facts.row, "digest": file.digest, "file": file.path.name, **parent})
+            about = {"digest": file.digest, "file": file.path.name, **report.parent(file.facts)}
+            report.emit_json({**file.facts.row, **about})
         else:
             with malformed(file.path):
                 rows.append(EpochRow.of_json(file.facts.row))

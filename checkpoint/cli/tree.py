@@ -20,7 +20,7 @@ def list_tree(directory: Path, as_json: bool) -> None:
     if as_json:
         for entry in entries:
             about = {"digest": entry.digest, "file": entry.path.name, "processes": entry.facts.processes}
-            report.emit_json({**entry.facts.row, **about, **_parent(entry)})
+            report.emit_json({**entry.facts.row, **about, **report.parent(entry.facts)})
         return
     rows = []
     for entry in entries:
@@ -41,17 +41,12 @@ def _whom(entries: list[TreeEpoch]) -> str:
     return "its parent" if branched else "the one before"
 
 
-def _parent(entry: TreeEpoch) -> dict[str, int]:
-    """The number of its parent, if that is not the epoch before."""
-    return {} if entry.facts.parent_epoch is None else {"parent_epoch": entry.facts.parent_epoch}
-
-
 def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
     """`show` of a tree: which epochs of which processes belong together."""
     entry = Tree(directory).open(epoch)
     if as_json:
         report.emit_json({**entry.facts.row, "schema": "uffdtrack/show-tree/1", "digest": entry.digest,
-                          "parent": entry.parent, **_parent(entry),
+                          "parent": entry.parent, **report.parent(entry.facts),
                           "processes": entry.facts.processes})  # fmt: skip
         return
     row = entry.facts.row

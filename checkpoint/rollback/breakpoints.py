@@ -115,12 +115,12 @@ class Programs:
         writes, drops, between, left = [], [], [], []
         for pages, held in plan.write:
             plain, exact = self._sort(pages, held, where, image)
-            writes.append((pages[plain], held[plain]))
+            writes.append(_chosen(plain, pages, held))
             between.append(exact)
             left.append(pages[~plain])
         for pages, held, anonymous in plan.drop:
             plain, exact = self._sort(pages, held, where, None)
-            drops.append((pages[plain], held[plain], anonymous))
+            drops.append((*_chosen(plain, pages, held), anonymous))
             between.append(exact)
             left.append(pages[~plain])
         plan.write = [part for part in writes if len(part[0])]
@@ -146,6 +146,11 @@ class Programs:
         differs = ~plain[code] & (wanted != now[code]).any(axis=1)
         at = code[differs]
         return plain, (pages[at], now[at], wanted[differs])
+
+
+def _chosen(rows: Mask, pages: Pages, held: Contents) -> tuple[Pages, Contents]:
+    """Some of the rows, without a copy if that is all of them."""
+    return (pages, held) if rows.all() else (pages[rows], held[rows])
 
 
 def _left_alone(pages: Pages, where: Stretches) -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.errors import ImageError, RollbackRefusedError
+from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.access import read_remote, write_remote
 from checkpoint.rollback.breakpoints import Programs
 from checkpoint.rollback.layout import Stretches
 from checkpoint.rollback.plan import Plan
-from checkpoint.rollback.stored import Contents, Image
+from checkpoint.rollback.stored import Contents, Image, reading_epoch
 from uffdtrack import (
     DIFFERS,
     PAGE,
@@ -26,7 +26,7 @@ from uffdtrack import (
     read_places,
     shares_no_pages,
 )
-from uffdtrack.errors import TargetError, UffdtrackError
+from uffdtrack.errors import TargetError
 from uffdtrack.runs import (
     Pages,
     batches,
@@ -208,12 +208,10 @@ class Memory:
         flags = np.zeros(len(pages), np.uint8)
         for part in slices(len(pages), _COMPARED):
             self.check_time()
-            try:
+            with reading_epoch():
                 kept = None if held is None else held[part]
                 reader = self._reader(len(pages))
                 flags[part] = compare_pages(self.memory, pages[part], places[part], reader, kept)
-            except UffdtrackError as error:
-                raise ImageError(f"the epoch cannot be read: {error}") from error
         return (flags & DIFFERS) != 0, (flags & UNREADABLE) == 0
 
     def _reader(self, count: int) -> int:

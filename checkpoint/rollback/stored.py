@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -26,6 +27,15 @@ Contents = npt.NDArray[np.uint8]
 """Pages back to back, shape (n, 4096)."""
 STAGED = 1 << 16
 """Pages."""
+
+
+@contextmanager
+def reading_epoch() -> Iterator[None]:
+    """In the block an error means that a file of the epoch cannot be read. Raises: ImageError: it says so."""
+    try:
+        yield
+    except UffdtrackError as error:
+        raise ImageError(f"the epoch cannot be read: {error}") from error
 
 
 class Image:
@@ -126,10 +136,8 @@ class Image:
         Raises:
             ImageError: we cannot read a file.
         """
-        try:
+        with reading_epoch():
             return compare_pages(memory, self.pages[at], self._places[at], tid, held)
-        except UffdtrackError as error:
-            raise ImageError(f"the epoch cannot be read: {error}") from error
 
     def same(self, pages: Pages, contents: Contents) -> Rows:
         """The indices in the view's pages of those that have these contents there.
@@ -141,10 +149,8 @@ class Image:
         there = at >= 0
         if not there.all():
             at, contents = at[there], contents[there]
-        try:
+        with reading_epoch():
             same: Rows = at[compare_copies(contents, self._places[at]) == 0]
-        except UffdtrackError as error:
-            raise ImageError(f"the epoch cannot be read: {error}") from error
         return same
 
     def read(self, pages: Pages) -> Contents:
@@ -152,10 +158,8 @@ class Image:
         return self._read(self.places(pages))
 
     def _read(self, places: Places) -> Contents:
-        try:
+        with reading_epoch():
             return read_places(places)
-        except UffdtrackError as error:
-            raise ImageError(f"the epoch cannot be read: {error}") from error
 
     def close(self) -> None:
         for file in self._files:

@@ -169,7 +169,7 @@ def put_back(
             "them first, or give --anyway; all are as they were"
         )
     with ExitStack() as stack:
-        born = _hold(stack, find)
+        born = _hold(stack, born, find)
         _apply_all(works, tracees)
         outcomes, failure = _commit_all(works)
         for pid in born:
@@ -180,13 +180,13 @@ def put_back(
     return TreeOutcome(entry.epoch, outcomes, born)
 
 
-def _hold(stack: ExitStack, find: Callable[[], list[int]]) -> list[int]:
+def _hold(stack: ExitStack, new: list[int], find: Callable[[], list[int]]) -> list[int]:
     """Stop processes that will be ended, with those that they make meanwhile: they share memory with others.
 
     When `stack` closes, they run on, if they live.
     """
     held: list[int] = []
-    while new := [pid for pid in find() if pid not in held]:
+    while new:
         for pid in new:
             tracee = stack.enter_context(Tracee(pid))
             stack.callback(tracee.settle, SETTLING)  # who has been killed is reaped
@@ -194,6 +194,7 @@ def _hold(stack: ExitStack, find: Callable[[], list[int]]) -> list[int]:
             with suppress(TargetGoneError), _about(pid):
                 tracee.stop(patience=BORN_SECONDS)
         held += new
+        new = [pid for pid in find() if pid not in held]
     return held
 
 
