@@ -1,9 +1,14 @@
 #include "copies.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "mm.h"
+
+enum {
+	LINE = 64, /* bytes of a cache line */
+};
 
 static const uint64_t P1 = 0x9e3779b185ebca87, P2 = 0xc2b2ae3d27d4eb4f, P3 = 0x165667b19e3779f9,
 		      P4 = 0x85ebca77c2b2ae63;
@@ -37,27 +42,54 @@ static uint64_t xxh64(const uint8_t *page)
 	return h ^ h >> 32;
 }
 
-/* Append what differs to `out`, and put it into the copy, until more than `limit` stretches do; returns how many. */
-static unsigned int difference(const uint8_t *page, uint8_t *copy, unsigned int limit, uint8_t *out)
+/* NULL: there is none. */
+static const uint8_t *next_copy(const uint8_t *copies, const int64_t *old, size_t n)
+{
+	return n && old[0] >= 0 ? copies + old[0] * UT_PAGE : NULL;
+}
+
+static bool is_same_line(const uint8_t *page, const uint8_t *copy)
+{
+	uint64_t x[LINE / 8], y[LINE / 8], differing = 0;
+
+	memcpy(x, page, LINE);
+	memcpy(y, copy, LINE);
+	for (int i = 0; i < LINE / 8; i++)
+		differing |= x[i] ^ y[i];
+	return !differing;
+}
+
+/*
+ * Append what differs to `out`, and put it into the copy, until more than `limit` stretches do; returns how many.
+ * Copies are scattered, and long out of the caches: `next`, the next one, is fetched meanwhile.
+ */
+static unsigned int difference(const uint8_t *page, uint8_t *copy, const uint8_t *next, unsigned int limit,
+			       uint8_t *out)
 {
 	uint8_t *to = out + UT_STRETCHES / 8;
 	unsigned int count = 0;
 
 	memset(out, 0, UT_STRETCHES / 8);
-	for (int k = 0; k < UT_STRETCHES && count <= limit; k++) {
-		uint64_t x[2], y[2];
-
-		memcpy(x, page + k * UT_STRETCH, UT_STRETCH);
-		memcpy(y, copy + k * UT_STRETCH, UT_STRETCH);
-		if (x[0] == y[0] && x[1] == y[1])
+	for (int at = 0; at < UT_PAGE && count <= limit; at += LINE) {
+		if (next)
+			__builtin_prefetch(next + at);
+		if (is_same_line(page + at, copy + at))
 			continue;
-		memcpy(copy + k * UT_STRETCH, x, UT_STRETCH);
-		x[0] ^= y[0];
-		x[1] ^= y[1];
-		memcpy(to, x, UT_STRETCH);
-		to += UT_STRETCH;
-		out[k / 8] |= 1 << k % 8;
-		count++;
+		for (int i = at; i < at + LINE; i += UT_STRETCH) {
+			uint64_t x[2], y[2];
+
+			memcpy(x, page + i, UT_STRETCH);
+			memcpy(y, copy + i, UT_STRETCH);
+			if (x[0] == y[0] && x[1] == y[1])
+				continue;
+			memcpy(copy + i, x, UT_STRETCH);
+			x[0] ^= y[0];
+			x[1] ^= y[1];
+			memcpy(to, x, UT_STRETCH);
+			to += UT_STRETCH;
+			out[i / UT_STRETCH / 8] |= 1 << i / UT_STRETCH % 8;
+			count++;
+		}
 	}
 	return count;
 }
@@ -70,7 +102,8 @@ int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const in
 	for (size_t i = 0; i < n; i++, pages += UT_PAGE) {
 		differing[i] = UT_NOT_CLOSE;
 		if (old[i] >= 0) {
-			unsigned int count = difference(pages, copies + old[i] * UT_PAGE, limit, end);
+			const uint8_t *next = next_copy(copies, old + i + 1, n - i - 1);
+			unsigned int count = difference(pages, copies + old[i] * UT_PAGE, next, limit, end);
 
 			if (count <= limit) {
 				differing[i] = count;
