@@ -55,7 +55,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.migration -o out/bench
 	$(BIN)/python -m benchmarks.rollback -o out/bench
 	$(BIN)/uffdtrack bench ab -o out/bench
-	$(BIN)/python -m benchmarks.headline -o out/bench
+	$(BIN)/python -m benchmarks.headline -o out/bench --docs docs
 
 .venv/ready: pyproject.toml setup.py $(SOURCES)
 	@tools/need cc:gcc $(PYTHON):python3

@@ -1,15 +1,17 @@
 """What was asked of uffdtrack, what this machine gives, and its peers: one table of all series of a run.
 
-    python -m benchmarks.headline -o DIR
+    python -m benchmarks.headline -o DIR [--docs docs]
 
 DIR has the lines that the other benchmarks have written there (`make bench`); a series that is missing has no
-line in the table. Writes headline.json, headline.md and headline.png, and measures nothing itself.
+line in the table. Writes headline.json, headline.md and headline.png, and measures nothing itself. With
+--docs the table takes the place of the one in performance.md there, and the other files are copied beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -242,10 +244,27 @@ def draw(lines: list[Line], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def publish(directory: Path, docs: Path) -> None:
+    """Put the table, the figures and the plot into the documentation."""
+    page = docs / "performance.md"
+    before, begin, rest = page.read_text().partition("<!-- headline -->\n")
+    _, end, after = rest.partition("<!-- /headline -->\n")
+    if not end:
+        raise SystemExit(
+            f"{page} does not say where the table belongs: <!-- headline --> and <!-- /headline -->"
+        )
+    page.write_text(before + begin + (directory / "headline.md").read_text() + end + after)
+    shutil.copy(directory / "headline.json", docs)
+    with suppress(FileNotFoundError):
+        shutil.copy(directory / "headline.png", docs / "img")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
-    directory = parser.parse_args().output
+    parser.add_argument("--docs", type=Path)
+    options = parser.parse_args()
+    directory = options.output
     lines = [line for name, of in SERIES.items() for line in of(read(directory, name))]
     if not lines:
         raise SystemExit(f"{directory} has no series: make bench writes them")
@@ -255,6 +274,8 @@ def main() -> None:
     print(text)
     with suppress(UnsupportedError):
         draw(lines, directory / "headline.png")
+    if options.docs:
+        publish(directory, options.docs)
 
 
 if __name__ == "__main__":
