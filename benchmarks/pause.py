@@ -73,8 +73,7 @@ class Subject:
         self.mib, self.memory, self.engine = mib, memory, engine
         self.about = {"engine": engine, "mib": mib, "threads": 1 + sleeping + computing}
         self.target = stack.enter_context(ProcessTarget(self.pid, engine, follow_shared=memory == "shared"))
-        self.target.postpone(*self.target.harvest(everything=True))
-        self.target.hand_over().release()  # nobody wants its base
+        self.target.harvest(everything=True)  # nobody wants its base
         self.window()
         compared, until = self.compared, time.monotonic() + FOLLOWED_S
         while memory == "shared" and self.compared == compared and time.monotonic() < until:

@@ -146,7 +146,8 @@ def migrate(
     try:
         slots = [[slot.gfn, slot.pages] for slot in vm.ram.slots]
         link.send(_HELLO, json.dumps({"slots": slots, "vcpus": len(vm.vcpus)}).encode())
-        precopy(source, _Far(link), enough)
+        rest = precopy(source, _Far(link), enough)
+        source.postpone(*rest)
         last = _finish(source, link, len(rows))
     except BaseException as error:
         with suppress(OSError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from checkpoint.sink import PageSink
 from checkpoint.source import Source
+from uffdtrack import Runs
 from uffdtrack.runs import chunks, no_runs, size_of
 
 CHUNK = 32 << 20
@@ -41,13 +42,15 @@ def precopy(
     sink: PageSink,
     enough: Callable[[Round], bool],
     interrupted: Callable[[], bool] = lambda: False,
-) -> None:
+) -> tuple[Runs, Runs]:
     """Copy all memory of a source, then what was written meanwhile, until little is left.
-
-    The next window of the source has the rest.
 
     Args:
         enough: whether the rest is little, or will not become less.
+
+    Returns:
+        The rest, which is not copied, and what became void with it. What is written from now on, the next
+        window has in any case; of the rest it has what is pending.
 
     Raises:
         SessionInterrupted: `interrupted` has returned True.
@@ -55,14 +58,19 @@ def precopy(
     sent, runs = 0, no_runs()
     for number in itertools.count():
         started = time.perf_counter()
-        for part in chunks(runs, CHUNK):
-            if interrupted():
-                raise SessionInterrupted
-            sink.add(*source.copy(part))
+        send(source, sink, runs, interrupted)
         runs, reset = source.harvest(everything=not number)
         sink.void(reset)
         left = size_of(runs)
         if enough(Round(number, sent, left, time.perf_counter() - started)):
-            source.postpone(runs, reset)
-            return
+            return runs, reset
         sent = left
+    raise AssertionError("endless")
+
+
+def send(source: Source, sink: PageSink, runs: Runs, interrupted: Callable[[], bool]) -> None:
+    """Copy what the last harvest has found. Raises: as `precopy`."""
+    for part in chunks(runs, CHUNK):
+        if interrupted():
+            raise SessionInterrupted
+        sink.add(*source.copy(part))

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from checkpoint.epoch import Epoch, EpochRow, Membership, Times
 from checkpoint.facts import Elsewhere
 from checkpoint.once import Once
-from checkpoint.precopy import Round, precopy
+from checkpoint.precopy import Round, precopy, send
 from checkpoint.sink import Draft, Sink
 from checkpoint.source import Handed, Source
 from uffdtrack import Pending, Region, Window
 
 QUIET = 4 << 20
-"""If so few bytes were dirtied while the base was copied, the stop may as well copy them."""
+"""If so few bytes were dirtied while the base was copied, another round finds no less.
+
+The stop copies it if there is no more in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +157,20 @@ class Stream:
         """
         if not self.is_due:
             return
+        rounds = 0
+
+        def enough(done: Round) -> bool:
+            nonlocal rounds
+            rounds = done.number
+            return _is_little(done)
+
         self._begun = self.sink.begin()
         try:
-            precopy(self.source, self._begun, _is_little, self.interrupted)
+            rest, reset = precopy(self.source, self._begun, enough, self.interrupted)
+            if rounds:  # then the stop has only what is written from now on
+                send(self.source, self._begun, rest, self.interrupted)
+            else:  # little in all, so the base is whole before it calls exec again
+                self.source.postpone(rest, reset)
         except BaseException:
             self.abandon()
             raise

@@ -55,6 +55,7 @@ class Memory:
     pages: dict[int, bytes] = field(default_factory=dict)
     checked: int = 0
     deltas: int = 0
+    scanned: int = 0
 
     def apply(self, file: EpochFile) -> None:
         for start, end in file.reset.tolist():

@@ -33,11 +33,13 @@ def start_writer(spawn: Spawn, build: Build, threads: int, seed: int, *more: str
 def take_epochs(
     pid: int, control: int, directory: Path, epochs: int, seed: int, engine: str, sabotage: str = "",
     set_up: Callable[[ProcessTarget], None] = lambda target: None, follow_shared: bool = False,
+    bases: bool = False,
 ) -> Memory:  # fmt: skip
     """Take epochs at random moments and check each one; the moments are made by spinning, not sleeping.
 
     Args:
         set_up: gets the target behind the base.
+        bases: each epoch is a base.
     """
     rng = random.Random(seed)
     memory = Memory(control)
@@ -46,13 +48,18 @@ def take_epochs(
         target = stack.enter_context(ProcessTarget(pid, engine, follow_shared=follow_shared))
         session = Session(target, chain)
         for n in range(epochs):
+            if bases:
+                session.stream.rebase()
             row = session.take()
-            assert row.epoch == n
+            assert row.epoch == n and row.base == (bases or not n)
+            memory.scanned += row.scanned
             if not n:
                 set_up(target)
             if n == 1 and sabotage:
                 stack.enter_context(broken(sabotage))
             file = EpochFile(directory / f"epoch-{n:08d}.core")
+            if row.base:
+                memory.pages.clear()  # a base has all
             memory.apply(file)
             memory.check(file)
             for _ in range(rng.choice([0, 0, 1, 10, 100])):

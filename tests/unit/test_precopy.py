@@ -1,4 +1,4 @@
-"""Pre-copy, and what a source keeps, with a source of a few pages that writes while it is copied."""
+"""Pre-copy, and what it leaves, with a source of a few pages that writes while it is copied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from checkpoint.precopy import CHUNK, Round, SessionInterrupted, precopy
-from uffdtrack import PAGE, Pending, Runs
+from uffdtrack import PAGE, Runs
 from uffdtrack.runs import expand
 
 PAGES = 300
@@ -27,7 +27,6 @@ class Busy:
         self.rng = random.Random(seed)
         self.memory = [self.rng.randrange(3) for _ in range(PAGES)]
         self.dirty: set[int] = set()
-        self.pending = Pending()
         self.writes = PAGES // 2
 
     def write(self) -> None:
@@ -42,9 +41,6 @@ class Busy:
         found = set(range(PAGES)) if everything else self.dirty
         self.dirty = set()
         return runs_of(found), NONE
-
-    def postpone(self, runs: Runs, reset: Runs) -> None:
-        self.pending.add(runs, reset)
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         self.write()  # what is copied may be newer than the harvest, never older
@@ -80,21 +76,21 @@ def at_most(pages: int, seen: list[Round]) -> Callable[[Round], bool]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_not_copied_is_pending(seed: int) -> None:
+def test_what_is_not_copied_is_the_rest(seed: int) -> None:
     source, copy, seen = Busy(seed), Copy(), list[Round]()
-    precopy(source, copy, at_most(10, seen))  # type: ignore[arg-type]
+    rest, _ = precopy(source, copy, at_most(10, seen))  # type: ignore[arg-type]
     stale = {p for p in range(PAGES) if copy.memory[p] != source.memory[p]}
-    assert stale <= set(expand(source.pending.pages).tolist()) | source.dirty
+    assert stale <= set(expand(rest).tolist()) | source.dirty
     assert [done.number for done in seen] == list(range(len(seen)))
     assert (seen[0].sent, seen[0].left) == (0, PAGES * PAGE)
     assert [done.sent for done in seen[1:]] == [done.left for done in seen[:-1]]
 
 
-def test_a_source_that_is_small_is_left_to_its_window() -> None:
+def test_a_source_that_is_small_is_the_rest() -> None:
     source, copy = Busy(1), Copy()
-    precopy(source, copy, lambda done: True)  # type: ignore[arg-type]
+    rest, _ = precopy(source, copy, lambda done: True)  # type: ignore[arg-type]
     assert copy.memory == [-1] * PAGES
-    assert expand(source.pending.pages).tolist() == list(range(PAGES))
+    assert expand(rest).tolist() == list(range(PAGES))
 
 
 def test_an_interruption_ends_it() -> None:

@@ -1,6 +1,7 @@
 #include "exits.h"
 #include "methods.h"
 #include "parallel.h"
+#include "sabotage.h"
 
 #include <errno.h>
 
@@ -126,7 +127,8 @@ static void start_harvest(ut_space *s, int flags)
 	}
 }
 
-/* Where to look. While the target runs what is known of it may be too new, so it is kept for the stop. */
+/* Where to look. While the target runs we look everywhere, after this: what was touched before is found, and what is
+ * touched later is for the next harvest. What is known of mappings may be too new then, so it is kept for the stop. */
 static int ask_watch(ut_space *s)
 {
 	ut_harvest *h = &s->harvest;
@@ -139,7 +141,7 @@ static int ask_watch(ut_space *s)
 	if (!s->watch)
 		return 0;
 	if (h->flags & UT_RUNNING)
-		TRY(ut_watch_peek(s->watch, &h->news));
+		TRY(ut_watch_take_running(s->watch, &h->news));
 	else
 		TRY(scan = ut_watch_take(s->watch, &h->news, !(h->flags & UT_NO_COPY)));
 	if (!(h->flags & UT_RUNNING)) {
@@ -195,6 +197,15 @@ static int harvest_regions(ut_space *s, const ut_tracee *t, const ut_runs *pendi
 	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
 }
 
+/* Tests: the news is taken after the look. */
+static void take_late(ut_space *s)
+{
+	AUTO_RUNS touched = {0};
+
+	if (s->watch && ut_breaks(UT_BREAK_LATE_TAKE) && ut_watch_count(s->watch))
+		ut_watch_early(s->watch, &touched);
+}
+
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
 {
 	const ut_runs given = {(ut_run *)pending, npending, npending};
@@ -215,6 +226,8 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 		err = harvest_regions(s, t, &again);
 	if (!err && (flags & UT_RUNNING)) /* after a stop ut_space_give() does it */
 		err = ut_early_outdate(s);
+	if (flags & UT_RUNNING)
+		take_late(s);
 	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
 	if (ut_space_is_gone(s))
 		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;

@@ -39,7 +39,8 @@ static void drain_thread(ut_thread_rings *r, ut_fault_ring *ring)
 	r->samples += ring->samples - before;
 	/* A new thread gets a ring at the next stop. A new process may be one of vfork(2), which writes in
 	 * its parent's memory and whose faults are its own. */
-	r->lost |= c.lost || c.births;
+	r->lost |= c.lost;
+	r->births |= c.births;
 }
 
 void ut_thread_rings_drain(ut_thread_rings *r)

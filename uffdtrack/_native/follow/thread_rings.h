@@ -17,6 +17,7 @@ typedef struct {
 	uint64_t samples;
 	int64_t unseen;    /* faults without a sample up to the last stop */
 	int32_t lost;      /* some faults are not in the set of pages */
+	int32_t births;    /* nor are those of a thread or a process that was made since the last stop */
 	int32_t short_of;  /* -errno: there was no room for one more thread's ring; 0: all threads have one */
 	ut_touched *pages; /* the pages of all faults */
 } ut_thread_rings;

@@ -18,14 +18,19 @@ enum {
 	AGAIN = 3,          /* a system call that is called to stop repeats its fault at once */
 };
 
+static void renew_rings(ut_watch *w)
+{
+	/* The server polls the rings that were there when it went to sleep. */
+	if (ut_thread_rings_renew(&w->rings))
+		ut_fault_server_poke(&w->server);
+}
+
 void ut_watch_threads(ut_watch *w)
 {
 	if (w->sync)
 		return;
 	pthread_mutex_lock(&w->lock);
-	/* The server polls the rings that were there when it went to sleep. */
-	if (ut_thread_rings_renew(&w->rings))
-		ut_fault_server_poke(&w->server);
+	renew_rings(w);
 	pthread_mutex_unlock(&w->lock);
 }
 
@@ -274,15 +279,24 @@ static void take_range(ut_runs *to, ut_runs *from)
 	runs_normalise(to);
 }
 
+static int misses(const ut_watch *w)
+{
+	return w->lost || w->unsettled || w->rings.lost || w->rings.births;
+}
+
+static int was_unsampled(ut_watch *w)
+{
+	return !w->sync && ut_thread_rings_audit(&w->rings) && !ut_breaks(UT_BREAK_AUDIT);
+}
+
 int ut_watch_take(ut_watch *w, ut_news *news, int limited)
 {
 	int err, scan;
 
 	pthread_mutex_lock(&w->lock);
 	look_at_events(w);
-	scan = w->lost || w->rings.lost;
-	if (!w->sync && ut_thread_rings_audit(&w->rings) && !ut_breaks(UT_BREAK_AUDIT))
-		scan = 1;
+	scan = misses(w);
+	scan |= was_unsampled(w);
 	/* Who was held has left its fault, or tries again. */
 	for (size_t i = 0; i < w->nfaults; i++)
 		wake(w, w->faults[i].page);
@@ -292,7 +306,7 @@ int ut_watch_take(ut_watch *w, ut_news *news, int limited)
 	take_range(&news->changes.zapped, &w->changes.zapped);
 	take_range(&news->changes.unmapped, &w->changes.unmapped);
 	take_range(&news->changes.moved, &w->changes.moved);
-	w->lost = w->rings.lost = 0;
+	w->lost = w->unsettled = w->rings.lost = w->rings.births = 0;
 	forget_full(w);
 	if (w->broken || (w->sync && scan))
 		err = -ENOMEM;
@@ -308,14 +322,18 @@ static int copy(ut_runs *to, const ut_runs *from)
 	return 0;
 }
 
-int ut_watch_peek(ut_watch *w, ut_news *news)
+int ut_watch_take_running(ut_watch *w, ut_news *news)
 {
 	int err;
 
 	pthread_mutex_lock(&w->lock);
 	look_at_events(w);
-	news->touched.n = 0;
-	err = copy(&news->changes.zapped, &w->changes.zapped);
+	/* What is missing now, the caller comes upon. Who was born may write on, until the process stands. */
+	w->rings.lost = 0;
+	w->unsettled = 1;
+	err = ut_touched_take(&w->touched, &news->touched);
+	if (!err)
+		err = copy(&news->changes.zapped, &w->changes.zapped);
 	if (!err)
 		err = copy(&news->changes.unmapped, &w->changes.unmapped);
 	if (!err)
@@ -342,9 +360,21 @@ int ut_watch_misses(ut_watch *w)
 	int lost;
 
 	pthread_mutex_lock(&w->lock);
-	lost = w->lost || w->rings.lost;
+	lost = misses(w);
 	pthread_mutex_unlock(&w->lock);
 	return lost;
+}
+
+void ut_watch_settle(ut_watch *w)
+{
+	pthread_mutex_lock(&w->lock);
+	if (w->unsettled) {
+		look_at_events(w);
+		w->rings.lost |= was_unsampled(w) | w->rings.births;
+		w->unsettled = w->rings.births = 0;
+		renew_rings(w);
+	}
+	pthread_mutex_unlock(&w->lock);
 }
 
 int ut_watch_early(ut_watch *w, ut_runs *touched)

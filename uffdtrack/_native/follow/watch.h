@@ -38,6 +38,7 @@ typedef struct {
 	size_t nfaults, faults_cap;
 	int64_t pass_at; /* when to let system calls through that wait at the limit; 0: never */
 	int32_t lost;    /* sync: some touched pages are not in the set */
+	int32_t unsettled; /* ring: taken while the target ran, and it has not stood since */
 } ut_watch;
 
 /* What the watch tells a harvest; normalised. */
@@ -58,9 +59,12 @@ void ut_watch_resumed(ut_watch *w);
 /* The target stands: take what was touched, given back, unmapped and moved since the last stop. 1: pages were
  * touched that are in none of these. `limited`: the limit applies from now on. */
 int ut_watch_take(ut_watch *w, ut_news *news, int limited);
-/* ring, while the target runs: copy what is known so far, without touched pages. The next stop gets it,
- * too. */
-int ut_watch_peek(ut_watch *w, ut_news *news);
+/* ring, while the target runs: take the touched pages, since the caller looks everywhere after this, and copy the rest,
+ * which the next stop gets, too. That stop has to look everywhere as well, unless ut_watch_settle() comes between. */
+int ut_watch_take_running(ut_watch *w, ut_news *news);
+/* ring: the target stands, the first time since ut_watch_take_running(): find out whether all faults since have been
+ * told of. Else there was no ut_watch_take_running(), and it does nothing. */
+void ut_watch_settle(ut_watch *w);
 /* ring: how many pages were touched, as far as is known, since the last stop or ut_watch_early(). */
 uint64_t ut_watch_count(ut_watch *w);
 /* ring. 1: pages were touched that it cannot tell of. */
