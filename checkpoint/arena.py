@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from uffdtrack import PAGE
+from uffdtrack import PAGE, fill_rows
 from uffdtrack.closing import Closing
 from uffdtrack.errors import StorageError
 from uffdtrack.runs import Rows
@@ -120,7 +120,7 @@ class Arena(Closing):
         count = len(contents) // PAGE
         self._unused -= count
         rows = self._free[self._unused : self._unused + count].copy()
-        self._pages[rows] = np.frombuffer(contents, np.uint8).reshape(-1, PAGE)
+        fill_rows(self._pages, rows, contents)
         return rows
 
     def read(self, rows: Rows) -> npt.NDArray[np.uint8]:
@@ -129,7 +129,8 @@ class Arena(Closing):
 
     def give_back(self, rows: Rows) -> None:
         """Pages that are no longer needed; numbers below 0 are of none."""
-        rows = rows[rows >= 0]
+        if len(rows) and rows.min() < 0:
+            rows = rows[rows >= 0]
         end = self._unused + len(rows)
         if end > len(self._free):
             self._free = np.resize(self._free, max(end, 2 * len(self._free)))

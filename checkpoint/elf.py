@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,23 @@ def thread_notes(threads: list[ThreadState], process: ProcessFacts) -> bytes:
         if thread.rseq is not None:
             out.append(note(NOTE_NAME, NOTE_RSEQ, RSEQ.pack(*thread.rseq)))
     return b"".join(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """The notes of an epoch, made when they are needed.
+
+    Attributes:
+        rest: those that follow the threads'; the same object as in the epoch before if they are the same.
+    """
+
+    threads: list[ThreadState]
+    process: ProcessFacts
+    rest: bytes
+
+    def encode(self) -> bytes:
+        """As they are in an image."""
+        return thread_notes(self.threads, self.process) + self.rest
 
 
 def file_note(regions: list[Region]) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from checkpoint.elf import Notes
 from checkpoint.facts import Elsewhere, ImageFacts, TargetFacts
 from checkpoint.objects import ObjectFacts
 from checkpoint.row import Row
@@ -132,14 +133,14 @@ class Epoch:
     Attributes:
         row: without the fields that the sink counts.
         window: its contents are valid until the source's next window.
-        notes: ELF notes: registers, mapped files.
+        notes: registers, mapped files.
         facts: of the target, for the image's JSON.
         elsewhere: in a tree: shared memory that other processes store for this one.
     """
 
     row: EpochRow
     window: Window
-    notes: bytes
+    notes: Notes
     facts: TargetFacts
     elsewhere: list[Elsewhere] | None = None
 

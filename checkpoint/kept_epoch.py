@@ -15,13 +15,15 @@ from checkpoint.epoch import Epoch, EpochRow, image_facts
 from checkpoint.image import EpochFile, split_notes
 from checkpoint.objects import ObjectFacts, increment
 from checkpoint.view import Layers, View, stored_ranges
-from uffdtrack import PAGE, Runs, ThreadState
+from uffdtrack import PAGE, Runs, exchange_rows
 from uffdtrack.runs import Pages, Rows, expand, index_of, indices_within, latest, merge_runs, no_runs
 
 EVERYTHING = np.array([(0, 1 << 56)], np.uint64)
 """With page tables of five levels, too."""
 FIXED = 4096
 """Bytes that an epoch takes beside all that has a length, about."""
+_THREAD = 700
+"""Bytes of a thread's registers beside its XSAVE area, about."""
 _ENTRY = 400
 """Bytes of a mapping, a descriptor or a file, about."""
 
@@ -36,6 +38,8 @@ class Index:
     @classmethod
     def of(cls, data: Runs, rows: Rows, zero: Runs) -> Index:
         """Of ranges whose pages are in `rows`, and of ranges of zeros."""
+        if not len(zero):
+            return cls(expand(data), rows)
         none = expand(zero)
         return cls(*latest(np.append(expand(data), none), np.append(rows, np.full(len(none), ZERO))))
 
@@ -49,7 +53,13 @@ class Index:
         return dropped
 
     def update(self, later: Index) -> Rows:
-        """What is in `later` takes the place of what was here; returns where that was."""
+        """What is in `later`, which is nobody's from then on, takes the place of what was here.
+
+        Returns:
+            Where that was.
+        """
+        if exchange_rows(self.pages, self.rows, later.pages, later.rows):
+            return later.rows
         at = index_of(self.pages, later.pages)
         known = at >= 0
         dropped = self.rows[at[known]]
@@ -67,7 +77,7 @@ class Kept:
 
     Attributes:
         epoch: its number.
-        taken: without the pages of its window, and with the registers in its notes alone.
+        taken: without the pages of its window.
         index: its own pages; of the oldest epoch that is kept: the whole memory.
         reset: ranges whose earlier contents are void.
     """
@@ -82,10 +92,7 @@ class Kept:
         """An epoch whose pages are kept; the rest of its window goes."""
         window, none = taken.window, no_runs()
         reset = EVERYTHING if row.base else window.reset
-        threads = [ThreadState(t.tid, b"", b"", 0, t.worker) for t in window.threads]
-        window = replace(
-            window, contents=memoryview(b""), data=none, zero=none, reset=none, threads=threads, heads={}
-        )
+        window = replace(window, contents=memoryview(b""), data=none, zero=none, reset=none, heads={})
         return cls(row.epoch, replace(taken, row=row, window=window), index, reset)
 
     @property
@@ -99,12 +106,15 @@ class Kept:
             before: the epoch before it, if that is kept; what is the same object there does not count.
         """
         had = before._lists() if before else None
+        notes = self.taken.notes.rest
+        rest = 0 if before and before.taken.notes.rest is notes else len(notes)
         entries = 0
         for at, some in enumerate(self._lists()):
             if not had or had[at] is not some:
                 entries += len(some)
         arrays = self.index.pages.nbytes + self.index.rows.nbytes + self.reset.nbytes
-        return FIXED + len(self.taken.notes) + arrays + entries * _ENTRY
+        registers = sum([len(thread.xstate) + _THREAD for thread in self.taken.window.threads])
+        return FIXED + rest + registers + arrays + entries * _ENTRY
 
     def _lists(self) -> tuple[Sized, ...]:
         facts = self.taken.facts
@@ -125,7 +135,7 @@ class RecentEpoch(EpochFile):
         self.pages = index.pages
         self.offsets = np.where(index.rows >= 0, index.rows * PAGE, ZERO)
         self.deltas = None
-        self.notes = [(name, kind, data) for name, kind, data, _ in split_notes(taken.notes)]
+        self.notes = [(name, kind, data) for name, kind, data, _ in split_notes(taken.notes.encode())]
         self.digest = self.parent = ""
         target = taken.facts
         objects = increment(None, target.objects) if target.objects else ObjectFacts([])

@@ -172,7 +172,7 @@ class ChainDraft:
             self.file.add(window.data, window.contents, split.whole)
             self.file.add_zero(window.zero)
             self.file.add_deltas(split.deltas)
-        digest = self.file.finish(describe, epoch.notes, window.regions)
+        digest = self.file.finish(describe, epoch.notes.encode(), window.regions)
         copies.became(digest)
         self._sink.tip = self._tip = Tip(last.number + 1, last.number, digest, target.objects)
         return rows[0].sealed(digest)

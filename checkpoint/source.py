@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from checkpoint.elf import Notes
 from checkpoint.facts import TargetFacts
 from uffdtrack import Pending, Runs, Window
 
@@ -71,7 +72,7 @@ class Source(Protocol):
     def take_back(self, pending: Pending) -> None:
         """It was not stored: the next window has it again."""
 
-    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
+    def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
         """ELF notes, and facts of its target. It runs again."""
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uffdtrack._sys import ffi, lib
-from uffdtrack.runs import Rows
+from uffdtrack.runs import Pages, Rows
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back: shape (n, 4096)."""
@@ -64,3 +64,19 @@ def page_checks(pages: Contents, rows: Rows) -> Checks:
     out = np.empty(len(rows), np.uint64)
     lib.ut_page_checks(_of("uint8_t[]", pages), _rows(rows), len(rows), _of("uint64_t[]", out))
     return out
+
+
+def fill_rows(to: Contents, rows: Rows, contents: memoryview) -> None:
+    """Copy pages that are back to back, each into its row of `to`, which is contiguous."""
+    lib.ut_places_fill(_of("uint8_t[]", to), _rows(rows), len(rows), ffi.from_buffer("uint8_t[]", contents))
+
+
+def exchange_rows(pages: Pages, rows: Rows, later: Pages, later_rows: Rows) -> bool:
+    """Exchange rows, where all of `later` are in `pages`. False: some are not, and nothing was changed."""
+    count = len(later)
+    room = np.empty(count, np.int64)
+    known = lib.ut_places_exchange(
+        _of("uint64_t[]", pages), _of("int64_t[]", rows), len(pages), _of("uint64_t[]", later),
+        _of("int64_t[]", later_rows), count, _of("int64_t[]", room),
+    )  # fmt: skip
+    return int(known) == count

@@ -34,7 +34,7 @@ def no_runs() -> Runs:
 
 def size_of(runs: Runs) -> int:
     """Bytes in ranges."""
-    return int((runs[:, 1] - runs[:, 0]).sum())
+    return int((runs[:, 1] - runs[:, 0]).sum()) if len(runs) else 0
 
 
 # -- from the one to the other -------------------------------------------------------------------------
@@ -44,6 +44,8 @@ def expand(runs: Runs) -> Pages:
     """The page numbers of address ranges, in the order of the ranges, which need not be sorted."""
     if not len(runs):
         return np.empty(0, np.uint64)
+    if size_of(runs) == len(runs) * PAGE:
+        return runs[:, 0] // PAGE
     first, end = (runs // PAGE).astype(np.int64).T
     return spread(first, end - first).astype(np.uint64)
 

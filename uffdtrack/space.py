@@ -22,7 +22,7 @@ from uffdtrack.errors import (
 from uffdtrack.features import probe
 from uffdtrack.maps import Region
 from uffdtrack.regions import regions_of
-from uffdtrack.runs import PAGE, Runs, merge_runs, no_runs, size_of
+from uffdtrack.runs import Runs, merge_runs, size_of
 from uffdtrack.tracee import Tracee
 from uffdtrack.window import Heads, Pending, Window, stop_times
 
@@ -53,6 +53,7 @@ class AddressSpace(Closing):
         self._c = out[0]
         self._mapped: tuple[tuple[bytes, bytes], list[Region]] | None = None
         self._buffers = Buffers()
+        self._result = ffi.gc(ffi.new("ut_result *"), lib.ut_result_free)
         self._copied_size, self._is_merged = 0, False
 
     @classmethod
@@ -147,18 +148,15 @@ class AddressSpace(Closing):
             lib.runs_free(zero)
         return full, empty, _view(self._c.buffer.v, size_of(full))
 
-    def _give(self) -> tuple[Runs, Runs, Runs, memoryview]:
-        """What a window has copied: all ranges, those with contents, those of zeros, and the contents."""
-        want, data, zero = (ffi.new("ut_runs *") for _ in range(3))
-        at = ffi.new("uint8_t **")
-        try:
-            check(lib.ut_space_give(self._c, want, data, zero, at), "sort pages", self.pid)
-            every, full, empty = runs_array(want), runs_array(data), runs_array(zero)
-        finally:
-            for runs in (want, data, zero):
-                lib.runs_free(runs)
-        self._copied_size, self._is_merged = size_of(every), at[0] != self._c.buffer.v
-        return every, full, empty, _view(at[0], size_of(full))
+    def _give(self) -> tuple[Runs, Runs, Runs, Runs, memoryview]:
+        """What a window has copied: all ranges, those with contents, of zeros, what is void; the contents."""
+        found = self._result
+        check(lib.ut_space_result(self._c, found), "sort pages", self.pid)
+        every, empty = runs_array(found.want), runs_array(found.zero)
+        full = runs_array(found.data) if len(empty) else every
+        self._copied_size, self._is_merged = size_of(every), found.contents != self._c.buffer.v
+        size = size_of(full) if len(empty) else self._copied_size
+        return every, full, empty, runs_array(found.reset), _view(found.contents, size)
 
     def lend(self) -> Callable[[], None]:
         """Keep the contents of the last window, until the returned function is called, in any thread.
@@ -200,17 +198,13 @@ class AddressSpace(Closing):
         """
         everything = pending.everything
         self._check(tracee, pending, result, times)
-        harvest = self._c.harvest
-        found, early = harvest.all, self._c.early
+        harvest, counts = self._c.harvest, self._result
+        pending.everything = True  # until it is known what was taken
+        want, data, zero, reset, contents = self._give()
         if everything:
             reset = np.array([[0, _TASK_SIZE]], np.uint64)
-        else:
-            reset = merge_runs(*map(runs_array, (found.gone, early.gone, found.fresh)), pending.reset)
-        touched = no_runs()
-        if harvest.by_news:
-            touched = merge_runs(runs_array(harvest.news.touched), runs_array(early.touched))
-        pending.everything = True  # until it is known what was taken
-        want, data, zero, contents = self._give()
+        elif len(pending.reset):
+            reset = merge_runs(reset, pending.reset)
         pending.add(want, reset)
         pending.everything = False
         pending.heads.update(self._take_heads())
@@ -221,15 +215,15 @@ class AddressSpace(Closing):
             zero=zero,
             reset=reset,
             contents=contents,
-            unreadable=size_of(runs_array(self._c.unreadable)) // PAGE,
+            unreadable=counts.unreadable,
             compared=harvest.all.compared,
             scanned=not harvest.by_news,
-            touched=size_of(touched) // PAGE,
+            touched=counts.touched,
             **stop_times(times),
             heads=dict(pending.heads),
             elsewhere=[
                 (int(e.start), int(e.end), int(e.address), int(e.member))
-                for e in (harvest.elsewhere[i] for i in range(harvest.nelsewhere))
+                for e in (harvest.elsewhere[0 : harvest.nelsewhere] if harvest.nelsewhere else ())
             ],
         )
 

@@ -82,8 +82,8 @@ class Pending:
     heads: Heads = field(default_factory=dict)
 
     def add(self, pages: Runs, reset: Runs) -> None:
-        self.pages = merge_runs(self.pages, pages)
-        self.reset = merge_runs(self.reset, reset)
+        self.pages = merge_runs(self.pages, pages) if len(self.pages) else pages
+        self.reset = merge_runs(self.reset, reset) if len(self.reset) else reset
 
     def merge(self, other: Pending) -> None:
         """Add what was handed over, and is not stored after all."""

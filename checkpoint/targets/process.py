@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from checkpoint.elf import NT_AUXV, file_note, note, thread_notes
+from checkpoint.elf import NT_AUXV, Notes, file_note, note
 from checkpoint.facts import ProcessFacts, TargetFacts
 from checkpoint.heads import heads_note
-from checkpoint.objects import parse_status
+from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
 from checkpoint.rollback.attributes import Recorder
 from checkpoint.source import Handed
@@ -42,6 +43,17 @@ from uffdtrack.errors import (
 )
 
 T = TypeVar("T")
+MadeOf = tuple[list[Region], Snapshot, tuple[list[list[Any]], list[list[int]]]]
+"""Mappings, state in the kernel, attributes of mappings: all that is said of a process follows from these."""
+
+
+@dataclass(slots=True)
+class Described:
+    """What was said of a process; `notes`: those that follow the threads'."""
+
+    made_of: MadeOf
+    notes: bytes
+    facts: TargetFacts
 
 
 class ProcessTarget(Closing):
@@ -108,6 +120,7 @@ class ProcessTarget(Closing):
         through_exec(self.process, attempt)
         self._objects = Reader(self.pid, lambda: (self.facts(), proc_read(self.pid, "auxv")))
         self._attributes = Recorder(self.pid)
+        self._described: Described | None = None
         self._attached = True
 
     def lose(self) -> bool:
@@ -221,29 +234,39 @@ class ProcessTarget(Closing):
             boot_id=self.process.identity.boot_id,
         )
 
-    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
+    def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
+        self._objects.budget.behind = self._attributes.budget.behind = self.behind
         try:
             objects, (facts, auxv) = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGoneError(f"process {self.pid} has ended") from error
-        notes = thread_notes(window.threads, facts)
-        notes += note(b"CORE", NT_AUXV, auxv) + self._file_note(window.regions) + heads_note(window.heads)
-        files = [d.target for d in objects.descriptors.values()]
-        heap = [r.end for r in window.regions if r.name == "[heap]"]
         if self.space.is_gone and not self.ended():
             # All this was read after the stop: it may be of another program than what was copied in it.
             raise NewMemoryError(f"process {self.pid} has replaced its program (exec)")
-        mapped = mapped_files(self._named_files(window.regions), self.pid)
-        attributes, unknown = self._attributes.facts(window.regions)
-        return notes, TargetFacts(
+        attributes = self._attributes.facts(window.regions)
+        made_of = window.regions, objects, attributes
+        last = self._described
+        if not last or any(one is not other for one, other in zip(last.made_of, made_of, strict=True)):
+            last = self._described = self._describe(made_of, facts, auxv)
+        elif last.facts.warnings:
+            last.facts = replace(last.facts, warnings=[])
+        rest = last.notes + heads_note(window.heads) if window.heads else last.notes
+        return Notes(window.threads, facts, rest), last.facts
+
+    def _describe(self, made_of: MadeOf, facts: ProcessFacts, auxv: bytes) -> Described:
+        """Mapped files are looked at when their mappings change, or the descriptors are read."""
+        regions, objects, (attributes, unknown) = made_of
+        heap = [r.end for r in regions if r.name == "[heap]"]
+        described = TargetFacts(
             process=facts,
-            files=mapped,
+            files=mapped_files(self._named_files(regions), self.pid),
             heap_end=max(heap, default=0),
             attributes=attributes,
             attributes_unknown=unknown,
             objects=objects,
-            warnings=self.new_warnings(window.regions, files),
+            warnings=self.new_warnings(regions, [d.target for d in objects.descriptors.values()]),
         )
+        return Described(made_of, note(b"CORE", NT_AUXV, auxv) + self._file_note(regions), described)
 
     def close(self) -> None:
         """Idempotent."""

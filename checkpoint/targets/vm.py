@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.elf import thread_notes
+from checkpoint.elf import Notes
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.facts import ProcessFacts, TargetFacts, VmFacts
 from checkpoint.source import Handed
@@ -112,7 +112,7 @@ class VmTarget:
     def take_back(self, pending: Pending) -> None:
         self.pending.merge(pending)
 
-    def describe(self, window: Window) -> tuple[bytes, TargetFacts]:
+    def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
         process = ProcessFacts(
             pid=self.pid, ppid=os.getppid(), pgrp=os.getpgrp(), sid=os.getsid(0), uid=os.getuid(),
             gid=os.getgid(), comm="vm", cmdline=f"vm {self.guest}", exe="", start_time=self._started,
@@ -120,7 +120,7 @@ class VmTarget:
         )  # fmt: skip
         slots = [[slot.gfn, slot.pages] for slot in self.vm.ram.slots]
         vm = VmFacts(self.guest, len(self.vm.vcpus), slots, self._system.size)
-        return thread_notes(window.threads, process) + vcpu_notes(self.states), TargetFacts(process, vm=vm)
+        return Notes(window.threads, process, vcpu_notes(self.states)), TargetFacts(process, vm=vm)
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
         """Do the work once: a VM keeps its memory."""

@@ -134,7 +134,7 @@ def take(pid: int, directory: Path, count: int = 1) -> Chain:
     with ProcessTarget(pid) as target, ChainWriter(directory, b"", False) as chain:
         session = Session(target, chain)
         for _ in range(count):
-            target._objects.budget._due = 0.0  # on a slow machine, too
+            target._objects.budget._rest = 0.0  # on a slow machine, too
             session.take()
     return Chain(directory)
 
@@ -242,7 +242,7 @@ def test_increments_and_compaction(start: Callable[..., Objects], tmp_path: Path
             session.take()
             seen.append(session.stream.sink.tip.objects or Snapshot())
             target.change() if len(seen) < 2 else None
-            process._objects.budget._due = 0.0
+            process._objects.budget._rest = 0.0
         session.take()
         seen.append(session.stream.sink.tip.objects or Snapshot())
 

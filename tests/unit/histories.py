@@ -14,6 +14,7 @@ import pytest
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
+from checkpoint.elf import Notes
 from checkpoint.epoch import Epoch, EpochRow, Times
 from checkpoint.facts import TargetFacts
 from checkpoint.image import EpochFile
@@ -112,7 +113,7 @@ def epoch_of(taken: Window, base: bool) -> Epoch:
     row = EpochRow(
         epoch=-1, base=base, pid=7, engine="scan", pages=0, bytes=0, times=Times(0, 0, 0, 0, 0), threads=1
     )  # fmt: skip
-    return Epoch(row, taken, b"", TargetFacts(PROCESS))
+    return Epoch(row, taken, Notes([], PROCESS, b""), TargetFacts(PROCESS))
 
 
 def finish(sink: ChainSink, taken: Window, base: bool = False) -> tuple[ChainDraft, EpochRow]:

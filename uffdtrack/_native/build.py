@@ -29,6 +29,8 @@ ffi.set_source(
     #include "mm.h"
     #include "probe.h"
     #include "pause.h"
+    #include "places.h"
+    #include "result.h"
     #include "sabotage.h"
     #include "tree.h"
     """,

@@ -218,7 +218,13 @@ int ut_space_share(ut_space *s, int uffd);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
 int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
-int ut_space_give(ut_space *s, ut_runs *want, ut_runs *data, ut_runs *zero, uint8_t **contents);
+typedef struct {
+	ut_runs want, data, zero, reset;
+	uint8_t *contents;
+	uint64_t touched, unreadable;
+} ut_result;
+int ut_space_result(ut_space *s, ut_result *out);
+void ut_result_free(ut_result *r);
 int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns);
 int ut_look_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, ut_runs *want);
 void ut_stopping(ut_space *s);
@@ -265,6 +271,9 @@ int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *o
 int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
 		       unsigned int limit, uint8_t *out, uint16_t *differing, uint64_t *checks);
 int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size);
+void ut_places_fill(uint8_t *to, const int64_t *places, size_t n, const uint8_t *from);
+size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, const uint64_t *later,
+			  int64_t *later_places, size_t nlater, int64_t *room);
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out);
 #define UT_STRETCH ...
 #define UT_DIFFERENCE ...

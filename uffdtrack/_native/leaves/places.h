@@ -1,0 +1,13 @@
+/* Pages of several epochs in one piece of memory: each has a place there, counted in pages. */
+#ifndef UT_PLACES_H
+#define UT_PLACES_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* Copy n pages, back to back, each to its place. */
+void ut_places_fill(uint8_t *to, const int64_t *places, size_t n, const uint8_t *from);
+/* Where all of `later` are among n sorted page numbers, their places are exchanged: `pages` gets those of `later`,
+ * which gets those that were there before. Returns how many are; if some are not, nothing is changed. */
+size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, const uint64_t *later,
+			  int64_t *later_places, size_t nlater, int64_t *room);
+#endif
