@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from checkpoint.elf import Notes
@@ -41,8 +41,15 @@ class Times(Row):
 
     @classmethod
     def of(cls, window: StopTimes) -> Times:
-        found = cls(*(round(getattr(window, part.name), 1) for part in fields(cls)))
-        return found if found.longest_us else replace(found, longest_us=None)
+        return cls(
+            pause_us=round(window.pause_us, 1),
+            stop_us=round(window.stop_us, 1),
+            harvest_us=round(window.harvest_us, 1),
+            copy_us=round(window.copy_us, 1),
+            rearm_us=round(window.rearm_us, 1),
+            resume_us=round(window.resume_us, 1),
+            longest_us=round(window.longest_us, 1) or None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

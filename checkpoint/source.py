@@ -27,6 +27,10 @@ class Handed:
     release: Callable[[], None]
 
 
+def nothing_lent() -> None:
+    """The `release` of what was written before the next window."""
+
+
 class Source(Protocol):
     """The harvest stays pending here until it is handed over. Each window has it again.
 
@@ -66,8 +70,12 @@ class Source(Protocol):
             NewMemoryError: it has another memory now; `persist` knows what that means.
         """
 
-    def hand_over(self) -> Handed:
-        """What the last window has taken is the caller's now, and nothing of it is pending here any more."""
+    def hand_over(self, at_once: bool = False) -> Handed:
+        """What the last window has taken is the caller's now, and nothing of it is pending here any more.
+
+        Args:
+            at_once: no other window is taken before its contents are no longer needed.
+        """
 
     def take_back(self, pending: Pending) -> None:
         """It was not stored: the next window has it again."""

@@ -186,7 +186,7 @@ class Stream:
             notes, facts = self.source.describe(window)
             self.untold = [*self.untold, *facts.warnings]
             row = self._row(window, begun is not None, circumstances)
-            handed = self.source.hand_over()
+            handed = self.source.hand_over(self.sink.at_once)
         except BaseException:
             if begun:
                 begun.abort()

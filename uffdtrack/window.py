@@ -33,9 +33,12 @@ class StopTimes:
         return self.pause_us - self.stop_us - self.harvest_us - self.copy_us - self.rearm_us
 
 
+_TIMES = [(part.name, part.name.replace("_us", "_ns")) for part in fields(StopTimes)]
+
+
 def stop_times(native: Any) -> dict[str, float]:
     """The fields of `StopTimes`, of the core's times in ns."""
-    return {part.name: getattr(native, part.name.replace("_us", "_ns")) / 1e3 for part in fields(StopTimes)}
+    return {name: getattr(native, of) / 1e3 for name, of in _TIMES}
 
 
 @dataclass(frozen=True, slots=True)

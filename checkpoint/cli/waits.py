@@ -83,6 +83,11 @@ class Wait(Interrupt):
     def __init__(self, target: ProcessTarget, lifeline: int) -> None:
         super().__init__(lifeline)
         self._target = target
+        self._poll = select.poll()
+        for fd in (*self._ends, target.process.pidfd, self._woken):
+            if fd >= 0:
+                self._poll.register(fd, select.POLLIN)
+        self._full = -1
 
     def wait(self, seconds: float) -> bool:
         """Also ends at the target's limit of dirty pages, and by `wake`.
@@ -90,8 +95,14 @@ class Wait(Interrupt):
         True: interrupted, or the target has ended.
         """
         full = self._target.space.full_fd
-        ready = poll_fds(seconds, *self._ends, self._target.process.pidfd, full, self._woken)
-        return not self.woken() and bool(ready - {full, self._woken})
+        if full != self._full:  # its memory is another one
+            if self._full >= 0:
+                self._poll.unregister(self._full)
+            if full >= 0:
+                self._poll.register(full, select.POLLIN)
+            self._full = full
+        ready = {fd for fd, _ in self._poll.poll(seconds * 1000)}
+        return bool(ready) and not self.woken() and bool(ready - {full, self._woken})
 
 
 class TreeWait(Interrupt):

@@ -13,7 +13,7 @@ from checkpoint.heads import heads_note
 from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
 from checkpoint.rollback.attributes import Recorder
-from checkpoint.source import Handed
+from checkpoint.source import Handed, nothing_lent
 from checkpoint.targets.exec import EXEC_POLL, through_exec
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.mapped import IN_FLIGHT, mapped_files, named_files, warnings_for
@@ -158,8 +158,8 @@ class ProcessTarget(Closing):
     def window(self) -> Window:
         return self._stopping(lambda: self.space.window(self.tracee, self.pending, self.behind))
 
-    def hand_over(self) -> Handed:
-        handed = Handed(self.pending, self.space.lend())
+    def hand_over(self, at_once: bool = False) -> Handed:
+        handed = Handed(self.pending, nothing_lent if at_once else self.space.lend())
         self.pending = Pending()
         return handed
 

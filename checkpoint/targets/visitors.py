@@ -57,7 +57,10 @@ def may_trace(pid: int) -> bool:
 
 def dumps_core(pid: int) -> bool:
     """Whether the kernel is writing its core: its threads have been killed, and end when that is done."""
-    return procfs.field(procfs.glance(f"/proc/{pid}/status"), "CoreDumping") == "1"
+    try:
+        return b"\nCoreDumping:\t1\n" in procfs.read(f"/proc/{pid}/status")
+    except OSError:
+        return False
 
 
 def _tracer(pid: int, tid: int) -> int:

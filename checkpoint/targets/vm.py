@@ -102,7 +102,7 @@ class VmTarget:
             taken = self._take()
         return self._window(taken)
 
-    def hand_over(self) -> Handed:
+    def hand_over(self, at_once: bool = False) -> Handed:
         lent = self._buffer
         self._buffer = self._spare.pop() if self._spare else np.empty(lent.size, np.uint8)
         handed = Handed(self.pending, lambda: self._spare.append(lent))

@@ -1,4 +1,4 @@
-/* Pages of several epochs in one piece of memory: each has a place there, counted in pages. */
+/* Pages in one piece of memory: each has a place there, the number of a page. */
 #ifndef UT_PLACES_H
 #define UT_PLACES_H
 #include <stddef.h>
