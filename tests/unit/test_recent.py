@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from checkpoint import arena, kept_epoch, recent
+from checkpoint.budget import Budget
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.kept_epoch import FIXED, Index
@@ -20,7 +21,7 @@ from checkpoint.rollback.stored import Image
 from checkpoint.sink import ChainSink, make_safe
 from tests.unit.histories import PAGES, Memory, Target, epoch_of, memory_of, regions_of, window
 from tests.unit.histories import store as store_in_file
-from uffdtrack import PAGE, Region, ThreadState
+from uffdtrack import PAGE, Region, ThreadState, exchange_rows
 from uffdtrack.errors import InvalidInputError, StorageError
 
 
@@ -219,3 +220,38 @@ def test_what_cgroups_leave(
         assert small.has_room(1)
     (directory / limit).write_text("max\n")
     assert arena.available() == 15 << 34
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_exchanged_where_all_pages_are_known(seed: int) -> None:
+    """Against a dict; where one is not there, nothing is changed."""
+    random = np.random.default_rng(seed)
+    pages = np.unique(random.integers(0, 400 + 4000 * (seed % 2), 300)).astype(np.uint64)
+    rows = np.arange(len(pages)) + 1000
+    later = np.sort(random.choice(pages, 40, replace=False))
+    if seed % 3 == 0:
+        gaps = np.setdiff1d(np.arange(5000), pages)  # and what is behind all
+        later = np.unique(np.append(later, random.choice(gaps, 2).astype(np.uint64)))
+    own = np.arange(len(later)) + 5000
+    before, known = (
+        dict(zip(pages.tolist(), rows.tolist(), strict=True)),
+        dict(zip(later.tolist(), own.tolist(), strict=True)),
+    )
+    done = exchange_rows(pages, rows, later, own)
+    assert done == (known.keys() <= before.keys())
+    assert rows.tolist() == [known.get(page, row) if done else row for page, row in before.items()]
+    assert own.tolist() == [before[page] if done else row for page, row in known.items()]
+
+
+def test_where_epochs_are_late_proc_is_read_a_fifth_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    budget = Budget(1 / 10)
+    with budget.spending():
+        now[0] += 1
+    for late, rest in (False, 9), (True, 45):
+        budget.behind = late
+        now[0] = 1 + rest - 0.1
+        assert not budget.is_due()
+        now[0] = 1 + rest + 0.1
+        assert budget.is_due()
