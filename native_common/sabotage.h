@@ -7,7 +7,7 @@
 /* Negative controls: a test breaks the tracking, and has to see it fail. */
 enum {
 	UT_BREAK_FORGET = 1,       /* one page of a harvest is dropped */
-	UT_BREAK_REARM = 2,        /* the trap of one page is not set again */
+	UT_BREAK_REARM = 2,        /* the trap of one page, or of what a rollback has written (sync), is not set again */
 	UT_BREAK_LATE_REARM = 4,   /* of a process: a trap is set before the stop: a write between is lost */
 	UT_BREAK_COMPARE = 8,      /* small mappings never differ from what was stored; a hot page does not, once */
 	UT_BREAK_AUDIT = 16,       /* ring: no scan if there were more faults than samples */

@@ -209,7 +209,7 @@ class AddressSpace(Closing):
         pending.everything = False
         pending.heads.update(self._take_heads())
         return Window(
-            regions=self._regions(),
+            regions=self.regions(),
             threads=tracee.threads,
             data=data,
             zero=zero,
@@ -270,7 +270,8 @@ class AddressSpace(Closing):
     def native(self) -> object:
         return self._c
 
-    def _regions(self) -> list[Region]:
+    def regions(self) -> list[Region]:
+        """The mappings that the last window or look has found; the same list if they are the same."""
         maps = self._c.maps
         key = bytes(ffi.buffer(maps.text, maps.len)), bytes(ffi.buffer(maps.regions, maps.n * _REGION_SIZE))
         if not self._mapped or self._mapped[0] != key:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array
+import numpy as np
+
+from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib, runs_array, runs_of
 from uffdtrack.runs import Runs, merge_runs, no_runs
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import Tracee
@@ -57,6 +59,26 @@ class Standing:
     def is_alone(self) -> bool:
         """Whether no other process shares its pages since a fork(2), by the last look."""
         return not self._space.native.reader.shared  # type: ignore[attr-defined]
+
+    @property
+    def maps(self) -> bytes:
+        """/proc/PID/maps, as the last look has read it."""
+        maps = self._space.native.maps  # type: ignore[attr-defined]
+        return bytes(ffi.buffer(maps.text, maps.len))
+
+    @property
+    def shared(self) -> Runs:
+        """Mappings that others may write as well, as the last look has found them."""
+        found = [(region.start, region.end) for region in self._space.regions() if region.shared]
+        return np.array(found, np.uint64).reshape(-1, 2)
+
+    def untrap(self, runs: Runs) -> None:
+        """Let memory be read and written by /proc/PID/mem, where traps of "sync" would keep us from it.
+
+        It counts as written, and what is not there becomes zeros.
+        """
+        pointer, n = runs_of(runs)
+        check(lib.ut_untrap(self._space.native, pointer, n), "take traps away", self._space.pid)
 
     def look(self) -> Runs:
         """Where memory was written since the last window or look; mappings that have come belong to it.

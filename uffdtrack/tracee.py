@@ -52,10 +52,14 @@ class Tracee(Closing):
 
     All calls of one Tracee belong to the thread that made it: ptrace(2) ties a tracee to a thread.
     Use it as a context manager; leaving the block resumes all threads.
+
+    Attributes:
+        has_run: whether a thread has run since the last `stop`, in a call in its name.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.has_run = False
         out = ffi.new("ut_tracee **")
         check(lib.ut_tracee_open(pid, out), "open", pid)
         self._c = out[0]
@@ -77,6 +81,7 @@ class Tracee(Closing):
             PermissionDeniedError: not allowed to trace it.
         """
         end = time.monotonic() + patience
+        self.has_run = False
         result = lib.ut_tracee_stop(self._c, timeout_ns)
         while result == lib.UT_BUSY and time.monotonic() < end:
             result = lib.ut_tracee_stop(self._c, timeout_ns)
@@ -160,6 +165,7 @@ class Tracee(Closing):
     @contextmanager
     def injector(self, tid: int | None = None) -> Iterator[Injector]:
         """Make system calls in the name of a stopped thread, or of any; its state is restored after."""
+        self.has_run = True
         if tid is None:
             at = check(lib.ut_inject_begin_any(self._c), "prepare a call in the name", self.pid)
         else:
@@ -171,6 +177,7 @@ class Tracee(Closing):
 
     def end_thread(self, tid: int) -> None:
         """Make a stopped thread end itself, by exit(2) in its name."""
+        self.has_run = True
         at = self._begin(tid)
         check(lib.ut_inject_exit(self._c, at), f"end thread {tid}", self.pid)
 

@@ -148,6 +148,8 @@ def stop_together(tracees: Sequence[Tracee], patience: float = CALL_SECONDS) -> 
         left = max(0.0, end - time.monotonic())
         result = lib.ut_await_calls_of(native, len(tracees), int(left * 1e9), at)
         began = time.perf_counter()
+        for tracee in tracees:
+            tracee.has_run = False
         for i in range(len(tracees) if not result else 0):
             result = lib.ut_tracee_stop_now(native[i], STOP_TIMEOUT_NS)
             if result:

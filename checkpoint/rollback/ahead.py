@@ -17,7 +17,7 @@ from checkpoint.rollback.stored import Image
 from uffdtrack import PAGE, AddressSpace, Pending, Runs, Standing, Tracee, standing, stat_fields
 from uffdtrack.closing import Closing
 from uffdtrack.errors import NewMemoryError, TargetGoneError, UffdtrackError
-from uffdtrack.runs import Mask, chunks, expand, indices_within, merge_runs, no_runs, subtract, to_runs
+from uffdtrack.runs import Mask, Pages, chunks, expand, indices_within, merge_runs, no_runs, subtract, to_runs
 
 ROUNDS = 3
 LITTLE = 1024
@@ -42,6 +42,7 @@ class Ahead(Closing):
         self._known: Runs | None = None
         self.ready = nothing_ready()
         self.found = no_runs()
+        self.maps: bytes | None = None
         with suppress(UffdtrackError):  # then all is compared in the stop
             self._space = AddressSpace.attach(pid)
 
@@ -85,8 +86,11 @@ class Ahead(Closing):
         except (NewMemoryError, TargetGoneError):
             self._known = None
             return None
-        self.is_alone = self._standing.is_alone
+        self.is_alone, self.maps = self._standing.is_alone, self._standing.maps
         return merge_runs(self._known, self.found)
+
+    def untrap(self, pages: Pages) -> None:
+        pass  # traps of "scan" hold nobody back
 
     def _compare(self, image: Image, space: AddressSpace) -> Runs:
         """Where memory may not be what the image has, apart from what is written from now on."""

@@ -126,7 +126,8 @@ class Programs:
         plan.write = [part for part in writes if len(part[0])]
         plan.drop = [part for part in drops if len(part[0])]
         plan.exact = [part for part in (*plan.exact, *between) if len(part[0])]
-        return _left_alone(np.concatenate((np.empty(0, np.uint64), *left)), where)
+        left = [pages for pages in left if len(pages)]
+        return _left_alone(np.concatenate(left), where) if left else []
 
     def _sort(
         self, pages: Pages, now: Contents, where: Stretches, image: Image | None
@@ -138,6 +139,8 @@ class Programs:
         """
         plain = np.ones(len(pages), bool)
         code = np.flatnonzero(where.code[where.rows(pages)])
+        if not len(code):
+            return plain, (pages[:0], now[:0], now[:0])
         files, known = self.read(pages[code], where)
         code, files = code[known], files[known]
         then = image.read(pages[code]) if image else files

@@ -57,13 +57,22 @@ class Memory:
     """
 
     def __init__(
-        self, pid: int, image: Image, programs: Programs, epoch: int, task: str, memory: int
+        self,
+        pid: int,
+        image: Image,
+        programs: Programs,
+        epoch: int,
+        task: str,
+        memory: int,
+        untrap: Callable[[Pages], None],
     ) -> None:
         """Args:
         programs: the files of its code.
         task: /proc/PID/task/TID of a thread that lives.
         memory: its `mem`, open for reading and writing.
+        untrap: see `Changes.untrap`.
         """
+        self._untrap = untrap
         self.pid = pid
         self.image = image
         self.programs = programs
@@ -89,9 +98,15 @@ class Memory:
             return plan
         wanted, places = self.image.within(where, among)
         extra = self._extra(where, among, len(wanted))
+        self._compare(plan, where, wanted, places)
+        if len(extra):
+            self._plan_extra(plan, where, extra)
+        self._keep_breakpoints(plan, where)
+        return plan
+
+    def _plan_extra(self, plan: Plan, where: Stretches, extra: Pages) -> None:
         rows = where.rows(extra)
         in_file = where.in_memory_file[rows]
-        self._compare(plan, where, wanted, places)
         if in_file.any():
             self._compare(plan, where, extra[in_file], self.image.places(extra[in_file]))
         for anonymous in (False, True):
@@ -104,8 +119,6 @@ class Memory:
         for row in np.unique(rows[left]).tolist():
             name = where.changes[row].then.name
             self._warn(f"pages of {name} that were not in use at the epoch are left as they are")
-        self._keep_breakpoints(plan, where)
-        return plan
 
     def _keep_breakpoints(self, plan: Plan, where: Stretches) -> None:
         for text in self.programs.keep_breakpoints(plan, where, self.image):
@@ -222,6 +235,7 @@ class Memory:
 
     def _compare(self, plan: Plan, where: Stretches, wanted: Pages, places: Places) -> None:
         # Of many pages most are as they were.
+        self._untrap(wanted)
         held = np.empty((len(wanted), PAGE), np.uint8) if len(wanted) < _MANY else None
         differs, readable = self._differing(wanted, places, held)
         pages = wanted[differs]
@@ -260,4 +274,5 @@ class Memory:
         return read_remote(self.memory, pages)
 
     def _write(self, pages: Pages, contents: Contents) -> None:
+        self._untrap(pages)
         write_remote(self.pid, self.tid, self.memory, pages, contents)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from checkpoint.chain import Chain
-from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.pipeline import Pipeline
 from checkpoint.recent import RecentSink
@@ -32,7 +31,7 @@ from uffdtrack.errors import (
     StopTimeoutError,
     StorageError,
 )
-from uffdtrack.runs import merge_runs, no_runs, subtract
+from uffdtrack.runs import Pages, merge_runs, no_runs, subtract, to_runs
 
 MOST_KNOWN = 1024
 """Files of a chain that we keep parsed."""
@@ -41,10 +40,13 @@ MOST_KNOWN = 1024
 class Since:
     """What was written since an epoch: by the chain, what is pending, and a look when the target stands."""
 
-    def __init__(self, target: ProcessTarget, stored: Runs | None) -> None:
+    def __init__(self, target: ProcessTarget, stored: Runs | None, one_of_many: bool = False) -> None:
         """Args:
         stored: where the last epoch may have other contents; None: that is not known.
+        one_of_many: others store some of the memory that it shares, so its own epochs do not say what was
+            written there: such memory is compared.
         """
+        self._one_of_many = one_of_many
         self.pid = target.pid
         self._target = target
         self._stored = stored
@@ -53,6 +55,7 @@ class Since:
         self.is_alone: bool | None = None
         self.ready = nothing_ready()
         self.found = no_runs()
+        self.maps: bytes | None = None
 
     def before(self, image: Image) -> Runs | None:
         """Raises: TargetError: the target cannot be looked at."""
@@ -70,8 +73,21 @@ class Since:
             return None
         assert self.standing
         self.found = merge_runs(self.found, self.standing.look())
-        self.is_alone = self.standing.is_alone
-        return merge_runs(self._known, self.found)
+        self.is_alone, self.maps = self.standing.is_alone, self.standing.maps
+        shared = self.standing.shared if self._one_of_many else no_runs()
+        return merge_runs(self._known, self.found, shared)
+
+    def untrap(self, pages: Pages) -> None:
+        if self._target.engine == "sync" and len(pages):
+            assert self.standing
+            self.standing.untrap(to_runs(pages))
+
+    def stands(self) -> float:
+        """The target stands, with others; returns for how many us it stood before."""
+        target = self._target
+        self.standing = Standing(target.space, target.tracee, target.pending)
+        stood_us: float = self.standing.stood_us
+        return stood_us
 
 
 class KnownFiles:
@@ -116,11 +132,6 @@ def check_can_roll_back(engine: str, pipeline: Pipeline, directory: Path) -> Non
     Raises:
         RollbackRefusedError, StorageError: as `SessionRollback`.
     """
-    if engine == "sync":
-        raise RollbackRefusedError(
-            f"the session on {directory} has the engine sync, whose traps keep others from writing the "
-            "memory: end it first, then the rollback goes without it"
-        )
     if not pipeline.await_idle():
         raise StorageError("the session could not write its last epochs; try again")
 
@@ -196,10 +207,12 @@ class SessionRollback:
 
     def _stand(self, work: ProcessRollback, since: Since) -> Outcome:
         target = self._target
-        started = time.perf_counter()
-        with urgent(), standing(target.space, target.tracee, target.pending) as since.standing:
-            work.check(target.tracee)
-            work.apply()
-            outcome = work.commit()
-        outcome.pause_us = round((time.perf_counter() - started) * 1e6 + since.standing.stood_us, 1)
+        with urgent():
+            started = time.perf_counter()
+            with standing(target.space, target.tracee, target.pending) as since.standing:
+                work.check(target.tracee)
+                work.apply()
+                outcome = work.commit()
+            stood = time.perf_counter() - started
+        outcome.pause_us = round(stood * 1e6 + since.standing.stood_us, 1)
         return outcome

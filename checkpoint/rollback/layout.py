@@ -130,11 +130,17 @@ class Layout:
     """
 
     def __init__(
-        self, pid: int, epoch: EpochFile, before: Layout | None = None, patience: float = SMAPS_SECONDS
+        self,
+        pid: int,
+        epoch: EpochFile,
+        before: Layout | None = None,
+        patience: float = SMAPS_SECONDS,
+        maps: bytes | None = None,
     ) -> None:
         """Args:
         before: one of a moment ago.
         patience: reading the attributes is quick if it takes less than so many seconds.
+        maps: /proc/PID/maps, of a process that stands.
         """
         self.text: bytes
         self.regions: list[Region]
@@ -146,7 +152,7 @@ class Layout:
             started = time.monotonic()
             self.has = Attributes.read(pid)
             self.cost = time.monotonic() - started
-        if before and (before.text, before.has) == (proc_read(pid, "maps"), self.has):
+        if before and (before.text, before.has) == (maps or proc_read(pid, "maps"), self.has):
             self.text, self.regions = before.text, before.regions
             self.changes, self.differ = before.changes, before.differ
             return

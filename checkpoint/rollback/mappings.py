@@ -5,6 +5,8 @@ Each step can be undone until `commit`, and `commit` does only what can no longe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from checkpoint.elf import NT_AUXV
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.attributes import Attributes, cannot_be_made
@@ -16,6 +18,7 @@ from checkpoint.targets.mapped import mapped_files
 from checkpoint.view import View
 from uffdtrack import PAGE, Injector, Region, Tracee, proc_read, procfs
 from uffdtrack.errors import TargetError
+from uffdtrack.runs import Pages
 from uffdtrack.syscalls import BRK, MUNMAP, PRCTL
 
 _PR_GET_MDWE, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 66, 0x53564D41, 0
@@ -78,34 +81,33 @@ class Mappings:
         self._no_new_code = False
         self._names: Names = []
         self._steps = Steps(pid)
+        regions = self.layout.regions
+        self._proven = regions if self._is_same_program(regions) else None
 
-    def stopped(self, tracee: Tracee, memory: int) -> None:
+    def stopped(
+        self, tracee: Tracee, memory: int, untrap: Callable[[Pages], None], maps: bytes | None
+    ) -> None:
         """Note that the target stands from now on.
 
         Args:
             memory: its memory, /proc/PID/mem, open for reading and writing.
+        untrap: see `Changes.untrap`.
+        maps: its /proc/PID/maps of now, if that was read.
         """
         self.tracee = tracee
-        self._text = Text(tracee, memory)
-        self.layout = self._found = Layout(self.pid, self.view.epoch, self.layout, self._patience)
+        self._text = Text(tracee, memory, untrap)
+        self.layout = self._found = Layout(self.pid, self.view.epoch, self.layout, self._patience, maps)
 
     # -- checks: nothing is changed --------------------------------------------------------------
 
     def check(self) -> None:
         """Raises: RollbackRefusedError: we cannot map again what is no longer mapped."""
-        epoch = self.view.epoch
-        fixed = [
-            [(r.start, r.end) for r in rs if r.name == "[vdso]"]
-            for rs in (self.layout.regions, epoch.regions)
-        ]
+        epoch, regions = self.view.epoch, self.layout.regions
         # Without randomisation of addresses the vdso is where it was. Then the auxiliary vector tells (the
         # place of the headers, of the name), or that nothing of the program's file is mapped any more.
         auxv = {data for name, kind, data in epoch.notes if (name, kind) == (b"CORE", NT_AUXV)}
-        if (
-            fixed[0] != fixed[1]
-            or (auxv and proc_read(self.pid, "auxv") not in auxv)
-            or self._other_program()
-        ):
+        is_same = regions is self._proven or self._is_same_program(regions)
+        if not is_same or (auxv and proc_read(self.pid, "auxv") not in auxv):
             raise RollbackRefusedError("the process has replaced its program (exec) since that epoch")
         self._look_at_code()
         for change in self.layout.differ:
@@ -131,11 +133,12 @@ class Mappings:
                 "the file is not what it was or cannot be opened"
             )
 
-    def _other_program(self) -> bool:
-        """Whether the process no longer maps anything of the epoch's program file."""
-        exe = self.view.epoch.facts.process.exe
-        then = {(r.device, r.inode) for r in self.view.epoch.regions if exe and r.name == exe}
-        return bool(then) and not then & {(r.device, r.inode) for r in self.layout.regions}
+    def _is_same_program(self, regions: list[Region]) -> bool:
+        """Whether the vdso is where it was, and something of the epoch's program file, if any, is mapped."""
+        exe, then = self.view.epoch.facts.process.exe, self.view.epoch.regions
+        fixed = [[(r.start, r.end) for r in rs if r.name == "[vdso]"] for rs in (regions, then)]
+        files = {(r.device, r.inode) for r in then if exe and r.name == exe}
+        return fixed[0] == fixed[1] and (not files or any((r.device, r.inode) in files for r in regions))
 
     def _look_at_code(self) -> None:
         """Under PR_SET_MDWE (Linux 6.3) mprotect(2) cannot give the right to execute, nor give it back.

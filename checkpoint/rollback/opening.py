@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from uffdtrack import Injector, Region, Tracee, task_directory
+import numpy as np
+
+from uffdtrack import PAGE, Injector, Region, Tracee, task_directory
 from uffdtrack.errors import TargetError
+from uffdtrack.runs import Pages
 from uffdtrack.syscalls import CLOSE, OPENAT
 
 _AT_FDCWD = -100
@@ -97,9 +100,11 @@ class Text:
 
     Args:
         memory: its memory, /proc/PID/mem, open for reading and writing.
+        untrap: see `Changes.untrap`.
     """
 
-    def __init__(self, tracee: Tracee, memory: int) -> None:
+    def __init__(self, tracee: Tracee, memory: int, untrap: Callable[[Pages], None]) -> None:
+        self._untrap = untrap
         self._tracee = tracee
         self._memory = memory
 
@@ -114,6 +119,7 @@ class Text:
         data = os.fsencode(text) + b"\0"
         stack = int.from_bytes(state.regs[152:160], "little")
         place = (stack - 128 - len(data)) & ~15  # below the red zone
+        self._untrap(np.arange(place // PAGE, (place + len(data) - 1) // PAGE + 1, dtype=np.uint64))
         try:
             saved = os.pread(self._memory, len(data), place)
             os.pwrite(self._memory, data, place)

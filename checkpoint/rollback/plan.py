@@ -8,9 +8,7 @@ from typing import Protocol
 from checkpoint.rollback.ready import Ready
 from checkpoint.rollback.stored import Contents, Image
 from uffdtrack import Runs
-from uffdtrack.runs import (
-    Pages,
-)
+from uffdtrack.runs import Pages
 
 
 @dataclass(slots=True)
@@ -48,11 +46,13 @@ class Changes(Protocol):
         is_alone: after a look: no other process shares its pages; None: not known.
         ready: pages that were compared before the stop.
         found: where they are no longer what they were then, by all looks in the stop.
+        maps: /proc/PID/maps of the last look; None: there was none.
     """
 
     is_alone: bool | None
     ready: Ready
     found: Runs
+    maps: bytes | None
 
     def before(self, image: Image) -> Runs | None:
         """The target runs: where its memory may differ from the epoch's, apart from what is `ready`, and from
@@ -61,3 +61,6 @@ class Changes(Protocol):
 
     def look(self) -> Runs | None:
         """The target stands: where its memory may differ, apart from what is `ready`. None: everywhere."""
+
+    def untrap(self, pages: Pages) -> None:
+        """The target stands: let pages be read and written."""

@@ -16,6 +16,7 @@ from checkpoint.epoch import LeftOut
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.order import check_same_process
 from checkpoint.rollback.own_process import in_own_process, urgent
+from checkpoint.rollback.plan import Changes
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_member import lives, name_of
@@ -128,13 +129,20 @@ def _rollback(entry: TreeEpoch, views: dict[int, View], anyway: bool) -> TreeOut
     return concluded(outcome, works)
 
 
-def prepared(views: dict[int, View], anyway: bool) -> dict[int, ProcessRollback]:
-    """The work on each process, planned as far as that goes while they run."""
+def prepared(
+    views: dict[int, View], anyway: bool, changes: Mapping[int, Changes] | None = None
+) -> dict[int, ProcessRollback]:
+    """The work on each process, planned as far as that goes while they run.
+
+    Args:
+        changes: of each; None: all of their memory is compared.
+    """
     works: dict[int, ProcessRollback] = {}
     try:
         for pid, view in views.items():
             with _about(pid):
-                works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view))
+                known = changes[pid] if changes else None
+                works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view), known)
     except BaseException:
         for work in works.values():
             work.close()

@@ -10,7 +10,7 @@ from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
-from checkpoint.rollback.in_session import check_can_roll_back, go_on_from
+from checkpoint.rollback.in_session import Since, check_can_roll_back, go_on_from
 from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.request import Request, fingerprint_of_all
 from checkpoint.rollback.tree import TreeOutcome, check_processes, concluded, prepared, put_back
@@ -19,7 +19,7 @@ from checkpoint.tree import Tree, TreeEpoch
 from checkpoint.tree_member import Member, lives
 from checkpoint.tree_session import TreeSession
 from uffdtrack import standing_together
-from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StopTimeoutError
+from uffdtrack.errors import InvalidInputError, MaxStopError, PermissionDeniedError, StopTimeoutError
 
 
 class TreeSessionRollback:
@@ -58,11 +58,26 @@ class TreeSessionRollback:
         for member in members.values():
             member.target.check_stop()
         known = {pid: self._apart(member, views[pid].epoch.epoch) for pid, member in members.items()}
-        works = prepared(views, request.anyway)
-        for work in works.values():
-            work.most = request.max_stop
+        changes = {
+            pid: Since(members[pid].target, one.where if one else None, one_of_many=True)
+            for pid, one in known.items()
+        }
+        works: dict[int, ProcessRollback] = {}
         try:
-            outcome = self._stand(works, members, entry, request.anyway)
+            works = prepared(views, request.anyway, changes)
+            for work in works.values():
+                work.most = request.max_stop
+            outcome = self._stand(works, members, changes, entry, request.anyway)
+        except (PermissionDeniedError, StopTimeoutError) as error:
+            for member in members.values():
+                why = member.target.why_not_stopped(error)
+                if why:
+                    raise why from error
+            raise
+        except MaxStopError:
+            for member in members.values():
+                member.rebase()  # all may be pending: a stop has no time for that
+            raise
         finally:
             for work in works.values():
                 work.close()
@@ -93,21 +108,22 @@ class TreeSessionRollback:
         return apart(Chain(member.chain.directory).files(), member.sink.tip.parent, epoch)
 
     def _stand(
-        self, works: dict[int, ProcessRollback], members: dict[int, Member], entry: TreeEpoch, anyway: bool
+        self,
+        works: dict[int, ProcessRollback],
+        members: dict[int, Member],
+        changes: dict[int, Since],
+        entry: TreeEpoch,
+        anyway: bool,
     ) -> TreeOutcome:
         session = self._session
         targets = {pid: member.target for pid, member in members.items()}
         others = {m.target.pid for m in session.members} | set(session.roster.left)
         others = {pid for pid in others - session.roster.ours if lives(pid)}
         tracees = {pid: target.tracee for pid, target in targets.items()}
-        try:
-            with urgent(), standing_together([(t.space, t.tracee) for t in targets.values()]) as started:
+        with urgent():
+            with standing_together([(t.space, t.tracee) for t in targets.values()]) as started:
+                stood_us = sum(one.stands() for one in changes.values())
                 outcome = put_back(works, tracees, entry, anyway, others)
-        except (PermissionDeniedError, StopTimeoutError) as error:
-            for target in targets.values():
-                why = target.why_not_stopped(error)
-                if why:
-                    raise why from error
-            raise
-        outcome.pause_us = round((time.perf_counter() - started) * 1e6, 1)
+            stood_us += (time.perf_counter() - started) * 1e6
+        outcome.pause_us = round(stood_us, 1)
         return outcome

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -24,16 +25,21 @@ from checkpoint.rollback.own_process import PARTLY
 from checkpoint.rollback.plan import Changes, Plan
 from checkpoint.rollback.registrations import Registrations
 from checkpoint.rollback.stored import Image
+from checkpoint.rollback.threads import born_since, check_shadow_stacks
 from checkpoint.rollback.torn import at_risk, torn
 from checkpoint.targets.kernel_state import is_device, kernel_mappings, read_state, snapshot
 from checkpoint.view import View
-from uffdtrack import PAGE, Tracee, status_field
+from uffdtrack import PAGE, Runs, Tracee
 from uffdtrack.closing import Closing
 from uffdtrack.errors import MaxStopError, TargetError, TargetGoneError, UffdtrackError
-from uffdtrack.runs import merge_runs
+from uffdtrack.runs import Pages, merge_runs
 
 QUICK = 0.0005
 """Seconds that a stop may take longer for attributes that were set just before it."""
+
+
+def _nothing_to_do(pages: Pages) -> None:
+    """There are no traps."""
 
 
 @dataclass(slots=True)
@@ -94,7 +100,7 @@ class ProcessRollback(Closing):
         # What only differences need, and takes longer to read than the rest of a stop.
         self._state = None if known is None else read_state(pid, kernel_mappings(self.mappings.layout.text))
         self._at_risk = at_risk(view.epoch.regions)
-        self._has_shadow_stacks = "shstk" in status_field(pid, "x86_Thread_features")
+        check_shadow_stacks(pid)
         check_return_probes(view)
         self._sort(self.mappings.layout)
         if known is None:
@@ -127,28 +133,33 @@ class ProcessRollback(Closing):
         self._started = time.monotonic()
         # Before anything changes, and while it stands: what it does after is no difference.
         states = tracee.threads
+        self.before = {t.tid: t for t in states}
         task = f"/proc/{self.pid}/task/{states[0].tid}"
         self._memory = memory = os.open(f"{task}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self.mappings.stopped(tracee, memory)
+        epoch, untrap = self.view.epoch.epoch, self.changes.untrap if self.changes else _nothing_to_do
+        self.memory = Memory(self.pid, self.image, self.programs, epoch, task, memory, untrap)
+        self.registrations = Registrations(tracee, self.view.epoch.threads, self.before, memory)
+        try:
+            among = self.changes.look() if self.changes else None
+        except Exception as error:
+            raise self.taken_back(error) from error
+        self.mappings.stopped(tracee, memory, untrap, self.changes.maps if self.changes else None)
         mappings = kernel_mappings(self.mappings.layout.text)
-        self.now = snapshot(self.pid, mappings, self.then, self._state)
+        self.now = snapshot(self.pid, mappings, self.then, self._state, Path(task))
         self.torn = torn((self.then, self._at_risk), (self.now, mappings), lambda r: is_device(self.pid, r))
         if self.torn and not self.anyway:
             raise RollbackRefusedError(
                 f"process {self.pid} has, or had at that epoch, what does not go back with its memory: "
                 f"{'; '.join(self.torn)}. Nothing was touched; --anyway does it all the same"
             )
-        self.before = {t.tid: t for t in states}
         tracee.keep_processor_numbers()
-        self.registrations = Registrations(tracee, self.view.epoch.threads, self.before, memory)
-        self.memory = Memory(self.pid, self.image, self.programs, self.view.epoch.epoch, task, memory)
         try:
-            self.born = self._check_threads()
+            self.born = born_since(self.view.epoch, self.before)
             self.mappings.check()
             self.memory.check_time = self._check_time
             if self.layout.changes is not self.mappings.layout.changes:
                 self._sort(self.mappings.layout)
-            self.plan = self._compare()
+            self.plan = self._compare(among)
         except Exception as error:
             raise self.taken_back(error) from error
 
@@ -169,7 +180,7 @@ class ProcessRollback(Closing):
                 for tid in self.born:
                     self.tracee.end_thread(tid)
                     self.outcome.ended.append(tid)
-                plan = self._map(self._compare())
+                plan = self._map(self._compare(self.changes.look() if self.changes else None))
             self.written = plan
             self.memory.write(plan)
             if plan.drop:
@@ -213,11 +224,14 @@ class ProcessRollback(Closing):
                 f"(--max-stop {self.most:g}s): give it more"
             )
 
-    def _compare(self) -> Plan:
-        """The plan for the contents of mappings that stay; another one is due after threads have ended."""
+    def _compare(self, among: Runs | None) -> Plan:
+        """The plan for the contents of mappings that stay; another one is due after threads have ended.
+
+        Args:
+            among: where they may differ, by a look just now.
+        """
         if not self.changes or self.torn:  # some of it tears since it writes memory without a fault
             return self.memory.plan(self.kept)
-        among = self.changes.look()
         self.memory.is_alone = self.changes.is_alone
         plan = self.memory.plan(self.kept, among)
         if among is not None:
@@ -235,31 +249,13 @@ class ProcessRollback(Closing):
 
     def _settle(self, plan: Plan) -> None:
         """Correct the rseq areas of threads that have run system calls for us: the kernel writes there."""
+        if not (self.tracee.has_run or plan.skipped):
+            return
         areas = [t.rseq.area for t in self.before.values() if t.rseq] + self.registrations.areas
         touched = np.array(sorted({area // PAGE for area in areas if area}), np.uint64)
         for where in (self.kept, self.made):
             if len(where):
                 self.memory.settle(plan, where, touched)
-
-    def _check_threads(self) -> list[int]:
-        """The threads born since the epoch."""
-        then = {t.tid: t for t in self.view.epoch.threads}
-        now = {t.tid: t for t in self.before.values() if not t.worker}
-        gone = sorted(then.keys() - now.keys())
-        if gone:
-            several = len(gone) > 1
-            raise RollbackRefusedError(
-                f"thread{'s' * several} {', '.join(map(str, gone))} of epoch {self.outcome.epoch} "
-                f"{'have' if several else 'has'} ended since and cannot be made again"
-            )
-        if any(len(t.xstate) != len(now[tid].xstate) for tid, t in then.items()):
-            raise RollbackRefusedError("the registers of that epoch are of another kind of processor")
-        if self._has_shadow_stacks:
-            raise RollbackRefusedError(
-                "its threads have shadow stacks, whose pointers are not in an epoch: the next return would "
-                "end the process"
-            )
-        return sorted(now.keys() - then.keys())
 
     def _take_mappings_back(self) -> None:
         if not self.mappings.begun:

@@ -46,17 +46,20 @@ SHARE = 1 / 10
 """Of the time, for all processes of a tree together."""
 
 
-def read_descriptors(pid: int, before: Snapshot | None = None) -> dict[int, Descriptor]:
+def read_descriptors(
+    pid: int, before: Snapshot | None = None, of: Path | None = None
+) -> dict[int, Descriptor]:
     """The open files of a process, by number.
 
     Args:
         before: an earlier reading; facts that cannot change are taken from it.
+        of: /proc/PID/task/TID of a thread that is known to live.
 
     Raises:
         TargetGoneError, PermissionDeniedError: as they say.
     """
     known = before.descriptors if before else {}
-    task = task_directory(pid)
+    task = of or task_directory(pid)
     found: dict[int, Descriptor] = {}
     try:
         with _directory(task / "fd") as links:
@@ -195,16 +198,18 @@ def snapshot(
     mappings: Iterable[Region],
     before: Snapshot | None = None,
     state: dict[str, Any] | None = None,
+    of: Path | None = None,
 ) -> Snapshot:
     """Read all of it; see `read_descriptors` and `read_state`.
 
     Args:
         state: what `read_state` said a moment ago: only aio contexts are read again.
+        of: see `read_descriptors`.
     """
-    descriptors = read_descriptors(pid, before)
+    descriptors = read_descriptors(pid, before, of)
     if state is None:
         return Snapshot(descriptors, read_state(pid, mappings))
-    return Snapshot(descriptors, {**state, **_state_of_aio(task_directory(pid), mappings)})
+    return Snapshot(descriptors, {**state, **_state_of_aio(of or task_directory(pid), mappings)})
 
 
 def kernel_mappings(text: bytes) -> list[Region]:

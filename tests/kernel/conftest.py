@@ -82,14 +82,14 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProcessRollback, "commit", and_look)
 
 
-@pytest.fixture(params=["itself", "ring", "scan"])
+@pytest.fixture(params=["itself", "ring", "scan", "sync"])
 def by(request: pytest.FixtureRequest, kernel: None, checked: None) -> str:
     """Who does it: a rollback by itself, or a session with this engine."""
     who: str = request.param
     return who
 
 
-@pytest.fixture(params=["ring", "scan"])
+@pytest.fixture(params=["ring", "scan", "sync"])
 def rolling(request: pytest.FixtureRequest, kernel: None) -> str:
     """Each engine whose session can roll back."""
     engine: str = request.param

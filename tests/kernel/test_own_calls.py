@@ -158,7 +158,7 @@ def test_shadow_stack_is_refused(
     """Few processors have one, so the kernel's word for it is put into its mouth."""
     target = Target(spawn, build, "registers")
     take(uffdtrack, target.pid, tmp_path / "c")
-    monkeypatch.setattr(checkpoint.rollback.work, "status_field", lambda pid, name: "shstk wrss")
+    monkeypatch.setattr(checkpoint.rollback.threads, "status_field", lambda pid, name: "shstk wrss")
     with pytest.raises(RollbackRefusedError, match="shadow stack"):
         checkpoint.rollback.order.rollback(target.pid, Chain(tmp_path / "c").view(0))
     target.works_on()

@@ -162,7 +162,9 @@ def test_in_the_stop_it_reads_what_was_written(
     outcome = target.back_to()
     assert not wrong(outcome) and outcome.pages > 400
     (told,) = [text for text in outcome.warnings if text.startswith("compared ")]
-    assert 0 < int(told.split()[1]) < len(target.view().pages) * 0.5
+    # "sync" makes nothing ready before the stop.
+    most = outcome.pages * 1.2 if by == "sync" else len(target.view().pages) * 0.5
+    assert 0 < int(told.split()[1]) < most
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_thousands_of_rollbacks(rolling: str, spawn: Spawn, build: Build, in_mem
     assert done > MANY // 3
 
 
-@pytest.mark.parametrize(("engine", "sabotage"), [("scan", "forget"), ("ring", "forget")])
+@pytest.mark.parametrize(("engine", "sabotage"), [("scan", "forget"), ("ring", "forget"), ("sync", "forget")])
 def test_negative_control(
     kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, sabotage: str
 ) -> None:

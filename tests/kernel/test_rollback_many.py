@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoint.rollback.access import read_remote
 from tests.helpers import Build, Spawn, broken
 from tests.kernel.rolled import WITHOUT_RSEQ, Rolled
-from uffdtrack import parse_maps
+from uffdtrack import PAGE, parse_maps
 
 MANY = int(os.environ.get("UFFDTRACK_ROLLBACKS", "4000"))
 PART = 2000
@@ -51,7 +52,8 @@ class Scatter:
         while not self._call.read_text().startswith("0 "):
             time.sleep(0)
         return np.concatenate([
-            np.frombuffer(os.pread(self._memory, size, start), np.uint8) for start, size in self._places
+            read_remote(self._memory, np.arange(start // PAGE, (start + size) // PAGE, dtype=np.uint64))[0]
+            for start, size in self._places
         ])  # fmt: skip
 
 
@@ -75,21 +77,25 @@ def roll(scatter: Scatter, directory: Path, engine: str, rounds: int, seed: int,
             assert np.array_equal(scatter.memory(), then[epoch]), f"round {n}, epoch {epoch}"
 
 
-@pytest.mark.parametrize("engine", ["ring", "scan"])
+@pytest.mark.parametrize("engine", ["ring", "scan", "sync"])
 def test_rollbacks(kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str) -> None:
     roll(Scatter(spawn, build), in_memory / "c", engine, 30, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ring", "scan"])
-def test_negative_control(kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "sabotage"), [("ring", "forget"), ("scan", "forget"), ("sync", "forget"), ("sync", "rearm")]
+)
+def test_negative_control(
+    kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, sabotage: str
+) -> None:
     with pytest.raises(AssertionError, match="round"):
-        roll(Scatter(spawn, build), in_memory / "c", engine, 1000, 2, "forget")
+        roll(Scatter(spawn, build), in_memory / "c", engine, 4000, 2, sabotage)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, MANY, PART))
-@pytest.mark.parametrize("engine", ["ring", "scan"])
+@pytest.mark.parametrize("engine", ["ring", "scan", "sync"])
 def test_very_many_rollbacks(
     kernel: None, spawn: Spawn, build: Build, in_memory: Path, engine: str, first: int
 ) -> None:

@@ -51,11 +51,15 @@ class Walk:
         return number
 
     def back_to(self, epoch: int, anyway: bool = False) -> TreeOutcome:
+        """Raises: AssertionError: a page is not what it was then."""
         entry = Tree(self.directory).open(epoch)
         files = fingerprint_of_all(entry.views())
         with self.held():
             request = Request(self.pid, epoch, entry.digest, files, anyway, 5.0)
             outcome: TreeOutcome = self.rollback(request, lambda: None)
+            unlike = {pid: then.unlike(Truth.of(pid)) for pid, then in self.truths[epoch].items()}
+        wrong = {pid: pages for pid, pages in unlike.items() if pages}
+        assert not wrong, f"epoch {epoch}: {wrong}"
         return outcome
 
     def wrong(self) -> dict[tuple[int, int], list[str]]:

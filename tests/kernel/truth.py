@@ -55,6 +55,14 @@ class Truth:
                     (own if is_own else of_file)[first + page] = digest
         return cls(ranges, own, of_file)
 
+    def _expected(self, page: int) -> bytes:
+        return self.own.get(page, self.of_file.get(page, ZEROS))
+
+    def unlike(self, now: Truth) -> list[str]:
+        """Pages that a process has otherwise now; one that it lacks counts as zeros."""
+        pages = self.own.keys() | now.own.keys()
+        return [f"{page * PAGE:#x}" for page in sorted(pages) if self._expected(page) != now._expected(page)]
+
     def wrong(self, view: View) -> list[str]:
         """Pages of an epoch that are not what the process had."""
         found = []
@@ -65,7 +73,6 @@ class Truth:
         for first, end in self.ranges:
             held = {page for page in digests if first <= page < end}
             for page in held | {page for page in self.own if first <= page < end}:
-                expected = self.own.get(page, self.of_file.get(page, ZEROS))
-                if digests.get(page, ZEROS) != expected:
+                if digests.get(page, ZEROS) != self._expected(page):
                     found.append(f"{page * PAGE:#x}")
         return found

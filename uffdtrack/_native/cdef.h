@@ -230,6 +230,9 @@ int ut_look_early(ut_space *s, ut_tracee *t, int64_t timeout_ns, ut_runs *want);
 void ut_stopping(ut_space *s);
 void ut_resumed(ut_space *s);
 int ut_look(ut_tracee *t, ut_space *s, ut_times *times);
+/* sync, in a stop: let these pages be read and written by /proc/PID/mem, for which our thread gives no answer. They count as
+ * written; what is not there becomes zeros. Else it does nothing. */
+int ut_untrap(ut_space *s, const ut_run *runs, size_t n);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
 typedef struct {

@@ -5,6 +5,9 @@
  * armed while the target runs may be a hole, in which another mapping comes with no event. */
 #include "methods.h"
 
+#include <errno.h>
+#include <sched.h>
+
 /* Arm the pages that were found, but for those where the kernel must be able to write at any time, which it
  * finds without a trap. Nothing tells of a write to those until the next harvest, which compares them; that they were
  * found now says nothing yet. */
@@ -76,4 +79,36 @@ int ut_follow_noted(ut_space *s, ut_region *r)
 	TRY(arm_but_bare(s, r, &armed));
 	h->arming_ns += ut_now_ns() - t0;
 	return runs_push(&h->part.now.armed, r->start, r->end);
+}
+
+/* What is not registered any more, since a call in the target's name has changed its mappings, has no trap. */
+static int untrap_run(const ut_space *s, const ut_run *r)
+{
+	int err = ut_protect(s->uffd, r->start, r->end - r->start, UT_NO_TRAP);
+
+	for (uint64_t at = r->start; err == -ENOENT && at < r->end; at += UT_PAGE)
+		if (ut_protect(s->uffd, at, UT_PAGE, UT_NO_TRAP) == -ENOMEM)
+			return -ENOMEM;
+	return err == -ENOENT ? 0 : err;
+}
+
+int ut_untrap(ut_space *s, const ut_run *runs, size_t n)
+{
+	AUTO_RUNS where = {0}, missing = {0};
+
+	if (!s->sync)
+		return 0;
+	for (size_t i = 0; i < n; i++)
+		TRY(runs_clip(&where, &s->history.armed, runs[i].start, runs[i].end));
+	runs_normalise(&where);
+	TRY(find_populated(s, &where));
+	TRY(runs_minus(&missing, &where, &s->harvest.found));
+	TRY(ut_watch_note(s->watch, &where));
+	for (size_t i = 0; i < missing.n; i++)
+		for (uint64_t at = missing.v[i].start; at < missing.v[i].end; at += UT_PAGE)
+			while (ut_zero_page(s->uffd, at) == -EAGAIN)
+				sched_yield(); /* our thread reads the event that it waits for */
+	for (size_t i = 0; i < where.n; i++)
+		TRY(untrap_run(s, &where.v[i]));
+	return 0;
 }

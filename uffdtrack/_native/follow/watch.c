@@ -412,6 +412,21 @@ void ut_watch_passed_over(ut_watch *w)
 	pthread_mutex_unlock(&w->lock);
 }
 
+int ut_watch_note(ut_watch *w, const ut_runs *pages)
+{
+	int err = 0;
+
+	if (ut_breaks(UT_BREAK_REARM))
+		return 0;
+	pthread_mutex_lock(&w->lock);
+	for (size_t i = 0; i < pages->n && !err; i++)
+		for (uint64_t at = pages->v[i].start; at < pages->v[i].end && !err; at += UT_PAGE)
+			err = ut_touched_add(&w->touched, at / UT_PAGE);
+	w->lost |= err != 0;
+	pthread_mutex_unlock(&w->lock);
+	return err;
+}
+
 void ut_news_free(ut_news *news)
 {
 	runs_free(&news->touched);

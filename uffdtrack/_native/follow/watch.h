@@ -76,6 +76,8 @@ int ut_watch_early(ut_watch *w, ut_runs *touched);
  * /proc/PID/mem) are no faults of its threads: the next stop of ring is told so. Threads that wait at the
  * limit go on. */
 void ut_watch_passed_over(ut_watch *w);
+/* sync: pages are about to be written, with no fault that would say so. */
+int ut_watch_note(ut_watch *w, const ut_runs *pages);
 /* Watch every thread that exists now; best while they stand. */
 void ut_watch_threads(ut_watch *w);
 #endif
