@@ -21,9 +21,13 @@ from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.rollback.in_session import SessionRollback
 from checkpoint.rollback.order import rollback
-from checkpoint.rollback.request import Request, fingerprint
+from checkpoint.rollback.request import Request, fingerprint, fingerprint_of_all
+from checkpoint.rollback.tree import rollback_tree
+from checkpoint.rollback.tree_in_session import TreeSessionRollback
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
+from checkpoint.tree import Tree, TreeWriter
+from checkpoint.tree_session import TreeSession
 from uffdtrack import MAX_STOP
 
 HERE = Path(__file__).parent
@@ -32,9 +36,12 @@ SERIES = {
     "size": [(100, mib, 0) for mib in (64, 256, 1024)],
     "dirty": [(100, 256, pages) for pages in (0, 300, 3000, 30000)],
     "session": [(100, 1024, pages) for pages in (0, 300, 3000)],
+    "tree": [(100, 300, pages) for pages in (0, 300, 3000)],
 }
-"""For each series: mappings, MiB and pages written since the epoch."""
-BY = {"session": ("itself", "ring", "scan")}
+"""For each series: mappings, MiB and pages written since the epoch; of a tree, in each process."""
+PROCESSES = 3
+"""Of a tree."""
+BY = dict.fromkeys(("session", "tree"), ("itself", "ring", "scan", "sync"))
 """Who does it: the verb by itself, or a session with one of these engines."""
 
 
@@ -75,6 +82,46 @@ def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by:
     return pauses
 
 
+def measure_tree(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by: str) -> list[float]:
+    """The pauses of some rollbacks of a tree, in ms."""
+    with (
+        subprocess.Popen(
+            [program, str(mappings), str(mib), str(PROCESSES)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as process,
+        tempfile.TemporaryDirectory() as directory,
+    ):  # fmt: skip
+        assert process.stdin and process.stdout and process.stdout.readline()
+        try:
+            place = Path(directory) / "t"
+            with ExitStack() as stack:
+                writer = stack.enter_context(TreeWriter(place, b"", force=False))
+                engine = "scan" if by == "itself" else by
+                session = stack.enter_context(TreeSession(process.pid, writer, engine, None))
+                session.take()
+                if by == "itself":
+                    stack.close()
+                by_session = TreeSessionRollback(session, place)
+                pauses = []
+                for _ in range(rounds):
+                    process.stdin.write(f"{dirty}\n")
+                    process.stdin.flush()
+                    process.stdout.readline()
+                    entry = Tree(place).open(0)
+                    views = entry.views()
+                    if by == "itself":
+                        outcome = rollback_tree(process.pid, entry, views)
+                    else:
+                        files = fingerprint_of_all(views)
+                        request = Request(process.pid, 0, entry.digest, files, False, MAX_STOP)
+                        outcome = by_session(request, lambda: None)
+                        session.take()
+                    pauses.append(outcome.pause_us / 1e3)
+        finally:
+            process.kill()
+    return pauses
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("-o", dest="directory", type=Path, default=Path("out/bench"))
@@ -90,7 +137,8 @@ def main() -> None:
             if options.series and series not in options.series:
                 continue
             for (mappings, mib, dirty), by in itertools.product(points, BY.get(series, ("itself",))):
-                found = measure(program, mappings, mib, dirty, options.rounds, by)
+                take = measure_tree if series == "tree" else measure
+                found = take(program, mappings, mib, dirty, options.rounds, by)
                 row: dict[str, Any] = {
                     "series": series, "mappings": mappings, "mib": mib, "dirty": dirty, "by": by,
                     "pause_ms": found,
