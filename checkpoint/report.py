@@ -6,7 +6,6 @@ import contextlib
 import json
 import random
 import statistics
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
@@ -54,11 +53,8 @@ def emit(text: str = "") -> None:
 
 
 def emit_json(row: Row | Mapping[str, object]) -> None:
-    """Print one object as one line, as fast as we can: a session prints one for each epoch."""
-    line = json.dumps(row.to_json() if isinstance(row, Row) else row)
-    with writing():
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+    """Print one object as one line."""
+    emit(json.dumps(row.to_json() if isinstance(row, Row) else row))
 
 
 class _Console(Console):
