@@ -13,6 +13,7 @@ from checkpoint.precopy import Round, precopy, send
 from checkpoint.sink import Draft, Sink
 from checkpoint.source import Handed, Source
 from uffdtrack import Pending, Region, Window
+from uffdtrack.runs import size_of
 
 QUIET = 4 << 20
 """If so few bytes were dirtied while the base was copied, another round finds no less.
@@ -167,9 +168,9 @@ class Stream:
         self._begun = self.sink.begin()
         try:
             rest, reset = precopy(self.source, self._begun, enough, self.interrupted)
-            if rounds:  # then the stop has only what is written from now on
+            if rounds and size_of(rest) <= QUIET:  # then the stop has only what is written from now on
                 send(self.source, self._begun, rest, self.interrupted)
-            else:  # little in all, so the base is whole before it calls exec again
+            else:  # little in all, and exec may come; or much, and it would be written once more meanwhile
                 self.source.postpone(rest, reset)
         except BaseException:
             self.abandon()

@@ -235,7 +235,8 @@ class ProcessTarget(Closing):
         )
 
     def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
-        self._objects.budget.behind = self._attributes.budget.behind = self.behind
+        # Not the attributes': a rollback gives those back, where it only compares the state in the kernel.
+        self._objects.budget.behind = self.behind
         try:
             objects, (facts, auxv) = self._objects.read(window.regions)
         except (FileNotFoundError, ProcessLookupError) as error:

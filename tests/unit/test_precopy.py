@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from checkpoint import stream
 from checkpoint.precopy import CHUNK, Round, SessionInterrupted, precopy
 from uffdtrack import PAGE, Runs
 from uffdtrack.runs import expand
@@ -28,6 +29,7 @@ class Busy:
         self.memory = [self.rng.randrange(3) for _ in range(PAGES)]
         self.dirty: set[int] = set()
         self.writes = PAGES // 2
+        self.postponed: list[int] | None = None
 
     def write(self) -> None:
         for _ in range(self.writes):
@@ -35,6 +37,9 @@ class Busy:
             self.memory[page] = self.rng.randrange(3)
             self.dirty.add(page)
         self.writes = self.writes * 2 // 3
+
+    def postpone(self, runs: Runs, reset: Runs) -> None:
+        self.postponed = expand(runs).tolist()
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         self.write()
@@ -55,12 +60,17 @@ class Copy:
 
     def __init__(self) -> None:
         self.memory = [-1] * PAGES
+        self.added = 0
+
+    def begin(self) -> Copy:
+        return self
 
     def void(self, ranges: Runs) -> None:
         for page in expand(ranges).tolist():
             self.memory[page] = -1
 
     def add(self, data: Runs, zero: Runs, contents: memoryview) -> None:
+        self.added += len(expand(data)) + len(expand(zero))
         for i, page in enumerate(expand(data).tolist()):
             self.memory[page] = contents[i * PAGE]
         for page in expand(zero).tolist():
@@ -98,3 +108,26 @@ def test_an_interruption_ends_it() -> None:
     with pytest.raises(SessionInterrupted):
         precopy(source, copy, lambda done: False, lambda: True)  # type: ignore[arg-type]
     assert copy.memory == [-1] * PAGES and CHUNK >= PAGES * PAGE
+
+
+class Hot(Busy):
+    """All of it is written between two harvests."""
+
+    def write(self) -> None:
+        self.memory = [self.rng.randrange(3) for _ in range(PAGES)]
+        self.dirty = set(range(PAGES))
+
+
+@pytest.mark.parametrize(("kind", "postpones"), [(Busy, False), (Hot, True)])
+def test_a_base_copies_its_rest_before_the_stop_if_that_is_little(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Busy], postpones: bool
+) -> None:
+    """Else it would be in the base three times: first, as the rest, and as what was written meanwhile."""
+    monkeypatch.setattr(stream, "QUIET", 40 * PAGE)
+    source, copy = kind(1), Copy()
+    stream.Stream(source, copy, lambda: False).prepare()  # type: ignore[arg-type]
+    assert source.postponed == (list(range(PAGES)) if postpones else None)
+    if postpones:
+        assert copy.added == PAGES
+    stale = {p for p in range(PAGES) if copy.memory[p] != source.memory[p]}
+    assert stale <= source.dirty | set(source.postponed or [])
