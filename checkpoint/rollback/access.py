@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from checkpoint.rollback.stored import Contents
-from uffdtrack import PAGE, write_pages
+from uffdtrack import PAGE, parse_maps, proc_read, write_pages
 from uffdtrack.errors import TargetError
-from uffdtrack.runs import Pages, to_runs
+from uffdtrack.runs import Pages, Runs, intersect, merge_runs, to_runs
 
 
 def read_remote(memory: int, pages: Pages) -> tuple[Contents, npt.NDArray[np.bool_]]:
@@ -55,6 +56,43 @@ def write_remote(pid: int, tid: int, memory: int, pages: Pages, contents: Conten
     pages, contents = pages[first:], contents[first:]
     for row in _each(pages, contents, transfer):
         raise TargetError(f"cannot write the memory of process {pid} at {int(pages[row]) * PAGE:#x}")
+
+
+def in_objects(pid: int, where: Runs) -> Runs:
+    """Where the files in memory that a process maps have pages, whether it has touched them itself or not.
+
+    Without CAP_CHECKPOINT_RESTORE we cannot know.
+    """
+    found = []
+    for region in parse_maps(proc_read(pid, "maps").decode(errors="surrogateescape")):
+        here = np.array([(region.start, region.end)], np.uint64)
+        if not region.in_memory_file or not len(intersect(where, here)):
+            continue
+        with suppress(OSError):
+            fd = os.open(f"/proc/{pid}/map_files/{region.start:x}-{region.end:x}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                for start, end in _data(fd, region.offset, region.offset + region.size):
+                    at = region.start + start // PAGE * PAGE - region.offset
+                    found.append((at, region.start + -(-end // PAGE) * PAGE - region.offset))
+            finally:
+                os.close(fd)
+    return intersect(where, merge_runs(np.array(found, np.uint64).reshape(-1, 2)))
+
+
+def _data(fd: int, at: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data, in bytes. hugetlbfs calls holes data, and reading one takes from its pool."""
+    if os.fstatvfs(fd).f_bsize != PAGE:
+        return
+    while at < end:
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: no more
+            return
+        hole = os.lseek(fd, data, os.SEEK_HOLE)
+        if data < at or data >= end or hole <= data:
+            return
+        yield data, min(hole, end)
+        at = hole
 
 
 def _each(pages: Pages, contents: Contents, transfer: Callable[[int, memoryview, int], int]) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoint.errors import RollbackRefusedError
-from checkpoint.rollback.access import read_remote, write_remote
+from checkpoint.rollback.access import in_objects, read_remote, write_remote
 from checkpoint.rollback.breakpoints import Programs
 from checkpoint.rollback.layout import Stretches
 from checkpoint.rollback.plan import Plan
@@ -143,6 +143,8 @@ class Memory:
         with open(f"{self.task}/pagemap", "rb") as pagemap:
             parts = [existing(pagemap.fileno(), start, end) for start, end in bridged(look, _BRIDGE).tolist()]
         found, own = (merge_runs(*(part[side] for part in parts)) for side in (0, 1))
+        if among is None and where.in_memory_file.any():
+            found = merge_runs(found, in_objects(self.pid, where.runs(where.in_memory_file)))
         if among is not None:
             found, own = intersect(found, look), intersect(own, look)
         runs = merge_runs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -76,3 +77,25 @@ def test_private_memory_of_a_file_that_has_lost_its_name(
     outcome = target.back_to()
     assert not any("left as they are" in text for text in outcome.warnings)
     assert mapper(f"get({at}, {4 * PAGE}).hex()") == contents[: 4 * PAGE].hex()
+
+
+@pytest.mark.parametrize("unmap", [True, False], ids=["mapped again", "kept"])
+def test_shared_memory_that_another_has_filled_since(
+    by: str, spawn: Spawn, stack: ExitStack, tmp_path: Path, unmap: bool
+) -> None:
+    """A hole at the epoch, which the process has never touched itself."""
+    fd = os.memfd_create("shared")
+    stack.callback(os.close, fd)
+    os.truncate(fd, 8 * PAGE)
+    mapper = Mapper(spawn, tmp_path / "m", pass_fds=(fd,))
+    at = mapper.new(8 * PAGE, 3, 1, fd)
+    mapper(f"put({at}, b'then')")
+    target = Target(stack, mapper.pid, tmp_path / "c", by)
+    if unmap:
+        mapper(f"libc.munmap(ctypes.c_void_p({at}), {8 * PAGE})")
+    os.pwrite(fd, b"now", 0)
+    os.pwrite(fd, b"now", 5 * PAGE)
+    target.back_to()
+    assert os.pread(fd, 4, 0) == b"then"
+    assert os.pread(fd, 3, 5 * PAGE) == bytes(3)
+    assert mapper(f"get({at + 5 * PAGE}, 3)") == repr(bytes(3))
