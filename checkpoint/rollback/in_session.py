@@ -69,10 +69,13 @@ class Since:
         return self._known
 
     def look(self) -> Runs | None:
+        assert self.standing
+        if self._one_of_many:  # others of the tree may have written its memory, which "ring" does not see
+            self._target.space.passed_over()
+        looked = self.standing.look()  # if all is compared, too: "sync" takes traps away where it has looked
         if self._known is None or self._target.pending.everything:
             return None
-        assert self.standing
-        self.found = merge_runs(self.found, self.standing.look())
+        self.found = merge_runs(self.found, looked)
         self.is_alone, self.maps = self.standing.is_alone, self.standing.maps
         shared = self.standing.shared if self._one_of_many else no_runs()
         return merge_runs(self._known, self.found, shared)

@@ -6,7 +6,7 @@
 #include "methods.h"
 
 #include <errno.h>
-#include <sched.h>
+#include <time.h>
 
 /* Arm the pages that were found, but for those where the kernel must be able to write at any time, which it
  * finds without a trap. Nothing tells of a write to those until the next harvest, which compares them; that they were
@@ -107,7 +107,7 @@ int ut_untrap(ut_space *s, const ut_run *runs, size_t n)
 	for (size_t i = 0; i < missing.n; i++)
 		for (uint64_t at = missing.v[i].start; at < missing.v[i].end; at += UT_PAGE)
 			while (ut_zero_page(s->uffd, at) == -EAGAIN)
-				sched_yield(); /* our thread reads the event that it waits for */
+				nanosleep(&(struct timespec){0, 20000}, NULL); /* our thread reads the event that it waits for */
 	for (size_t i = 0; i < where.n; i++)
 		TRY(untrap_run(s, &where.v[i]));
 	return 0;
