@@ -47,6 +47,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
 	$(BIN)/python -m benchmarks.pause -o out/bench
 	$(BIN)/python -m benchmarks.durable -o out/bench
+	$(BIN)/python -m benchmarks.steps -o out/bench
 	$(BIN)/python -m benchmarks.in_memory -o out/bench
 	$(BIN)/python -m benchmarks.bytes -o out/bench --rounds 1
 	$(BIN)/python -m benchmarks.base -o out/bench

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,16 @@ def sets(client: Redis, where: Path) -> Iterator[Callable[[float], float]]:
             benchmark.kill()
 
 
+def processor_seconds(pids: Iterable[int]) -> float:
+    """What these processes have taken."""
+    total = 0.0
+    for pid in pids:
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 class Session:
     """A session of the command line's, whose rows are read as they come."""
 
@@ -115,12 +125,7 @@ class Session:
     def processor_seconds(self) -> float:
         """Of the worker and of the process that waits for it."""
         line = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout
-        total = 0.0
-        for pid in [self.process.pid, *map(int, line.split())]:
-            with suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return total
+        return processor_seconds([self.process.pid, *map(int, line.split())])
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)

@@ -77,6 +77,9 @@ def _open_standard_files() -> None:
     sys.stdin = sys.stdin or open(0)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED: what write(2) does not take would be lost, and nothing said.
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
 
 
 def _end_output() -> None:

@@ -1,7 +1,8 @@
-"""Ctrl-C on a terminal: the session ends in order, whoever else gets the signal."""
+"""Output on a terminal, where Ctrl-C ends the session in order, and into a pipe that nobody reads."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.helpers import Run, Spawn
 
@@ -127,3 +130,23 @@ def test_run_starts_nothing_where_the_directory_is_in_the_way(
     uffdtrack("run", "-o", tmp_path / "file", "--count", "1", "--", "touch", mark, code=2)
     assert not mark.exists()
     uffdtrack("run", "-o", tmp_path / "d", "--", "/no/such/program", code=2)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_and_that_does_not_wait(
+    spawn: Spawn, kernel: None, tmp_path: Path, unbuffered: str
+) -> None:
+    """No row is lost without an error, whatever Python makes of stdout."""
+    process = spawn("sleep", "600")
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    done = subprocess.run(
+        [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", tmp_path / "c",
+         "--every", "1ms", "--count", "40", "--json"],
+        stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    os.close(reader)
+    assert done.returncode == 7, done.stderr
+    assert "cannot write the output" in done.stderr
