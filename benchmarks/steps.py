@@ -33,7 +33,7 @@ def again_and_again(work: Callable[[], object]) -> None:
     due = time.perf_counter()
     while True:
         due = max(due + EVERY, time.perf_counter())
-        time.sleep(due - time.perf_counter())
+        time.sleep(max(0.0, due - time.perf_counter()))
         work()
 
 
@@ -93,6 +93,8 @@ def beside(client: Redis, where: Path, run: str, seconds: float) -> Row:
                 speed = measure(seconds)
                 used = processor_seconds([worker.pid]) - used
                 took = time.perf_counter() - began
+                if worker.poll() is not None:
+                    raise SystemExit(f"{run}: it has ended")
             finally:
                 worker.terminate()
         return {"sets_per_s": speed, "cores": used / took}
