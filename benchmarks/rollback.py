@@ -13,7 +13,8 @@ import json
 import statistics
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from checkpoint.tree_session import TreeSession
 from uffdtrack import MAX_STOP
 
 HERE = Path(__file__).parent
+Mapper = subprocess.Popen[str]
 SERIES = {
     "mappings": [(n, 16, 0) for n in (100, 2000, 20000)],
     "size": [(100, mib, 0) for mib in (64, 256, 1024)],
@@ -45,81 +47,79 @@ BY = dict.fromkeys(("session", "tree"), ("itself", "ring", "scan", "sync"))
 """Who does it: the verb by itself, or a session with one of these engines."""
 
 
-def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by: str) -> list[float]:
-    """The pauses of some rollbacks of one process, in ms."""
+@contextmanager
+def mapper(program: Path, *sizes: int) -> Iterator[tuple[Mapper, Path]]:
+    """The program with its memory in use, and an empty directory."""
     with (
         subprocess.Popen(
-            [program, str(mappings), str(mib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [program, *map(str, sizes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process,
         tempfile.TemporaryDirectory() as directory,
     ):
-        assert process.stdin and process.stdout and process.stdout.readline()
+        assert process.stdout and process.stdout.readline()
         try:
-            place = Path(directory) / "c"
-            with ExitStack() as stack:
-                chain = stack.enter_context(ChainWriter(place, b"", force=False))
-                target = stack.enter_context(ProcessTarget(process.pid, "scan" if by == "itself" else by))
-                session = Session(target, chain)
-                session.take()
-                if by == "itself":
-                    stack.close()
-                by_session = SessionRollback(session, target, place)
-                pauses = []
-                for _ in range(rounds):
-                    process.stdin.write(f"{dirty}\n")
-                    process.stdin.flush()
-                    process.stdout.readline()
-                    view = Chain(place).view(0)
-                    if by == "itself":
-                        outcome = rollback(process.pid, view)
-                    else:
-                        request = (process.pid, 0, view.epoch.digest, fingerprint(view), False, MAX_STOP)
-                        outcome = by_session(Request(*request), lambda: None)
-                        session.take()
-                    pauses.append(outcome.pause_us / 1e3)
+            yield process, Path(directory) / "c"
         finally:
             process.kill()
-    return pauses
+
+
+def pauses(process: Mapper, dirty: int, rounds: int, once: Callable[[], float]) -> list[float]:
+    """What `once` gives in us, in ms, each time after the program has written so many pages."""
+    assert process.stdin and process.stdout
+    found = []
+    for _ in range(rounds):
+        process.stdin.write(f"{dirty}\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        found.append(once() / 1e3)
+    return found
+
+
+def measure(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by: str) -> list[float]:
+    """The pauses of some rollbacks of one process, in ms."""
+    with mapper(program, mappings, mib) as (process, place), ExitStack() as stack:
+        chain = stack.enter_context(ChainWriter(place, b"", force=False))
+        target = stack.enter_context(ProcessTarget(process.pid, "scan" if by == "itself" else by))
+        session = Session(target, chain)
+        session.take()
+        if by == "itself":
+            stack.close()
+        by_session = SessionRollback(session, target, place)
+
+        def once() -> float:
+            view = Chain(place).view(0)
+            if by == "itself":
+                return rollback(process.pid, view).pause_us
+            request = Request(process.pid, 0, view.epoch.digest, fingerprint(view), False, MAX_STOP)
+            outcome = by_session(request, lambda: None)
+            session.take()
+            return outcome.pause_us
+
+        return pauses(process, dirty, rounds, once)
 
 
 def measure_tree(program: Path, mappings: int, mib: int, dirty: int, rounds: int, by: str) -> list[float]:
     """The pauses of some rollbacks of a tree, in ms."""
-    with (
-        subprocess.Popen(
-            [program, str(mappings), str(mib), str(PROCESSES)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        ) as process,
-        tempfile.TemporaryDirectory() as directory,
-    ):  # fmt: skip
-        assert process.stdin and process.stdout and process.stdout.readline()
-        try:
-            place = Path(directory) / "t"
-            with ExitStack() as stack:
-                writer = stack.enter_context(TreeWriter(place, b"", force=False))
-                engine = "scan" if by == "itself" else by
-                session = stack.enter_context(TreeSession(process.pid, writer, engine, None))
-                session.take()
-                if by == "itself":
-                    stack.close()
-                by_session = TreeSessionRollback(session, place)
-                pauses = []
-                for _ in range(rounds):
-                    process.stdin.write(f"{dirty}\n")
-                    process.stdin.flush()
-                    process.stdout.readline()
-                    entry = Tree(place).open(0)
-                    views = entry.views()
-                    if by == "itself":
-                        outcome = rollback_tree(process.pid, entry, views)
-                    else:
-                        files = fingerprint_of_all(views)
-                        request = Request(process.pid, 0, entry.digest, files, False, MAX_STOP)
-                        outcome = by_session(request, lambda: None)
-                        session.take()
-                    pauses.append(outcome.pause_us / 1e3)
-        finally:
-            process.kill()
-    return pauses
+    with mapper(program, mappings, mib, PROCESSES) as (process, place), ExitStack() as stack:
+        writer = stack.enter_context(TreeWriter(place, b"", force=False))
+        engine = "scan" if by == "itself" else by
+        session = stack.enter_context(TreeSession(process.pid, writer, engine, None))
+        session.take()
+        if by == "itself":
+            stack.close()
+        by_session = TreeSessionRollback(session, place)
+
+        def once() -> float:
+            entry = Tree(place).open(0)
+            views = entry.views()
+            if by == "itself":
+                return rollback_tree(process.pid, entry, views).pause_us
+            request = Request(process.pid, 0, entry.digest, fingerprint_of_all(views), False, MAX_STOP)
+            outcome = by_session(request, lambda: None)
+            session.take()
+            return outcome.pause_us
+
+        return pauses(process, dirty, rounds, once)
 
 
 def main() -> None:

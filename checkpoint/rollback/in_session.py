@@ -129,12 +129,8 @@ def go_on_from(
     sink.follow(epoch.epoch, epoch.digest, work.then)
 
 
-def check_can_roll_back(engine: str, pipeline: Pipeline, directory: Path) -> None:
-    """Wait until a session's epochs are safe, where it can roll back at all.
-
-    Raises:
-        RollbackRefusedError, StorageError: as `SessionRollback`.
-    """
+def await_safe(pipeline: Pipeline) -> None:
+    """Wait until a session's epochs are safe. Raises: StorageError: some could not be written."""
     if not pipeline.await_idle():
         raise StorageError("the session could not write its last epochs; try again")
 
@@ -164,7 +160,7 @@ class SessionRollback:
             InvalidInputError: the chain is not what the client has verified.
             TargetBusyError: we should not stop the target now.
         """
-        check_can_roll_back(self._target.engine, self._session.pipeline, self._directory)
+        await_safe(self._session.pipeline)
         with undisturbed():  # no row is printed meanwhile: we are not of the terminal's group then
             begun()
             return self._roll_back(request)

@@ -91,8 +91,8 @@ class Mappings:
 
         Args:
             memory: its memory, /proc/PID/mem, open for reading and writing.
-        untrap: see `Changes.untrap`.
-        maps: its /proc/PID/maps of now, if that was read.
+            untrap: see `Changes.untrap`.
+            maps: its /proc/PID/maps of now, if that was read.
         """
         self.tracee = tracee
         self._text = Text(tracee, memory, untrap)

@@ -10,7 +10,7 @@ from checkpoint.chain import Chain
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
-from checkpoint.rollback.in_session import Since, check_can_roll_back, go_on_from
+from checkpoint.rollback.in_session import Since, await_safe, go_on_from
 from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.request import Request, fingerprint_of_all
 from checkpoint.rollback.tree import TreeOutcome, check_processes, concluded, prepared, put_back
@@ -41,7 +41,7 @@ class TreeSessionRollback:
             InvalidInputError: the tree is not what the client has verified.
             TargetBusyError: we should not stop a process now.
         """
-        check_can_roll_back(self._session.roster.engine, self._session.pipeline, self._directory)
+        await_safe(self._session.pipeline)
         with undisturbed():
             begun()
             return self._roll_back(request)

@@ -18,6 +18,7 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.recent import RecentSink
+from checkpoint.rollback import contents
 from checkpoint.rollback.ahead import Ahead
 from checkpoint.rollback.in_session import KnownFiles, SessionRollback, Since
 from checkpoint.rollback.order import rollback
@@ -79,6 +80,19 @@ def unlike(a: Held, b: Held) -> list[str]:
         out[np.isin(pages, known)] = found
         contents.append(out)
     return [f"{page * PAGE:#x}" for page in pages[(contents[0] != contents[1]).any(axis=1)].tolist()]
+
+
+def count_compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pages each comparison of a rollback compares from now on."""
+    compared: list[int] = []
+    compare = contents.compare_pages
+
+    def count(memory: int, pages: Any, *more: Any) -> Any:
+        compared.append(len(pages))
+        return compare(memory, pages, *more)
+
+    monkeypatch.setattr(contents, "compare_pages", count)
+    return compared
 
 
 class Rolled:

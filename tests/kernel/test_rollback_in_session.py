@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from checkpoint.chain import Chain
 from checkpoint.rollback.request import Request, fingerprint
 from tests.helpers import Build, Spawn, start_notices, state_of
 from tests.helpers import ask as ask_program
-from tests.kernel.rolled import WITHOUT_RSEQ, Rolled, held, roll, start_writer
+from tests.kernel.rolled import WITHOUT_RSEQ, Rolled, count_compared, held, roll, start_writer
 from tests.kernel.rollee import Rollee, covers, differing
 from uffdtrack.errors import InvalidInputError, TargetError, TargetGoneError
 
@@ -97,14 +96,7 @@ def test_what_was_not_written_is_not_read(
     session.take()
     assert rollee.ask("s 1") == "1"
     session.take()
-    compared: list[int] = []
-    compare = sys.modules["checkpoint.rollback.contents"].compare_pages
-
-    def count(memory: int, pages: Any, *more: Any) -> Any:
-        compared.append(len(pages))
-        return compare(memory, pages, *more)
-
-    monkeypatch.setattr("checkpoint.rollback.contents.compare_pages", count)
+    compared = count_compared(monkeypatch)
     assert rollee.ask("s 2") == "2"
     session.back_to(1)
     assert rollee.ask("c") == "1"

@@ -21,7 +21,7 @@ from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree import Tree, TreeWriter, entry_name
 from tests.helpers import Build, Run, Spawn, broken, session_of, wait_for
 from tests.kernel.forks import Forks, cut_errors, is_dead
-from tests.kernel.rolled import WITHOUT_RSEQ
+from tests.kernel.rolled import WITHOUT_RSEQ, count_compared
 from tests.kernel.rollee import Rollee, rewrite
 from tests.kernel.tree_walk import Walk, family
 from uffdtrack.errors import StorageError, TargetError
@@ -165,14 +165,7 @@ def test_what_was_not_written_is_not_read(ring: tuple[Forks, Walk], monkeypatch:
     walk.take()
     target.go_on(target.token() + 3)
     assert target.ask("h") == "held"
-    compared: list[int] = []
-    compare = sys.modules["checkpoint.rollback.contents"].compare_pages
-
-    def count(memory: int, pages: Any, *more: Any) -> Any:
-        compared.append(len(pages))
-        return compare(memory, pages, *more)
-
-    monkeypatch.setattr("checkpoint.rollback.contents.compare_pages", count)
+    compared = count_compared(monkeypatch)
     walk.back_to(0)
     pages = sum(len(view.pages) for view in Tree(walk.directory).open(0).views().values())
     assert 0 < sum(compared) < pages * 0.5
