@@ -37,6 +37,7 @@ class Roster:
         max_dirty: int | None,
         interrupted: Callable[[], bool],
         adopter: int,
+        follow_shared: bool,
     ) -> None:
         """Args: see `TreeSession`."""
         self.root = root
@@ -45,6 +46,7 @@ class Roster:
         self.max_dirty = max_dirty
         self.interrupted = interrupted
         self.adopter = adopter
+        self.follow_shared = follow_shared
         self.members: list[Member] = []
         self.left: dict[int, str] = {}
         self.ours = {os.getpid(), os.getppid()}
@@ -85,7 +87,7 @@ class Roster:
                 self.left[pid] = "it has the memory of its parent (vfork)"
                 self._tried[pid] = 0.0
                 return
-            target = ProcessTarget(pid, self.engine, self.max_dirty)
+            target = ProcessTarget(pid, self.engine, self.max_dirty, self.follow_shared)
         except (TargetGoneError, FileNotFoundError, ProcessLookupError):
             if not parent:
                 raise

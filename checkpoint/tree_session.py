@@ -41,16 +41,18 @@ class TreeSession(Taker[TreeRow], Closing):
         max_dirty: int | None,
         interrupted: Callable[[], bool] = lambda: False,
         adopter: int = 0,
+        follow_shared: bool = False,
     ) -> None:
         """Args:
         root: the first process; it has passed `check_target`.
+        engine, max_dirty, follow_shared: see `AddressSpace.attach`.
         adopter: the process that becomes the parent of the tree's orphans (PR_SET_CHILD_SUBREAPER), or 0.
         """
         super().__init__()
         self.root = root
         self.writer = writer
         self.tree = ProcessTree()
-        self.roster = Roster(root, writer, engine, max_dirty, interrupted, adopter)
+        self.roster = Roster(root, writer, engine, max_dirty, interrupted, adopter, follow_shared)
         self._reading = 1  # how many have read /proc for an epoch lately
 
     @property

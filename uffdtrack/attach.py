@@ -45,21 +45,20 @@ def attach_uffd(pid: int, features: int, waits: bool) -> int:
     return int(uffd)
 
 
-def follow_shared(pid: int, space: Any) -> bool:
-    """Follow shared memory that only the process can write, by a userfaultfd for that memory alone.
+def follow_shared(pid: int, space: Any) -> None:
+    """Follow shared memory that only the process can write, or the tree that it is in, by a userfaultfd for
+    that memory alone; if the user wants that. It is tried once: if it cannot be, it stays compared.
 
     Args:
-        space: the core's.
-
-    Returns:
-        Whether that is possible; else it is compared, as before.
+        space: the core's; it has joined its tree.
     """
+    if not space.may_share:
+        return
+    space.may_share = space.shared_wanted = 0
     wanted = lib.UFFD_FEATURE_WP_ASYNC | lib.UFFD_FEATURE_EVENT_REMAP | lib.UFFD_FEATURE_EVENT_REMOVE
     try:
         uffd = attach_uffd(pid, wanted, waits=False)
     except UffdtrackError:
-        return False
-    failed = bool(lib.ut_space_share(space, uffd))
-    if failed:
+        return
+    if lib.ut_space_share(space, uffd):
         os.close(uffd)
-    return not failed

@@ -67,7 +67,8 @@ class AddressSpace(Closing):
                 the target's threads were; with "sync" each write waits until we have noted it.
             max_dirty: "ring", "sync": after so many pages `full_fd` becomes readable. With "sync" the write
                 that would be one too many waits for the next window.
-            follow_shared: shared memory that only the target can write is tracked, not compared, if possible.
+            follow_shared: shared memory that only the target can write, or the tree that it joins, is
+                tracked, not compared, if possible.
 
         Raises:
             UnsupportedError: no WP_ASYNC or no PAGEMAP_SCAN here.
@@ -121,7 +122,7 @@ class AddressSpace(Closing):
             result = self._stop(tracee, flags | lib.UT_NO_COPY, pending, times)
             self._check(tracee, pending, result, times)
         else:
-            result = lib.ut_space_harvest(self._c, ffi.NULL, flags | lib.UT_RUNNING, ffi.NULL, 0)
+            result = lib.ut_space_harvest(self._c, flags)
             check(result, "harvest the memory", self.pid)
             # Calls that are under way may write what they have pinned before its trap was set.
             result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS)
@@ -178,7 +179,6 @@ class AddressSpace(Closing):
             TargetBusyError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
         if self._c.shared_wanted:
-            self._c.shared_wanted = self._c.may_share = 0  # if we cannot, it stays compared
             follow_shared(self.pid, self._c)
         self._c.early.behind = behind
         times = ffi.new("ut_times *")

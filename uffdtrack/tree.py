@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, check_own, ffi, lib, runs_of
+from uffdtrack.attach import follow_shared
 from uffdtrack.errors import TargetBusyError, TargetError
 from uffdtrack.space import AddressSpace
 from uffdtrack.tracee import CALL_SECONDS, Tracee
@@ -54,12 +55,20 @@ class ProcessTree:
         self.failed: int | None = None
         self._claims = ffi.new("ut_claims *")
         self._next = 0
+        self._shares = False
 
     def join(self, space: AddressSpace) -> int:
         """Make a space that of a member; returns the member's number."""
         self._next += 1
         lib.ut_space_join(space.native, self._claims, self._next)
         return self._next
+
+    def _share(self, members: Sequence[TreeMember]) -> None:
+        """Follow shared memory of all, if one has some: of each it has to be known what it forks."""
+        self._shares |= any(member.space.native.shared_wanted for member in members)
+        if self._shares:
+            for member in members:
+                follow_shared(member.space.pid, member.space.native)
 
     def window(
         self,
@@ -81,6 +90,7 @@ class ProcessTree:
             StopTimeoutError, PermissionDeniedError, TargetBusyError: of one member; nothing was taken, all
                 run on.
         """
+        self._share(members)
         native = ffi.new("ut_member_window[]", len(members))
         keep = []
         for at, member in zip(native, members, strict=True):

@@ -22,7 +22,7 @@ from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
 from checkpoint.tree import is_tree
-from uffdtrack import PROCESS_ENGINES, Process, choose_for_process, descriptors, probe, read_maps
+from uffdtrack import PROCESS_ENGINES, Process, Traits, choose_for_process, descriptors, probe, read_maps
 from uffdtrack.errors import InvalidInputError, TargetRefusedError
 
 process_options = session_options(
@@ -32,8 +32,8 @@ process_options = session_options(
     "auto",
     "docs/engines.md",
     "Take an epoch as soon as so many pages are dirty, too.",
-    "Track anonymous and System V shared memory that only the process maps, instead of comparing all of it: "
-    "for hundreds of MiB. The process waits for us in some calls on it (docs/limits.md).",
+    "Track anonymous and System V shared memory that only the process maps, or the tree, instead of "
+    "comparing all of it: for hundreds of MiB. A process waits for us in some calls on it (docs/limits.md).",
     "Keep the last K epochs in memory, for rollbacks by this session, and write no files (docs/keep.md).",
 )
 Target = int | Callable[[], int]
@@ -64,6 +64,18 @@ def attach(pid: int, engine: str, max_dirty: int | None, follow_shared: bool = F
     return ProcessTarget(pid, "scan", follow_shared=follow_shared)
 
 
+def choose_engine(options: Options) -> Traits:
+    """The engine of a session of a process.
+
+    Raises:
+        InvalidInputError: it does not go with the other options.
+    """
+    traits = choose_for_process(options.engine, probe(), options.max_dirty)
+    if options.follow_shared and traits.name == "sync":
+        raise InvalidInputError("--follow-shared goes with the engines ring and scan")
+    return traits
+
+
 def check_first(process: Target) -> None:
     """Refuse a target before we touch the directory, if we can tell.
 
@@ -85,9 +97,7 @@ def begin(process: Target) -> int:
 
 def run_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
-    traits = choose_for_process(options.engine, probe(), options.max_dirty)
-    if options.follow_shared and traits.name == "sync":
-        raise InvalidInputError("--follow-shared goes with the engines ring and scan")
+    traits = choose_engine(options)
     directory = options.directory
     assert directory
     if options.keep and options.durable:

@@ -11,7 +11,7 @@ import click
 
 from checkpoint import report
 from checkpoint.cli.options import Options
-from checkpoint.cli.session import Target, begin, check_first, raise_limit
+from checkpoint.cli.session import Target, begin, check_first, choose_engine, raise_limit
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import ServingWait, TreeWait
 from checkpoint.epoch import TreeRow
@@ -20,7 +20,7 @@ from checkpoint.rollback.tree import tree_outcome_row
 from checkpoint.rollback.tree_in_session import TreeSessionRollback
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
-from uffdtrack import adopt_orphans, choose_for_process, probe
+from uffdtrack import adopt_orphans
 from uffdtrack.errors import InvalidInputError
 
 children_option = click.option(
@@ -36,11 +36,9 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         process: the first one. If we start it, orphans of the tree become children of ours, and so we
             keep finding them.
     """
-    if options.follow_shared:
-        raise InvalidInputError("--follow-shared is of one process: it does not go with --children")
     if options.keep:
         raise InvalidInputError("--keep is of one process: it does not go with --children")
-    traits = choose_for_process(options.engine, probe(), options.max_dirty)
+    traits = choose_engine(options)
     directory = options.directory
     assert directory
     check_first(process)
@@ -53,7 +51,9 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         pid = begin(process)
         raise_limit()  # each process takes about nine descriptors of ours
         interrupt = TreeWait(lifeline)
-        session = TreeSession(pid, writer, traits.name, options.max_dirty, interrupt.seen, adopter)
+        session = TreeSession(
+            pid, writer, traits.name, options.max_dirty, interrupt.seen, adopter, options.follow_shared
+        )
         interrupt.session = stack.enter_context(session)
         work = TreeSessionRollback(session, directory)
         with (

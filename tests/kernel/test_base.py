@@ -15,7 +15,7 @@ from tests.kernel.test_followed import PREPARE, quiet
 from tests.kernel.test_oracle import start_writer, take_epochs
 from tests.oracle import OracleError
 from uffdtrack import PAGE
-from uffdtrack._sys import STOP_TIMEOUT_NS, ffi, lib
+from uffdtrack._sys import STOP_TIMEOUT_NS, lib
 
 BASES = 6
 SIZE = 256 * PAGE
@@ -64,7 +64,7 @@ def session(kernel: None, mapper: Mapper) -> Iterator[Session]:
 def look(session: Session) -> None:
     """As `AddressSpace.harvest`, without the stop behind it."""
     space = session.target.space  # type: ignore[attr-defined]
-    assert not lib.ut_space_harvest(space.native, ffi.NULL, lib.UT_RUNNING, ffi.NULL, 0)
+    assert not lib.ut_space_harvest(space.native, 0)
 
 
 def stand(session: Session) -> None:

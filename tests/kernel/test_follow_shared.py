@@ -93,11 +93,14 @@ def test_without_the_option_it_is_compared(sole: Sole, engine: str) -> None:
         assert not before["anon_inode:inotify"]
 
 
-def test_the_option(sole: Sole, spawn: Spawn, tmp_path: Path) -> None:
-    for more in (["--children"], ["--engine", "sync"]):
-        refused = session_of(spawn, sole.mapper.pid, tmp_path / "r", "--follow-shared", *more)
+@pytest.mark.parametrize("tree", [[], ["--children"]])
+def test_the_option(sole: Sole, spawn: Spawn, tmp_path: Path, tree: list[str]) -> None:
+    for more in ([], ["--children"]):
+        refused = session_of(
+            spawn, sole.mapper.pid, tmp_path / "r", "--follow-shared", "--engine", "sync", *more
+        )
         assert refused.wait() == 2
-    us = session_of(spawn, sole.mapper.pid, tmp_path / "s", "--follow-shared", "--every", "20ms")
+    us = session_of(spawn, sole.mapper.pid, tmp_path / "s", "--follow-shared", "--every", "20ms", *tree)
     children = Path(f"/proc/{us.pid}/task/{us.pid}/children")
     wait_for(
         lambda: any(names(child)["anon_inode:inotify"] for child in children.read_text().split()),

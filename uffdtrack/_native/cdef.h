@@ -216,7 +216,7 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 int ut_space_share(ut_space *s, int uffd);
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
-int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
+int ut_space_harvest(ut_space *s, int flags);
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 typedef struct {
 	ut_runs want, data, zero, reset;

@@ -170,12 +170,17 @@ int ut_open_mapped(int pid, const ut_region *r, long *type)
 	return fd;
 }
 
-static int stat_file(const ut_maps *m, const ut_region *r, int pid, int tid, struct statx *out)
+int ut_stat_mapped(int pid, const ut_region *r, struct statx *out)
 {
 	char path[MAPPED];
 
 	name_mapped(path, pid, r);
-	if (!syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_BASIC_STATS, out))
+	return syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_BASIC_STATS | STATX_BTIME, out) ? -errno : 0;
+}
+
+static int stat_file(const ut_maps *m, const ut_region *r, int pid, int tid, struct statx *out)
+{
+	if (!ut_stat_mapped(pid, r, out))
 		return 1;
 	return stat_by_name(m, r, pid, tid, out);
 }

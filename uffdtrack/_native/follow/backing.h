@@ -7,6 +7,9 @@
 /* Open the file behind a mapping, by /proc/PID/map_files, which requires CAP_CHECKPOINT_RESTORE; *type: that
  * of its file system (statfs(2)). Or -errno. */
 int ut_open_mapped(int pid, const ut_region *r, long *type);
+/* statx(2) of it, in the same way, with STATX_BTIME. It opens nothing. 0 or -errno. */
+struct statx;
+int ut_stat_mapped(int pid, const ut_region *r, struct statx *out);
 
 typedef struct {
 	uint32_t major, minor;

@@ -59,14 +59,15 @@ int ut_early_outdate(ut_space *s);
 /* early.c: drop all copies; the stop copies these pages, with what is `again` already. */
 int ut_early_withdraw(ut_early *e);
 
-/* sole.c. Before a stop: look for relatives by fork, if that is worth it. */
-void ut_sole_ask(ut_space *s);
-/* Around the mappings of one harvest. */
-void ut_sole_begin(ut_space *s, const ut_tracee *t);
-void ut_sole_end(ut_space *s);
-/* Append the places of those that are followed. */
+/* sole.c. The process stands, and its mappings have been read. */
+void ut_sole_stands(ut_space *s, const ut_tracee *t);
+/* Its shared memory is not followed any more. */
+void ut_sole_leave(ut_space *s);
+/* Of a process by itself: append the places of those that are followed. */
 int ut_sole_places(const ut_space *s, ut_runs *to);
-/* 1: `found` are the pages of a shared mapping that were written since the last stop; 0: compare all. */
+/* 1: traps should tell of all that was written in this shared mapping since the last stop. */
+int ut_sole_is_due(const ut_space *s, const ut_region *r);
+/* 1: `found` are its pages that were; 0: compare all. */
 int ut_sole_written(ut_space *s, const ut_region *r, ut_runs *found);
 /* All of a shared mapping is compared now: follow it from here on, if nobody else can write it. `fd`: its object, or an
  * error; `used`: bytes. */

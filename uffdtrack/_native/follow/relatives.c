@@ -4,7 +4,10 @@
  * A process that is just being made has its memory before it can be seen, and its parent may have given up the
  * mapping by then. So mappings alone are not enough: the parent can be seen all the time, and is recognised by its
  * stack's address, which fork copies and exec draws anew. Who has called exec since it was made is no relative: it has got
- * new memory then. */
+ * new memory then.
+ *
+ * There may be processes of which not even root may know their memory. Such a one, if it has called exec since it was made,
+ * could only be the one that ours come from. So they have to come from each other. */
 #include "cleanup.h"
 #include "proc_stat.h"
 #include "relatives.h"
@@ -64,6 +67,7 @@ struct program {
 	unsigned long code, stack; /* where they begin; 0: it has no memory; code 1: we may not know */
 	long threads;
 	unsigned flags;
+	int parent;
 };
 
 static int read_program(int pid, int tid, struct program *out)
@@ -73,8 +77,9 @@ static int read_program(int pid, int tid, struct program *out)
 	TRY(ut_read_task(pid, tid, "stat", text, sizeof(text)));
 	at = strrchr(text, ')');
 	if (!at || sscanf(at + 1,
-			  " %*c %*s %*s %*s %*s %*s %u %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld"
-			  " %*s %*s %*s %*s %*s %lu %*s %lu", &out->flags, &out->threads, &out->code, &out->stack) != 4)
+			  " %*c %d %*s %*s %*s %*s %u %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld"
+			  " %*s %*s %*s %*s %*s %lu %*s %lu",
+			  &out->parent, &out->flags, &out->threads, &out->code, &out->stack) != 5)
 		return -EINVAL;
 	return 0;
 }
@@ -124,7 +129,52 @@ static int find_program(int pid, int *tid, struct program *out)
 	return out->code || out->threads <= 1 ? 0 : ask_threads(pid, tid, out);
 }
 
-static int is_relative(int pid, const struct program *own, const ut_region *objects, size_t n, ut_maps *maps)
+/* Those that are asked about. */
+struct own {
+	const int32_t *pids;
+	size_t n;
+	struct program *v;
+	unsigned flags; /* of any */
+	int strays;     /* how many have been made by none of them, and have not called exec since */
+};
+
+static const struct program *find_in(const struct own *own, int pid)
+{
+	for (size_t i = 0; i < own->n; i++)
+		if (own->pids[i] == pid)
+			return &own->v[i];
+	return NULL;
+}
+
+static int has_stack_of(const struct own *own, unsigned long stack)
+{
+	for (size_t i = 0; i < own->n; i++)
+		if (own->v[i].stack == stack)
+			return 1;
+	return 0;
+}
+
+static int find_own(struct own *own)
+{
+	for (size_t i = 0; i < own->n; i++) {
+		int tid;
+
+		TRY(find_program(own->pids[i], &tid, &own->v[i]));
+		if (own->v[i].code <= 1)
+			return -EPERM;
+		own->flags |= own->v[i].flags;
+	}
+	for (size_t i = 0; i < own->n; i++) {
+		const struct program *parent = find_in(own, own->v[i].parent);
+
+		/* The stack tells whether that one has made it, and not adopted it. */
+		if ((own->v[i].flags & FORKED) && (!parent || parent->stack != own->v[i].stack))
+			own->strays++;
+	}
+	return 0;
+}
+
+static int is_relative(int pid, const struct own *own, const ut_region *objects, size_t n, ut_maps *maps)
 {
 	struct program program;
 	int tid, err = find_program(pid, &tid, &program);
@@ -133,23 +183,26 @@ static int is_relative(int pid, const struct program *own, const ut_region *obje
 		return err != -ESRCH;
 	if (!program.code || !((program.flags | own->flags) & FORKED))
 		return 0;
-	return program.code == 1 || program.stack == own->stack || maps_any(pid, tid, objects, n, maps);
+	if (program.code == 1)
+		return (program.flags & FORKED) || own->strays;
+	return has_stack_of(own, program.stack) || maps_any(pid, tid, objects, n, maps);
 }
 
-static int look_for_relatives(int pid, const ut_region *objects, size_t n)
+static int look_for_relatives(struct own *own, const ut_region *objects, size_t n)
 {
 	int64_t before = count_made();
 	AUTO_DIR dir = opendir("/proc");
-	struct program own;
 	struct dirent *entry;
 	ut_maps maps = {0};
-	int tid, found = !dir || before < 0 || find_program(pid, &tid, &own) || own.code <= 1;
+	int found;
 
+	own->flags = own->strays = 0;
+	found = !dir || before < 0 || find_own(own);
 	while (!found && (errno = 0, entry = readdir(dir))) {
 		int other = atoi(entry->d_name);
 
-		if (other > 0 && other != pid)
-			found = is_relative(other, &own, objects, n, &maps);
+		if (other > 0 && !find_in(own, other))
+			found = is_relative(other, own, objects, n, &maps);
 	}
 	found |= errno != 0;
 	ut_maps_free(&maps);
@@ -158,11 +211,13 @@ static int look_for_relatives(int pid, const ut_region *objects, size_t n)
 	return !found;
 }
 
-int ut_has_no_relatives(int pid, const ut_region *objects, size_t n)
+int ut_have_no_relatives(const int32_t *pids, size_t n, const ut_region *objects, size_t nobjects)
 {
+	AUTO_FREE struct program *programs = calloc(n + 1, sizeof(*programs));
+	struct own own = {pids, n, programs, 0, 0};
 	int alone = -EAGAIN;
 
-	for (int i = 0; i < TRIES && alone == -EAGAIN; i++)
-		alone = look_for_relatives(pid, objects, n);
+	for (int i = 0; programs && i < TRIES && alone == -EAGAIN; i++)
+		alone = look_for_relatives(&own, objects, nobjects);
 	return alone == 1;
 }

@@ -179,8 +179,7 @@ static int same_namespace(int pid)
 	return !stat("/proc/self/ns/ipc", &own) && !stat(path, &its) && own.st_ino == its.st_ino && own.st_dev == its.st_dev;
 }
 
-/* That the id which maps shows is an id of our namespace: the process may have got the segment in another one. */
-static int is_our_segment(const ut_object *o, int pid, int fd)
+int ut_object_is_our_segment(const ut_object *o, int pid, int fd)
 {
 	uint64_t size = o->region.end - o->region.start;
 	struct shmid_ds ds;
@@ -202,7 +201,7 @@ static int watch(const ut_sharers *s, ut_object *o, int fd)
 	return o->watch >= 0;
 }
 
-int ut_object_is_private(ut_sharers *s, ut_object *o, const ut_region *r, int pid, int fd)
+int ut_object_is_private(ut_sharers *s, ut_object *o, const ut_region *r, size_t n, int fd)
 {
 	o->region = *r;
 	if (!watch(s, o, fd))
@@ -212,6 +211,5 @@ int ut_object_is_private(ut_sharers *s, ut_object *o, const ut_region *r, int pi
 	o->visited = 0;
 	if (!has_no_writer(fd))
 		return 0;
-	return !o->segment || (!read_stamps(o, &o->stamps, &o->settled) && o->stamps.mappings == 1 &&
-			       is_our_segment(o, pid, fd));
+	return !o->segment || (!read_stamps(o, &o->stamps, &o->settled) && o->stamps.mappings == n);
 }

@@ -12,7 +12,7 @@ typedef struct {
 } ut_stamps;
 
 typedef struct {
-	ut_region region; /* how the process maps it */
+	ut_region region; /* how a process maps it */
 	int32_t segment;  /* of System V */
 	int32_t watch;    /* of inotify, or -1 */
 	int32_t visited;  /* somebody has opened it since it was last found to be ours alone */
@@ -21,6 +21,7 @@ typedef struct {
 	int32_t barred;   /* never again */
 	int32_t due;      /* traps may tell of all writes up to this stop */
 	int32_t followed; /* since the last stop traps tell of all writes */
+	int32_t told;     /* in this stop they have, and are set again */
 	int32_t settled;  /* who changes the stamps now gives them other values */
 	ut_stamps stamps;
 } ut_object;
@@ -46,6 +47,8 @@ void ut_sharers_drop(ut_sharers *s);
 /* 1: nobody who is not a relative by fork has had a part in it since ut_object_is_private() said so. */
 int ut_object_stayed(ut_object *o);
 /* 1: nobody but relatives by fork can write it now, or write it later and leave no mark. `fd`: the object, open
- * for reading; `r`: the only mapping of it in the process. */
-int ut_object_is_private(ut_sharers *s, ut_object *o, const ut_region *r, int pid, int fd);
+ * for reading; `r`: one of its `n` mappings. Of a segment ut_object_is_our_segment() has to agree, in each process. */
+int ut_object_is_private(ut_sharers *s, ut_object *o, const ut_region *r, size_t n, int fd);
+/* 1: the id that the maps of process `pid` show is an id of our IPC namespace: it may have got the segment in another one. */
+int ut_object_is_our_segment(const ut_object *o, int pid, int fd);
 #endif

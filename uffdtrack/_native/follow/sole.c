@@ -1,19 +1,18 @@
-/* Anonymous shared memory and System V segments of which the process has the only mapping. Whoever writes them in
- * another way must have come to them first, and each way leaves a mark that stays when it has gone: a birth (births.h), a
- * visit or a stamp (sharers.h), a move. After a mark they are compared whole, and followed again from a comparison on
- * before which nobody was left. */
+/* Anonymous shared memory and System V segments of which only the processes that we stop have mappings, one each. Whoever
+ * writes them in another way must have come to them first, and each way leaves a mark that stays when it has gone: a birth
+ * (births.h), a visit or a stamp (sharers.h), a move (mapper.h), a mapping or a process that is not there any more. After a mark
+ * they are compared whole, and followed again from a comparison on before which nobody was left. */
 #include "clock.h"
 #include "methods.h"
 #include "pins.h"
+#include "relatives.h"
 #include "sabotage.h"
 #include "vec.h"
 
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/user.h>
 
 enum {
 	SPARSE = 64,      /* traps take page tables: of at most an eighth of what is in use */
@@ -22,42 +21,7 @@ enum {
 #define LEAST (256ul << 10) /* bytes; less is compared as fast */
 #define ARM_BYTES (256ul << 20)
 
-/* -- moves --------------------------------------------------------------------------------------- */
-
-/* With the lock held: who moves goes on when its message was read, and the next stop must find it noted. */
-static void read_moves(ut_sole *m)
-{
-	struct uffd_msg msg[UT_FAULT_BATCH];
-
-	while (ut_fault_server_read(&m->server, msg) > 0)
-		m->moved = 1;
-}
-
-static void serve_moves(void *arg)
-{
-	struct pollfd fds[UT_SERVER_FDS];
-	ut_sole *m = arg;
-
-	while (ut_fault_server_wait(&m->server, fds, UT_SERVER_FDS, -1) != -ESHUTDOWN) {
-		pthread_mutex_lock(&m->lock);
-		read_moves(m);
-		pthread_mutex_unlock(&m->lock);
-	}
-}
-
-static int take_moved(ut_sole *m)
-{
-	int moved;
-
-	pthread_mutex_lock(&m->lock);
-	read_moves(m);
-	moved = m->moved;
-	m->moved = 0;
-	pthread_mutex_unlock(&m->lock);
-	return moved;
-}
-
-/* -- open and close ------------------------------------------------------------------------------ */
+/* -- the processes ------------------------------------------------------------------------------- */
 
 static int find_device(ut_sole *m)
 {
@@ -71,10 +35,9 @@ static int find_device(ut_sole *m)
 	return 0;
 }
 
-int ut_sole_open(int uffd, ut_sole **out)
+static int open_sole(ut_sole **out)
 {
 	ut_sole *m;
-	pthread_mutexattr_t inherit;
 	int err;
 
 	if (!ut_sees_all_processes())
@@ -82,207 +45,315 @@ int ut_sole_open(int uffd, ut_sole **out)
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return -ENOMEM;
-	m->uffd = uffd;
-	/* Who stops the target may run at a higher priority than the server. */
-	pthread_mutexattr_init(&inherit);
-	pthread_mutexattr_setprotocol(&inherit, PTHREAD_PRIO_INHERIT);
-	pthread_mutex_init(&m->lock, &inherit);
-	pthread_mutexattr_destroy(&inherit);
 	err = ut_sharers_open(&m->sharers);
 	if (!err)
 		err = find_device(m);
-	if (!err)
-		err = ut_fault_server_start(&m->server, uffd, serve_moves, m);
 	if (err) {
-		m->uffd = -1;
-		ut_sole_close(m);
+		ut_sole_free(m);
 		return err;
 	}
 	*out = m;
 	return 0;
 }
 
-void ut_sole_close(ut_sole *m)
+static ut_sole *sole_of(const ut_space *s)
 {
-	ut_fault_server_stop(&m->server);
-	ut_close_fd(&m->uffd); /* takes every trap away */
-	ut_births_close(&m->births);
+	return s->claims ? s->claims->sole : s->sole;
+}
+
+int ut_space_share(ut_space *s, int uffd)
+{
+	ut_sole **place = s->claims ? &s->claims->sole : &s->sole, *m;
+
+	if (!*place)
+		TRY(open_sole(place));
+	m = *place;
+	if (m->over)
+		return -ENOTSUP;
+	TRY(VEC_ROOM(m->v, m->n, m->cap));
+	TRY(ut_mapper_open(s, m->made, uffd, &s->mapper));
+	m->v[m->n++] = s->mapper;
+	m->made++;
+	return 0;
+}
+
+void ut_sole_leave(ut_space *s)
+{
+	ut_sole *m = sole_of(s);
+	size_t kept = 0;
+
+	if (!s->mapper)
+		return;
+	for (size_t i = 0; i < m->n; i++)
+		if (m->v[i] != s->mapper)
+			m->v[kept++] = m->v[i];
+	m->n = kept;
+	m->left = 1;
+	ut_mapper_close(s->mapper);
+	s->mapper = NULL;
+}
+
+static void give_up(ut_sole *m)
+{
+	m->over = 1;
+	while (m->n)
+		ut_sole_leave(m->v[m->n - 1]->space);
 	ut_sharers_close(&m->sharers);
-	free(m->inodes);
-	pthread_mutex_destroy(&m->lock);
+}
+
+void ut_sole_free(ut_sole *m)
+{
+	if (!m)
+		return;
+	give_up(m);
+	free(m->v);
+	free(m->now.v);
+	free(m->before.v);
 	free(m);
 }
 
 void ut_sole_forget(ut_sole *m)
 {
-	for (size_t i = 0; i < m->sharers.n; i++)
+	for (size_t i = 0; m && i < m->sharers.n; i++)
 		m->sharers.v[i].followed = 0;
 }
 
-int ut_space_share(ut_space *s, int uffd)
+/* -- what they map ------------------------------------------------------------------------------- */
+
+static int by_place(const void *a, const void *b)
 {
-	return ut_sole_open(uffd, &s->sole);
+	const ut_mapping *x = a, *y = b;
+
+	if (x->inode != y->inode)
+		return x->inode < y->inode ? -1 : 1;
+	if (x->number != y->number)
+		return x->number < y->number ? -1 : 1;
+	return x->start < y->start ? -1 : x->start > y->start;
 }
 
-/* -- MADV_GUARD_INSTALL -------------------------------------------------------------------------- */
-
-enum {
-	GUARD_INSTALL = 102,  /* Linux 6.13 */
-	COMPAT_MADVISE = 219, /* of a 32-bit call */
-};
-#ifndef SYS_process_madvise /* Linux 5.10 */
-#define SYS_process_madvise 440
-#endif
-
-/* It takes the markers of traps for pages, and begins anew for as long as there are any. */
-static int is_guarding(const ut_thread *th, ut_run *range)
+static int list_of(ut_sole *m, ut_mapper *p)
 {
-	const struct user_regs_struct *r = (const void *)th->regs;
-	int advice = r->rdx;
+	const ut_maps *maps = &p->space->maps;
 
-	if (th->state != UT_THREAD_STOPPED)
-		return 0;
-	switch (r->orig_rax) {
-	case SYS_madvise:
-		*range = (ut_run){r->rdi, r->rdi + r->rsi};
-		break;
-	case COMPAT_MADVISE:
-		*range = (ut_run){(uint32_t)r->rbx, (uint64_t)(uint32_t)r->rbx + (uint32_t)r->rcx};
-		break;
-	case SYS_process_madvise:
-		*range = (ut_run){0, UINT64_MAX};
-		advice = r->r10;
-		break;
-	default:
-		return 0;
+	for (size_t i = 0; p->tracee && i < maps->n; i++) {
+		const ut_region *r = &maps->regions[i];
+		ut_mapping one = {r->inode, r->start, r->end, r->offset, p, p->number, r->kind, 0, 0};
+
+		if (!r->inode || r->major != m->major || r->minor != m->minor)
+			continue;
+		one.segment = ut_maps_is_segment(maps, r);
+		TRY(VEC_PUSH(m->now.v, m->now.n, m->now.cap, one));
 	}
-	return advice == GUARD_INSTALL;
+	return 0;
 }
 
-static ut_object *object_of(ut_space *s, const ut_region *r)
+static int is_same_mapping(const ut_mapping *a, const ut_mapping *b)
 {
-	ut_sole *m = s->sole;
+	return a->end == b->end && a->offset == b->offset && a->kind == b->kind && a->segment == b->segment;
+}
 
+static int list_mappings(ut_sole *m)
+{
+	ut_mappings old = m->before;
+
+	m->before = m->now;
+	m->now = old;
+	m->now.n = 0;
+	for (size_t i = 0; i < m->n; i++)
+		TRY(list_of(m, m->v[i]));
+	qsort(m->now.v, m->now.n, sizeof(*m->now.v), by_place);
+	for (size_t i = 0; i < m->now.n; i++) {
+		ut_mapping *at = &m->now.v[i];
+		const ut_mapping *then = bsearch(at, m->before.v, m->before.n, sizeof(*at), by_place);
+
+		at->armed = then && then->armed && is_same_mapping(at, then);
+	}
+	return 0;
+}
+
+/* Those of one object: where they begin. */
+static ut_mapping *mappings_of(const ut_mappings *all, uint64_t inode, size_t *n)
+{
+	size_t low = 0, high = all->n;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (all->v[middle].inode < inode)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	for (*n = 0; low + *n < all->n && all->v[low + *n].inode == inode;)
+		++*n;
+	return all->v + low;
+}
+
+/* They are those of the last stop, and traps have told of each since. */
+static int all_stayed(const ut_sole *m, uint64_t inode)
+{
+	size_t n, before;
+	const ut_mapping *now = mappings_of(&m->now, inode, &n);
+
+	mappings_of(&m->before, inode, &before);
+	if (!n || n != before)
+		return 0;
+	for (size_t i = 0; i < n; i++)
+		if (!now[i].armed)
+			return 0;
+	return 1;
+}
+
+/* One in each process, of the same part. */
+static ut_mapping *alike(const ut_sole *m, const ut_region *r, int segment, size_t *n)
+{
+	ut_mapping *v = mappings_of(&m->now, r->inode, n);
+
+	for (size_t i = 0; i < *n; i++)
+		if (v[i].kind != UT_KIND_SHARED || v[i].segment != segment || v[i].offset != r->offset ||
+		    v[i].end - v[i].start != r->end - r->start || (i && v[i].number == v[i - 1].number))
+			return NULL;
+	return *n ? v : NULL;
+}
+
+static ut_object *object_of(ut_sole *m, const ut_region *r, int segment)
+{
 	if (r->kind != UT_KIND_SHARED || r->major != m->major || r->minor != m->minor)
 		return NULL;
-	return ut_sharers_find(&m->sharers, r, ut_maps_is_segment(&s->maps, r));
+	return ut_sharers_find(&m->sharers, r, segment);
 }
 
-/* What was moved is still registered: so it counts where an object is now. */
-static void let_guard(ut_space *s, const ut_run *range)
+static void let_guard(ut_sole *m, ut_mapper *p, const ut_run *range)
 {
-	for (size_t i = 0; i < s->maps.n; i++) {
-		const ut_region *r = &s->maps.regions[i];
-		ut_object *o = r->start < range->end && range->start < r->end ? object_of(s, r) : NULL;
+	for (size_t i = 0; i < m->now.n; i++) {
+		ut_mapping *at = &m->now.v[i];
+		const ut_region named = {.inode = at->inode};
+		ut_object *o;
 
+		if (at->mapper != p || at->start >= range->end || range->start >= at->end)
+			continue;
+		o = ut_sharers_find(&m->sharers, &named, at->segment);
 		if (!o || !o->armed)
 			continue;
-		ut_unregister(s->sole->uffd, r->start, r->end - r->start);
+		/* What was moved is still registered: so it counts where an object is now. */
+		ut_unregister(p->uffd, at->start, at->end - at->start);
+		at->armed = 0;
 		o->barred = 1;
 		o->due = 0;
 	}
 }
 
-static void let_guards(ut_space *s, const ut_tracee *t)
+static void let_guards(ut_sole *m)
 {
 	ut_run range;
 
-	for (size_t i = 0; i < t->n; i++)
-		if (is_guarding(&t->threads[i], &range))
-			let_guard(s, &range);
+	for (size_t i = 0; i < m->n; i++)
+		for (size_t k = 0; m->v[i]->tracee && k < m->v[i]->tracee->n; k++)
+			if (ut_is_guarding(&m->v[i]->tracee->threads[k], &range))
+				let_guard(m, m->v[i], &range);
 }
 
 /* -- one stop ------------------------------------------------------------------------------------ */
 
-void ut_sole_ask(ut_space *s)
+static int have_rings(const ut_sole *m)
 {
-	ut_sole *m = s->sole;
-	AUTO_FREE ut_region *objects = NULL;
-	int64_t t0 = ut_now_ns();
+	for (size_t i = 0; i < m->n; i++)
+		if (!m->v[i]->births.complete)
+			return 0;
+	return 1;
+}
 
-	if (!m)
-		return;
-	m->over |= ut_may_pin(s->reader.pid);
-	if (m->over || !m->asked || m->alone || !m->births.complete || t0 < m->ask_again_ns)
-		return;
-	m->asked = 0;
-	objects = calloc(m->sharers.n + 1, sizeof(*objects));
-	if (!objects)
-		return;
+static int have_no_relatives(const ut_sole *m)
+{
+	AUTO_FREE ut_region *objects = calloc(m->sharers.n + 1, sizeof(*objects));
+	AUTO_FREE int32_t *pids = calloc(m->n + 1, sizeof(*pids));
+
+	if (!objects || !pids)
+		return 0;
 	for (size_t i = 0; i < m->sharers.n; i++)
 		objects[i] = m->sharers.v[i].region;
-	m->alone = ut_has_no_relatives(s->reader.pid, objects, m->sharers.n);
+	for (size_t i = 0; i < m->n; i++)
+		pids[i] = m->v[i]->space->reader.pid;
+	return ut_have_no_relatives(pids, m->n, objects, m->sharers.n);
+}
+
+void ut_sole_ask(ut_sole *m)
+{
+	int64_t t0 = ut_now_ns();
+
+	if (!m || m->over)
+		return;
+	for (size_t i = 0; i < m->n && !m->over; i++)
+		m->over = ut_may_pin(m->v[i]->space->reader.pid);
+	if (m->over || !m->asked || m->alone || !have_rings(m) || t0 < m->ask_again_ns)
+		return;
+	m->asked = 0;
+	m->alone = have_no_relatives(m);
 	m->ask_again_ns = ut_now_ns() + ASK_SHARE * (ut_now_ns() - t0);
 }
 
-static int by_size(const void *a, const void *b)
+void ut_sole_stands(ut_space *s, const ut_tracee *t)
 {
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-	return x < y ? -1 : x > y;
+	/* A process that has called exec has none of it any more, nor the rings of before. */
+	if (s->mapper && !ut_mm_is_gone(s->mapper->uffd))
+		s->mapper->tracee = t;
 }
 
-static int list_inodes(ut_space *s)
+/* 1: others may have it by now, or one of the processes has written what its traps do not tell of. */
+static int take_marks(ut_sole *m)
 {
-	ut_sole *m = s->sole;
+	int marks = m->left | ut_sharers_clock_set(&m->sharers);
 
-	m->ninodes = 0;
-	for (size_t i = 0; i < s->maps.n; i++) {
-		const ut_region *r = &s->maps.regions[i];
+	m->left = 0;
+	for (size_t i = 0; i < m->n; i++) {
+		ut_mapper *p = m->v[i];
+		int born = p->tracee ? ut_births_take(&p->births, p->tracee) : 1;
 
-		if (r->inode && r->major == m->major && r->minor == m->minor)
-			TRY(VEC_PUSH(m->inodes, m->ninodes, m->inodes_cap, r->inode));
+		TRY(born);
+		if (p->tracee && ut_maps_pinning(&p->space->maps))
+			return -ECANCELED;
+		if (born)
+			m->alone = 0;
+		marks |= born | ut_mapper_take_moved(p);
 	}
-	qsort(m->inodes, m->ninodes, sizeof(*m->inodes), by_size);
-	return 0;
+	return marks;
 }
 
-static size_t count_mappings(const ut_sole *m, uint64_t inode)
+void ut_sole_begin(ut_sole *m)
 {
-	const uint64_t *at = bsearch(&inode, m->inodes, m->ninodes, sizeof(inode), by_size), *end = at;
+	int marks;
 
-	if (!at)
-		return 0;
-	while (at > m->inodes && at[-1] == inode)
-		at--;
-	while (end < m->inodes + m->ninodes && *end == inode)
-		end++;
-	return end - at;
-}
-
-void ut_sole_begin(ut_space *s, const ut_tracee *t)
-{
-	ut_sole *m = s->sole;
-	int born, others;
-
-	if (!m || (s->harvest.flags & UT_RUNNING))
+	if (!m || (m->over && !m->n))
 		return;
-	born = m->over ? -ECANCELED : ut_births_take(&m->births, t);
-	if (born < 0 || ut_maps_pinning(&s->maps) || list_inodes(s)) {
-		ut_sole_close(m);
-		s->sole = NULL;
+	marks = m->over ? -ECANCELED : take_marks(m);
+	if (marks < 0 || list_mappings(m)) {
+		give_up(m);
 		return;
 	}
-	others = born | take_moved(m) | ut_sharers_clock_set(&m->sharers);
 	ut_sharers_drain(&m->sharers);
-	if (born)
-		m->alone = 0;
 	for (size_t i = 0; i < m->sharers.n; i++) {
 		ut_object *o = &m->sharers.v[i];
+		size_t n;
 
-		o->seen = count_mappings(m, o->region.inode) > 0;
-		o->due = o->followed && (!others || ut_breaks(UT_BREAK_SHARERS));
-		o->followed = 0;
-		if (ut_breaks(UT_BREAK_SHARERS))
-			o->visited = 0;
+		mappings_of(&m->now, o->region.inode, &n);
+		o->seen = n > 0;
+		o->due = o->followed && ((!marks && all_stayed(m, o->region.inode) && ut_object_stayed(o)) ||
+					 ut_breaks(UT_BREAK_SHARERS));
+		o->followed = o->told = 0;
 	}
-	let_guards(s, t);
+	let_guards(m);
+	m->begun = 1;
 }
 
-void ut_sole_end(ut_space *s)
+void ut_sole_end(ut_sole *m)
 {
-	if (s->sole && !(s->harvest.flags & UT_RUNNING))
-		ut_sharers_drop(&s->sole->sharers);
+	if (!m)
+		return;
+	for (size_t i = 0; i < m->n; i++)
+		m->v[i]->tracee = NULL;
+	if (m->begun)
+		ut_sharers_drop(&m->sharers);
+	m->begun = 0;
 }
 
 /* -- one mapping --------------------------------------------------------------------------------- */
@@ -291,35 +362,63 @@ void ut_sole_end(ut_space *s)
 static int is_worth_it(const ut_space *s, const ut_region *r)
 {
 	return r->kind == UT_KIND_SHARED && r->backing == UT_BACKING_MEMORY && r->end - r->start >= LEAST && !s->sync &&
-	       !s->claims && !s->diff_all && (ut_maps_is_segment(&s->maps, r) || ut_maps_is_anonymous(&s->maps, r));
+	       !s->diff_all && (ut_maps_is_segment(&s->maps, r) || ut_maps_is_anonymous(&s->maps, r));
 }
 
-static int is_eligible(const ut_space *s, const ut_region *r)
+/* What was written by one of the processes, at the addresses of `r`. */
+static int written_by(const ut_mapping *p, const ut_region *r, ut_runs *found)
 {
-	const ut_sole *m = s->sole;
+	const ut_space *s = p->mapper->space;
+	ut_scan scan = UT_SCAN_OF(s, p->start, p->end, .flags = UT_REARM, UT_SCAN_WRITTEN);
+	AUTO_RUNS part = {0};
 
-	return is_worth_it(s, r) && r->major == m->major && r->minor == m->minor && count_mappings(m, r->inode) == 1;
+	TRY(ut_scan_runs(&scan, &part));
+	/* Of memory that has gone a scan finds nothing. */
+	if (ut_mm_is_gone(p->mapper->uffd))
+		return -ESRCH;
+	for (size_t i = 0; i < part.n; i++)
+		TRY(runs_push(found, part.v[i].start - p->start + r->start, part.v[i].end - p->start + r->start));
+	return 0;
 }
 
-static int is_same_place(const ut_region *a, const ut_region *b)
+static ut_object *due_object(const ut_space *s, const ut_region *r, ut_mapping **v, size_t *n)
 {
-	return a->start == b->start && a->end == b->end && a->offset == b->offset;
+	ut_sole *m = sole_of(s);
+	int segment = ut_maps_is_segment(&s->maps, r);
+	ut_object *o;
+
+	if (!m || !m->begun || (s->harvest.flags & UT_RUNNING) || !is_worth_it(s, r))
+		return NULL;
+	o = object_of(m, r, segment);
+	*v = alike(m, r, segment, n);
+	return o && o->due && *v ? o : NULL;
+}
+
+int ut_sole_is_due(const ut_space *s, const ut_region *r)
+{
+	ut_mapping *v;
+	size_t n;
+
+	return due_object(s, r, &v, &n) != NULL;
 }
 
 int ut_sole_written(ut_space *s, const ut_region *r, ut_runs *found)
 {
-	ut_scan scan = UT_SCAN_OF(s, r->start, r->end, .flags = UT_REARM, UT_SCAN_WRITTEN);
-	ut_object *o;
+	ut_mapping *v;
+	size_t n;
+	ut_object *o = due_object(s, r, &v, &n);
 
-	if (!s->sole || (s->harvest.flags & UT_RUNNING) || !is_eligible(s, r))
-		return 0;
-	o = object_of(s, r);
-	if (!o || !o->due || !is_same_place(&o->region, r) || (!ut_object_stayed(o) && !ut_breaks(UT_BREAK_SHARERS)))
+	if (!o || o->told)
 		return 0;
 	found->n = 0;
-	if (ut_scan_runs(&scan, found)) /* it was mapped anew */
-		return 0;
-	o->followed = 1;
+	for (size_t i = 0; i < n; i++)
+		if (written_by(&v[i], r, found)) { /* it was mapped anew */
+			v[i].armed = 0;
+			return 0;
+		}
+	runs_normalise(found);
+	o->region = *r;
+	o->followed = o->told = 1;
 	return 1;
 }
 
@@ -336,35 +435,59 @@ int ut_sole_places(const ut_space *s, ut_runs *to)
 	return 0;
 }
 
-static int arm(const ut_space *s, ut_object *o)
+static int arm(const ut_reader *reader, ut_mapping *p)
 {
-	const ut_region *r = &o->region;
-	int uffd = s->sole->uffd;
+	AUTO_RUNS written = {0};
+	int uffd = p->mapper->uffd;
 
-	TRY(ut_register(uffd, r->start, r->end - r->start, UFFDIO_REGISTER_MODE_WP));
-	o->armed = 1;
+	if (p->armed && !written_by(p, &(ut_region){0}, &written))
+		return 0;
+	p->armed = 0;
+	TRY(ut_register(uffd, p->start, p->end - p->start, UFFDIO_REGISTER_MODE_WP));
 	/* Each entry, also where there is no page; huge pages are split. */
-	for (uint64_t at = r->start, n; at < r->end; at += n) {
-		n = min64(r->end - at, ARM_BYTES);
+	for (uint64_t at = p->start, n; at < p->end; at += n) {
+		n = min64(p->end - at, ARM_BYTES);
 		TRY(ut_protect(uffd, at, n, UT_TRAP));
-		TRY(ut_reader_overdue(&s->reader));
+		TRY(ut_reader_overdue(reader));
 	}
+	p->armed = 1;
 	return 0;
+}
+
+static int arm_all(const ut_space *s, ut_object *o, ut_mapping *v, size_t n)
+{
+	o->armed = 1;
+	for (size_t i = 0; i < n; i++)
+		TRY(arm(&s->reader, &v[i]));
+	return 0;
+}
+
+static int are_our_segments(const ut_object *o, const ut_mapping *v, size_t n, int fd)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!ut_object_is_our_segment(o, v[i].mapper->space->reader.pid, fd))
+			return 0;
+	return 1;
 }
 
 void ut_sole_prove(ut_space *s, const ut_region *r, int fd, uint64_t used)
 {
-	ut_sole *m = s->sole;
+	ut_sole *m = sole_of(s);
+	int segment = ut_maps_is_segment(&s->maps, r);
+	ut_mapping *v;
 	ut_object *o;
+	size_t n;
 
-	if ((!m && !s->may_share) || (r->end - r->start) / SPARSE > used || !is_worth_it(s, r))
+	if ((!m && !s->may_share) || (m && m->over) || (r->end - r->start) / SPARSE > used || !is_worth_it(s, r))
 		return;
 	s->shared_wanted = s->may_share;
-	if (!m || fd < 0 || (s->harvest.flags & UT_RUNNING) || !is_eligible(s, r))
+	if (!m || fd < 0 || !m->begun || (s->harvest.flags & UT_RUNNING))
 		return;
-	o = ut_sharers_add(&m->sharers, r, ut_maps_is_segment(&s->maps, r));
+	v = alike(m, r, segment, &n);
+	o = v ? ut_sharers_add(&m->sharers, r, segment) : NULL;
 	if (!o || o->barred)
 		return;
 	m->asked = 1;
-	o->followed = ut_object_is_private(&m->sharers, o, r, s->reader.pid, fd) && m->alone && !arm(s, o);
+	o->followed = ut_object_is_private(&m->sharers, o, r, n, fd) && m->alone &&
+		      (!segment || are_our_segments(o, v, n, fd)) && !arm_all(s, o, v, n);
 }

@@ -1,30 +1,44 @@
-/* Shared memory under traps: as long as nobody can write it but through the page tables of the process. */
+/* Shared memory under traps: as long as nobody can write it but through the page tables of the processes that we follow. */
 #ifndef UT_SOLE_H
 #define UT_SOLE_H
-#include "births.h"
-#include "fault_server.h"
-#include "relatives.h"
+#include "mapper.h"
 #include "sharers.h"
 
+/* One mapping of an object of the kernel's own mount for such objects, in one of the processes. */
 typedef struct {
-	int32_t uffd;    /* of its own, for it alone: who moves some or gives it back waits until we have noted that */
-	int32_t alone;   /* no relative by fork has our memory: seen before this stop, and true since */
+	uint64_t inode, start, end, offset;
+	ut_mapper *mapper;
+	int32_t number;  /* of the mapper */
+	int32_t kind, segment;
+	int32_t armed;   /* all of it has been under traps, since when they have been taken away by writes alone */
+} ut_mapping;
+typedef struct {
+	ut_mapping *v; /* by inode, mapper and address */
+	size_t n, cap;
+} ut_mappings;
+
+/* The processes that are stopped together: one, or a tree. */
+typedef struct ut_sole {
+	ut_mapper **v;
+	size_t n, cap;
+	int32_t made;    /* mappers, so far */
+	int32_t left;    /* one has gone since the last stop */
+	int32_t begun;   /* they stand, and it is known what they map */
+	int32_t alone;   /* nobody else is a relative by fork and has that memory: seen before this stop, and true since */
 	int32_t asked;   /* that would be worth knowing */
-	int64_t ask_again_ns;
 	int32_t over;    /* somebody may write it in a way that leaves no mark, or no marks can be had: no more of it */
-	uint32_t major, minor; /* of the kernel's own mount for such objects */
-	uint64_t *inodes;      /* of all mappings of such objects at this stop, in order */
-	size_t ninodes, inodes_cap;
-	ut_births births;
+	int64_t ask_again_ns;
+	uint32_t major, minor; /* of that mount */
+	ut_mappings now, before; /* at this stop, at the last one */
 	ut_sharers sharers;
-	ut_fault_server server;
-	pthread_mutex_t lock; /* protects `moved` */
-	int32_t moved;   /* shared memory was moved, mapped twice or given back since the last stop */
 } ut_sole;
 
-/* The caller keeps `uffd`, which has the events REMAP and REMOVE. -ENOTSUP: we do not see all processes. */
-int ut_sole_open(int uffd, ut_sole **out);
-void ut_sole_close(ut_sole *m);
+void ut_sole_free(ut_sole *m);
 /* What traps tell is void. */
 void ut_sole_forget(ut_sole *m);
+/* Before a stop: look for relatives by fork, if that is worth it. `m` may be NULL, here and below. */
+void ut_sole_ask(ut_sole *m);
+/* In a stop, when it is known which of them stand (ut_sole_stands, methods.h) and what they map. */
+void ut_sole_begin(ut_sole *m);
+void ut_sole_end(ut_sole *m);
 #endif

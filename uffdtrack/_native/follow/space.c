@@ -122,8 +122,7 @@ static void start_harvest(ut_space *s, int flags)
 		ut_early_clear(&s->early);
 		ut_history_clear(&s->history);
 		ut_digests_clear(&s->digests);
-		if (s->sole)
-			ut_sole_forget(s->sole);
+		ut_sole_forget(s->claims ? s->claims->sole : s->sole);
 	}
 }
 
@@ -183,16 +182,12 @@ static int void_what_is_new(ut_space *s)
 	return 0;
 }
 
-static int harvest_regions(ut_space *s, const ut_tracee *t, const ut_runs *pending)
+static int harvest_regions(ut_space *s, const ut_runs *pending)
 {
 	ut_harvest *h = &s->harvest;
 
-	TRY(ask_watch(s));
-	TRY(look_at_mappings(s, t));
-	ut_sole_begin(s, t);
 	for (size_t i = 0; i < s->maps.n; i++)
 		TRY(harvest_region(s, &s->maps.regions[i], pending));
-	ut_sole_end(s);
 	TRY(void_what_is_new(s));
 	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
 }
@@ -206,10 +201,17 @@ static void take_late(ut_space *s)
 		ut_watch_early(s->watch, &touched);
 }
 
-int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending)
+/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
+static int conclude(ut_space *s, int err)
 {
-	const ut_runs given = {(ut_run *)pending, npending, npending};
-	AUTO_RUNS again = {0};
+	if (ut_space_is_gone(s))
+		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;
+	ut_history_take(&s->history, &s->harvest.all.now);
+	return err;
+}
+
+int ut_space_look(ut_space *s, const ut_tracee *t, int flags)
+{
 	int err;
 
 	if (flags & UT_RUNNING)
@@ -217,22 +219,36 @@ int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *p
 	/* Opened anew each time: these files stay with the memory of before an exec. */
 	TRY(ut_reader_open(&s->reader));
 	start_harvest(s, flags);
+	err = ask_watch(s);
+	if (!err)
+		err = look_at_mappings(s, t);
+	return err ? conclude(s, err) : 0;
+}
+
+int ut_space_find(ut_space *s, const ut_run *pending, size_t npending)
+{
+	const ut_runs given = {(ut_run *)pending, npending, npending};
+	int flags = s->harvest.flags, err;
+	AUTO_RUNS again = {0};
+
 	runs_normalise(&s->early.again);
 	err = s->early.broken ? -ENOMEM : runs_append(&again, &given);
 	if (!err)
 		err = runs_append(&again, &s->early.again);
 	runs_normalise(&again);
 	if (!err)
-		err = harvest_regions(s, t, &again);
+		err = harvest_regions(s, &again);
 	if (!err && (flags & UT_RUNNING)) /* after a stop ut_space_give() does it */
 		err = ut_early_outdate(s);
 	if (flags & UT_RUNNING)
 		take_late(s);
-	/* Asked last: what was seen of another memory meanwhile is of no use, and any error may come from it. */
-	if (ut_space_is_gone(s))
-		err = ut_live_thread(s->reader.pid) < 0 ? -ESRCH : UT_NEW_MM;
-	ut_history_take(&s->history, &s->harvest.all.now);
-	return err;
+	return conclude(s, err);
+}
+
+int ut_space_harvest(ut_space *s, int flags)
+{
+	TRY(ut_space_look(s, NULL, flags | UT_RUNNING));
+	return ut_space_find(s, NULL, 0);
 }
 
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n)
@@ -317,8 +333,8 @@ void ut_space_close(ut_space *s)
 {
 	if (s->watch)
 		ut_watch_close(s->watch);
-	if (s->sole)
-		ut_sole_close(s->sole);
+	ut_sole_leave(s);
+	ut_sole_free(s->sole);
 	ut_close_fd(&s->uffd); /* takes every trap away */
 	ut_reader_close(&s->reader);
 	ut_maps_free(&s->maps);

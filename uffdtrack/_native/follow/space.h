@@ -25,10 +25,13 @@ typedef struct {
 	uint64_t inode, offset, end, address; /* the member maps [offset, end) of it at `address` */
 	uint32_t major, minor;
 	int32_t member, segment;
+	int64_t made_s;  /* of a segment */
+	uint64_t made_ns, namespace;
 } ut_claim;
 typedef struct {
 	ut_claim *v;
 	size_t n, cap;
+	ut_sole *sole; /* of all members. NULL: all shared memory is compared */
 } ut_claims;
 /* Another member stores [start, end); in its own memory that begins at `address`. */
 typedef struct {
@@ -68,7 +71,7 @@ typedef struct {
 	size_t nelsewhere, elsewhere_cap;
 } ut_harvest;
 
-typedef struct {
+typedef struct ut_space {
 	int32_t uffd;
 	int32_t sync;      /* no WP_ASYNC: PAGEMAP_SCAN sets no trap, and cannot tell which pages lack one */
 	int32_t diff_all;  /* the kernel misses zapped PMDs: find zapped pages by comparing sets */
@@ -88,7 +91,8 @@ typedef struct {
 	int64_t stood_ns;   /* the target, for barriers since the last window, */
 	int64_t longest_ns; /* and for the longest of them */
 	ut_watch *watch; /* ring, sync: where to look, instead of everywhere. NULL: scan */
-	ut_sole *sole;      /* NULL: all shared memory is compared */
+	ut_sole *sole;      /* of a process by itself, see ut_claims */
+	ut_mapper *mapper;  /* the process's part in that, or NULL */
 	int32_t may_share;     /* the user wants shared memory followed, and nothing has been tried yet */
 	int32_t shared_wanted; /* the same, and there is some that could be followed */
 	/* if it is one process of a tree */
@@ -103,12 +107,16 @@ int ut_space_open(int pid, int uffd, int diff_all, ut_space **out);
 void ut_space_close(ut_space *s);
 /* Start the watch. `limit`: so many touched pages make `full` readable; sync keeps the target to it. */
 int ut_space_watch(ut_space *s, int sync, uint64_t limit);
-/* Follow shared memory where that is possible. The space owns `uffd`, which has the events REMAP and REMOVE, from
+/* Follow shared memory where that is possible; a member of a tree has to have joined it. The space owns `uffd`, which has the events REMAP and REMOVE, from
  * then on, unless this fails. */
 int ut_space_share(ut_space *s, int uffd);
-/* Find what was written since the last harvest, and arm it again, in one step. `t`: the target, which stands,
- * or NULL with UT_RUNNING; with sync the target must stand. Results are in s->harvest.all. */
-int ut_space_harvest(ut_space *s, const ut_tracee *t, int flags, const ut_run *pending, size_t npending);
+/* A harvest: what was written since the last one is found, and armed again, in one step. Results are in s->harvest.all.
+ * First a look at the mappings. `t`: the target, which stands, or NULL with UT_RUNNING; with sync the target must stand. */
+int ut_space_look(ut_space *s, const ut_tracee *t, int flags);
+/* Then what is in them. `pending` is found in any case. */
+int ut_space_find(ut_space *s, const ut_run *pending, size_t npending);
+/* Both, while the target runs. */
+int ut_space_harvest(ut_space *s, int flags);
 /* Copy ranges of the target, back to back, to s->buffer. Pages that cannot be read become zero
  * and go into `unreadable`. */
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);

@@ -182,9 +182,18 @@ static void take_members(struct tree *t, ut_claims *claims, ut_times *times)
 	for (size_t i = 0; i < t->n; i++) {
 		ut_member_window *m = &t->v[i];
 
+		if (!m->result)
+			m->result = ut_look_at_stopped(m->tracee, m->space, m->flags, &m->times);
+		if (!m->result)
+			ut_sole_stands(m->space, m->tracee);
+	}
+	ut_sole_begin(claims->sole);
+	for (size_t i = 0; i < t->n; i++) {
+		ut_member_window *m = &t->v[i];
+
 		if (m->result)
 			continue;
-		m->result = ut_take_stopped(m->tracee, m->space, m->flags, m->pending, m->npending, &m->times);
+		m->result = ut_take_stopped(m->space, m->pending, m->npending, &m->times);
 		/* What it has not stored, the next one has to. */
 		if (m->result)
 			ut_claims_drop(claims, m->space->member);
@@ -192,6 +201,7 @@ static void take_members(struct tree *t, ut_claims *claims, ut_times *times)
 		times->rearm_ns += m->times.rearm_ns;
 		times->copy_ns += m->times.copy_ns;
 	}
+	ut_sole_end(claims->sole);
 }
 
 /* Returns how many threads are still on their way to a stop. */
@@ -234,6 +244,7 @@ int ut_tree_window(ut_member_window *v, size_t n, ut_claims *claims, const ut_pi
 
 	*failed = n;
 	*times = (ut_times){0};
+	ut_sole_ask(claims->sole);
 	err = await_all(&t, failed);
 	t0 = ut_now_ns();
 	t.deadline = t0 + timeout_ns;

@@ -51,23 +51,34 @@ static void rearm_early(ut_space *s)
 	}
 }
 
-int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times)
+int ut_look_at_stopped(ut_tracee *t, ut_space *s, int flags, ut_times *times)
 {
-	ut_harvest *h = &s->harvest;
-	int64_t t0 = ut_now_ns(), t1;
+	int64_t t0 = ut_now_ns();
 	int err;
 
 	s->reader.tid = t->threads[ut_tracee_pick(t)].tid;
 	s->reader.give_up_ns = ut_guard_soft_end(t);
 	ut_sabotage("window");
-	err = ut_space_harvest(s, t, flags, pending, npending);
+	err = ut_space_look(s, t, flags);
+	if (err)
+		s->reader.give_up_ns = 0;
+	times->harvest_ns = ut_now_ns() - t0;
+	return err;
+}
+
+int ut_take_stopped(ut_space *s, const ut_run *pending, size_t npending, ut_times *times)
+{
+	ut_harvest *h = &s->harvest;
+	int64_t t0 = ut_now_ns(), t1;
+	int err = ut_space_find(s, pending, npending);
+
 	ut_sabotage("harvested");
 	if (ut_breaks(UT_BREAK_FORGET))
 		forget_page(s);
 	if (!err && ut_breaks(UT_BREAK_EARLY))
 		err = keep_early(s);
 	t1 = ut_now_ns();
-	if (!err && (flags & UT_NO_COPY)) {
+	if (!err && (h->flags & UT_NO_COPY)) {
 		int tid = ut_live_thread(s->reader.pid); /* the one that was taken may end meanwhile */
 
 		s->reader.tid = tid < 0 ? s->reader.tid : tid;
@@ -78,7 +89,7 @@ int ut_take_stopped(ut_tracee *t, ut_space *s, int flags, const ut_run *pending,
 	if (s->watch && !err)
 		ut_watch_threads(s->watch);
 	times->rearm_ns = h->arming_ns;
-	times->harvest_ns = t1 - t0 - h->arming_ns;
+	times->harvest_ns += t1 - t0 - h->arming_ns;
 	times->copy_ns = ut_now_ns() - t1;
 	s->early.harvest_ns = times->harvest_ns;
 	return err;
@@ -98,11 +109,25 @@ void ut_resumed(ut_space *s)
 		ut_watch_resumed(s->watch);
 }
 
+/* Of a process by itself. Of a tree, ut_tree_window() knows of all members; one by one, they compare shared memory. */
+static int take(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending, ut_times *times)
+{
+	int err;
+
+	TRY(ut_look_at_stopped(t, s, flags, times));
+	if (s->sole)
+		ut_sole_stands(s, t);
+	ut_sole_begin(s->sole);
+	err = ut_take_stopped(s, pending, npending, times);
+	ut_sole_end(s->sole);
+	return err;
+}
+
 int ut_look(ut_tracee *t, ut_space *s, ut_times *times)
 {
 	/* What was copied early is neither pending nor found again. */
 	TRY(ut_early_withdraw(&s->early));
-	return ut_take_stopped(t, s, UT_NO_COPY, NULL, 0, times);
+	return take(t, s, UT_NO_COPY, NULL, 0, times);
 }
 
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
@@ -111,7 +136,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	int64_t t0, stood, longest;
 	int err;
 
-	ut_sole_ask(s);
+	ut_sole_ask(s->sole);
 	if (!(flags & (UT_FULL | UT_NO_COPY)))
 		ut_space_early(s, t, timeout_ns);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
@@ -128,7 +153,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	longest = s->longest_ns;
 	s->stood_ns = s->longest_ns = 0;
 	times->stop_ns = ut_now_ns() - t0 + stood;
-	err = ut_take_stopped(t, s, flags, pending, npending, times);
+	err = take(t, s, flags, pending, npending, times);
 	ut_resumed(s);
 	int late = ut_tracee_resume(t);
 

@@ -1,0 +1,174 @@
+"""Shared memory that only the processes of a tree map is followed by traps of each; it is never wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoint.tree import Tree
+from checkpoint.tree_session import TreeSession
+from tests.helpers import Build, Spawn, broken, wait_for
+from tests.kernel.commons import AT, Commons, Watched
+from tests.kernel.forks import is_dead
+from tests.kernel.rolled import held
+from uffdtrack import PAGE, children
+
+CALM = "rop"
+"""Ways to write, and to give pages back, that leave no mark."""
+CHURN = CALM + "dDcgtM"
+WAYS = [CALM, "S" + CALM, CHURN + "m", "S" + CHURN]
+"""The parts of a segment that mprotect(2) has made never merge again."""
+
+
+@pytest.fixture(params=["ring", "scan"])
+def engine(request: pytest.FixtureRequest, root: None) -> str:
+    name: str = request.param
+    return name
+
+
+def take_many(watched: Watched, epochs: int) -> bool:
+    """Returns whether it was followed in each."""
+    rng = random.Random(3)
+    followed = []
+    for _ in range(epochs):
+        threading.Event().wait(rng.random() * 0.004)
+        assert watched.take() == []
+        followed.append(watched.followed)
+    return all(followed)
+
+
+def follow(watched: Watched) -> None:
+    wait_for(lambda: take_many(watched, 2), "its shared memory is followed")
+
+
+@pytest.mark.parametrize("ways", WAYS)
+def test_every_epoch_is_an_instant(
+    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
+) -> None:
+    watched = Watched(stack, Commons(spawn, build, 3, ways), in_memory / "t", engine)
+    take_many(watched, 6)
+    watched.commons.turn()
+    take_many(watched, 6)
+    assert min(watched.commons.counts) > 50
+
+
+NAMESPACES = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+for n in range(2):
+    ends = os.pipe()
+    if not os.fork():
+        assert not libc.unshare(0x08000000)  # CLONE_NEWIPC
+        segment = libc.shmget(0, 1 << 20, 0o1600)
+        at = libc.shmat(segment, None, 0)
+        libc.shmctl(segment, 0, None)
+        ctypes.memmove(at, b"own %d" % n, 5)
+        os.write(ends[1], b"%d %d %d" % (os.getpid(), segment, at))
+        sys.stdin.read()
+        os._exit(0)
+    print(os.read(ends[0], 99).decode(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_segments_of_two_namespaces(
+    root: None, spawn: Spawn, tree_of: Callable[[int], TreeSession], tmp_path: Path
+) -> None:
+    """Each counts its ids by itself: so two segments may have one number."""
+    process = spawn(sys.executable, "-c", NAMESPACES)
+    assert process.stdout
+    places = [[int(x) for x in process.stdout.readline().split()] for _ in range(2)]
+    assert places[0][1] == places[1][1]
+    epoch = tree_of(process.pid).take().epoch
+    entry = Tree(tmp_path / "t").open(epoch)
+    views = {one.pid: entry.view(one) for one in entry.processes}
+    for n, (pid, _, at) in enumerate(places):
+        page = np.array([at // PAGE], np.uint64)
+        assert views[pid].read(page)[0].tobytes()[:5] == b"own %d" % n
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", WAYS)
+def test_many_epochs(
+    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
+) -> None:
+    """It is followed where nothing leaves a mark, and again after that."""
+    watched = Watched(stack, Commons(spawn, build, 4, ways), in_memory / "t", engine)
+    for _ in range(8):
+        follow(watched)
+        take_many(watched, 5)
+        watched.commons.turn()
+        followed = take_many(watched, 5)
+        assert followed or ways.strip("S") != CALM
+        watched.commons.turn()
+
+
+LEAVES = ["k", "e", "x", "u", "n", "Sk", "Su"]
+"""A writer is killed, calls exec, exits, unmaps it, or has a child go on for it."""
+
+
+def let_leave(watched: Watched) -> None:
+    """One writer has written, and has done its last; an epoch of that moment."""
+    child, *others = watched.commons.children
+
+    def has_left() -> bool:
+        return (
+            is_dead(child)
+            or bool(children(child))
+            or f"{AT:x}" not in Path(f"/proc/{child}/maps").read_text()
+        )
+
+    with ExitStack() as stack:
+        for pid in (watched.commons.pid, *others):
+            stack.enter_context(held(pid))  # or they would write its pages, too
+        take_many(watched, 1)
+        os.kill(child, signal.SIGUSR1)
+        wait_for(has_left, "the writer leaves")
+        take_many(watched, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", LEAVES)
+def test_one_that_leaves(
+    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
+) -> None:
+    """What it has written last is there; and it is followed again, as by those that have come."""
+    watched = Watched(stack, Commons(spawn, build, 3, ways), in_memory / "t", engine)
+    follow(watched)
+    let_leave(watched)
+    take_many(watched, 5)
+    follow(watched)
+    take_many(watched, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", ["c", "g", "Sc", "k", "x", "u", "Sk", "Su"])
+def test_negative_control(spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str) -> None:
+    """Where nobody hears of children, or of those that leave, pages are lost, unless it is just compared."""
+
+    def goes_wrong(attempt: int) -> bool:
+        with ExitStack() as stack:
+            watched = Watched(stack, Commons(spawn, build, 3, ways), in_memory / f"t{attempt}", engine)
+            follow(watched)
+            with broken("sharers"):
+                try:
+                    if ways[-1] in "cg":
+                        watched.commons.turn()
+                    else:
+                        let_leave(watched)
+                    take_many(watched, 100)
+                except AssertionError:
+                    return True
+        return False
+
+    assert any(goes_wrong(attempt) for attempt in range(5))
