@@ -65,7 +65,8 @@ class ProcessTree:
 
     def _share(self, members: Sequence[TreeMember]) -> None:
         """Follow shared memory of all, if one has some: of each it has to be known what it forks."""
-        self._shares |= any(member.space.native.shared_wanted for member in members)
+        wants = [member.space.native.shared_wanted for member in members]  # type: ignore[attr-defined]
+        self._shares |= any(wants)
         if self._shares:
             for member in members:
                 follow_shared(member.space.pid, member.space.native)
