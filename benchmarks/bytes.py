@@ -83,7 +83,7 @@ while True:
         memory[at : at + 4096] = os.urandom(4096)
     os.write(1, b".")
 """
-SETTINGS = {"listen_addresses": "", "shared_buffers": "32MB", "max_connections": "20", "fsync": "off"}
+SETTINGS = {"listen_addresses": "", "max_connections": "20", "fsync": "off"}
 
 
 @contextmanager
@@ -127,7 +127,8 @@ def redis_under(directory: Path, random_values: bool) -> Iterator[Measure]:
 
 
 @contextmanager
-def postgres(directory: Path) -> Iterator[Measure]:
+def postgres(directory: Path, buffers: str = "32MB", scale: int = 2) -> Iterator[Measure]:
+    """Args: buffers: its shared memory; scale: so many times 100,000 accounts, 15 MB."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     user = pwd.getpwnam("postgres")
     own: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], "cwd": "/"}
@@ -138,7 +139,7 @@ def postgres(directory: Path) -> Iterator[Measure]:
         data = f"{text}/data"
         initdb = [programs / "initdb", "-D", data, "--auth", "trust", "-N", "--locale", "C"]
         subprocess.run(initdb, check=True, **quiet)
-        settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
+        settings = [f"--{name}={value}" for name, value in {**SETTINGS, "shared_buffers": buffers}.items()]
         server = subprocess.Popen(
             [programs / "postgres", "-D", data, *settings, f"--unix_socket_directories={text}"],
             stdin=subprocess.DEVNULL, **quiet,
@@ -147,7 +148,7 @@ def postgres(directory: Path) -> Iterator[Measure]:
             while subprocess.run([programs / "pg_isready", "-h", text], **quiet).returncode:
                 time.sleep(0.05)
             bench = [programs / "pgbench", "-h", text, "-U", "postgres", "postgres"]
-            subprocess.run([*bench, "-i", "-s", "2"], check=True, **quiet)
+            subprocess.run([*bench, "-i", "-s", str(scale)], check=True, **quiet)
             load_of = subprocess.Popen([*bench, "-c", "2", "-T", "10000"], **quiet)
 
             def done() -> int:
