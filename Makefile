@@ -43,13 +43,14 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 bench: .venv/ready
-	@tools/need gcore:gdb redis-server:redis-server redis-benchmark:redis-tools
+	@tools/need gcore:gdb redis-server:redis-server redis-benchmark:redis-tools /usr/lib/postgresql:postgresql
 	$(BIN)/python -m benchmarks.checkpoint -o out/bench
 	$(BIN)/python -m benchmarks.pause -o out/bench
 	$(BIN)/python -m benchmarks.durable -o out/bench
 	$(BIN)/python -m benchmarks.steps -o out/bench
 	$(BIN)/python -m benchmarks.in_memory -o out/bench
 	$(BIN)/python -m benchmarks.bytes -o out/bench --rounds 1
+	$(BIN)/python -m benchmarks.tree -o out/bench
 	$(BIN)/python -m benchmarks.base -o out/bench
 	$(BIN)/python -m benchmarks.lists -o out/bench
 	$(BIN)/python -m benchmarks.rate -o out/bench

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tree -o DIR
 
-pgbench has two clients, which stay connected, ten epochs are taken a second; the ways take turns, with a time of
-no session between. Every epoch is a line of tree.jsonl. It asserts nothing.
+pgbench has two clients, which stay connected, ten epochs are taken a second; the ways take turns, with a time
+of no session between. Every epoch is a line of tree.jsonl. It asserts nothing.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from uffdtrack import PAGE, TreeWindow, children
 AT = 0x200000000000
 WORDS = PAGE // 8
 MASK = (1 << 64) - 1
+SEEDS = itertools.count(os.getpid() << 16)
 
 
 def mix(seed: int, writer: int, n: int) -> int:
@@ -32,11 +34,12 @@ def mix(seed: int, writer: int, n: int) -> int:
 class Commons:
     """The program, and what its memory has to be."""
 
-    def __init__(
-        self, spawn: Spawn, build: Build, writers: int, ways: str, pages: int = 1024, seed: int = 7
-    ) -> None:
-        self.writers, self.pages, self.seed = writers, pages, seed
-        self.process = spawn(build("commons"), writers, pages, seed, ways)
+    def __init__(self, spawn: Spawn, build: Build, writers: int, ways: str, pages: int = 1024) -> None:
+        self.writers, self.pages = writers, pages
+        self.seed = next(SEEDS)
+        command = [str(part) for part in (build("commons"), writers, pages, self.seed, ways)]
+        self.process = spawn(*command)
+        self.command = b"".join(part.encode() + b"\0" for part in command)
         self.pid = self.process.pid
         assert self.process.stdout and self.process.stdout.readline() == b"ready\n"
         self.children = children(self.pid)
@@ -47,6 +50,21 @@ class Commons:
         """It begins to disturb, or ends that."""
         for pid in (self.pid, *self.children):
             os.kill(pid, signal.SIGUSR1)
+
+    def orphans(self) -> list[int]:
+        """Writers that are no descendants of the first one any more."""
+        own = {self.pid, *self.children}
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if (path / "cmdline").read_bytes() == self.command and not own & {int(path.name), parent}:
+                    found.append(int(path.name))
+        return found
+
+    def kill_orphans(self) -> None:
+        for pid in self.orphans():
+            os.kill(pid, signal.SIGKILL)
 
     def page_of(self, writer: int, n: int) -> int:
         return mix(self.seed, writer, n) % self.pages

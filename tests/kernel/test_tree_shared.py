@@ -7,8 +7,8 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -117,24 +117,28 @@ LEAVES = ["k", "e", "x", "u", "n", "Sk", "Su"]
 """A writer is killed, calls exec, exits, unmaps it, or has a child go on for it."""
 
 
+@contextmanager
+def all_held(pids: Iterable[int]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for pid in pids:
+            stack.enter_context(held(pid))
+        yield
+
+
 def let_leave(watched: Watched) -> None:
-    """One writer has written, and has done its last; an epoch of that moment."""
+    """One writer has written, and has done its last; before and after, an epoch."""
     child, *others = watched.commons.children
 
     def has_left() -> bool:
-        return (
-            is_dead(child)
-            or bool(children(child))
-            or f"{AT:x}" not in Path(f"/proc/{child}/maps").read_text()
-        )
+        maps = "" if is_dead(child) else Path(f"/proc/{child}/maps").read_text()
+        return f"{AT:x}" not in maps or bool(children(child))
 
-    with ExitStack() as stack:
-        for pid in (watched.commons.pid, *others):
-            stack.enter_context(held(pid))  # or they would write its pages, too
+    with all_held([watched.commons.pid, *others]):  # or they would write its pages, too
         take_many(watched, 1)
         os.kill(child, signal.SIGUSR1)
         wait_for(has_left, "the writer leaves")
-        take_many(watched, 1)
+        with all_held(watched.commons.orphans()):
+            take_many(watched, 1)
 
 
 @pytest.mark.slow
@@ -149,6 +153,24 @@ def test_one_that_leaves(
     take_many(watched, 5)
     follow(watched)
     take_many(watched, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", ["f", "Sf"])
+def test_an_orphan(
+    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
+) -> None:
+    """It goes on to write, and is no member."""
+    commons = Commons(spawn, build, 3, ways)
+    stack.callback(commons.kill_orphans)
+    watched = Watched(stack, commons, in_memory / "t", engine)
+    follow(watched)
+    let_leave(watched)
+    before = sum(watched.commons.counts)
+    for _ in range(20):
+        with all_held(watched.commons.orphans()):
+            assert not take_many(watched, 1)
+    assert sum(watched.commons.counts) > before
 
 
 @pytest.mark.slow

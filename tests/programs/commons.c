@@ -112,10 +112,14 @@ static void leave(char way)
 		_exit(0);
 	if (way == 'u')
 		munmap(memory, (pages + 1) * 4096);
-	if (way != 'n' || fork())
+	if ((way != 'n' && way != 'f') || fork()) {
+		if (way == 'f')
+			_exit(0);
 		for (;;)
 			pause();
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	}
+	if (way == 'n')
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	disturbing = 0;
 }
 

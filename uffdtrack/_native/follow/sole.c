@@ -304,6 +304,8 @@ static int take_marks(ut_sole *m)
 {
 	int marks = m->left | ut_sharers_clock_set(&m->sharers);
 
+	if (m->left) /* it may live on, or have left children that nobody has heard of */
+		m->alone = 0;
 	m->left = 0;
 	for (size_t i = 0; i < m->n; i++) {
 		ut_mapper *p = m->v[i];
