@@ -11,6 +11,8 @@ void ut_claims_drop(ut_claims *c, int member)
 {
 	size_t kept = 0;
 
+	if (!c->n) /* nor is it touched while several members are looked at */
+		return;
 	for (size_t i = 0; i < c->n; i++)
 		if (c->v[i].member != member)
 			c->v[kept++] = c->v[i];

@@ -1,5 +1,6 @@
 #include "compat.h"
 #include "methods.h"
+#include "parallel.h"
 #include "tree.h"
 #include "vec.h"
 
@@ -176,20 +177,52 @@ static int stop_all(struct tree *t, size_t *failed)
 	return 0;
 }
 
-static void take_members(struct tree *t, ut_claims *claims, ut_times *times)
+struct part {
+	ut_member_window *v;
+	size_t n;
+};
+
+static int look_at_part(void *arg)
 {
-	claims->n = 0;
-	for (size_t i = 0; i < t->n; i++) {
-		ut_member_window *m = &t->v[i];
+	const struct part *part = arg;
+
+	for (size_t i = 0; i < part->n; i++) {
+		ut_member_window *m = &part->v[i];
 
 		if (!m->result)
 			m->result = ut_look_at_stopped(m->tracee, m->space, m->flags, &m->times);
-		if (!m->result)
-			ut_sole_stands(m->space, m->tracee);
 	}
+	return 0;
+}
+
+/* Nothing of one member's look concerns another one's. */
+static void look_at_members(struct tree *t)
+{
+	struct part parts[UT_SHARES];
+	int k = ut_shares(t->n, 2);
+
+	for (int i = 0; i < k; i++) {
+		size_t from = t->n * i / k, to = t->n * (i + 1) / k;
+
+		parts[i] = (struct part){t->v + from, to - from};
+	}
+	ut_parallel(look_at_part, parts, sizeof(*parts), k);
+}
+
+static void take_members(struct tree *t, ut_claims *claims, ut_times *times)
+{
+	int64_t t0 = ut_now_ns();
+
+	claims->n = 0;
+	look_at_members(t);
+	for (size_t i = 0; i < t->n; i++)
+		if (!t->v[i].result)
+			ut_sole_stands(t->v[i].space, t->v[i].tracee);
 	ut_sole_begin(claims->sole);
+	times->harvest_ns = ut_now_ns() - t0;
 	for (size_t i = 0; i < t->n; i++) {
 		ut_member_window *m = &t->v[i];
+		int64_t looked = m->times.harvest_ns;
 
 		if (m->result)
 			continue;
@@ -197,7 +230,7 @@ static void take_members(struct tree *t, ut_claims *claims, ut_times *times)
 		/* What it has not stored, the next one has to. */
 		if (m->result)
 			ut_claims_drop(claims, m->space->member);
-		times->harvest_ns += m->times.harvest_ns;
+		times->harvest_ns += m->times.harvest_ns - looked;
 		times->rearm_ns += m->times.rearm_ns;
 		times->copy_ns += m->times.copy_ns;
 	}
