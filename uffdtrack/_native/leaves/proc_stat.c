@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 
 int ut_proc_stat_of(int fd, ut_proc_stat *out)
 {
@@ -46,6 +47,15 @@ DIR *ut_open_tasks(int pid)
 	if (!dir && errno == ENOENT)
 		errno = ESRCH;
 	return dir;
+}
+
+long ut_count_tasks(int pid)
+{
+	char path[32];
+	struct stat s;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	return stat(path, &s) ? -errno : (long)s.st_nlink - 2; /* each is a directory in it */
 }
 
 int ut_next_task(DIR *dir)

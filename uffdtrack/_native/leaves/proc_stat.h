@@ -10,6 +10,8 @@ int ut_open_task(int pid, int tid, const char *name);
 /* List the threads of a process. NULL and errno ESRCH: there is no such process. ut_next_task(): the next
  * one; 0: there are no more. */
 DIR *ut_open_tasks(int pid);
+/* How many threads there are, those too that have ended and are not reaped; -errno. */
+long ut_count_tasks(int pid);
 int ut_next_task(DIR *dir);
 
 typedef struct {

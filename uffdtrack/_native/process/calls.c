@@ -31,7 +31,7 @@
 #define ON_ITS_WAY_NS 20000000ll
 #define CLOSE_NS 5000000000ll
 
-enum waits_for { NOBODY, SUPERVISOR, FILE_SYSTEM };
+enum waits_for { NOBODY, SUPERVISOR, FILE_SYSTEM, AWAKE };
 
 /* Who is waited for, by the function of the kernel's that a thread sleeps in (proc_pid_wchan(5)). A kernel that does not tell
  * (CONFIG_KALLSYMS) leaves no other way to know of a supervisor: the verdict of a filter is not to be had without
@@ -45,7 +45,9 @@ static enum waits_for waits_for(const ut_tracee *t, int tid)
 	/* The one is inside the other, inlined or not. A supervisor that waits for work is in seccomp_notify_ioctl. */
 	if (strstr(text, "seccomp_do_user_notification") || strstr(text, "__seccomp_filter"))
 		return SUPERVISOR;
-	return strcmp(text, "request_wait_answer") ? NOBODY : FILE_SYSTEM; /* fs/fuse/dev.c */
+	if (!strcmp(text, "request_wait_answer")) /* fs/fuse/dev.c */
+		return FILE_SYSTEM;
+	return strcmp(text, "0") ? NOBODY : AWAKE;
 }
 
 static int any_anew(const ut_tracee *t)
@@ -58,13 +60,18 @@ static int any_anew(const ut_tracee *t)
 }
 
 /* 1: the thread is in a call to be left alone; *h says in which, and until when. */
-static int look_at_call(const ut_tracee *t, int tid, ut_escort *h)
+static int look_at_call(ut_tracee *t, int tid, ut_escort *h)
 {
 	const ut_wait *w = ut_find_wait(t, tid);
 	int64_t now = ut_now_ns();
 	ut_proc_call c;
 
 	enum waits_for whom = waits_for(t, tid);
+
+	if (whom == AWAKE) {
+		VEC_PUSH(t->calls.awake, t->calls.nawake, t->calls.awake_cap, tid); /* it says in which order to stop them, no more */
+		whom = NOBODY;
+	}
 
 	*h = (ut_escort){.tid = tid, .trap = -1, .nr = UT_ESCORT_SUPERVISED, .until_ns = INT64_MAX};
 	if (whom == SUPERVISOR) {
@@ -222,6 +229,7 @@ static int escort_new(ut_tracee *t, int only_look)
 
 	if (!dir)
 		return -errno;
+	t->calls.nawake = 0;
 	while (err >= 0 && (tid = ut_next_task(dir))) {
 		ut_escort found;
 
@@ -422,6 +430,7 @@ void ut_close_calls(ut_tracee *t)
 			;
 		ut_tracee_settle(t, CLOSE_NS); /* they stop now, their calls are mended, and they are let go */
 	}
+	free(t->calls.awake);
 	free(t->calls.v);
 	t->calls.v = NULL;
 }

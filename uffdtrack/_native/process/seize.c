@@ -57,12 +57,12 @@ static void on_nudge(int number, siginfo_t *info, void *context)
 
 int ut_seizing_open(ut_tracee *t)
 {
-	struct sigaction sa = {.sa_sigaction = on_nudge, .sa_flags = SA_RESTART | SA_SIGINFO};
+	struct sigaction sa = {.sa_sigaction = on_nudge, .sa_flags = SA_SIGINFO};
 	struct sigevent to = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = NUDGE};
 	sigset_t one;
 
 	to.sigev_value.sival_ptr = t;
-	to._sigev_un._tid = syscall(SYS_gettid);
+	t->seizing.tid = to._sigev_un._tid = syscall(SYS_gettid);
 	sigemptyset(&one);
 	sigaddset(&one, NUDGE);
 	if (sigaction(NUDGE, &sa, NULL) || sigprocmask(SIG_UNBLOCK, &one, NULL) ||
@@ -76,21 +76,31 @@ void ut_seizing_close(const ut_tracee *t)
 	syscall(SYS_timer_delete, t->seizing.timer);
 }
 
-static void nudge_every(const ut_tracee *t, long ns)
+static void nudge(const ut_tracee *t, long first_ns, long ns)
 {
-	struct itimerspec every = {{0, ns}, {0, ns}};
+	struct itimerspec every = {{0, ns}, {0, first_ns}};
 
 	syscall(SYS_timer_settime, t->seizing.timer, 0, &every, NULL); /* fails for a wrong timer or time only */
 }
 
 void ut_seizing_begin(const ut_tracee *t)
 {
-	nudge_every(t, NUDGE_NS);
+	nudge(t, NUDGE_NS, NUDGE_NS);
 }
 
 void ut_seizing_end(const ut_tracee *t)
 {
-	nudge_every(t, 0);
+	nudge(t, 0, 0);
+}
+
+int ut_seizing_await(const ut_tracee *t, int tid, long ns)
+{
+	siginfo_t what;
+
+	if (t->seizing.tid != syscall(SYS_gettid)) /* the nudge would be another thread's */
+		return 0;
+	nudge(t, ns, NUDGE_NS); /* its handler ends the sleep */
+	return !waitid(P_PID, tid, &what, WSTOPPED | WEXITED | WNOWAIT | __WALL);
 }
 
 /* An ending thread answers EPERM as a forbidden one does, and a thread in exec is waited for: then the one that was

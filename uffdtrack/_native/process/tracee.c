@@ -21,7 +21,7 @@
 #include <time.h>
 
 #define ASK_NS 500000000
-#define SPIN_NS 30000
+#define SPIN_NS 10000
 #define LATE_NS 100000
 #define REAP_NS 400000
 #define REAP_EACH_NS 20000 /* for each thread */
@@ -94,6 +94,49 @@ static int are_starved(const ut_tracee *t)
 	return 1;
 }
 
+/* Its registers are there already. */
+static void take_state(ut_tracee *t, size_t i)
+{
+	ut_thread *th = &t->threads[i];
+	struct iovec iov = {t->xstate + i * t->xstate_stride, t->xstate_stride};
+
+	if (th->worker)
+		return;
+	if (trace(PTRACE_GETSIGMASK, th->tid, (void *)8, &th->sigmask) ||
+	    trace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov)) {
+		th->state = UT_THREAD_ASKED; /* killed while it stood: we have yet to reap it */
+		return;
+	}
+	th->xstate_len = iov.iov_len;
+	th->rseq = ut_rseq_of(th->tid);
+}
+
+static int reserve_states(ut_tracee *t)
+{
+	uint8_t *v;
+
+	if (t->xstate_cap >= t->n)
+		return 0;
+	v = realloc(t->xstate, t->n * t->xstate_stride);
+	if (!v)
+		return -ENOMEM;
+	t->xstate = v;
+	t->xstate_cap = t->n;
+	return 0;
+}
+
+/* 1: the thread stands, or is dead; its state is taken while others are on their way. */
+static int poll_thread(ut_tracee *t, size_t i)
+{
+	int r = ut_poll_thread(t, &t->threads[i]);
+
+	if (r >= 0 && t->threads[i].state == UT_THREAD_STOPPED) {
+		TRY(reserve_states(t));
+		take_state(t, i);
+	}
+	return r;
+}
+
 /* Look at those that have not stopped yet, in order, up to the first that still has not, or at all of them. Returns
  * whether there are any. */
 static int poll_in_order(ut_tracee *t, int all)
@@ -103,10 +146,9 @@ static int poll_in_order(ut_tracee *t, int all)
 	for (size_t i = 0; i < t->n && (all || !pending); i++) {
 		if (t->threads[i].state != UT_THREAD_ASKED)
 			continue;
-		int r = ut_poll_thread(t, &t->threads[i]);
+		int r = poll_thread(t, i);
 
-		if (r < 0)
-			return r;
+		TRY(r);
 		pending += !r;
 	}
 	return pending;
@@ -122,11 +164,20 @@ static void nap(int64_t looked_ns, int64_t waited_ns)
 	nanosleep(&(struct timespec){0, ns < NAP_NS ? NAP_NS : ns > LONGEST_NAP_NS ? LONGEST_NAP_NS : ns}, NULL);
 }
 
+/* Sleep until the last thread has news: when it comes to its turn, those before it have had theirs. 0: there was none. */
+static int await_last(const ut_tracee *t, int64_t ns)
+{
+	for (size_t i = t->n; i--;)
+		if (t->threads[i].state == UT_THREAD_ASKED)
+			return ut_seizing_await(t, t->threads[i].tid, ns);
+	return 0;
+}
+
 static int wait_all(ut_tracee *t, int64_t deadline)
 {
 	int64_t begun = ut_now_ns(), start = t->guard.stopped_ns, reap_at = begun + REAP_NS + t->n * REAP_EACH_NS;
 	int64_t last = start + (deadline - start) * STARVED;
-	int looked = 0;
+	int looked = 0, sleeps = 1;
 
 	for (unsigned n = 0;; n++) {
 		int64_t looks = ut_now_ns(), now;
@@ -140,6 +191,11 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 			return -ETIMEDOUT;
 		if (now < begun + SPIN_NS)
 			continue;
+		/* They may be queued on this processor. A nap would be 25 us longer than it is to be. */
+		if (sleeps && now < begun + LATE_NS) {
+			sleeps = await_last(t, begun + LATE_NS - now);
+			continue;
+		}
 		if (all && now > begun + LATE_NS && t->urgent && !looked++ && !t->aside.n && are_starved(t)) {
 			t->crowded = CROWDED;
 			ut_step_aside(&t->aside);
@@ -153,11 +209,20 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 	}
 }
 
+/* Those that run come first: where they stand is a processor for those that have to be woken. */
+static void interrupt(const ut_tracee *t, size_t first)
+{
+	for (int awake = 1; awake >= 0; awake--)
+		for (size_t i = first; i < t->n; i++)
+			if (t->threads[i].awake == awake)
+				trace(PTRACE_INTERRUPT, t->threads[i].tid, NULL, NULL);
+}
+
 static int seize_all(ut_tracee *t)
 {
 	AUTO_DIR dir = ut_open_tasks(t->pid);
-	int fresh = 0, err = 0, tid, most = 0;
-	size_t next = 0;
+	size_t next = 0, awake = 0, before = t->n;
+	int err = 0, tid, most = 0;
 
 	if (!dir)
 		return -errno;
@@ -182,48 +247,34 @@ static int seize_all(ut_tracee *t)
 			err = ut_add_thread(t, tid);
 		if (err)
 			break;
-		trace(PTRACE_INTERRUPT, tid, NULL, NULL);
-		fresh++;
+		/* That list is in this order, too. */
+		while (awake < t->calls.nawake && t->calls.awake[awake] < tid)
+			awake++;
+		t->threads[t->n - 1].awake = awake < t->calls.nawake && t->calls.awake[awake] == tid;
 	}
-	return err ? err : fresh;
+	return err ? err : (int)(t->n - before);
 }
 
-/* Seize and interrupt the threads that are not in the table yet; returns how many. */
+/* Seize and interrupt the threads that are not in the table yet; returns how many. Those that it has seized when it fails
+ * are interrupted all the same. */
 static int seize_new(ut_tracee *t)
 {
-	int r;
+	size_t before = t->n;
+	int r = seize_all(t);
 
-	ut_seizing_begin(t);
-	r = seize_all(t);
-	ut_seizing_end(t);
+	interrupt(t, before);
 	return r;
 }
 
-static int take_states(ut_tracee *t)
+/* All that are in the table stand. 1: there are no others: only who runs makes threads. Where the count has one more, that
+ * may be a first thread that has ended. */
+static int are_all(const ut_tracee *t)
 {
-	if (t->xstate_cap < t->n) {
-		uint8_t *v = realloc(t->xstate, t->n * t->xstate_stride);
+	size_t standing = 0;
 
-		if (!v)
-			return -ENOMEM;
-		t->xstate = v;
-		t->xstate_cap = t->n;
-	}
-	for (size_t i = 0; i < t->n; i++) {
-		ut_thread *th = &t->threads[i];
-		struct iovec iov = {t->xstate + i * t->xstate_stride, t->xstate_stride};
-
-		if (th->state != UT_THREAD_STOPPED || th->worker)
-			continue;
-		if (trace(PTRACE_GETSIGMASK, th->tid, (void *)8, &th->sigmask) ||
-		    trace(PTRACE_GETREGSET, th->tid, (void *)NT_X86_XSTATE, &iov)) {
-			th->state = UT_THREAD_ASKED; /* killed while it stood: we have yet to reap it */
-			continue;
-		}
-		th->xstate_len = iov.iov_len;
-		th->rseq = ut_rseq_of(th->tid);
-	}
-	return 0;
+	for (size_t i = 0; i < t->n; i++)
+		standing += t->threads[i].state == UT_THREAD_STOPPED;
+	return standing && ut_count_tasks(t->pid) == (long)standing;
 }
 
 void ut_hurry(ut_tracee *t)
@@ -244,13 +295,18 @@ void ut_no_hurry(ut_tracee *t)
 
 int ut_tracee_ask(ut_tracee *t)
 {
+	int r;
+
 	for (size_t i = 0; i < t->n; i++)
 		if (t->threads[i].state == UT_THREAD_ASKED)
 			return 0; /* an earlier stop still waits for it */
 	t->n = 0;
 	t->seizing.end_ns = ut_now_ns() + ASK_NS;
 	ut_guard_stopping(t); /* from here on calls may be broken off */
-	return seize_new(t);
+	ut_seizing_begin(t);
+	r = seize_new(t);
+	ut_seizing_end(t);
+	return r;
 }
 
 int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
@@ -266,6 +322,21 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 	return r;
 }
 
+static int stop_all(ut_tracee *t, int64_t deadline)
+{
+	int r;
+
+	if (t->n)
+		TRY(wait_all(t, deadline));
+	do {
+		TRY(r = seize_new(t));
+		ut_sabotage("stopping");
+		if (r)
+			TRY(wait_all(t, deadline));
+	} while (r && !are_all(t));
+	return ut_tracee_pick(t) < 0 ? -ESRCH : 0;
+}
+
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 {
 	int64_t deadline = ut_now_ns() + timeout_ns;
@@ -275,28 +346,9 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	ut_guard_stopping(t);
 	/* A thread that an earlier stop still waits for is ours already. */
 	ut_keep_asked(t);
-	if (t->n) {
-		r = wait_all(t, deadline);
-		if (r) {
-			ut_step_back(&t->aside);
-			ut_tracee_resume(t);
-			return r;
-		}
-	}
-	do {
-		r = seize_new(t);
-		ut_sabotage("stopping");
-		if (r > 0) {
-			int err = wait_all(t, deadline);
-
-			if (err)
-				r = err;
-		}
-	} while (r > 0);
-	if (!r)
-		r = take_states(t);
-	if (!r && ut_tracee_pick(t) < 0)
-		r = -ESRCH;
+	ut_seizing_begin(t);
+	r = stop_all(t, deadline);
+	ut_seizing_end(t);
 	if (r)
 		ut_tracee_resume(t);
 	else

@@ -32,6 +32,7 @@ typedef struct {
 	uint32_t worker; /* a thread of the kernel's (io_uring), without user registers */
 	ut_registration rseq;
 	int64_t sent_ns; /* not stopped yet: when we sent it on to its signal, or looked again; or 0 */
+	int32_t awake;   /* it was not asleep in the kernel when we looked before the stop */
 } ut_thread;
 
 /* What we do with a call that a stop has ended with EINTR, by its number. */
@@ -98,6 +99,8 @@ typedef struct {
 typedef struct {
 	ut_escort *v;
 	size_t n, cap;
+	int32_t *awake; /* threads that ran at the last look */
+	size_t nawake, awake_cap;
 	uint64_t anew[UT_CALLS / 64]; /* numbers of calls of this process that a stop has made begin anew */
 	int32_t careful;              /* threads have been in calls that a stop leaves alone */
 	int32_t busy_tid;             /* after UT_BUSY: the thread, */
@@ -107,6 +110,7 @@ typedef struct {
 /* seize.c */
 typedef struct {
 	int32_t timer;
+	int32_t tid; /* our thread that it nudges */
 	volatile int32_t going_on; /* a thread is being seized: the timer's handler may look at the table */
 	int64_t end_ns;
 } ut_seizing;

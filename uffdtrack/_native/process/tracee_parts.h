@@ -97,6 +97,9 @@ void ut_close_calls(ut_tracee *t);
 int ut_seize(ut_tracee *t, int tid);
 void ut_seizing_begin(const ut_tracee *t);
 void ut_seizing_end(const ut_tracee *t);
+/* Between a begin and an end: sleep until the thread has news, so that it may have this processor; 0: it has none after so
+ * long, or we must not sleep. */
+int ut_seizing_await(const ut_tracee *t, int tid, long ns);
 /* Reap the threads that were killed while we traced them: an exec waits for that. */
 void ut_reap_killed(ut_tracee *t);
 int ut_seizing_open(ut_tracee *t);
