@@ -22,6 +22,7 @@ enum {
 				    * it has set before a stop; nothing is to fail of it but that rearm */
 	UT_BREAK_SHARERS = 16384,  /* of a process: nobody else is taken to have come to its shared memory */
 	UT_BREAK_LATE_TAKE = 32768, /* ring: what was touched while a base's page tables are looked through is taken for looked at */
+	UT_BREAK_DUE = 65536,      /* ring: what has its traps again just before the stop is not copied in it */
 	UT_BREAK_DELAY = 2048,     /* the stop after early copies comes late; nothing is to fail of it */
 };
 

@@ -45,6 +45,15 @@ def test_negative_control(
         take_epochs(pid, control, in_memory / "chain", 500, 22, engine, sabotage, copy_early)
 
 
+def test_what_is_armed_just_before_the_stop_is_copied_in_it(
+    kernel: None, spawn: Spawn, build: Build, in_memory: Path
+) -> None:
+    """Negative control: where it is not, the oracle must see it. "scan" finds all in the stop."""
+    pid, control = start_writer(spawn, build, 2, 23)
+    with pytest.raises(OracleError):
+        take_epochs(pid, control, in_memory / "chain", 500, 23, "ring", "due")
+
+
 def torn(spawn: Spawn, build: Build, directory: Path, engine: str, base: bool, sabotage: str) -> int:
     """How many of some epochs have a buffer of two reads: a stop lets each read end.
 

@@ -24,7 +24,7 @@ int ut_barrier(ut_tracee *t, ut_space *s, int64_t timeout_ns)
 		ut_watch_stopping(s->watch);
 	err = ut_tracee_stop_now(t, timeout_ns);
 	if (s->watch && err >= 0)
-		ut_watch_settle(s->watch);
+		ut_watch_settle(s->watch, t);
 	if (s->watch)
 		ut_watch_resumed(s->watch);
 	if (err >= 0 && ut_tracee_resume(t))

@@ -68,7 +68,7 @@ void ut_early_clear(ut_early *e)
 {
 	drop_idle(&e->buffer, e->used);
 	e->n = e->used = e->broken = 0;
-	e->gone.n = e->again.n = e->touched.n = e->left.n = 0;
+	e->gone.n = e->again.n = e->due.n = e->touched.n = e->left.n = 0;
 }
 
 void ut_early_free(ut_early *e)
@@ -78,6 +78,7 @@ void ut_early_free(ut_early *e)
 	ut_buffer_free(&e->merged);
 	runs_free(&e->gone);
 	runs_free(&e->again);
+	runs_free(&e->due);
 	runs_free(&e->touched);
 	runs_free(&e->left);
 }
@@ -231,6 +232,7 @@ int ut_early_withdraw(ut_early *e)
 static void normalise(ut_early *e)
 {
 	runs_normalise(&e->again);
+	runs_normalise(&e->due);
 	runs_normalise(&e->gone);
 	runs_normalise(&e->touched);
 	runs_normalise(&e->left);
@@ -249,6 +251,17 @@ static int tidy(ut_early *e)
 	return 0;
 }
 
+/* 0: the stop says so. */
+static int is_there(ut_space *s)
+{
+	int tid = ut_live_thread(s->reader.pid);
+
+	if (tid < 0 || ut_mm_is_gone(s->uffd))
+		return 0;
+	s->reader.tid = tid;
+	return 1;
+}
+
 static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 {
 	uint64_t before = 0;
@@ -257,16 +270,13 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 	for (int i = 0; i < ROUNDS; i++) {
 		uint64_t faults = s->watch ? 0 : faults_of(s), written;
 		AUTO_RUNS want = {0}, touched = {0};
-		int tid;
 
 		written = count_written(s, faults);
 		if (written < worth_a_round(s) || (i && written > before / 2))
 			return 0;
 		before = written;
-		tid = ut_live_thread(s->reader.pid);
-		if (tid < 0 || ut_mm_is_gone(s->uffd))
-			return 0; /* the stop says so */
-		s->reader.tid = tid;
+		if (!is_there(s))
+			return 0;
 		e->faults = faults;
 		if (s->watch) {
 			TRY(look_at_touched(s, &want, &touched));
@@ -285,6 +295,17 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 		TRY(copy_early(s, &want));
 	}
 	return 0;
+}
+
+/* The rest is too little for a round. Its traps are set again now; it is copied in the stop, when no call is under way that
+ * has pinned it. So the stop looks only for what is touched from here on. What is given back is told by an event, so
+ * nobody has to ask there whether it still exists: engines without a watch do all this in the stop. Each trap interrupts
+ * the processor that a thread of the target's runs on, which takes longer than the same in the stop. */
+static int arm_rest(ut_space *s)
+{
+	AUTO_RUNS touched = {0};
+
+	return s->watch && !s->early.behind && ut_watch_count(s->watch) && is_there(s) ? look_at_touched(s, &s->early.due, &touched) : 0;
 }
 
 /* Where a limit counts touched pages, those of a round would count twice. */
@@ -316,8 +337,9 @@ void ut_space_early(ut_space *s, ut_tracee *t, int64_t timeout_ns)
 {
 	if (!may_look_early(s))
 		return;
-	s->early.broken |= tidy(&s->early) || take_rounds(s, t, timeout_ns);
-	if (s->early.n && ut_breaks(UT_BREAK_EARLY | UT_BREAK_DELAY))
+	s->early.broken |= tidy(&s->early) || take_rounds(s, t, timeout_ns) || arm_rest(s);
+	normalise(&s->early);
+	if ((s->early.n || s->early.due.n) && ut_breaks(UT_BREAK_EARLY | UT_BREAK_DELAY))
 		nanosleep(&(struct timespec){0, 2000000}, NULL);
 }
 

@@ -25,6 +25,7 @@ typedef struct {
 	int32_t broken;   /* there was no memory to note a page: the next harvest fails */
 	ut_runs gone;     /* found zero again */
 	ut_runs again;    /* under traps, and not copied: for the stop */
+	ut_runs due;      /* the same, in spans, and there when the traps were set: copied in the stop unless given back since */
 	ut_runs touched;  /* ring: that the watch has told of */
 	ut_runs left;     /* those of `touched` that are for the stop */
 	uint64_t faults;  /* of the process, at the end of the last window */

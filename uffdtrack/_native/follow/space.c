@@ -161,7 +161,8 @@ static int look_at_mappings(ut_space *s, const ut_tracee *t)
 
 	TRY(ut_maps_read(&s->maps, s->reader.pid, s->reader.tid));
 	TRY(ut_backing_find(&s->maps, &s->before, &s->filesystems, s->reader.pid, s->reader.tid, flags));
-	ut_reader_ask_shared(&s->reader, &s->maps);
+	if (!(h->flags & UT_ASKED))
+		ut_reader_ask_shared(&s->reader, &s->maps);
 	ut_note_registered(s);
 	TRY(ut_note_unmapped(s, &h->all.fresh));
 	return s->sync ? ut_exit_pages(t, &s->reader, &h->all.now.bare) : 0;
@@ -242,13 +243,24 @@ int ut_space_find(ut_space *s, const ut_run *pending, size_t npending)
 		err = ut_early_outdate(s);
 	if (flags & UT_RUNNING)
 		take_late(s);
-	return conclude(s, err);
+	err = conclude(s, err);
+	if (!err)
+		s->early.due.n = 0; /* found, or void */
+	return err;
 }
 
 int ut_space_harvest(ut_space *s, int flags)
 {
 	TRY(ut_space_look(s, NULL, flags | UT_RUNNING));
 	return ut_space_find(s, NULL, 0);
+}
+
+int ut_space_ask(ut_space *s)
+{
+	if (!s->maps.n)
+		return 0;
+	ut_reader_ask_shared(&s->reader, &s->maps);
+	return UT_ASKED;
 }
 
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n)

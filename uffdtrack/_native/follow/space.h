@@ -16,6 +16,7 @@
 enum {
 	UT_FULL = 1,    /* every mapping is new: register, arm, take all of it */
 	UT_RUNNING = 2, /* the target is not stopped: mappings may change under us */
+	UT_ASKED = 8,   /* ut_space_ask() has been called */
 	UT_NO_COPY = 4, /* copy nothing: the caller copies what this finds while the target runs */
 };
 enum { UT_NEW_MM = -1000 }; /* the target has replaced its memory (exec) */
@@ -117,6 +118,9 @@ int ut_space_look(ut_space *s, const ut_tracee *t, int flags);
 int ut_space_find(ut_space *s, const ut_run *pending, size_t npending);
 /* Both, while the target runs. */
 int ut_space_harvest(ut_space *s, int flags);
+/* Before a stop: whether pages are shared with a child. One that is made just now may take a copy of its own of what the stop
+ * reads; nothing is wrong then. Returns UT_ASKED, or 0: it is not known yet. */
+int ut_space_ask(ut_space *s);
 /* Copy ranges of the target, back to back, to s->buffer. Pages that cannot be read become zero
  * and go into `unreadable`. */
 int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);

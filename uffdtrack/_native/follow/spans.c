@@ -3,6 +3,7 @@
  * rest of a mapping, which may be a reservation of terabytes, is only looked through for pages that have come. */
 #include "methods.h"
 #include "parallel.h"
+#include "sabotage.h"
 #include "vec.h"
 
 #include <stdatomic.h>
@@ -210,6 +211,17 @@ static int note_zapped(ut_finding *part, const ut_runs *zapped)
 	return runs_minus(&part->gone, zapped, &part->want);
 }
 
+/* Under traps again since before the stop, see early.c. */
+static int take_due(ut_space *s, const ut_region *r, const ut_runs *zapped)
+{
+	AUTO_RUNS due = {0};
+
+	if (ut_breaks(UT_BREAK_DUE))
+		return 0;
+	TRY(runs_clip(&due, &s->early.due, r->start, r->end));
+	return runs_minus(&s->harvest.part.want, &due, zapped);
+}
+
 int ut_look_spans(ut_space *s, const ut_region *r, int fresh)
 {
 	AUTO_RUNS before = {0}, zapped = {0}, spans = {0};
@@ -223,6 +235,8 @@ int ut_look_spans(ut_space *s, const ut_region *r, int fresh)
 		TRY(look_where_touched(s, r, &spans, &zapped));
 	else
 		TRY(look_everywhere(s, r, &spans));
+	if (!fresh)
+		TRY(take_due(s, r, &zapped));
 	TRY(runs_append(&h->part.now.spans, &spans));
 	return note_zapped(&h->part, &zapped);
 }

@@ -107,6 +107,14 @@ static int add_ring(ut_thread_rings *r, int tid)
 	return !err;
 }
 
+int ut_thread_rings_have(const ut_thread_rings *r, int tid, size_t i)
+{
+	for (size_t k = 0; k < r->n; k++)
+		if (r->v[(i + k) % r->n].tid == tid)
+			return 1;
+	return 0;
+}
+
 int ut_thread_rings_renew(ut_thread_rings *r)
 {
 	size_t before = r->n, hint = 0;

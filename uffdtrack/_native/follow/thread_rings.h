@@ -27,6 +27,8 @@ void ut_thread_rings_close(ut_thread_rings *r);
 /* Give every living thread a ring, and drop those of threads that have ended. 1: the set of rings has
  * changed. */
 int ut_thread_rings_renew(ut_thread_rings *r);
+/* 1: the thread has a ring, the i-th or another one. */
+int ut_thread_rings_have(const ut_thread_rings *r, int tid, size_t i);
 /* Take all records into `pages`. */
 void ut_thread_rings_drain(ut_thread_rings *r);
 /* Drop the ring whose descriptor `ring.fd.min` says that its thread has ended. */

@@ -18,19 +18,30 @@ enum {
 	AGAIN = 3,          /* a system call that is called to stop repeats its fault at once */
 };
 
-static void renew_rings(ut_watch *w)
+/* A thread that has ended has its ring until the server finds out. */
+static int are_watched(const ut_watch *w, const ut_tracee *t)
 {
+	for (size_t i = 0; i < t->n; i++)
+		if (t->threads[i].state == UT_THREAD_STOPPED && !ut_thread_rings_have(&w->rings, t->threads[i].tid, i))
+			return 0;
+	return 1;
+}
+
+static void renew_rings(ut_watch *w, const ut_tracee *t)
+{
+	if (are_watched(w, t))
+		return;
 	/* The server polls the rings that were there when it went to sleep. */
 	if (ut_thread_rings_renew(&w->rings))
 		ut_fault_server_poke(&w->server);
 }
 
-void ut_watch_threads(ut_watch *w)
+void ut_watch_threads(ut_watch *w, const ut_tracee *t)
 {
 	if (w->sync)
 		return;
 	pthread_mutex_lock(&w->lock);
-	renew_rings(w);
+	renew_rings(w, t);
 	pthread_mutex_unlock(&w->lock);
 }
 
@@ -365,14 +376,14 @@ int ut_watch_misses(ut_watch *w)
 	return lost;
 }
 
-void ut_watch_settle(ut_watch *w)
+void ut_watch_settle(ut_watch *w, const ut_tracee *t)
 {
 	pthread_mutex_lock(&w->lock);
 	if (w->unsettled) {
 		look_at_events(w);
 		w->rings.lost |= was_unsampled(w) | w->rings.births;
 		w->unsettled = w->rings.births = 0;
-		renew_rings(w);
+		renew_rings(w, t);
 	}
 	pthread_mutex_unlock(&w->lock);
 }

@@ -5,6 +5,7 @@
 #include "fault_server.h"
 #include "runs.h"
 #include "thread_rings.h"
+#include "tracee.h"
 
 /* sync: a fault that waits for its answer. */
 typedef struct {
@@ -64,7 +65,7 @@ int ut_watch_take(ut_watch *w, ut_news *news, int limited);
 int ut_watch_take_running(ut_watch *w, ut_news *news);
 /* ring: the target stands, the first time since ut_watch_take_running(): find out whether all faults since have been
  * told of. Else there was no ut_watch_take_running(), and it does nothing. */
-void ut_watch_settle(ut_watch *w);
+void ut_watch_settle(ut_watch *w, const ut_tracee *t);
 /* ring: how many pages were touched, as far as is known, since the last stop or ut_watch_early(). */
 uint64_t ut_watch_count(ut_watch *w);
 /* ring. 1: pages were touched that it cannot tell of. */
@@ -78,6 +79,6 @@ int ut_watch_early(ut_watch *w, ut_runs *touched);
 void ut_watch_passed_over(ut_watch *w);
 /* sync: pages are about to be written, with no fault that would say so. */
 int ut_watch_note(ut_watch *w, const ut_runs *pages);
-/* Watch every thread that exists now; best while they stand. */
-void ut_watch_threads(ut_watch *w);
+/* `t`, which stands: watch each of its threads. */
+void ut_watch_threads(ut_watch *w, const ut_tracee *t);
 #endif

@@ -62,6 +62,8 @@ int ut_look_at_stopped(ut_tracee *t, ut_space *s, int flags, ut_times *times)
 	err = ut_space_look(s, t, flags);
 	if (err)
 		s->reader.give_up_ns = 0;
+	else if (s->watch)
+		ut_watch_threads(s->watch, t);
 	times->harvest_ns = ut_now_ns() - t0;
 	return err;
 }
@@ -86,8 +88,6 @@ int ut_take_stopped(ut_space *s, const ut_run *pending, size_t npending, ut_time
 		err = ut_space_copy_now(s, h->all.want.v, h->all.want.n);
 	}
 	s->reader.give_up_ns = 0;
-	if (s->watch && !err)
-		ut_watch_threads(s->watch);
 	times->rearm_ns = h->arming_ns;
 	times->harvest_ns += t1 - t0 - h->arming_ns;
 	times->copy_ns = ut_now_ns() - t1;
@@ -139,6 +139,7 @@ int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_
 	ut_sole_ask(s->sole);
 	if (!(flags & (UT_FULL | UT_NO_COPY)))
 		ut_space_early(s, t, timeout_ns);
+	flags |= flags & UT_FULL ? 0 : ut_space_ask(s);
 	TRY(ut_await_calls(t, timeout_ns)); /* no part of the pause: all threads run */
 	ut_hurry(t);
 	t0 = ut_now_ns();
