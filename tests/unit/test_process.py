@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import threading
 
 import pytest
 
@@ -39,3 +40,22 @@ def test_who_cannot_be_read_has_not_ended(
     monkeypatch.setattr(os, "listdir", fail)
     with pytest.raises(kind):
         children(os.getpid())
+
+
+def test_links_count_threads() -> None:
+    """A stop takes the links of /proc/PID/task for its threads: the first one more means one that runs."""
+
+    def count() -> int:
+        assert os.stat("/proc/self/task").st_nlink - 2 == len(os.listdir("/proc/self/task"))
+        return os.stat("/proc/self/task").st_nlink
+
+    before, goes_on = count(), threading.Event()
+    threads = [threading.Thread(target=goes_on.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert count() == before + 3
+    finally:
+        goes_on.set()
+        for thread in threads:
+            thread.join()

@@ -303,9 +303,10 @@ static int take_rounds(ut_space *s, ut_tracee *t, int64_t timeout_ns)
  * the processor that a thread of the target's runs on, which takes longer than the same in the stop. */
 static int arm_rest(ut_space *s)
 {
+	uint64_t n = s->watch && !s->early.behind ? ut_watch_count(s->watch) : 0;
 	AUTO_RUNS touched = {0};
 
-	return s->watch && !s->early.behind && ut_watch_count(s->watch) && is_there(s) ? look_at_touched(s, &s->early.due, &touched) : 0;
+	return n && n < LEAST_TOUCHED && is_there(s) ? look_at_touched(s, &s->early.due, &touched) : 0;
 }
 
 /* Where a limit counts touched pages, those of a round would count twice. */
