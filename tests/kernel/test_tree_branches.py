@@ -80,6 +80,7 @@ def obey(words):
     else:
         write(int(words[1]))
 if not os.fork():
+    os.close(orders[1])  # so that it ends with its parent
     while line := os.read(orders[0], 64):
         obey(line.decode().split())
         os.write(answers[1], b"!")

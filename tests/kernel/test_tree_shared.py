@@ -67,7 +67,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
 for n in range(2):
     ends = os.pipe()
-    if not os.fork():
+    if not os.fork():  # it ends with its parent's input
         assert not libc.unshare(0x08000000)  # CLONE_NEWIPC
         segment = libc.shmget(0, 1 << 20, 0o1600)
         at = libc.shmat(segment, None, 0)

@@ -207,6 +207,7 @@ if not child:
     ctypes.memset(at, ord("S"), 4096)
     os.write(say, f"{at:x}".encode())
     sys.stdin.read()
+    os._exit(0)
 fd = os.memfd_create("twin")
 os.ftruncate(fd, 4096)
 memory = mmap.mmap(fd, 4096)
