@@ -15,6 +15,7 @@ from checkpoint.image import EpochFile
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession
 from tests.helpers import Build, Spawn
+from tests.kernel.rolled import WITHOUT_RSEQ
 from tests.oracle import Memory
 from uffdtrack import PAGE, TreeWindow, children
 
@@ -38,7 +39,7 @@ class Commons:
         self.writers, self.pages = writers, pages
         self.seed = next(SEEDS)
         command = [str(part) for part in (build("commons"), writers, pages, self.seed, ways)]
-        self.process = spawn(*command)
+        self.process = spawn(*command, env=WITHOUT_RSEQ)
         self.command = b"".join(part.encode() + b"\0" for part in command)
         self.pid = self.process.pid
         assert self.process.stdout and self.process.stdout.readline() == b"ready\n"

@@ -20,6 +20,7 @@ from tests.helpers import Build, Spawn, broken, wait_for
 from tests.kernel.commons import AT, Commons, Watched
 from tests.kernel.forks import is_dead
 from tests.kernel.rolled import held
+from tests.kernel.tree_walk import Walk
 from uffdtrack import PAGE, children
 
 CALM = "rop"
@@ -111,6 +112,19 @@ def test_many_epochs(
         followed = take_many(watched, 5)
         assert followed or ways.strip("S") != CALM
         watched.commons.turn()
+
+
+def test_rollbacks(stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str) -> None:
+    """By the session, which compares it then and goes on."""
+    commons = Commons(spawn, build, 3, "")
+    walk = Walk(stack, commons.pid, in_memory / "t", engine, follow_shared=True)
+    rng = random.Random(5)
+    for n in range(9):
+        threading.Event().wait(rng.random() * 0.02)
+        number = walk.take()
+        if n % 3 == 2:
+            walk.back_to(rng.randrange(number + 1))
+    assert walk.wrong() == {}
 
 
 LEAVES = ["k", "e", "x", "u", "n", "Sk", "Su"]

@@ -25,11 +25,14 @@ def family(pid: int) -> list[int]:
 class Walk:
     """A session of a tree, and what the memory of its processes was at each epoch."""
 
-    def __init__(self, stack: ExitStack, pid: int, directory: Path, engine: str) -> None:
+    def __init__(
+        self, stack: ExitStack, pid: int, directory: Path, engine: str, follow_shared: bool = False
+    ) -> None:
         self.pid = pid
         self.directory = directory
         writer = stack.enter_context(TreeWriter(directory, b"", force=False))
-        self.session = stack.enter_context(TreeSession(pid, writer, engine, None))
+        session = TreeSession(pid, writer, engine, None, follow_shared=follow_shared)
+        self.session = stack.enter_context(session)
         self.rollback = TreeSessionRollback(self.session, directory)
         self.truths: list[dict[int, Truth]] = []
         self.parents: list[int] = []
