@@ -117,9 +117,9 @@ static int ask_threads(int pid, int *tid, struct program *out)
 			continue;
 		out->code = one.code;
 		out->stack = one.stack;
-		break;
+		return 0;
 	}
-	return 0;
+	return -EAGAIN; /* they all end, or have ended under the listing */
 }
 
 static int find_program(int pid, int *tid, struct program *out)

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+enum { LISTINGS = 100 };
+
 int ut_proc_stat_of(int fd, ut_proc_stat *out)
 {
 	char text[1024], *p;
@@ -93,19 +95,32 @@ int ut_thread_is_dead(int pid, int tid)
 	return !state || state == 'Z' || state == 'X';
 }
 
-int ut_live_thread(int pid)
+static int list_for_living(int pid)
 {
-	int tid;
-
-	if (!ut_thread_is_dead(pid, pid))
-		return pid;
 	AUTO_DIR dir = ut_open_tasks(pid);
+	int tid;
 
 	if (!dir)
 		return -errno;
 	while ((tid = ut_next_task(dir)))
 		if (!ut_thread_is_dead(pid, tid))
 			return tid;
+	return 0;
+}
+
+int ut_live_thread(int pid)
+{
+	if (!ut_thread_is_dead(pid, pid))
+		return pid;
+	/* A listing ends early where a thread ends under it. */
+	for (int i = 0; i < LISTINGS; i++) {
+		int tid = list_for_living(pid);
+
+		if (tid)
+			return tid;
+		if (ut_count_tasks(pid) <= 1)
+			break;
+	}
 	/* It may have called exec meanwhile, and have the first one's id. */
 	return ut_thread_is_dead(pid, pid) ? -ESRCH : pid;
 }

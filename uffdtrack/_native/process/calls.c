@@ -31,6 +31,8 @@
 #define ON_ITS_WAY_NS 20000000ll
 #define CLOSE_NS 5000000000ll
 
+enum { LISTINGS = 4 };
+
 enum waits_for { NOBODY, SUPERVISOR, FILE_SYSTEM, AWAKE };
 
 /* Who is waited for, by the function of the kernel's that a thread sleeps in (proc_pid_wchan(5)). A kernel that does not tell
@@ -221,8 +223,9 @@ static int is_ours(const ut_tracee *t, int tid)
 	return at >= 0 && t->threads[at].state == UT_THREAD_ASKED;
 }
 
-/* Escort the threads that are in such a call and have no escort yet, or only look for one; returns how many. */
-static int escort_new(ut_tracee *t, int only_look)
+/* Escort the threads that are in such a call and have no escort yet, or only look for them; returns how many. `*listed`: how many
+ * threads it has looked at. */
+static int escort_listed(ut_tracee *t, int only_look, long *listed)
 {
 	AUTO_DIR dir = ut_open_tasks(t->pid);
 	int fresh = 0, err = 0, tid;
@@ -230,7 +233,7 @@ static int escort_new(ut_tracee *t, int only_look)
 	if (!dir)
 		return -errno;
 	t->calls.nawake = 0;
-	while (err >= 0 && (tid = ut_next_task(dir))) {
+	for (*listed = 0; err >= 0 && (tid = ut_next_task(dir)); ++*listed) {
 		ut_escort found;
 
 		if (is_ours(t, tid) || !look_at_call(t, tid, &found))
@@ -239,6 +242,23 @@ static int escort_new(ut_tracee *t, int only_look)
 		fresh += err > 0;
 	}
 	return err < 0 ? err : fresh;
+}
+
+/* The same. A listing ends early where a thread ends under it. */
+static int escort_new(ut_tracee *t, int only_look)
+{
+	int fresh = 0;
+
+	for (int i = 0; i < LISTINGS; i++) {
+		long listed = 0;
+		int r = escort_listed(t, only_look, &listed);
+
+		TRY(r);
+		fresh += r;
+		if (ut_count_tasks(t->pid) <= listed)
+			break;
+	}
+	return fresh;
 }
 
 /* Ask a thread to stop that is out of its call. */
@@ -373,6 +393,7 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
 		for (size_t i = 0; i < t->n; i++)
 			if (t->threads[i].state == UT_THREAD_ASKED)
 				ut_poll_thread(t, &t->threads[i]);
+		ut_reap_first(t);
 		pending = settle_calls(t); /* first: whom that asks to stop is pending then */
 		pending += ut_tracee_resume(t);
 		if (!pending || ut_now_ns() >= deadline)

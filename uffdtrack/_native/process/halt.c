@@ -39,6 +39,28 @@ static void look_after(ut_tracee *t, ut_thread *th)
 	}
 }
 
+void ut_give_up_first(ut_tracee *t)
+{
+	int at = ut_tracee_index(t, t->pid);
+
+	if (at < 0 || t->threads[at].state != UT_THREAD_ASKED || !ut_thread_is_dead(t->pid, t->pid) ||
+	    ut_live_thread(t->pid) < 0)
+		return;
+	t->threads[at].state = UT_THREAD_DEAD;
+	t->first_ended = 1;
+}
+
+void ut_reap_first(ut_tracee *t)
+{
+	int status;
+
+	if (!t->first_ended || ut_live_thread(t->pid) > 0 || waitpid(t->pid, &status, __WALL | WNOHANG) != t->pid ||
+	    WIFSTOPPED(status))
+		return;
+	t->first_ended = 0;
+	note_end(t, t->pid, status);
+}
+
 /* 1: the thread has stopped or is dead. 0: not yet. */
 int ut_poll_thread(ut_tracee *t, ut_thread *th)
 {

@@ -13,6 +13,7 @@
  * the handler does not return to it. */
 #define NUDGE (SIGRTMAX - 3)
 #define NUDGE_NS 5000000
+#define AGAIN_NS 100000
 
 static __thread sigjmp_buf past_deadline;
 
@@ -96,11 +97,14 @@ void ut_seizing_end(const ut_tracee *t)
 int ut_seizing_await(const ut_tracee *t, int tid, long ns)
 {
 	siginfo_t what;
+	int news;
 
 	if (t->seizing.tid != syscall(SYS_gettid)) /* the nudge would be another thread's */
 		return 0;
-	nudge(t, ns, NUDGE_NS); /* its handler ends the sleep */
-	return !waitid(P_PID, tid, &what, WSTOPPED | WEXITED | WNOWAIT | __WALL);
+	nudge(t, ns, AGAIN_NS); /* its handler ends the sleep; the first one may come before that */
+	news = !waitid(P_PID, tid, &what, WSTOPPED | WEXITED | WNOWAIT | __WALL);
+	nudge(t, NUDGE_NS, NUDGE_NS);
+	return news;
 }
 
 /* An ending thread answers EPERM as a forbidden one does, and a thread in exec is waited for: then the one that was

@@ -68,6 +68,7 @@ void ut_tracee_close(ut_tracee *t)
 		return;
 	ut_tracee_resume(t);
 	ut_close_calls(t);
+	ut_reap_first(t);
 	ut_guard_release(t);
 	ut_seizing_close(t);
 	close(t->pidfd);
@@ -202,6 +203,7 @@ static int wait_all(ut_tracee *t, int64_t deadline)
 		}
 		if (now > reap_at) {
 			ut_reap_killed(t); /* an exec waits for that, and who called it cannot stop before */
+			ut_give_up_first(t);
 			reap_at = now + REAP_NS + t->n * REAP_EACH_NS;
 		}
 		/* They may need this processor to stop, and as much of it as we take. */
@@ -266,15 +268,20 @@ static int seize_new(ut_tracee *t)
 	return r;
 }
 
-/* All that are in the table stand. 1: there are no others: only who runs makes threads. Where the count has one more, that
- * may be a first thread that has ended. */
-static int are_all(const ut_tracee *t)
+/* 1: somebody runs whom we do not have: only who runs makes threads. A listing ends early where a thread ends under it (next_tid(),
+ * fs/proc/base.c), so it is no proof that it has nobody new; the kernel's count is. A first thread that has ended counts. */
+static int is_any_left(const ut_tracee *t)
 {
-	size_t standing = 0;
+	long known = 0, n = ut_count_tasks(t->pid);
+	int first = ut_tracee_index(t, t->pid);
 
 	for (size_t i = 0; i < t->n; i++)
-		standing += t->threads[i].state == UT_THREAD_STOPPED;
-	return standing && ut_count_tasks(t->pid) == (long)standing;
+		known += t->threads[i].state == UT_THREAD_STOPPED || t->threads[i].state == UT_THREAD_ASKED;
+	if (n <= known || (first >= 0 && t->threads[first].state != UT_THREAD_DEAD))
+		return n > known;
+	if (ut_thread_is_dead(t->pid, t->pid))
+		return n > known + 1;
+	return first < 0; /* or it has been replaced by exec: nobody of the table is left */
 }
 
 void ut_hurry(ut_tracee *t)
@@ -324,17 +331,20 @@ int ut_tracee_stop(ut_tracee *t, int64_t timeout_ns)
 
 static int stop_all(ut_tracee *t, int64_t deadline)
 {
-	int r;
-
 	if (t->n)
 		TRY(wait_all(t, deadline));
-	do {
-		TRY(r = seize_new(t));
+	for (;;) {
+		int fresh = seize_new(t);
+
+		TRY(fresh);
 		ut_sabotage("stopping");
-		if (r)
+		if (fresh)
 			TRY(wait_all(t, deadline));
-	} while (r && !are_all(t));
-	return ut_tracee_pick(t) < 0 ? -ESRCH : 0;
+		if ((!fresh && ut_breaks(UT_BREAK_LISTING)) || !is_any_left(t))
+			return ut_tracee_pick(t) < 0 ? -ESRCH : 0;
+		if (ut_now_ns() >= deadline)
+			return -ETIMEDOUT;
+	}
 }
 
 int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)

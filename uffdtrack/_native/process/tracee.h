@@ -144,6 +144,7 @@ typedef struct {
 	int32_t pid;
 	int32_t pidfd;
 	int32_t exit_status; /* wait status of the thread group leader, -1: alive */
+	int32_t first_ended; /* that thread is ours, and has ended while others go on: ut_reap_first() */
 	ut_thread *threads;
 	size_t n, cap;
 	uint8_t *xstate; /* one slot of xstate_stride bytes a thread */

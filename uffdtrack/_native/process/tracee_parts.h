@@ -102,6 +102,10 @@ void ut_seizing_end(const ut_tracee *t);
 int ut_seizing_await(const ut_tracee *t, int tid, long ns);
 /* Reap the threads that were killed while we traced them: an exec waits for that. */
 void ut_reap_killed(ut_tracee *t);
+/* halt.c. Do not wait for a first thread that has ended while others go on: the kernel reports its end after theirs. */
+void ut_give_up_first(ut_tracee *t);
+/* Then: its parent hears of its end when we have. */
+void ut_reap_first(ut_tracee *t);
 int ut_seizing_open(ut_tracee *t);
 void ut_seizing_close(const ut_tracee *t);
 /* halt.c. 1: the thread has stopped or is dead; 0: not yet; or -errno. */
