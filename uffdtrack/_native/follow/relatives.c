@@ -134,6 +134,7 @@ struct own {
 	const int32_t *pids;
 	size_t n;
 	struct program *v;
+	int anybody;
 	unsigned flags; /* of any */
 	int strays;     /* how many have been made by none of them, and have not called exec since */
 };
@@ -181,8 +182,10 @@ static int is_relative(int pid, const struct own *own, const ut_region *objects,
 
 	if (err) /* one that has ended had no child since the look began, or the look does not count */
 		return err != -ESRCH;
-	if (!program.code || !((program.flags | own->flags) & FORKED))
+	if (!program.code)
 		return 0;
+	if (!((program.flags | own->flags) & FORKED))
+		return own->anybody && program.code != 1 && maps_any(pid, tid, objects, n, maps);
 	if (program.code == 1)
 		return (program.flags & FORKED) || own->strays;
 	return has_stack_of(own, program.stack) || maps_any(pid, tid, objects, n, maps);
@@ -211,10 +214,10 @@ static int look_for_relatives(struct own *own, const ut_region *objects, size_t 
 	return !found;
 }
 
-int ut_have_no_relatives(const int32_t *pids, size_t n, const ut_region *objects, size_t nobjects)
+int ut_have_no_relatives(const int32_t *pids, size_t n, const ut_region *objects, size_t nobjects, int anybody)
 {
 	AUTO_FREE struct program *programs = calloc(n + 1, sizeof(*programs));
-	struct own own = {pids, n, programs, 0, 0};
+	struct own own = {pids, n, programs, anybody, 0, 0};
 	int alone = -EAGAIN;
 
 	for (int i = 0; programs && i < TRIES && alone == -EAGAIN; i++)

@@ -1,3 +1,4 @@
+#include "backing.h"
 #include "cleanup.h"
 #include "runs.h"
 #include "sharers.h"
@@ -179,15 +180,17 @@ static int same_namespace(int pid)
 	return !stat("/proc/self/ns/ipc", &own) && !stat(path, &its) && own.st_ino == its.st_ino && own.st_dev == its.st_dev;
 }
 
-int ut_object_is_our_segment(const ut_object *o, int pid, int fd)
+int ut_object_is_our_segment(const ut_object *o, int pid, const ut_region *r, int fd)
 {
 	uint64_t size = o->region.end - o->region.start;
 	struct shmid_ds ds;
-	struct statx s;
+	struct statx s, mapped;
 
 	return same_namespace(pid) && !shmctl(o->region.inode, IPC_STAT, &ds) &&
 	       !statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &s) && (s.stx_mask & STATX_BTIME) && !o->region.offset &&
-	       ((ds.shm_segsz + 4095) & ~4095ul) == size && llabs(s.stx_btime.tv_sec - (int64_t)ds.shm_ctime) <= 1;
+	       ((ds.shm_segsz + 4095) & ~4095ul) == size && llabs(s.stx_btime.tv_sec - (int64_t)ds.shm_ctime) <= 1 &&
+	       !ut_stat_mapped(pid, r, &mapped) && mapped.stx_ino == o->region.inode &&
+	       mapped.stx_btime.tv_sec == s.stx_btime.tv_sec && mapped.stx_btime.tv_nsec == s.stx_btime.tv_nsec;
 }
 
 static int watch(const ut_sharers *s, ut_object *o, int fd)

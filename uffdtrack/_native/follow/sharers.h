@@ -49,6 +49,7 @@ int ut_object_stayed(ut_object *o);
 /* 1: nobody but relatives by fork can write it now, or write it later and leave no mark. `fd`: the object, open
  * for reading; `r`: one of its `n` mappings. Of a segment ut_object_is_our_segment() has to agree, in each process. */
 int ut_object_is_private(ut_sharers *s, ut_object *o, const ut_region *r, size_t n, int fd);
-/* 1: the id that the maps of process `pid` show is an id of our IPC namespace: it may have got the segment in another one. */
-int ut_object_is_our_segment(const ut_object *o, int pid, int fd);
+/* 1: the id that the maps of process `pid` show is an id of our IPC namespace, and what it maps at `r` is that segment: each
+ * namespace counts ids by itself, and a process may have got it in another one. */
+int ut_object_is_our_segment(const ut_object *o, int pid, const ut_region *r, int fd);
 #endif

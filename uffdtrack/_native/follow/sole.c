@@ -5,6 +5,7 @@
 #include "clock.h"
 #include "methods.h"
 #include "pins.h"
+#include "proc_stat.h"
 #include "relatives.h"
 #include "sabotage.h"
 #include "vec.h"
@@ -147,11 +148,6 @@ static int list_of(ut_sole *m, ut_mapper *p)
 	return 0;
 }
 
-static int is_same_mapping(const ut_mapping *a, const ut_mapping *b)
-{
-	return a->end == b->end && a->offset == b->offset && a->kind == b->kind && a->segment == b->segment;
-}
-
 static int list_mappings(ut_sole *m)
 {
 	ut_mappings old = m->before;
@@ -166,7 +162,8 @@ static int list_mappings(ut_sole *m)
 		ut_mapping *at = &m->now.v[i];
 		const ut_mapping *then = bsearch(at, m->before.v, m->before.n, sizeof(*at), by_place);
 
-		at->armed = then && then->armed && is_same_mapping(at, then);
+		at->armed = then && then->armed && then->end == at->end && then->offset == at->offset &&
+			    then->kind == at->kind && then->segment == at->segment;
 	}
 	return 0;
 }
@@ -232,14 +229,14 @@ static void let_guard(ut_sole *m, ut_mapper *p, const ut_run *range)
 
 		if (at->mapper != p || at->start >= range->end || range->start >= at->end)
 			continue;
-		o = ut_sharers_find(&m->sharers, &named, at->segment);
-		if (!o || !o->armed)
-			continue;
-		/* What was moved is still registered: so it counts where an object is now. */
+		/* What was moved, or was followed once, is still registered. */
 		ut_unregister(p->uffd, at->start, at->end - at->start);
 		at->armed = 0;
-		o->barred = 1;
-		o->due = 0;
+		o = ut_sharers_find(&m->sharers, &named, at->segment);
+		if (o) {
+			o->barred = 1;
+			o->due = 0;
+		}
 	}
 }
 
@@ -255,37 +252,38 @@ static void let_guards(ut_sole *m)
 
 /* -- one stop ------------------------------------------------------------------------------------ */
 
-static int have_rings(const ut_sole *m)
-{
-	for (size_t i = 0; i < m->n; i++)
-		if (!m->v[i]->births.complete)
-			return 0;
-	return 1;
-}
-
 static int have_no_relatives(const ut_sole *m)
 {
 	AUTO_FREE ut_region *objects = calloc(m->sharers.n + 1, sizeof(*objects));
 	AUTO_FREE int32_t *pids = calloc(m->n + 1, sizeof(*pids));
 
+	int segments = 0;
+
 	if (!objects || !pids)
 		return 0;
-	for (size_t i = 0; i < m->sharers.n; i++)
+	for (size_t i = 0; i < m->sharers.n; i++) {
 		objects[i] = m->sharers.v[i].region;
+		segments |= m->sharers.v[i].segment;
+	}
 	for (size_t i = 0; i < m->n; i++)
 		pids[i] = m->v[i]->space->reader.pid;
-	return ut_have_no_relatives(pids, m->n, objects, m->sharers.n);
+	return ut_have_no_relatives(pids, m->n, objects, m->sharers.n, segments);
 }
 
 void ut_sole_ask(ut_sole *m)
 {
 	int64_t t0 = ut_now_ns();
+	int complete = 1;
 
 	if (!m || m->over)
 		return;
-	for (size_t i = 0; i < m->n && !m->over; i++)
-		m->over = ut_may_pin(m->v[i]->space->reader.pid);
-	if (m->over || !m->asked || m->alone || !have_rings(m) || t0 < m->ask_again_ns)
+	for (size_t i = 0; i < m->n && !m->over; i++) {
+		int pid = m->v[i]->space->reader.pid;
+
+		m->over = ut_may_pin(pid) && ut_live_thread(pid) > 0; /* of one that ends nothing is known */
+		complete &= m->v[i]->births.complete;
+	}
+	if (m->over || !m->asked || m->alone || !complete || t0 < m->ask_again_ns)
 		return;
 	m->asked = 0;
 	m->alone = have_no_relatives(m);
@@ -466,9 +464,12 @@ static int arm_all(const ut_space *s, ut_object *o, ut_mapping *v, size_t n)
 
 static int are_our_segments(const ut_object *o, const ut_mapping *v, size_t n, int fd)
 {
-	for (size_t i = 0; i < n; i++)
-		if (!ut_object_is_our_segment(o, v[i].mapper->space->reader.pid, fd))
+	for (size_t i = 0; i < n; i++) {
+		const ut_region r = {.start = v[i].start, .end = v[i].end};
+
+		if (!ut_object_is_our_segment(o, v[i].mapper->space->reader.pid, &r, fd))
 			return 0;
+	}
 	return 1;
 }
 
@@ -486,7 +487,9 @@ void ut_sole_prove(ut_space *s, const ut_region *r, int fd, uint64_t used)
 	if (!m || fd < 0 || !m->begun || (s->harvest.flags & UT_RUNNING))
 		return;
 	v = alike(m, r, segment, &n);
-	o = v ? ut_sharers_add(&m->sharers, r, segment) : NULL;
+	if (!v || n * (r->end - r->start) / SPARSE > used) /* each has its page tables */
+		return;
+	o = ut_sharers_add(&m->sharers, r, segment);
 	if (!o || o->barred)
 		return;
 	m->asked = 1;
