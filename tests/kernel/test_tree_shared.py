@@ -25,7 +25,8 @@ from uffdtrack import PAGE, children
 
 CALM = "rop"
 """Ways to write, and to give pages back, that leave no mark."""
-CHURN = CALM + "dDcgtM"
+CHURN = CALM + "dDctM"
+"""Not g: an orphan is no member, so that it writes while all members stand, and the epoch is no instant."""
 WAYS = [CALM, "S" + CALM, CHURN + "m", "S" + CHURN]
 """The parts of a segment that mprotect(2) has made never merge again."""
 
