@@ -37,6 +37,14 @@ def engine(request: pytest.FixtureRequest, root: None) -> str:
     return name
 
 
+@pytest.fixture
+def watch(
+    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str
+) -> Callable[[int, str], Watched]:
+    """A session on so many writers, with these ways."""
+    return lambda writers, ways: Watched(stack, Commons(spawn, build, writers, ways), in_memory / "t", engine)
+
+
 def take_many(watched: Watched, epochs: int) -> bool:
     """Returns whether it was followed in each."""
     rng = random.Random(3)
@@ -53,10 +61,8 @@ def follow(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("ways", WAYS)
-def test_every_epoch_is_an_instant(
-    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
-) -> None:
-    watched = Watched(stack, Commons(spawn, build, 3, ways), in_memory / "t", engine)
+def test_every_epoch_is_an_instant(watch: Callable[[int, str], Watched], ways: str) -> None:
+    watched = watch(3, ways)
     take_many(watched, 6)
     watched.commons.turn()
     take_many(watched, 6)
@@ -101,11 +107,9 @@ def test_segments_of_two_namespaces(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ways", WAYS)
-def test_many_epochs(
-    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
-) -> None:
+def test_many_epochs(watch: Callable[[int, str], Watched], ways: str) -> None:
     """It is followed where nothing leaves a mark, and again after that."""
-    watched = Watched(stack, Commons(spawn, build, 4, ways), in_memory / "t", engine)
+    watched = watch(4, ways)
     for _ in range(8):
         follow(watched)
         take_many(watched, 5)
@@ -158,11 +162,9 @@ def let_leave(watched: Watched) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ways", LEAVES)
-def test_one_that_leaves(
-    stack: ExitStack, spawn: Spawn, build: Build, in_memory: Path, engine: str, ways: str
-) -> None:
+def test_one_that_leaves(watch: Callable[[int, str], Watched], ways: str) -> None:
     """What it has written last is there; and it is followed again, as by those that have come."""
-    watched = Watched(stack, Commons(spawn, build, 3, ways), in_memory / "t", engine)
+    watched = watch(3, ways)
     follow(watched)
     let_leave(watched)
     take_many(watched, 5)

@@ -17,7 +17,6 @@ typedef struct {
 	int32_t watch;    /* of inotify, or -1 */
 	int32_t visited;  /* somebody has opened it since it was last found to be ours alone */
 	int32_t seen;     /* in this harvest */
-	int32_t armed;    /* it has been under traps */
 	int32_t barred;   /* never again */
 	int32_t due;      /* traps may tell of all writes up to this stop */
 	int32_t followed; /* since the last stop traps tell of all writes */

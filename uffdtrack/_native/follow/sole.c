@@ -256,7 +256,6 @@ static int have_no_relatives(const ut_sole *m)
 {
 	AUTO_FREE ut_region *objects = calloc(m->sharers.n + 1, sizeof(*objects));
 	AUTO_FREE int32_t *pids = calloc(m->n + 1, sizeof(*pids));
-
 	int segments = 0;
 
 	if (!objects || !pids)
@@ -454,9 +453,8 @@ static int arm(const ut_reader *reader, ut_mapping *p)
 	return 0;
 }
 
-static int arm_all(const ut_space *s, ut_object *o, ut_mapping *v, size_t n)
+static int arm_all(const ut_space *s, ut_mapping *v, size_t n)
 {
-	o->armed = 1;
 	for (size_t i = 0; i < n; i++)
 		TRY(arm(&s->reader, &v[i]));
 	return 0;
@@ -494,5 +492,5 @@ void ut_sole_prove(ut_space *s, const ut_region *r, int fd, uint64_t used)
 		return;
 	m->asked = 1;
 	o->followed = ut_object_is_private(&m->sharers, o, r, n, fd) && m->alone &&
-		      (!segment || are_our_segments(o, v, n, fd)) && !arm_all(s, o, v, n);
+		      (!segment || are_our_segments(o, v, n, fd)) && !arm_all(s, v, n);
 }
