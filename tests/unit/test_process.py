@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import threading
+import sys
 
 import pytest
 
@@ -42,20 +42,25 @@ def test_who_cannot_be_read_has_not_ended(
         children(os.getpid())
 
 
+COUNTS = """
+import os, threading
+def count():
+    links = os.stat("/proc/self/task").st_nlink
+    assert links - 2 == len(os.listdir("/proc/self/task"))
+    return links
+before, goes_on = count(), threading.Event()
+threads = [threading.Thread(target=goes_on.wait) for _ in range(3)]
+for thread in threads:
+    thread.start()
+after = count()
+goes_on.set()
+assert after == before + 3
+"""
+
+
 def test_links_count_threads() -> None:
-    """A stop takes the links of /proc/PID/task for its threads: the first one more means one that runs."""
+    """A stop takes the links of /proc/PID/task for its threads: the first one more means one that runs.
 
-    def count() -> int:
-        assert os.stat("/proc/self/task").st_nlink - 2 == len(os.listdir("/proc/self/task"))
-        return os.stat("/proc/self/task").st_nlink
-
-    before, goes_on = count(), threading.Event()
-    threads = [threading.Thread(target=goes_on.wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        assert count() == before + 3
-    finally:
-        goes_on.set()
-        for thread in threads:
-            thread.join()
+    In a process by itself: a thread that another test has left may end meanwhile.
+    """
+    subprocess.run([sys.executable, "-c", COUNTS], check=True)
