@@ -61,6 +61,8 @@ int ut_early_withdraw(ut_early *e);
 
 /* sole.c. The process stands, and its mappings have been read. */
 void ut_sole_stands(ut_space *s, const ut_tracee *t);
+/* What traps tell of its shared memory, and of all memory shared with it, is void. */
+void ut_sole_forget(ut_space *s);
 /* Its shared memory is not followed any more. */
 void ut_sole_leave(ut_space *s);
 /* Of a process by itself: append the places of those that are followed. */

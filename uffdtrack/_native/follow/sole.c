@@ -113,8 +113,10 @@ void ut_sole_free(ut_sole *m)
 	free(m);
 }
 
-void ut_sole_forget(ut_sole *m)
+void ut_sole_forget(ut_space *s)
 {
+	const ut_sole *m = sole_of(s);
+
 	for (size_t i = 0; m && i < m->sharers.n; i++)
 		m->sharers.v[i].followed = 0;
 }

@@ -34,8 +34,6 @@ typedef struct ut_sole {
 } ut_sole;
 
 void ut_sole_free(ut_sole *m);
-/* What traps tell is void. */
-void ut_sole_forget(ut_sole *m);
 /* Before a stop: look for relatives by fork, if that is worth it. `m` may be NULL, here and below. */
 void ut_sole_ask(ut_sole *m);
 /* In a stop, when it is known which of them stand (ut_sole_stands, methods.h) and what they map. */

@@ -122,7 +122,7 @@ static void start_harvest(ut_space *s, int flags)
 		ut_early_clear(&s->early);
 		ut_history_clear(&s->history);
 		ut_digests_clear(&s->digests);
-		ut_sole_forget(s->claims ? s->claims->sole : s->sole);
+		ut_sole_forget(s);
 	}
 }
 
