@@ -80,7 +80,7 @@ class Commons:
         for writer in range(self.writers):
             count = int(memory[self.pages, writer])
             if count < self.counts[writer]:
-                wrong.append(f"writer {writer} was at {self.counts[writer]}, is at {count}")
+                wrong.append(f"{writer} was at {self.counts[writer]}, is at {count}")
                 continue
             for n in range(self.counts[writer] + 1, count + 1):
                 self.words[self.page_of(writer, n), writer] = n
@@ -89,7 +89,7 @@ class Commons:
             # The next write may have come before its count.
             following = self.page_of(writer, count + 1)
             wrong += [
-                f"writer {writer}, page {page}: {memory[page, writer]}, not {self.words[page, writer]}"
+                f"{writer} at {count}, page {page}: {memory[page, writer]}, not {self.words[page, writer]}"
                 for page in differ.tolist()
                 if page != following or memory[page, writer] != count + 1
             ]

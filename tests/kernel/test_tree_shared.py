@@ -25,8 +25,7 @@ from uffdtrack import PAGE, children
 
 CALM = "rop"
 """Ways to write, and to give pages back, that leave no mark."""
-CHURN = CALM + "dDctM"
-"""Not g: an orphan is no member, so that it writes while all members stand, and the epoch is no instant."""
+CHURN = CALM + "dDctgM"
 WAYS = [CALM, "S" + CALM, CHURN + "m", "S" + CHURN]
 """The parts of a segment that mprotect(2) has made never merge again."""
 

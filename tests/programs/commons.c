@@ -84,10 +84,12 @@ static void by_child(int leave)
 		_exit(0);
 	}
 	waitpid(pid, NULL, 0);
-	/* An orphan may need a moment. */
+	/* One whose parent has ended may need a moment. */
 	done++;
 	while (*(volatile uint64_t *)(memory + pages * 512 + self) != done)
 		usleep(50);
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
 }
 
 static void by_thread(void)
@@ -212,6 +214,9 @@ int main(int argc, char **argv)
 	if (at != memory)
 		return 9;
 	first = getpid();
+	/* Orphans stay its descendants, but for a writer that has to be none. */
+	if (!strchr(ways, 'f') && prctl(PR_SET_CHILD_SUBREAPER, 1))
+		return 9;
 	for (uint64_t page = 0; page < pages; page++)
 		memory[page * 512 + 511] = ~page;
 	for (self = writers - 1; self > 0; self--)
