@@ -9,7 +9,7 @@ enum {
 	UT_BREAK_FORGET = 1,       /* one page of a harvest is dropped */
 	UT_BREAK_REARM = 2,        /* the trap of one page, or of what a rollback has written (sync), is not set again */
 	UT_BREAK_LATE_REARM = 4,   /* of a process: a trap is set before the stop: a write between is lost */
-	UT_BREAK_COMPARE = 8,      /* small mappings never differ from what was stored; a hot page does not, once */
+	UT_BREAK_COMPARE = 8,      /* memory that is compared never differs from what was stored; a hot page does not, once */
 	UT_BREAK_AUDIT = 16,       /* ring: no scan if there were more faults than samples */
 	UT_BREAK_EVENTS = 32,      /* ring, sync: what the target maps, moves and gives back is not noticed */
 	UT_BREAK_HANDLER = 64,     /* sync: the handler thread ends */

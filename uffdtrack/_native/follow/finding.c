@@ -17,7 +17,7 @@ void ut_history_free(ut_history *h)
 
 void ut_finding_clear(ut_finding *f)
 {
-	f->want.n = f->gone.n = f->fresh.n = 0;
+	f->want.n = f->silent.n = f->gone.n = f->fresh.n = 0;
 	ut_history_clear(&f->now);
 	f->compared = 0;
 }
@@ -25,6 +25,7 @@ void ut_finding_clear(ut_finding *f)
 void ut_finding_free(ut_finding *f)
 {
 	runs_free(&f->want);
+	runs_free(&f->silent);
 	runs_free(&f->gone);
 	runs_free(&f->fresh);
 	ut_history_free(&f->now);
@@ -34,6 +35,7 @@ int ut_finding_add(ut_finding *to, const ut_finding *part)
 {
 	to->compared += part->compared;
 	TRY(runs_append(&to->want, &part->want));
+	TRY(runs_append(&to->silent, &part->silent));
 	TRY(runs_append(&to->gone, &part->gone));
 	TRY(runs_append(&to->fresh, &part->fresh));
 	TRY(runs_append(&to->now.spans, &part->now.spans));

@@ -13,7 +13,7 @@
  * found now says nothing yet. */
 static int arm_but_bare(ut_space *s, const ut_region *r, const ut_runs *armed)
 {
-	AUTO_RUNS bare = {0}, was = {0}, silent = {0}, rest = {0}, told = {0};
+	AUTO_RUNS bare = {0}, was = {0}, rest = {0}, told = {0};
 	ut_harvest *h = &s->harvest;
 
 	TRY(runs_clip(&bare, &h->all.now.bare, r->start, r->end));
@@ -24,9 +24,8 @@ static int arm_but_bare(ut_space *s, const ut_region *r, const ut_runs *armed)
 	for (size_t i = 0; i < armed->n; i++)
 		TRY(runs_clip(&was, &s->history.bare, armed->v[i].start, armed->v[i].end));
 	TRY(runs_minus(&told, &h->found, &was));
-	TRY(runs_minus(&silent, &h->found, &told));
-	TRY(runs_append(&h->part.want, &told));
-	return ut_compare_stored(&s->reader, &s->digests, &silent, s->bounce, &h->part.want);
+	TRY(runs_minus(&h->part.silent, &h->found, &told));
+	return runs_append(&h->part.want, &told);
 }
 
 static int find_populated(ut_space *s, const ut_runs *where)

@@ -183,12 +183,26 @@ static int void_what_is_new(ut_space *s)
 	return 0;
 }
 
+/* Of all mappings together: one call of the kernel's reads pages of many, and both processors compare. */
+static int compare_silent(ut_space *s)
+{
+	ut_finding *all = &s->harvest.all;
+	int err;
+
+	s->digests.blind = ut_breaks(UT_BREAK_COMPARE);
+	err = ut_compare_stored(&s->reader, &s->digests, &all->silent, s->bounce, &all->want);
+	s->digests.blind = 0;
+	runs_normalise(&all->want);
+	return err;
+}
+
 static int harvest_regions(ut_space *s, const ut_runs *pending)
 {
 	ut_harvest *h = &s->harvest;
 
 	for (size_t i = 0; i < s->maps.n; i++)
 		TRY(harvest_region(s, &s->maps.regions[i], pending));
+	TRY(compare_silent(s));
 	TRY(void_what_is_new(s));
 	return h->flags & UT_RUNNING ? 0 : ut_heads_take(&s->heads, &s->maps, &s->reader);
 }

@@ -52,6 +52,7 @@ typedef struct {
 /* What a harvest has found of one mapping, or of all of them in order. */
 typedef struct {
 	ut_runs want;  /* to copy */
+	ut_runs silent; /* no trap tells of them: to copy, if they differ from the digests of what was stored */
 	ut_runs gone;  /* have the mapping's own contents again: zero, or the file */
 	ut_runs fresh; /* all older contents there are void */
 	ut_history now;
