@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kvmglue import KVM_ENGINES
 from tests.contract.combinations import CONFIGS, PAGES, TRAITS, Config, on, on_guests
-from tests.contract.conftest import Guest
+from tests.contract.conftest import Guest, until_gone
 from tests.contract.guests import PVM, READ_FILE, STORM, WRITE, ProcessVcpu
 from tests.contract.hot import HOT, buffer, heat, take, traps_set
 from tests.helpers import broken
@@ -171,10 +170,8 @@ def test_a_vcpu_that_dies(make: Callable[..., Guest], engine: str) -> None:
     guest.vcpus[0].process.kill()
     guest.vcpus[0].process.join()
     guest.write(1, [4], 78)
-    while 50 not in take(guest, into):  # once it is known
-        with suppress(Exception):
-            guest.tracker.pause()
-        guest.tracker.resume()
+    assert until_gone(guest.tracker) == (0,)
+    assert 50 in take(guest, into)
     take(guest, into)
     assert not guest.stale()
     guest.write(1, [3], 79)

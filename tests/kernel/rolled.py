@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,10 +29,11 @@ from checkpoint.rollback.work import Outcome
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.view import View
-from tests.helpers import Build, Spawn, broken, wait_for
+from tests.helpers import DEADLINE, Build, Spawn, broken, wait_for
 from tests.kernel.rollee import differing
 from tests.oracle import Memory
 from uffdtrack import PAGE, Runs, stat_fields
+from uffdtrack.errors import StopTimeoutError, TargetBusyError
 
 WITHOUT_RSEQ = {**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
 """What the kernel writes to an area of rseq(2), the number of the processor, stays that of now."""
@@ -133,12 +135,20 @@ class Rolled:
         return 0, self.session.sink.tip.number - 1
 
     def back_to(self, epoch: int, **more: Any) -> Outcome:
+        """As a user, who tries again where a busy machine lets no thread stop in time."""
         options = {"anyway": False, "max_stop": 5.0, **more}
         if self.recent:
-            return self.rollback(Request(self.pid, epoch, "", "", **options), lambda: None)
-        view = Chain(self.directory, self._files).view(epoch)
-        request = Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options)
-        return self.rollback(request, lambda: None)
+            request = Request(self.pid, epoch, "", "", **options)
+        else:
+            view = Chain(self.directory, self._files).view(epoch)
+            request = Request(self.pid, epoch, view.epoch.digest, fingerprint(view), **options)
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            try:
+                return self.rollback(request, lambda: None)
+            except (StopTimeoutError, TargetBusyError):
+                if time.monotonic() > deadline:
+                    raise
 
 
 class Target:
