@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from checkpoint.elf import Notes
@@ -22,7 +22,7 @@ def since(started: float) -> float:
     return round((time.perf_counter() - started) * 1e6, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Times(Row):
     """A pause and its parts, in microseconds; `resume_us` is None in images of versions that lack it.
 
@@ -70,9 +70,9 @@ class Membership(Row):
     unchanged: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class EpochRow(Row):
-    """One epoch of one process or VM, see docs/image.md.
+    """One epoch of one process or VM, see docs/image.md. It is filled in as the epoch goes its way.
 
     Attributes:
         left_out, left_out_bytes: mappings whose contents are in no image and no file.
@@ -124,14 +124,6 @@ class EpochRow(Row):
         assert self.member and self.digest
         return self.member.directory, self.epoch, self.digest
 
-    def sealed(self, digest: str) -> EpochRow:
-        """Note that the epoch is whole."""
-        return replace(self, digest=digest)
-
-    def written(self, started: float) -> EpochRow:
-        """Note that the epoch is safe; `started` in time.perf_counter()."""
-        return replace(self, write_us=since(started))
-
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -151,18 +143,13 @@ class Epoch:
     facts: TargetFacts
     elsewhere: list[Elsewhere] | None = None
 
-    def counted(self, number: int, pages: int, content: int, **more: Any) -> EpochRow:
-        """Its row, with its number, pages, bytes of contents, and more fields, from the sink."""
-        limit = self.row.max_dirty
-        beyond = max(0, (self.window.touched or pages) - limit) if limit and not self.row.base else 0
-        return replace(
-            self.row,
-            epoch=number,
-            pages=pages,
-            bytes=content,
-            overshoot=beyond if limit else None,
-            **more,
-        )
+    def counted(self, number: int, pages: int, content: int) -> EpochRow:
+        """Its row, with what the sink knows: its number, pages, bytes of contents."""
+        row, limit = self.row, self.row.max_dirty
+        row.epoch, row.pages, row.bytes = number, pages, content
+        if limit:
+            row.overshoot = 0 if row.base else max(0, (self.window.touched or pages) - limit)
+        return row
 
 
 def image_facts(

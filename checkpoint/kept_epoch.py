@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ from uffdtrack.runs import Pages, Rows, expand, index_of, indices_within, latest
 
 EVERYTHING = np.array([(0, 1 << 56)], np.uint64)
 """With page tables of five levels, too."""
+PAGE_SHIFT = np.uint64(12)
 FIXED = 4096
 """Bytes that an epoch takes beside all that has a length, about."""
 _THREAD = 700
@@ -39,7 +40,7 @@ class Index:
     def of(cls, data: Runs, rows: Rows, zero: Runs) -> Index:
         """Of ranges whose pages are in `rows`, and of ranges of zeros."""
         if not len(zero):
-            return cls(expand(data), rows)
+            return cls(data[:, 0] >> PAGE_SHIFT if len(data) == len(rows) else expand(data), rows)
         none = expand(zero)
         return cls(*latest(np.append(expand(data), none), np.append(rows, np.full(len(none), ZERO))))
 
@@ -76,6 +77,7 @@ class Kept:
     """One epoch.
 
     Attributes:
+        size: what `beside` has said last.
         epoch: its number.
         taken: without the pages of its window.
         index: its own pages; of the oldest epoch that is kept: the whole memory.
@@ -86,14 +88,16 @@ class Kept:
     taken: Epoch
     index: Index
     reset: Runs
+    size: int = 0
 
     @classmethod
     def of(cls, taken: Epoch, row: EpochRow, index: Index) -> Kept:
         """An epoch whose pages are kept; the rest of its window goes."""
         window, none = taken.window, no_runs()
         reset = EVERYTHING if row.base else window.reset
-        window = replace(window, contents=memoryview(b""), data=none, zero=none, reset=none, heads={})
-        return cls(row.epoch, replace(taken, row=row, window=window), index, reset)
+        window.contents, window.heads = memoryview(b""), {}
+        window.data = window.zero = window.reset = none
+        return cls(row.epoch, taken, index, reset)
 
     @property
     def pages(self) -> Pages:
@@ -114,7 +118,8 @@ class Kept:
                 entries += len(some)
         arrays = self.index.pages.nbytes + self.index.rows.nbytes + self.reset.nbytes
         registers = sum([len(thread.xstate) + _THREAD for thread in self.taken.window.threads])
-        return FIXED + rest + registers + arrays + entries * _ENTRY
+        self.size = FIXED + rest + registers + arrays + entries * _ENTRY
+        return self.size
 
     def _lists(self) -> tuple[Sized, ...]:
         facts = self.taken.facts

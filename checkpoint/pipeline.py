@@ -120,6 +120,9 @@ class Pipeline:
         Raises:
             StorageError, OutputError: see `check`.
         """
+        if not self._threads:
+            self.check()
+            return 0.0
         started = time.perf_counter()
         with self._changed:
             waits = self._is_full()
@@ -153,6 +156,8 @@ class Pipeline:
 
     def await_idle(self) -> bool:
         """Wait until all is safe; False: `check` has something to raise."""
+        if not self._threads:
+            return not self.failed
         with self._changed:
             self._hurry = True
             self._changed.notify_all()

@@ -79,7 +79,7 @@ class RecentSink(Closing):
     def _has_room(self, pages: int) -> bool:
         after = self.size + pages * PAGE
         if len(self.kept) > 1:
-            whole = len(self.kept[0].pages) * PAGE + self.kept[0].beside(None)
+            whole = len(self.kept[0].pages) * PAGE + self.kept[0].size
             if after > whole + max(whole, _LEAST):
                 return False
         return after <= self.arena.limit and self.arena.has_room(pages)
@@ -96,14 +96,14 @@ class RecentSink(Closing):
     def _merge(self) -> None:
         """The two oldest epochs become one."""
         first, second = self.kept.popleft(), self.kept[0]
-        self._beside -= first.beside(None) + second.beside(first)
+        self._beside -= first.size + second.size
         self.arena.give_back(first.index.cut(second.reset))
         self.arena.give_back(first.index.update(second.index))
         second.index, second.reset = first.index, EVERYTHING
         self._beside += second.beside(None)
 
     def _forget(self, kept: Kept) -> None:
-        self._beside -= kept.beside(None)
+        self._beside -= kept.size
         self.arena.give_back(kept.index.rows)
 
     # -- its readers, while no epoch is being taken -----------------------------------------------
@@ -157,8 +157,9 @@ class RecentDraft:
         self.add(window.data, window.zero, window.contents, base)
         index = self._together() if len(self._index) > 1 else self._index[0]
         kept = min(len(sink.kept) + 1, sink.most)
-        size = int((index.rows >= 0).sum()) * PAGE
-        row = epoch.counted(sink.next, len(index.pages), size, kept=kept, kept_bytes=sink.size)
+        size = int(np.count_nonzero(index.rows >= 0)) * PAGE
+        row = epoch.counted(sink.next, len(index.pages), size)
+        row.kept, row.kept_bytes = kept, sink.size
         self._kept = Kept.of(epoch, row, index)
         return row
 

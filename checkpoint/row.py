@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from operator import attrgetter
 from typing import Any, ClassVar, Self
 
-_names: dict[type, list[str]] = {}
+_PLAIN = frozenset((bool, int, float, str))
+_fields: dict[type, tuple[list[str], Callable[[Any], tuple[Any, ...]]]] = {}
 
 
-def _field_names(kind: type) -> list[str]:
-    known = _names.get(kind)
+def _fields_of(kind: type) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+    """The names of the fields, and what reads all of them."""
+    known = _fields.get(kind)
     if known is None:
         assert is_dataclass(kind)
-        known = _names[kind] = [part.name for part in fields(kind)]
+        names = [part.name for part in fields(kind)]
+        # With one name, or none, attrgetter() is of another kind.
+        one_by_one = lambda row: tuple(getattr(row, name) for name in names)  # noqa: E731
+        known = _fields[kind] = names, attrgetter(*names) if len(names) > 1 else one_by_one
     return known
 
 
@@ -33,11 +39,13 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"schema": self.schema} if self.schema else {}
-        for name in _field_names(type(self)):
-            value = getattr(self, name)
-            if value is None:
+        names, values = _fields_of(type(self))
+        for name, value in zip(names, values(self), strict=True):
+            if type(value) in _PLAIN:
+                out[name] = value
+            elif value is None:
                 continue
-            if isinstance(value, Row):
+            elif isinstance(value, Row):
                 own = value.to_json()
                 out.update(own if value.among else {name: own})
             elif isinstance(value, list):

@@ -18,6 +18,9 @@ def side_by_side(function: Callable[[T], object], items: Iterable[T]) -> None:
         BaseException: a call has raised it. No further call begins then.
     """
     waiting = list(enumerate(items))
+    if len(waiting) == 1:
+        function(waiting[0][1])
+        return
     errors: list[BaseException | None] = [None] * len(waiting)
     lock = threading.Lock()
 

@@ -175,7 +175,8 @@ class ChainDraft:
         digest = self.file.finish(describe, epoch.notes.encode(), window.regions)
         copies.became(digest)
         self._sink.tip = self._tip = Tip(last.number + 1, last.number, digest, target.objects)
-        return rows[0].sealed(digest)
+        rows[0].digest = digest
+        return rows[0]
 
     def sync(self) -> None:
         self.file.sync()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from checkpoint.epoch import Epoch, EpochRow, Membership, Times
+from checkpoint.epoch import Epoch, EpochRow, Membership, Times, since
 from checkpoint.facts import Elsewhere
 from checkpoint.once import Once
 from checkpoint.precopy import Round, precopy, send
@@ -85,8 +85,8 @@ class Part:
         try:
             self.draft = self.draft or self.stream.sink.begin()
             epoch = replace(taken.epoch, elsewhere=elsewhere) if elsewhere is not None else taken.epoch
-            row = self.draft.finish(epoch)
-            self.row = replace(row, member=self.member) if self.member else row
+            self.row = self.draft.finish(epoch)
+            self.row.member = self.member
         finally:
             taken.handed.release()
 
@@ -95,7 +95,7 @@ class Part:
         self._safe = True
         if self.draft:
             self.draft.committed(last)
-            self.row = self.row.written(self._started)
+            self.row.write_us = since(self._started)
             self.stream.kept(self.row.base)
 
     def drop(self) -> None:

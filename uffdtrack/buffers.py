@@ -35,7 +35,8 @@ class Buffers:
         spare = self._spare.pop() if self._spare else _new()
         lent = _new()
         try:
-            check_own(lib.ut_buffer_ready(spare, min(size, _READY_SIZE)), "make room for pages")
+            if spare.cap < min(size, _READY_SIZE):
+                check_own(lib.ut_buffer_ready(spare, min(size, _READY_SIZE)), "make room for pages")
         except BaseException:
             self._spare.append(spare)
             raise

@@ -184,6 +184,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def dumps_core(pid: int) -> bool:
+    """Whether the kernel is writing its core: its threads have been killed, and end when that is done."""
+    return bool(lib.ut_dumps_core(pid))
+
+
 def shares_memory(pid: int, other: int) -> bool:
     """Whether two processes share one memory, as far as we may know (kcmp(2))."""
     return int(lib.ut_same_memory(int(task_directory(pid).name), other)) == 1

@@ -27,7 +27,7 @@ class TreeMember:
     pending: Pending
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TreeWindow(StopTimes):
     """The result of one stop of a tree; the times are of the whole tree.
 

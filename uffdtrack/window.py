@@ -13,7 +13,7 @@ Heads = dict[tuple[str, int], bytes]
 """First pages of ELF files, by device as in `Region` and inode."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StopTimes:
     """How long a stop has lasted, in microseconds: all of it (pause), and its parts.
 
@@ -41,7 +41,7 @@ def stop_times(native: Any) -> dict[str, float]:
     return {name: getattr(native, of) / 1e3 for name, of in _TIMES}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Window(StopTimes):
     """The result of one stop of the target.
 

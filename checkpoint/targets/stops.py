@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from checkpoint.targets.exec import EXEC_POLL
-from checkpoint.targets.visitors import Visitor, dumps_core, find_visitor, may_trace
-from uffdtrack import AddressSpace, Process, Tracee, frozen_cgroup
+from checkpoint.targets.visitors import Visitor, find_visitor, may_trace
+from uffdtrack import AddressSpace, Process, Tracee, dumps_core, frozen_cgroup
 from uffdtrack.errors import (
     PermissionDeniedError,
     StopTimeoutError,

@@ -55,13 +55,5 @@ def may_trace(pid: int) -> bool:
     return False
 
 
-def dumps_core(pid: int) -> bool:
-    """Whether the kernel is writing its core: its threads have been killed, and end when that is done."""
-    try:
-        return b"\nCoreDumping:\t1\n" in procfs.read(f"/proc/{pid}/status")
-    except OSError:
-        return False
-
-
 def _tracer(pid: int, tid: int) -> int:
     return int(procfs.field(procfs.glance(f"{procfs.task(pid, tid)}/status"), "TracerPid") or 0)

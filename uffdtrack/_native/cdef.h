@@ -90,6 +90,7 @@ int ut_tracee_set(ut_tracee *t, size_t index, const uint64_t *regs, const uint8_
 int ut_rseq_keep(ut_tracee *t);
 int ut_rseq_put(ut_tracee *t);
 int ut_same_memory(int a, int b);
+int ut_dumps_core(int pid);
 void ut_keep(int child, int to);
 int ut_remote_write(int pid, uint64_t at, const void *from, size_t n);
 int ut_attach_uffd(int pid, int user_mode_only);

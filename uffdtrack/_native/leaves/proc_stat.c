@@ -95,6 +95,16 @@ int ut_thread_is_dead(int pid, int tid)
 	return !state || state == 'Z' || state == 'X';
 }
 
+int ut_dumps_core(int pid)
+{
+	char text[1 << 16];
+	AUTO_FD fd = ut_open_task(pid, 0, "status");
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	text[n > 0 ? n : 0] = 0;
+	return strstr(text, "\nCoreDumping:\t1\n") != NULL;
+}
+
 static int list_for_living(int pid)
 {
 	AUTO_DIR dir = ut_open_tasks(pid);

@@ -28,6 +28,8 @@ int ut_proc_stat_of(int fd, ut_proc_stat *out);
 char ut_thread_state(int pid, int tid);
 /* 1: it is no longer a thread that could be stopped. */
 int ut_thread_is_dead(int pid, int tid);
+/* 1: the kernel is writing its core: its threads have been killed, and end when that is done. */
+int ut_dumps_core(int pid);
 /* A living thread of the process, or -ESRCH. A first thread that has ended (pthread_exit in main) no longer
  * has memory, files or /proc entries, while the others go on. */
 int ut_live_thread(int pid);
