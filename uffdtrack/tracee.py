@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from uffdtrack._sys import STOP_TIMEOUT_NS, check, ffi, lib
 from uffdtrack.closing import Closing
@@ -139,23 +139,12 @@ class Tracee(Closing):
     @property
     def threads(self) -> list[ThreadState]:
         """The state of each thread at the last stop."""
-        states = []
-        for i in range(self._c.n):
-            t = self._c.threads[i]
-            if t.state not in (lib.UT_THREAD_STOPPED, lib.UT_THREAD_RUNNING):
-                continue
-            xstate = self._c.xstate + i * self._c.xstate_stride
-            states.append(
-                ThreadState(
-                    t.tid,
-                    bytes(ffi.buffer(t.regs)),
-                    bytes(ffi.buffer(xstate, t.xstate_len)) if not t.worker else b"",
-                    t.sigmask,
-                    bool(t.worker),
-                    Rseq(t.rseq.area, t.rseq.size, t.rseq.signature),
-                )
-            )
-        return states
+        return states_of(self._c.threads, self._c.n, self._c.xstate, self._c.xstate_stride)
+
+    @property
+    def xstate_stride(self) -> int:
+        """How many bytes apart the core keeps XSAVE areas."""
+        return int(self._c.xstate_stride)
 
     @property
     def exit_status(self) -> int | None:
@@ -229,6 +218,26 @@ class Injector:
             name = errno.errorcode.get(-value, str(-value))
             raise TargetError(f"cannot {doing} in process {self._tracee.pid}: {name}")
         return value
+
+
+def states_of(threads: Any, count: int, xstate: Any, stride: int) -> list[ThreadState]:
+    """The states of those of the core's threads that have stopped, killed since or not."""
+    states = []
+    for i in range(count):
+        t = threads[i]
+        if not t.stood and t.state != lib.UT_THREAD_STOPPED:
+            continue
+        states.append(
+            ThreadState(
+                t.tid,
+                bytes(ffi.buffer(t.regs)),
+                bytes(ffi.buffer(xstate + i * stride, t.xstate_len)) if not t.worker else b"",
+                t.sigmask,
+                bool(t.worker),
+                Rseq(t.rseq.area, t.rseq.size, t.rseq.signature),
+            )
+        )
+    return states
 
 
 def late_error(pid: int, tids: Sequence[int], doing: str) -> StopTimeoutError:

@@ -40,6 +40,7 @@ typedef struct {
 	uint32_t xstate_len;
 	uint32_t worker;
 	ut_registration rseq;
+	int32_t stood;
 	...;
 } ut_thread;
 typedef struct {

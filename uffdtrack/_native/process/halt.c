@@ -115,11 +115,13 @@ int ut_tracee_resume(ut_tracee *t)
 	for (size_t i = 0; i < t->n; i++) {
 		ut_thread *th = &t->threads[i];
 
-		if (th->state == UT_THREAD_STOPPED)
+		if (th->state == UT_THREAD_STOPPED) {
+			th->stood = 1;
 			/* Killed while it stood: we have yet to reap it. */
 			th->state = trace(PTRACE_DETACH, th->tid, NULL, NULL) == -ESRCH
 					    ? UT_THREAD_ASKED
 					    : UT_THREAD_RUNNING;
+		}
 		pending += th->state == UT_THREAD_ASKED;
 	}
 	ut_guard_resumed(t, pending);

@@ -33,8 +33,10 @@ void ut_keep_asked(ut_tracee *t)
 	size_t kept = 0;
 
 	for (size_t i = 0; i < t->n; i++)
-		if (t->threads[i].state == UT_THREAD_ASKED)
-			t->threads[kept++] = t->threads[i];
+		if (t->threads[i].state == UT_THREAD_ASKED) {
+			t->threads[kept] = t->threads[i];
+			t->threads[kept++].stood = 0;
+		}
 	t->n = kept;
 }
 

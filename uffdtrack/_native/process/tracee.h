@@ -33,6 +33,7 @@ typedef struct {
 	ut_registration rseq;
 	int64_t sent_ns; /* not stopped yet: when we sent it on to its signal, or looked again; or 0 */
 	int32_t awake;   /* it was not asleep in the kernel when we looked before the stop */
+	int32_t stood;   /* up to the resume, whatever has become of it since */
 } ut_thread;
 
 /* What we do with a call that a stop has ended with EINTR, by its number. */
