@@ -7,46 +7,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from checkpoint.epoch import since
+from checkpoint.job import Job
 from checkpoint.sink import Draft, make_safe
 
-BUFFERS = 8
+BUFFERS, TOGETHER = 8, 32
 BYTES = 64 << 20
-"""So many epochs, of so many bytes together, wait to be written before the next stop has to wait."""
+"""So many epochs, of so many bytes together, wait to be written before the next stop has to wait.
+
+Of those that are kept in memory so many."""
 UNSAFE = 256
 """So many files may be written and not safe; each is open."""
-
-
-class Job(Protocol):
-    """An epoch that was taken, until it is safe.
-
-    Attributes:
-        size: bytes of contents that it holds in memory until it is written.
-        base: nothing may follow it before it is safe.
-        taken: when its target ran on, in time.perf_counter().
-    """
-
-    size: int
-    base: bool
-    taken: float
-
-    def write(self) -> Sequence[Draft]:
-        """Write it; returns what has to become safe, all together. Raises: StorageError: we could not."""
-
-    def commit(self, last: bool) -> None:
-        """Note that it is safe; `last`: it is the last one of its group.
-
-        Raises:
-            StorageError: what completes it could not be written.
-        """
-
-    def drop(self) -> None:
-        """Remove what was written of it, unless it is safe. By the thread that has failed."""
-
-    def take_back(self) -> None:
-        """After `drop`: its source and sink go on as if it had never been taken. By the session's thread."""
 
 
 class Pipeline:
@@ -58,14 +31,14 @@ class Pipeline:
         tell: gets each epoch when it is safe, in the thread that made it safe.
         durable: an epoch is safe so many seconds after it was taken, if the disk can do that: until half of
             them are over it waits for others, to become safe with them. None: it does not wait.
-        at_once: each epoch is written, and safe, before the session goes on.
+        together: an epoch is safe as soon as it is written, so that one thread does both.
         wake: called in any thread when something has failed; `calm`: in the session's thread, when it knows.
     """
 
     def __init__(self) -> None:
         self.tell: Callable[[Any], None] = lambda job: None
         self.durable: float | None = None
-        self.at_once = False
+        self.together = False
         self.wake: Callable[[], None] = lambda: None
         self.calm: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
@@ -84,12 +57,12 @@ class Pipeline:
     # -- the session's thread ---------------------------------------------------------------------
 
     def put(self, job: Job) -> None:
-        """Take an epoch. It is written while the session goes on, unless it is a base, or `at_once`.
+        """Take an epoch. It is written while the session goes on, unless it is a base, or to be safe at once.
 
         Raises:
             StorageError, OutputError: see `check`; without threads or of a base, its own, too.
         """
-        if job.base or self.at_once or not self._begin():
+        if job.base or job.at_once or not self._begin():
             self.run(job)
             self.tell(job)
             return
@@ -183,23 +156,33 @@ class Pipeline:
         """Whether `check` has something to raise."""
         return bool(self._error or self._untold)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all is safe."""
+        return not self._threads or self._is_idle()
+
     def _is_idle(self) -> bool:
         return not (self._waiting or self._written or self._writing or self._syncing)
 
     def _is_full(self) -> bool:
         waiting = len(self._waiting) + self._writing
-        return waiting >= BUFFERS or (waiting > 0 and self._bytes > BYTES) or self._drafts() >= UNSAFE
+        return (
+            waiting >= (TOGETHER if self.together else BUFFERS)
+            or (waiting > 0 and self._bytes > BYTES)
+            or self._drafts() >= UNSAFE
+        )
 
     def _begin(self) -> bool:
         """Start the threads; False: we may have none (RLIMIT_NPROC, pids.max)."""
+        work = [self._write_all] if self.together else [self._write_all, self._sync_all]
         if self._threads:
-            return len(self._threads) == 2
+            return len(self._threads) == len(work)
         with contextlib.suppress(RuntimeError):
-            for work in (self._write_all, self._sync_all):
-                thread = threading.Thread(target=work, daemon=True)
+            for one in work:
+                thread = threading.Thread(target=one, daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        return len(self._threads) == 2
+        return len(self._threads) == len(work)
 
     # -- the two threads --------------------------------------------------------------------------
 
@@ -216,13 +199,17 @@ class Pipeline:
             try:
                 if not self._error:
                     drafts = job.write()
+                    if self.together:
+                        make_safe(drafts)
+                        job.commit(last=True)
+                        self._tell(job)
             except BaseException as caught:
                 error = caught
             with self._changed:
-                if drafts is not None:
-                    self._written.append((job, drafts))
-                else:
+                if drafts is None or error:
                     self._fail([job], error)
+                elif not self.together:
+                    self._written.append((job, drafts))
                 self._writing -= 1
                 self._bytes -= job.size
                 self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,14 +109,14 @@ class _Run(Generic[R]):
         schedule = self.schedule
         started = due = time.monotonic()
         while True:
-            self.session.late = int((time.monotonic() - due) / schedule.every) if self.taken else 0
-            if self.session.late:
-                due = time.monotonic()
+            self.session.late = 0
+            if not self.session.ahead:
+                self._come_due(due if self.taken else time.monotonic(), started)
             try:
                 self.session.put(lambda epoch: self.announce(self.taken, epoch))
                 self.taken += 1
                 if self.taken == 1:
-                    started = due = time.monotonic()
+                    started = self.session.rhythm.due = time.monotonic()
                 if self.taken == schedule.count:
                     self.session.pipeline.drain()
                     return False
@@ -130,7 +131,9 @@ class _Run(Generic[R]):
                 self._skip(error)
             except (StorageError, StopTimeoutError, MaxStopError) as error:
                 self._note(error)
-            due += schedule.every
+            if self.session.ahead:
+                continue
+            due = self.session.rhythm.due + schedule.every
             if schedule.duration is not None and max(due, time.monotonic()) >= started + schedule.duration:
                 left = started + schedule.duration - time.monotonic()
                 # It may end early, at a limit of dirty pages: then there is an epoch to take, and time left.
@@ -145,6 +148,14 @@ class _Run(Generic[R]):
         if self.failure:
             raise self.failure
         return False
+
+    def _come_due(self, due: float, started: float) -> None:
+        """The next epoch is taken now; say how many may be taken with it."""
+        schedule, session = self.schedule, self.session
+        most = sys.maxsize if schedule.count is None else schedule.count - self.taken
+        if schedule.duration is not None and self.taken:
+            most = min(most, 1 + int(max(0.0, started + schedule.duration - due) / schedule.every))
+        session.late = session.rhythm.come_due(due, schedule.every, most)
 
     def _pause(self, seconds: float) -> bool:
         """Wait for the next attempt; True: the session has to end."""

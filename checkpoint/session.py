@@ -14,7 +14,7 @@ from checkpoint.precopy import SessionInterrupted
 from checkpoint.sink import ChainSink, Draft, Sink
 from checkpoint.source import Source
 from checkpoint.stream import Circumstances, Part, Stream
-from uffdtrack import Window
+from uffdtrack import Rhythm, Window
 from uffdtrack.errors import MaxStopError, TargetBusyError
 
 REST = 0.05
@@ -33,6 +33,7 @@ class TakenEpoch(ABC, Generic[R]):
 
     size: int
     base: bool
+    at_once = False
 
     def __init__(self, session: Taker[R], circumstances: Circumstances, times: Times) -> None:
         self._session: Taker[R] = session
@@ -65,8 +66,9 @@ class Taker(ABC, Generic[R]):
     Attributes:
         pipeline: writes what `put` takes.
         waited_us: how long the next epoch was put off.
-        late: intervals that have passed since the next epoch was due.
+        late: intervals that were given up since the next epoch was due.
         skipped: how many epochs we could not take since the last row; `skip_reason` says why, or is "".
+        rhythm: when epochs are due.
     """
 
     def __init__(self) -> None:
@@ -75,6 +77,12 @@ class Taker(ABC, Generic[R]):
         self.late = 0
         self.skipped = 0
         self.skip_reason = ""
+        self.rhythm = Rhythm()
+
+    @property
+    def ahead(self) -> int:
+        """How many of the next epochs were taken already."""
+        return 0
 
     @abstractmethod
     def begin(self) -> TakenEpoch[R]:
@@ -109,15 +117,16 @@ class Taker(ABC, Generic[R]):
             OutputError: the row of an earlier one could not be told.
             Others: as `begin`; StorageError also of earlier ones.
         """
-        self.waited_us = self.pipeline.make_room()
+        self.waited_us += self.pipeline.make_room()
         epoch = self.begin()
         announce(epoch)
         self.pipeline.put(epoch)
 
-    def circumstances(self) -> Circumstances:
-        """How punctual the epoch is that is taken now."""
-        found = Circumstances(self.waited_us, self.late, self.skipped, self.skip_reason)
-        self.waited_us, self.skipped, self.skip_reason = 0.0, 0, ""
+    def circumstances(self, waited: bool = True) -> Circumstances:
+        """How punctual the epoch is that is taken now. `waited`: its stop was put off by `waited_us`."""
+        waited_us = self.waited_us if waited else 0.0
+        found = Circumstances(waited_us, self.late, self.skipped, self.skip_reason)
+        self.waited_us, self.skipped, self.skip_reason = self.waited_us - waited_us, 0, ""
         return found
 
     def not_given(self, circumstances: Circumstances) -> None:
@@ -132,9 +141,11 @@ class SingleEpoch(TakenEpoch[EpochRow]):
     def __init__(self, session: Session, part: Part, circumstances: Circumstances) -> None:
         super().__init__(session, circumstances, part.row.times)
         self.part = part
+        self.taken = part.started
         self.time_ns = part.row.time_ns
         self.size = part.size
         self.base = part.row.base
+        self.at_once = part.at_once
 
     @property
     def row(self) -> EpochRow:
@@ -173,7 +184,14 @@ class Session(Taker[EpochRow]):
         self.target = target
         self.sink = ChainSink(chain)
         self.stream = Stream(target, sink or self.sink, interrupted)
-        self.pipeline.at_once = self.stream.sink.at_once
+        self.pipeline.together = self.stream.sink.at_once
+        # Where a limit ends the wait for the next epoch, that comes at once.
+        self.rhythm.in_series = self.pipeline.together and target.max_dirty is None
+        target.rhythm = self.rhythm
+
+    @property
+    def ahead(self) -> int:
+        return self.target.ahead
 
     def begin(self) -> SingleEpoch:
         try:
@@ -189,9 +207,13 @@ class Session(Taker[EpochRow]):
         if self.stream.is_due and self.stream.in_flight:
             self.pipeline.drain()
         self.stream.prepare()
-        window, circumstances = self._window(), self.circumstances()
+        is_taken = self.ahead > 0  # then a wait has put off the next stop, not this one
+        window = self._window()
+        self.late += window.late
+        circumstances = self.circumstances(waited=not is_taken)
+        at_once = self.pipeline.together and not self.ahead and self.pipeline.is_idle
         try:
-            return SingleEpoch(self, self.stream.part(window, circumstances), circumstances)
+            return SingleEpoch(self, self.stream.part(window, circumstances, at_once), circumstances)
         except BaseException:
             self.not_given(circumstances)
             raise
@@ -203,7 +225,9 @@ class Session(Taker[EpochRow]):
 
     def _window(self) -> Window:
         """Take the window that ends a base, and try again: one late stop must not cost the base."""
-        self.target.behind = self.late > 0
+        self.target.behind = self.rhythm.behind
+        if self.stream.in_base:
+            self.rhythm.most = 1
         deadline = time.monotonic() + (PATIENCE if self.stream.in_base else 0)
         while True:
             try:

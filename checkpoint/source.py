@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from checkpoint.elf import Notes
 from checkpoint.facts import TargetFacts
-from uffdtrack import Pending, Runs, Window
+from uffdtrack import Pending, Rhythm, Runs, Window
 
 T = TypeVar("T")
 
@@ -39,12 +39,18 @@ class Source(Protocol):
         engine: the tracker's name.
         max_dirty: an epoch is due at so many dirty pages, or None.
         behind: epochs are late, so they should come fast, even if a stop is longer for that.
+        rhythm: when windows are due; it may take several of them in a row.
+        ahead: how many it has taken that `window` has not given yet.
     """
 
     pid: int
     engine: str
     max_dirty: int | None
     behind: bool
+    rhythm: Rhythm
+
+    @property
+    def ahead(self) -> int: ...
 
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         """While it runs, find what was written since the last time, or all; and which contents are void.

@@ -55,9 +55,12 @@ class Part:
         draft: None before it is written, and of an epoch that is safe already.
         size: bytes of contents that it holds until it is written.
         member: in a tree, for the row.
+        at_once: it is written before anything else is done.
+        started: when the target ran on, in time.perf_counter().
     """
 
     member: Membership | None = None
+    at_once = False
 
     def __init__(self, stream: Stream, row: EpochRow, taken: Taken | None) -> None:
         self.stream = stream
@@ -67,7 +70,7 @@ class Part:
         self._safe = False
         self._taken = taken
         self._pending = taken.handed.pending if taken else None
-        self._started = time.perf_counter()
+        self.started = taken.epoch.window.ran if taken else time.perf_counter()
 
     def write(self, elsewhere: list[Elsewhere] | None = None) -> None:
         """Write it, until only `make_safe` is missing.
@@ -95,7 +98,7 @@ class Part:
         self._safe = True
         if self.draft:
             self.draft.committed(last)
-            self.row.write_us = since(self._started)
+            self.row.write_us = since(self.started)
             self.stream.kept(self.row.base)
 
     def drop(self) -> None:
@@ -176,8 +179,11 @@ class Stream:
             self.abandon()
             raise
 
-    def part(self, window: Window, circumstances: Circumstances = ON_TIME) -> Part:
+    def part(self, window: Window, circumstances: Circumstances = ON_TIME, at_once: bool = False) -> Part:
         """Make an epoch of the source's last window; it still has to be written.
+
+        Args:
+            at_once: that will be done before anything else.
 
         Raises:
             TargetGoneError, NewMemoryError: the target has ended, or called exec, meanwhile.
@@ -187,14 +193,16 @@ class Stream:
             notes, facts = self.source.describe(window)
             self.untold = [*self.untold, *facts.warnings]
             row = self._row(window, begun is not None, circumstances)
-            handed = self.source.hand_over(self.sink.at_once)
+            handed = self.source.hand_over(at_once)
         except BaseException:
             if begun:
                 begun.abort()
             raise
         self.untold = []
         self._taken += 1
-        return Part(self, row, Taken(Epoch(row, window, notes, facts), handed, begun))
+        part = Part(self, row, Taken(Epoch(row, window, notes, facts), handed, begun))
+        part.at_once = at_once
+        return part
 
     def kept(self, base: bool) -> None:
         """Note that an epoch is safe."""
@@ -243,7 +251,7 @@ class Stream:
             late=circumstances.late,
             skipped=circumstances.skipped,
             skip_reason=circumstances.skip_reason,
-            time_ns=time.time_ns(),
+            time_ns=window.time_ns,
             max_dirty=self.source.max_dirty,
         )
 

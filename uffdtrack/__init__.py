@@ -79,6 +79,7 @@ from uffdtrack.ram import GuestRam, parse_size
 from uffdtrack.regions import read_maps, read_maps_text
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import PAGE, Runs
+from uffdtrack.series import Rhythm, Series
 from uffdtrack.space import AddressSpace
 from uffdtrack.stopped import Standing, look_early, standing, standing_together, trapped
 from uffdtrack.tracee import Injector, Rseq, ThreadState, Tracee
@@ -138,8 +139,10 @@ __all__ = [
     "ProcessTracker",
     "ProcessTree",
     "Region",
+    "Rhythm",
     "Rseq",
     "Runs",
+    "Series",
     "Standing",
     "Stats",
     "StopTimeoutError",

@@ -22,16 +22,13 @@ from uffdtrack.errors import (
 from uffdtrack.features import probe
 from uffdtrack.maps import Region
 from uffdtrack.regions import regions_of
+from uffdtrack.results import view_of, window_of
 from uffdtrack.runs import Runs, merge_runs, size_of
 from uffdtrack.tracee import Tracee
-from uffdtrack.window import Heads, Pending, Window, stop_times
+from uffdtrack.window import Heads, Pending, Window
 
 _TASK_SIZE = 1 << 47
 _REGION_SIZE = ffi.sizeof("ut_region")
-
-
-def _view(at: Any, size: int) -> memoryview:
-    return memoryview(ffi.buffer(at, size)) if size else memoryview(b"")
 
 
 class AddressSpace(Closing):
@@ -54,7 +51,6 @@ class AddressSpace(Closing):
         self._mapped: tuple[tuple[bytes, bytes], list[Region]] | None = None
         self._buffers = Buffers()
         self._result = ffi.gc(ffi.new("ut_result *"), lib.ut_result_free)
-        self._copied_size, self._is_merged = 0, False
 
     @classmethod
     def attach(
@@ -120,13 +116,13 @@ class AddressSpace(Closing):
         if self._c.sync:
             pending, times = Pending(), ffi.new("ut_times *")
             result = self._stop(tracee, flags | lib.UT_NO_COPY, pending, times)
-            self._check(tracee, pending, result, times)
+            self.check(tracee, pending, result, times)
         else:
             result = lib.ut_space_harvest(self._c, flags)
             check(result, "harvest the memory", self.pid)
             # Calls that are under way may write what they have pinned before its trap was set.
             result = lib.ut_barrier(tracee.native, self._c, STOP_TIMEOUT_NS)
-            self._check(tracee, Pending(), result, ffi.new("ut_times *"))
+            self.check(tracee, Pending(), result, ffi.new("ut_times *"))
         found = self._c.harvest.all
         reset = merge_runs(runs_array(found.gone), runs_array(found.fresh))
         return runs_array(found.want), reset
@@ -135,7 +131,7 @@ class AddressSpace(Closing):
         """Copy ranges, back to back; valid until the next copy or window."""
         pointer, n = runs_of(runs)
         check(lib.ut_space_copy(self._c, pointer, n), "copy memory", self.pid)
-        return _view(self._c.buffer.v, size_of(runs))
+        return view_of(self._c.buffer.v, size_of(runs))
 
     def split_zero(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         """Split the last copy into ranges with contents and zero ranges; see `Window`."""
@@ -147,26 +143,20 @@ class AddressSpace(Closing):
         finally:
             lib.runs_free(data)
             lib.runs_free(zero)
-        return full, empty, _view(self._c.buffer.v, size_of(full))
+        return full, empty, view_of(self._c.buffer.v, size_of(full))
 
-    def _give(self) -> tuple[Runs, Runs, Runs, Runs, memoryview]:
-        """What a window has copied: all ranges, those with contents, of zeros, what is void; the contents."""
-        found = self._result
-        check(lib.ut_space_result(self._c, found), "sort pages", self.pid)
-        every, empty = runs_array(found.want), runs_array(found.zero)
-        full = runs_array(found.data) if len(empty) else every
-        self._copied_size, self._is_merged = size_of(every), found.contents != self._c.buffer.v
-        size = size_of(full) if len(empty) else self._copied_size
-        return every, full, empty, runs_array(found.reset), _view(found.contents, size)
-
-    def lend(self) -> Callable[[], None]:
+    def lend(self, result: Any = None) -> Callable[[], None]:
         """Keep the contents of the last window, until the returned function is called, in any thread.
 
         Further windows have another buffer.
+
+        Args:
+            result: the core's, if it has not gone through `window`.
         """
-        if self._is_merged:
-            return self._buffers.lend(self._c.early, "merged", self._copied_size)
-        return self._buffers.lend(self._c, "buffer", self._copied_size)
+        found = result or self._result
+        if found.contents != self._c.buffer.v:
+            return self._buffers.lend(self._c.early, "merged", found.bytes)
+        return self._buffers.lend(self._c, "buffer", found.bytes)
 
     def window(self, tracee: Tracee, pending: Pending, behind: bool = False) -> Window:
         """Stop the target, take registers, harvest, copy, rearm, resume: one call of C.
@@ -178,15 +168,19 @@ class AddressSpace(Closing):
             TargetGoneError, StopTimeoutError, NewMemoryError: as they say; all threads run on.
             TargetBusyError: a thread is in a call that a stop would harm; call `tracee.settle` meanwhile.
         """
-        if self._c.shared_wanted:
-            follow_shared(self.pid, self._c)
-        self._c.early.behind = behind
+        self.prepare(behind)
         times = ffi.new("ut_times *")
         result = self._stop(tracee, lib.UT_FULL if pending.everything else 0, pending, times)
         return self.conclude(tracee, pending, result, times)
 
+    def prepare(self, behind: bool) -> None:
+        """Do what a window needs to be done before it, while the target runs."""
+        if self._c.shared_wanted:
+            follow_shared(self.pid, self._c)
+        self._c.early.behind = behind
+
     def _stop(self, tracee: Tracee, flags: int, pending: Pending, times: Any) -> int:
-        """The core's result of a stop, for `_check`."""
+        """The core's result of a stop, for `check`."""
         pointer, n = runs_of(pending.pages)
         return int(lib.ut_window(tracee.native, self._c, flags, pointer, n, STOP_TIMEOUT_NS, times))
 
@@ -197,37 +191,29 @@ class AddressSpace(Closing):
             result, times: the core's results.
         """
         everything = pending.everything
-        self._check(tracee, pending, result, times)
-        harvest, counts = self._c.harvest, self._result
+        self.check(tracee, pending, result, times)
+        harvest = self._c.harvest
         pending.everything = True  # until it is known what was taken
-        want, data, zero, reset, contents = self._give()
-        if everything:
-            reset = np.array([[0, _TASK_SIZE]], np.uint64)
-        elif len(pending.reset):
-            reset = merge_runs(reset, pending.reset)
-        pending.add(want, reset)
-        pending.everything = False
-        pending.heads.update(self._take_heads())
-        return Window(
-            regions=self.regions(),
-            threads=tracee.threads,
-            data=data,
-            zero=zero,
-            reset=reset,
-            contents=contents,
-            unreadable=counts.unreadable,
-            compared=harvest.all.compared,
-            scanned=not harvest.by_news,
-            touched=counts.touched,
-            **stop_times(times),
-            heads=dict(pending.heads),
-            elsewhere=[
-                (int(e.start), int(e.end), int(e.address), int(e.member))
-                for e in (harvest.elsewhere[0 : harvest.nelsewhere] if harvest.nelsewhere else ())
-            ],
+        check(lib.ut_space_result(self._c, self._result), "sort pages", self.pid)
+        window, want = window_of(
+            self._result, times, self.regions(), tracee.threads, harvest.all.compared, not harvest.by_news
         )
+        if everything:
+            window.reset = np.array([[0, _TASK_SIZE]], np.uint64)
+        elif len(pending.reset):
+            window.reset = merge_runs(window.reset, pending.reset)
+        pending.add(want, window.reset)
+        pending.everything = False
+        pending.heads.update(self.take_heads())
+        window.heads = dict(pending.heads)
+        if harvest.nelsewhere:
+            window.elsewhere = [
+                (int(e.start), int(e.end), int(e.address), int(e.member))
+                for e in harvest.elsewhere[0 : harvest.nelsewhere]
+            ]
+        return window
 
-    def _check(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> None:
+    def check(self, tracee: Tracee, pending: Pending, result: int, times: Any) -> None:
         """Raises: the error of a failed stop."""
         try:
             if result == lib.UT_BUSY:
@@ -270,15 +256,18 @@ class AddressSpace(Closing):
     def native(self) -> object:
         return self._c
 
-    def regions(self) -> list[Region]:
-        """The mappings that the last window or look has found; the same list if they are the same."""
-        maps = self._c.maps
+    def regions(self, before: bool = False) -> list[Region]:
+        """The mappings that the last window or look has found, or the one before it.
+
+        It is the same list as the last time if they are the same.
+        """
+        maps = self._c.before if before else self._c.maps
         key = bytes(ffi.buffer(maps.text, maps.len)), bytes(ffi.buffer(maps.regions, maps.n * _REGION_SIZE))
         if not self._mapped or self._mapped[0] != key:
             self._mapped = key, regions_of(maps)
         return self._mapped[1]
 
-    def _take_heads(self) -> Heads:
+    def take_heads(self) -> Heads:
         found = self._c.heads
         heads = {
             (f"{head.major:02x}:{head.minor:02x}", int(head.inode)): bytes(ffi.buffer(head.page))

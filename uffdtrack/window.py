@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -36,7 +37,7 @@ class StopTimes:
 _TIMES = [(part.name, part.name.replace("_us", "_ns")) for part in fields(StopTimes)]
 
 
-def stop_times(native: Any) -> dict[str, float]:
+def stop_times(native: Any) -> dict[str, Any]:
     """The fields of `StopTimes`, of the core's times in ns."""
     return {name: getattr(native, of) / 1e3 for name, of in _TIMES}
 
@@ -59,6 +60,8 @@ class Window(StopTimes):
         heads: the first page of mapped ELF files that was not handed over yet.
         elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
             the number of that member (`ProcessTree`).
+        ran: when it ran on, in time.perf_counter(); `time_ns`: on the host's clock.
+        late: how many intervals had passed since the window was due, of one that was taken ahead (`Series`).
     """
 
     regions: list[Region]
@@ -73,6 +76,9 @@ class Window(StopTimes):
     touched: int
     heads: Heads = field(default_factory=dict)
     elsewhere: list[tuple[int, int, int, int]] = field(default_factory=list)
+    ran: float = field(default_factory=time.perf_counter)
+    time_ns: int = field(default_factory=time.time_ns)
+    late: int = 0
 
 
 @dataclass(slots=True)
@@ -83,6 +89,10 @@ class Pending:
     reset: Runs = field(default_factory=no_runs)
     everything: bool = False
     heads: Heads = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.everything or len(self.pages) or len(self.reset) or self.heads)
 
     def add(self, pages: Runs, reset: Runs) -> None:
         self.pages = merge_runs(self.pages, pages) if len(self.pages) else pages

@@ -84,9 +84,9 @@ class Wait(Interrupt):
         super().__init__(lifeline)
         self._target = target
         self._poll = select.poll()
-        for fd in (*self._ends, target.process.pidfd, self._woken):
-            if fd >= 0:
-                self._poll.register(fd, select.POLLIN)
+        target.wake = [fd for fd in (*self._ends, target.process.pidfd, self._woken) if fd >= 0]
+        for fd in target.wake:
+            self._poll.register(fd, select.POLLIN)
         self._full = -1
 
     def wait(self, seconds: float) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from checkpoint.elf import NT_AUXV, Notes, file_note, note
 from checkpoint.facts import ProcessFacts, TargetFacts
 from checkpoint.heads import heads_note
-from checkpoint.objects import Snapshot, parse_status
 from checkpoint.once import Once
 from checkpoint.rollback.attributes import Recorder
 from checkpoint.source import Handed, nothing_lent
+from checkpoint.targets.described import Described, MadeOf, process_facts
 from checkpoint.targets.exec import EXEC_POLL, through_exec
 from checkpoint.targets.kernel_state import Reader
 from checkpoint.targets.mapped import IN_FLIGHT, mapped_files, named_files, warnings_for
@@ -24,12 +23,12 @@ from uffdtrack import (
     Pending,
     Process,
     Region,
+    Rhythm,
     Runs,
+    Series,
     Tracee,
     Window,
     proc_read,
-    stat_fields,
-    task_directory,
 )
 from uffdtrack.closing import Closing
 from uffdtrack.errors import (
@@ -43,25 +42,16 @@ from uffdtrack.errors import (
 )
 
 T = TypeVar("T")
-MadeOf = tuple[list[Region], Snapshot, tuple[list[list[Any]], list[list[int]]]]
-"""Mappings, state in the kernel, attributes of mappings: all that is said of a process follows from these."""
-
-
-@dataclass(slots=True)
-class Described:
-    """What was said of a process; `notes`: those that follow the threads'."""
-
-    made_of: MadeOf
-    notes: bytes
-    facts: TargetFacts
 
 
 class ProcessTarget(Closing):
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on.
 
     Attributes:
-        pending: what was harvested and not handed over.
+        wake: descriptors that are readable when a session has something else to do than to take windows.
     """
+
+    wake: Sequence[int] = ()
 
     def __init__(
         self, pid: int, engine: str = "scan", max_dirty: int | None = None, follow_shared: bool = False
@@ -76,7 +66,8 @@ class ProcessTarget(Closing):
         self.max_dirty = max_dirty
         self.behind = False
         self.follow_shared = follow_shared
-        self.pending = Pending()
+        self.rhythm = Rhythm()
+        self._pending = Pending()
         self.process = Process(pid)
         self._warned: set[str] = set()
         self._file_note, self._named_files, self._warnings = (
@@ -118,9 +109,11 @@ class ProcessTarget(Closing):
             self.space = AddressSpace.attach(self.pid, self.engine, self.max_dirty, self.follow_shared)
 
         through_exec(self.process, attempt)
-        self._objects = Reader(self.pid, lambda: (self.facts(), proc_read(self.pid, "auxv")))
+        self._objects = Reader(self.pid, lambda: (process_facts(self.process), proc_read(self.pid, "auxv")))
         self._attributes = Recorder(self.pid)
         self._described: Described | None = None
+        self._series = Series(self.space, self.tracee)
+        self._lend: Callable[[], Callable[[], None]] = self.space.lend
         self._attached = True
 
     def lose(self) -> bool:
@@ -142,10 +135,21 @@ class ProcessTarget(Closing):
 
     # -- Source -----------------------------------------------------------------------------------
 
+    @property
+    def pending(self) -> Pending:
+        """What was harvested and not handed over; windows that were taken ahead are not, any more."""
+        self._series.give_up(self._pending)
+        return self._pending
+
+    @property
+    def ahead(self) -> int:
+        return self._series.ahead
+
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         if everything:
             self.attach()
-            self.pending = Pending()
+            self._series.give_up(Pending())
+            self._pending = Pending()
         return self._stopping(lambda: self.space.harvest(self.tracee, everything))
 
     def postpone(self, runs: Runs, reset: Runs) -> None:
@@ -156,11 +160,19 @@ class ProcessTarget(Closing):
         return self.space.split_zero(runs)
 
     def window(self) -> Window:
-        return self._stopping(lambda: self.space.window(self.tracee, self.pending, self.behind))
+        series = self._series
+        if not series.ahead or not self._pending.is_empty:
+            pending = self.pending
+            if self.rhythm.most == 1 or not pending.is_empty:
+                self._lend = self.space.lend
+                return self._stopping(lambda: self.space.window(self.tracee, pending, self.behind))
+            self._stopping(lambda: series.fill(pending, self.rhythm, self.wake, self.behind))
+        self._lend = series.lend
+        return series.next(self._pending)
 
     def hand_over(self, at_once: bool = False) -> Handed:
-        handed = Handed(self.pending, nothing_lent if at_once else self.space.lend())
-        self.pending = Pending()
+        handed = Handed(self._pending, nothing_lent if at_once else self._lend())
+        self._pending = Pending()
         return handed
 
     def take_back(self, pending: Pending) -> None:
@@ -169,6 +181,7 @@ class ProcessTarget(Closing):
     def was_changed(self) -> None:
         """Somebody has changed its mappings and their attributes: read these anew for the next epoch."""
         self._attributes = Recorder(self.pid)
+        self._described = None
 
     def settle(self, timeout: float) -> bool:
         return self.tracee.settle(timeout)
@@ -211,30 +224,10 @@ class ProcessTarget(Closing):
         self._warned |= found.keys()
         return new
 
-    def facts(self) -> ProcessFacts:
-        """The process's identity, for the image."""
-        fields = stat_fields(self.pid)
-        status = parse_status(proc_read(self.pid, "status").decode(errors="replace"))
-        cmdline = proc_read(self.pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
-        try:
-            exe = os.readlink(task_directory(self.pid) / "exe")
-        except OSError:
-            exe = ""
-        return ProcessFacts(
-            pid=self.pid,
-            ppid=int(fields[1]),
-            pgrp=int(fields[2]),
-            sid=int(fields[3]),
-            uid=int(status["Uid"].split()[0]),
-            gid=int(status["Gid"].split()[0]),
-            comm=proc_read(self.pid, "comm").decode(errors="surrogateescape").rstrip("\n"),
-            cmdline=cmdline.decode(errors="surrogateescape"),
-            exe=exe,
-            start_time=self.process.identity.start_time,
-            boot_id=self.process.identity.boot_id,
-        )
-
     def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
+        last = self._described
+        if not self._series.is_last and last and window.regions is last.made_of[0]:
+            return self._repeated(window, last)
         # Not the attributes': a rollback gives those back, where it only compares the state in the kernel.
         self._objects.budget.behind = self.behind
         try:
@@ -246,13 +239,17 @@ class ProcessTarget(Closing):
             raise NewMemoryError(f"process {self.pid} has replaced its program (exec)")
         attributes = self._attributes.facts(window.regions)
         made_of = window.regions, objects, attributes
-        last = self._described
         if not last or any(one is not other for one, other in zip(last.made_of, made_of, strict=True)):
             last = self._described = self._describe(made_of, facts, auxv)
-        elif last.facts.warnings:
+            rest = last.notes + heads_note(window.heads) if window.heads else last.notes
+            return Notes(window.threads, facts, rest), last.facts
+        return self._repeated(window, last)
+
+    def _repeated(self, window: Window, last: Described) -> tuple[Notes, TargetFacts]:
+        if last.facts.warnings:
             last.facts = replace(last.facts, warnings=[])
         rest = last.notes + heads_note(window.heads) if window.heads else last.notes
-        return Notes(window.threads, facts, rest), last.facts
+        return Notes(window.threads, last.facts.process, rest), last.facts
 
     def _describe(self, made_of: MadeOf, facts: ProcessFacts, auxv: bytes) -> Described:
         """Mapped files are looked at when their mappings change, or the descriptors are read."""

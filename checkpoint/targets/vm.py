@@ -23,6 +23,7 @@ from uffdtrack import (
     PAGE,
     Pending,
     Region,
+    Rhythm,
     Runs,
     UffdTracker,
     Window,
@@ -47,6 +48,8 @@ class VmTarget:
         states: of the vCPUs, at the last window.
     """
 
+    ahead = 0
+
     def __init__(self, vm: Vm, tracker: KvmTracker | UffdTracker, guest: str) -> None:
         self.pid = os.getpid()
         self.vm = vm
@@ -55,6 +58,7 @@ class VmTarget:
         self.engine = tracker.traits.name
         self.max_dirty = tracker.max_dirty_pages
         self.behind = False
+        self.rhythm = Rhythm()
         self._started = time.time_ns()
         self._buffer = np.empty(0, np.uint8)
         self._spare: list[npt.NDArray[np.uint8]] = []

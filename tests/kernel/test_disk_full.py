@@ -30,7 +30,6 @@ from tests.helpers import Build, Run, Spawn
 from tests.kernel.forks import Forks, cut_errors
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory, OracleError
-from uffdtrack import Pending
 from uffdtrack.errors import StorageError
 
 EPOCHS = 75
@@ -74,7 +73,7 @@ def test_pages_of_a_failed_epoch_come_with_the_next(
                     with pytest.raises(StorageError):
                         session.take()
                     if forgetful:
-                        target.pending = Pending()
+                        target.hand_over(at_once=True)
                 filler.unlink()
                 file = EpochFile(directory / f"epoch-{session.take().epoch:08d}.core")
                 memory.apply(file)

@@ -12,7 +12,7 @@ import pytest
 
 from checkpoint import pipeline as module
 from checkpoint import sink
-from checkpoint.pipeline import BUFFERS, Pipeline
+from checkpoint.pipeline import BUFFERS, TOGETHER, Pipeline
 from uffdtrack.errors import OutputError, StorageError
 
 PAGES = 40
@@ -66,6 +66,7 @@ class Fake:
         self.world = world
         self.base = base
         self.size = 1
+        self.at_once = False
         self.taken = module.time.perf_counter()
         self.contents = {page: world.memory[page] for page in world.pending}
         self.memory = list(world.memory)
@@ -114,17 +115,26 @@ class Fake:
 
 
 def run(
-    world: World, monkeypatch: pytest.MonkeyPatch, durable: float | None = None, epochs: int = 300
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    durable: float | None = None,
+    together: bool = False,
 ) -> int:
-    """Take epochs, with whatever fails; returns how many times something has."""
+    """Take epochs, with whatever fails; returns how many times something has.
+
+    Args:
+        together: as an epoch is kept in memory; some come in series.
+    """
     monkeypatch.setattr(sink, "sync_directory", lambda _: world.fails("directory"))
     pipeline, failed = Pipeline(), 0
-    pipeline.durable = durable
+    pipeline.durable, pipeline.together = durable, together
     for n in range(300):
         world.write()
         try:
             pipeline.make_room()
-            pipeline.put(world.take(base=n % 50 == 0))
+            epoch = world.take(base=n % 50 == 0)
+            epoch.at_once = together and n % 8 == 0 and pipeline.is_idle
+            pipeline.put(epoch)
             if world.rng.random() < 0.05:
                 pipeline.drain()
         except StorageError:
@@ -142,22 +152,23 @@ def run(
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("durable", [None, 0.002])
+@pytest.mark.parametrize(("durable", "together"), [(None, False), (0.002, False), (None, True)])
 def test_nothing_is_lost_whatever_fails(
-    monkeypatch: pytest.MonkeyPatch, seed: int, durable: float | None
+    monkeypatch: pytest.MonkeyPatch, seed: int, durable: float | None, together: bool
 ) -> None:
     world = World(seed, 0.03)
-    assert run(world, monkeypatch, durable) > 3
+    assert run(world, monkeypatch, durable, together) > 3
     assert len(world.safe) > 30
-    assert world.most_held <= BUFFERS + 1
+    assert world.most_held <= (TOGETHER if together else BUFFERS) + 1
 
 
-def test_negative_control(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_negative_control(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
     """What was dropped is not taken back: the model objects."""
     world = World(1, 0.03)
     world.forgetful = True
     with pytest.raises(AssertionError):
-        run(world, monkeypatch)
+        run(world, monkeypatch, together=together)
 
 
 def test_without_threads_all_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

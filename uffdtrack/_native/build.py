@@ -32,6 +32,7 @@ ffi.set_source(
     #include "places.h"
     #include "result.h"
     #include "sabotage.h"
+    #include "series.h"
     #include "tree.h"
     """,
     sources=[str(source.relative_to(ROOT)) for part in PARTS for source in sorted(part.glob("*.c"))],

@@ -197,7 +197,7 @@ typedef struct {
 typedef struct {
 	int32_t uffd, sync;
 	ut_reader reader;
-	ut_maps maps;
+	ut_maps maps, before;
 	ut_heads heads;
 	ut_history history;
 	ut_harvest harvest;
@@ -223,7 +223,7 @@ int ut_space_copy(ut_space *s, const ut_run *runs, size_t n);
 typedef struct {
 	ut_runs want, data, zero, reset;
 	uint8_t *contents;
-	uint64_t touched, unreadable;
+	uint64_t bytes, touched, unreadable;
 } ut_result;
 int ut_space_result(ut_space *s, ut_result *out);
 void ut_result_free(ut_result *r);
@@ -237,6 +237,27 @@ int ut_look(ut_tracee *t, ut_space *s, ut_times *times);
 int ut_untrap(ut_space *s, const ut_run *runs, size_t n);
 int ut_window(ut_tracee *t, ut_space *s, int flags, const ut_run *pending, size_t npending,
 	      int64_t timeout_ns, ut_times *times);
+typedef struct {
+	ut_result result;
+	ut_buffer buffer;
+	ut_times times;
+	ut_thread *threads;
+	uint8_t *xstate;
+	size_t nthreads;
+	int64_t ran_ns, time_ns, late;
+	int32_t compared, by_news;
+	...;
+} ut_taken;
+typedef struct {
+	ut_taken v[...];
+	size_t n;
+	int32_t anew, failed;
+	int64_t patience_ns, every_ns, due_ns;
+	size_t nfds;
+	int32_t fds[...];
+} ut_series;
+void ut_series_take(ut_tracee *t, ut_space *s, ut_series *q, size_t most, int64_t timeout_ns);
+void ut_series_free(ut_series *q);
 typedef struct {
 	ut_tracee *tracee;
 	ut_space *space;
@@ -428,6 +449,8 @@ int ut_ring_open(int tid, int threshold, int signal_tid, uint32_t wake_bytes, in
 #define UT_BREAK_LATE_TAKE ...
 #define UT_BREAK_DUE ...
 #define UT_BREAK_LISTING ...
+#define UT_BREAK_SERIES ...
+#define UT_BREAK_THIRD ...
 void ut_break(uint32_t what);
 
 #define SYS_brk ...

@@ -28,7 +28,9 @@ int ut_space_result(ut_space *s, ut_result *out)
 	runs_normalise(&out->reset);
 	TRY(count_touched(s, &out->touched));
 	out->unreadable = runs_bytes(&s->unreadable) / UT_PAGE;
-	return ut_space_give(s, &out->want, &out->data, &out->zero, &out->contents);
+	TRY(ut_space_give(s, &out->want, &out->data, &out->zero, &out->contents));
+	out->bytes = runs_bytes(&out->data);
+	return 0;
 }
 
 void ut_result_free(ut_result *r)

@@ -6,6 +6,7 @@
 typedef struct {
 	ut_runs want, data, zero, reset; /* see ut_space_give(); ranges whose earlier contents are void */
 	uint8_t *contents;
+	uint64_t bytes; /* of the contents */
 	uint64_t touched, unreadable; /* pages; touched: 0 if that is not known */
 } ut_result;
 
