@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class RecentSink(Closing):
     When one more comes, the two oldest become one. All of them together take up to half of the memory that
     is available when the session begins, and the later ones as much as the oldest. If that is not enough, it
     keeps fewer.
+
+    Attributes:
+        news: that it does, for the next row; said once.
     """
 
     at_once = True
@@ -36,7 +40,9 @@ class RecentSink(Closing):
         self.arena = Arena(int(available() * _PART))
         self.kept: deque[Kept] = deque()
         self.next = 0
+        self.news = ""
         self._beside = 0
+        self._told = False
 
     # -- Sink -------------------------------------------------------------------------------------
 
@@ -62,7 +68,7 @@ class RecentSink(Closing):
         Raises:
             StorageError: there is no room.
         """
-        count = len(contents) // PAGE
+        count, before = len(contents) // PAGE, len(self.kept)
         while not self._has_room(count):
             if len(self.kept) > 1:
                 self._merge()
@@ -74,7 +80,17 @@ class RecentSink(Closing):
                     f"{self.size / 1e6:.1f} MB that are kept, of at most {self.arena.limit / 1e6:.1f} MB: "
                     "write a chain (no --keep), or make memory available"
                 )
+        if len(self.kept) < before and not base:
+            self._note_room(len(self.kept) + 1)
         return self.arena.put(contents)
+
+    def _note_room(self, epochs: int) -> None:
+        if epochs < self.most and not self._told:
+            self._told = True
+            self.news = (
+                f"there is room for {epochs} of {self.most} epochs now: the later ones take as much memory "
+                "as the oldest, or 64 MiB, and all together no more than can be spared (docs/keep.md)"
+            )
 
     def _has_room(self, pages: int) -> bool:
         after = self.size + pages * PAGE
@@ -160,6 +176,8 @@ class RecentDraft:
         size = int(np.count_nonzero(index.rows >= 0)) * PAGE
         row = epoch.counted(sink.next, len(index.pages), size)
         row.kept, row.kept_bytes = kept, sink.size
+        if sink.news:
+            row.warnings, sink.news = [*row.warnings, sink.news], ""
         self._kept = Kept.of(epoch, row, index)
         return row
 

@@ -135,8 +135,28 @@ class Sample:
         return statistics.median(self._kept)
 
 
+class Missed:
+    """Intervals that were missed for one reason.
+
+    Attributes:
+        late: how many.
+        took: microseconds that it took, each time.
+    """
+
+    def __init__(self) -> None:
+        self.late = 0
+        self.took = Sample()
+
+    def add(self, late: int, took: float) -> None:
+        self.late += late
+        self.took.add(took)
+
+
 class Summary:
     """What there is to say of a session's rows, in the same memory for few rows as for very many.
+
+    Args:
+        every: seconds from one epoch to the next, as asked for.
 
     Attributes:
         last: the last row; None: there was none.
@@ -146,12 +166,14 @@ class Summary:
         partial: in a tree: how many rows lack a process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: float) -> None:
         self.last: EpochRow | TreeRow | None = None
         self.bytes = self.overshoot = self.processes = self.partial = 0
-        self._count = self._skipped = self._late = 0
+        self._slow = every * 1e6 / 2
+        self._count = self._skipped = 0
         self._longest = 0.0
-        self._pauses, self._slow_pauses, self._waits = Sample(), Sample(), Sample()
+        self._pauses = Sample()
+        self._missed = {cause: Missed() for cause in ("writing", "a stop", "")}
 
     def add(self, row: EpochRow | TreeRow) -> None:
         before, self.last = self.last, row
@@ -165,10 +187,12 @@ class Summary:
         self._longest = max(self._longest, row.times.pause_us)
         self._pauses.add(row.times.pause_us)
         if before and row.late:
-            self._late += row.late
-            # What follows a base waits until that is on disk; what follows another epoch, for a free buffer.
-            self._waits.add((before.write_us if before.base else row.waited_us) or 0.0)
-            self._slow_pauses.add(before.times.pause_us)
+            # What follows a base waits until that is on disk; what follows another epoch, for a free buffer:
+            # that wait comes behind the look at the clock, so it is in the row before the one that is late.
+            wait = max(before.write_us or 0.0 if before.base else 0.0, before.waited_us or 0.0)
+            took = {"writing": wait, "a stop": before.times.pause_us}
+            cause = max(took, key=lambda one: took[one])
+            self._missed[cause if took[cause] >= self._slow else ""].add(row.late, took[cause])
 
     @property
     def span(self) -> str:
@@ -183,9 +207,13 @@ class Summary:
 
     @property
     def missed(self) -> str:
-        """Text about missed intervals, and about what took so long."""
-        if not self._late:
+        """Text about missed intervals, and about what took so long, as far as the rows tell."""
+        late = sum(missed.late for missed in self._missed.values())
+        if not late:
             return ""
-        writing, pause = self._waits.median(), self._slow_pauses.median()
-        why = f"writing takes {duration(writing)}" if writing > pause else f"a stop takes {duration(pause)}"
-        return f"; {self._late} of {self._late + self._count - 1} intervals missed: {why}"
+        cause, most = max(self._missed.items(), key=lambda one: one[1].late)
+        why = f"{cause} takes {duration(most.took.median())}"
+        if not cause:
+            pause = duration(self._pauses.median())
+            why = f"a stop takes {pause}, so the machine was busy, or the interval is too short for the rest"
+        return f"; {late} of {late + self._count - 1} intervals missed: {why}"

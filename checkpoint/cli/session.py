@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from checkpoint import report
 from checkpoint.chain import epoch_numbers
@@ -14,6 +15,7 @@ from checkpoint.cli.common import say
 from checkpoint.cli.options import Options, session_options
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import ChildWait, ServingWait, Wait
+from checkpoint.epoch import EpochRow
 from checkpoint.kept_in_memory import kept_here
 from checkpoint.recent import RecentSink
 from checkpoint.rollback.in_session import SessionRollback
@@ -136,17 +138,17 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         taken.ended = taken.ended or handle.has_ended()
 
     how = "has ended" if taken.ended else "runs on, untracked"
-    where = (
-        f"the memory of the session, which has ended: {directory} has none"
-        if options.keep
-        else str(directory)
-    )
-    taken.conclude(lambda summary: text(pid, where, summary), f"process {pid} {how}")
+    taken.conclude(lambda summary: text(pid, directory, summary), f"process {pid} {how}")
     return taken.ended
 
 
-def text(pid: int, where: str, summary: report.Summary) -> str:
-    assert summary.last
-    return f"process {pid}: {summary.span} in {where}, {report.size(summary.bytes)}; {summary.pauses}" + (
-        f"; at most {summary.overshoot} pages beyond the limit" if summary.last.max_dirty else ""
+def text(pid: int, directory: Path, summary: report.Summary) -> str:
+    last = summary.last
+    assert isinstance(last, EpochRow)
+    where = f"{summary.span} in {directory}, {report.size(summary.bytes)}"
+    if last.kept is not None:
+        kept = "the last one was" if last.kept == 1 else f"the last {last.kept} were"
+        where = f"{summary.span}; {kept} in memory, and gone with the session"
+    return f"process {pid}: {where}; {summary.pauses}" + (
+        f"; at most {summary.overshoot} pages beyond the limit" if last.max_dirty else ""
     )

@@ -211,7 +211,7 @@ def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, 
     run_session(session, Schedule(0.1, 4, None), wait, rows.append, print)
     # The second is due 0.1 s after the base is safe, each other one so long after the one before was begun.
     assert [row.late for row in rows] == [0, 0, late, late]
-    summary = Summary()
+    summary = Summary(0.1)
     for row in rows:
         summary.add(row)
     writing = "350.0 ms" if late == 2 else "2.60 s"
@@ -219,10 +219,32 @@ def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, 
     assert summary.missed == (said if late else "")
 
 
+def row_that(pause: float, late: int = 0, waited: float = 0.0) -> EpochRow:
+    times = Times(pause, 0, 0, 0, 0)
+    return EpochRow(epoch=0, base=False, pid=1, engine="scan", pages=1, bytes=10, times=times, threads=1,
+                    late=late, waited_us=waited)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (row_that(60_000), "a stop takes 60.0 ms"),
+        (row_that(3800, waited=400_000), "writing takes 400.0 ms"),
+        (row_that(3800, waited=900), "a stop takes 3.8 ms, so the machine was busy, or the interval is"),
+    ],
+)
+def test_summary_names_no_false_cause(before: EpochRow, why: str) -> None:
+    """A stop of 3.8 ms misses no interval of 50 ms; of several causes the one counts that has missed most."""
+    summary = Summary(0.05)
+    for row in (before, row_that(3800, late=7), row_that(3800, late=1), before, row_that(3800, late=7)):
+        summary.add(row)
+    assert summary.missed.startswith(f"; 15 of 19 intervals missed: {why}")
+
+
 def test_a_summary_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 20,000 epochs it says the same as of all numbers, about, with few of them."""
     monkeypatch.setattr(Sample, "most", 100)
-    summary, pauses = Summary(), random.Random(3)
+    summary, pauses = Summary(1e-4), random.Random(3)
     tracemalloc.start()
     for n in range(20_000):
         times = Times(pauses.uniform(100, 300), 0, 0, 0, 0)

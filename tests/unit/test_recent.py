@@ -122,21 +122,26 @@ def test_what_is_in_memory_is_not_staged(tmp_path: Path, monkeypatch: pytest.Mon
                 assert (image.read(view.pages[:2]) == view.read(view.pages[:2])).all()
 
 
-def store(sink: RecentSink, pages: int, fill: int, base: bool = False) -> None:
+def store(sink: RecentSink, pages: int, fill: int, base: bool = False) -> list[str]:
+    """Returns the warnings of its row."""
     draft = sink.begin()
-    draft.finish(
+    row = draft.finish(
         epoch_of(window(regions_of(PAGES), list(range(pages)), [], bytes([fill]) * pages * PAGE), base)
     )
     draft.committed(last=True)
+    return row.warnings
 
 
 def test_it_keeps_fewer_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "available", lambda: 2 * (40 * PAGE + 40 * FIXED))
     with RecentSink(30) as sink:
         store(sink, 10, 1, base=True)
+        said = []
         for n in range(20):
-            store(sink, 5, n + 2)
+            warnings = store(sink, 5, n + 2)
             assert sink.size <= sink.arena.limit
+            said += [f"there is room for {len(sink.kept)} of 30 epochs now" in text for text in warnings]
+        assert said == [True]  # once, and it is so
         assert 2 < len(sink.kept) < 15
         assert memory_of(sink.view(20))[0] == bytes([21]) * PAGE
         assert memory_of(sink.view(20))[9] == bytes([1]) * PAGE
@@ -147,6 +152,16 @@ def test_it_keeps_fewer_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
         assert memory_of(sink.view(None))[0] == bytes([21]) * PAGE
         store(sink, 75, 50, base=True)  # older ones give way
         assert len(sink.kept) == 1 and len(memory_of(sink.view(None))) == 75
+
+
+def test_nothing_is_said_where_there_is_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "available", lambda: 2 * (40 * PAGE + 40 * FIXED))
+    with RecentSink(3) as sink:
+        said = store(sink, 10, 1, base=True)
+        for n in range(20):
+            said += store(sink, 5, n + 2)
+        said += store(sink, 75, 50, base=True)  # a base that is alone says nothing of epochs like it
+        assert not said
 
 
 @pytest.mark.parametrize("change", [False, True])
