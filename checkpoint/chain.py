@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -234,6 +235,15 @@ def _head(directory: Path) -> int:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             return -1
         raise
+
+
+def on_disk(directory: Path) -> int:
+    """The bytes of all files of epochs in a directory and those below it."""
+    sizes = 0
+    for path in directory.rglob("epoch-*.*"):
+        with contextlib.suppress(OSError):
+            sizes += path.stat().st_size
+    return sizes
 
 
 def epoch_numbers(directory: Path) -> list[int]:

@@ -59,6 +59,7 @@ class EpochFile:
         pages, offsets: page numbers, sorted, and where each is in the file, `ZERO` for zeros, from `FIRST`
             down for those that are deltas to the epoch before.
         deltas: None if there are none.
+        size: of the file, in bytes.
         in_memory: its contents are in memory of ours, and in no file on disk.
     """
 
@@ -97,7 +98,7 @@ class EpochFile:
         )
 
     def _load(self, file: Any) -> None:
-        self._size = os.fstat(file.fileno()).st_size
+        self.size = os.fstat(file.fileno()).st_size
         head = file.read(64)
         if len(head) < 64:
             raise ValueError(f"it is cut off: {len(head)} bytes" if head else "it is empty")
@@ -108,7 +109,7 @@ class EpochFile:
         if phnum == PN_XNUM:
             file.seek(shoff)
             phnum = SHDR.unpack(file.read(64))[7]
-        if phoff + phnum * PHDR.itemsize > self._size or not phnum:
+        if phoff + phnum * PHDR.itemsize > self.size or not phnum:
             raise ValueError("its program headers are cut off")
         file.seek(phoff)
         headers = np.frombuffer(file.read(phnum * PHDR.itemsize), PHDR)
@@ -116,7 +117,7 @@ class EpochFile:
             raise ValueError("not a checkpoint's program headers")
         self._load_segments(headers[1:])
         notes_at, size = int(headers[0]["offset"]), int(headers[0]["filesz"])
-        if notes_at + size > self._size:
+        if notes_at + size > self.size:
             raise ValueError("its notes are cut off")
         file.seek(notes_at)
         self._load_notes(file.read(size), notes_at)
@@ -126,7 +127,7 @@ class EpochFile:
         zero = load["filesz"] == 0
         ends = load["offset"] + load["filesz"]
         unaligned = (load["vaddr"] | load["memsz"]) % PAGE != 0
-        wrong = unaligned | (~zero & (load["filesz"] != load["memsz"])) | (ends > self._size)
+        wrong = unaligned | (~zero & (load["filesz"] != load["memsz"])) | (ends > self.size)
         sizes = load["memsz"].astype(np.float64)
         if wrong.any() or (ends < load["offset"]).any() or sizes.sum() > 1 << 48:
             raise ValueError("its program headers make no sense")

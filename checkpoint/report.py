@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import random
 import statistics
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import click
 from rich.console import Console
@@ -73,15 +74,35 @@ def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int 
     console = _Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = _Console(highlight=False, markup=False, width=200)
+    console.width = max(console.width, console.measure(table).maximum)  # it would cut cells short
     with writing():
         console.print(table)
 
 
-def epoch_rows(rows: Iterable[EpochRow | TreeRow]) -> Iterable[list[str]]:
-    for row in rows:
+def moment(ns: int) -> datetime.datetime:
+    """A row's `time_ns` as local time."""
+    return datetime.datetime.fromtimestamp(ns / 1e9).astimezone()
+
+
+def moments(rows: Sequence[EpochRow | TreeRow]) -> list[str]:
+    """When epochs were taken, in local time: with the day if one was not taken today, no longer than tells
+    them apart."""
+    taken = [moment(row.time_ns).replace(tzinfo=None) for row in rows]
+    days = any(one.date() != datetime.date.today() for one in taken)
+    texts: list[str] = []
+    for parts in ("seconds", "milliseconds", "microseconds"):
+        texts = [one.isoformat("T", parts) for one in taken]
+        if len(set(texts)) == len(texts):
+            break
+    return texts if days else [text.split("T")[1] for text in texts]
+
+
+def epoch_rows(rows: Sequence[EpochRow | TreeRow]) -> Iterable[list[str]]:
+    for row, taken in zip(rows, moments(rows), strict=True):
         times = row.times
         yield [
             f"{row.epoch}" + ("*" if row.base else ""),
+            taken,
             f"{row.pages}",
             size(row.bytes),
             duration(times.pause_us),
@@ -95,8 +116,18 @@ def epoch_rows(rows: Iterable[EpochRow | TreeRow]) -> Iterable[list[str]]:
 
 
 EPOCH_COLUMNS = (
-    "epoch", "pages", "bytes", "pause", "stop", "harvest", "copy", "rearm", "resume", "threads",
+    "epoch", "taken", "pages", "bytes", "pause", "stop", "harvest", "copy", "rearm", "resume", "threads",
 )  # fmt: skip
+
+
+def described(row: Mapping[str, Any]) -> Iterator[str]:
+    """An epoch's row as lines: when it was taken, its pages, its pause."""
+    taken = moment(row["time_ns"]).isoformat(timespec="milliseconds")
+    yield f"taken     {taken}, engine {row['engine']}"
+    yield f"pages     {row['pages']} ({size(row['bytes'])} of contents)"
+    names = [k for k in ("stop", "harvest", "copy", "rearm", "resume") if f"{k}_us" in row]
+    parts = ", ".join(f"{k} {duration(row[f'{k}_us'])}" for k in names)
+    yield f"pause     {duration(row['pause_us'])}: {parts}"
 
 
 def span(first: int, last: int) -> str:

@@ -21,7 +21,7 @@ from checkpoint.tree import is_tree
 @click.argument("directory", type=DIRECTORY)
 @json_option
 def command(directory: Path, as_json: bool) -> None:
-    """List the epochs of a chain; bases are marked with a star.
+    """List the epochs of a chain; bases are marked with a star. No digests are checked.
 
     Where a session has gone on from an earlier epoch after a rollback, a column names that one.
     """
@@ -33,13 +33,17 @@ def command(directory: Path, as_json: bool) -> None:
     files = chain.present()
     for file in files:
         if as_json:
-            about = {"digest": file.digest, "file": file.path.name, **report.parent(file.facts)}
-            report.emit_json({**file.facts.row, **about})
+            about = {"digest": file.digest, "file": file.path.name, "file_bytes": file.size}
+            report.emit_json({**file.facts.row, **about, **report.parent(file.facts)})
         else:
             with malformed(file.path):
                 rows.append(EpochRow.of_json(file.facts.row))
     if not as_json:
         columns, cells = list(report.EPOCH_COLUMNS), list(report.epoch_rows(rows))
+        at = columns.index("bytes") + 1
+        columns.insert(at, "file")
+        for row, file in zip(cells, files, strict=True):
+            row.insert(at, report.size(file.size))
         if is_branched(files):
             columns.insert(1, "after")
             for row, follows in zip(cells, _after(files), strict=True):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from checkpoint import report
-from checkpoint.chain import epoch_numbers
+from checkpoint.chain import epoch_numbers, on_disk
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import say
 from checkpoint.cli.options import Options, session_options
@@ -104,6 +104,8 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
     assert directory
     if options.keep and options.durable:
         raise InvalidInputError("--durable does not go with --keep: what is kept in memory is never durable")
+    if options.keep and options.key:
+        raise InvalidInputError("--key-file does not go with --keep: what is kept in memory has no digest")
     check_first(process)
     if is_tree(directory):
         raise InvalidInputError(f"{directory} holds epochs of a tree of processes; give another directory")
@@ -142,13 +144,17 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
     return taken.ended
 
 
+def size_of(summary: report.Summary, directory: Path) -> str:
+    """What epochs have, and what their files take: pages of a base that were copied twice are there twice."""
+    return f"{report.size(summary.bytes)}, {report.size(on_disk(directory))} of files"
+
+
 def text(pid: int, directory: Path, summary: report.Summary) -> str:
     last = summary.last
     assert isinstance(last, EpochRow)
-    where = f"{summary.span} in {directory}, {report.size(summary.bytes)}"
+    where = f"{summary.span} in {directory}, {size_of(summary, directory)}"
     if last.kept is not None:
-        kept = "the last one was" if last.kept == 1 else f"the last {last.kept} were"
-        where = f"{summary.span}; {kept} in memory, and gone with the session"
+        where = f"{summary.span}, the last {last.kept} of them in memory: gone with the session"
     return f"process {pid}: {where}; {summary.pauses}" + (
         f"; at most {summary.overshoot} pages beyond the limit" if last.max_dirty else ""
     )

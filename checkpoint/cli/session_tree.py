@@ -11,7 +11,7 @@ import click
 
 from checkpoint import report
 from checkpoint.cli.options import Options
-from checkpoint.cli.session import Target, begin, check_first, choose_engine, raise_limit
+from checkpoint.cli.session import Target, begin, check_first, choose_engine, raise_limit, size_of
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import ServingWait, TreeWait
 from checkpoint.epoch import TreeRow
@@ -80,6 +80,6 @@ def _warnings(row: TreeRow) -> Iterator[str]:
 def text(pid: int, directory: Path, summary: report.Summary) -> str:
     return (
         f"tree of process {pid}: {summary.span} in {directory}, at most {summary.processes} processes, "
-        f"{report.size(summary.bytes)}; {summary.pauses}"
+        f"{size_of(summary, directory)}; {summary.pauses}"
         + (f"; {summary.partial} epochs lack a process (left_out)" if summary.partial else "")
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def region_rows(file: EpochFile) -> list[dict[str, Any]]:
 @click.argument("place", metavar="DIR@N", type=Place())
 @json_option
 def command(place: tuple[Path, int | None], as_json: bool) -> None:
-    """Show one epoch: mappings, pages per mapping, threads, timings, digest."""
+    """Show one epoch: mappings, pages per mapping, threads, timings, digest. The digest is not checked."""
     directory, epoch = place
     if is_tree(directory):
         show_tree(directory, epoch, as_json)
@@ -71,14 +70,10 @@ def command(place: tuple[Path, int | None], as_json: bool) -> None:
         )
         return
     process = facts.process
-    taken = datetime.datetime.fromtimestamp(row["time_ns"] / 1e9).astimezone()
     report.emit(f"epoch     {row['epoch']}{' (base)' if row['base'] else ''} of {directory}")
     report.emit(f"process   {process.pid} {process.cmdline or process.comm}")
-    report.emit(f"taken     {taken.isoformat(timespec='milliseconds')}, engine {row['engine']}")
-    report.emit(f"pages     {row['pages']} ({report.size(row['bytes'])} of contents)")
-    names = [k for k in ("stop", "harvest", "copy", "rearm", "resume") if f"{k}_us" in row]
-    parts = ", ".join(f"{k} {report.duration(row[f'{k}_us'])}" for k in names)
-    report.emit(f"pause     {report.duration(row['pause_us'])}: {parts}")
+    for line in report.described(row):
+        report.emit(line)
     report.emit(f"digest    {file.digest}{' (keyed)' if facts.keyed else ''}")
     of = f", epoch {file.parent_epoch}" if facts.parent_epoch is not None else ""
     report.emit(f"parent    {file.parent or 'none'}{of}")

@@ -51,7 +51,8 @@ def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
         return
     row = entry.facts.row
     report.emit(f"epoch     {entry.epoch} of {directory}, a tree of {len(entry.processes)} processes")
-    report.emit(f"pause     {report.duration(row['pause_us'])}")
+    for line in report.described(row):
+        report.emit(line)
     report.emit(f"digest    {entry.digest}{' (keyed)' if entry.facts.keyed else ''}")
     for process in entry.left_out:
         report.emit(f"left out  process {process.pid} ({process.comm}): {process.reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from checkpoint.cli.main import cli
 from checkpoint.epoch import EpochRow, Times
 from checkpoint.errors import ImageError
 from checkpoint.pipeline import Pipeline
-from checkpoint.report import Sample, Summary
+from checkpoint.report import Sample, Summary, moments
 from checkpoint.schedule import Schedule, run_session
 from checkpoint.targets.children import children
 from tests.helpers import Build, Run, Spawn
@@ -217,6 +219,20 @@ def test_late_epochs_are_counted(monkeypatch: pytest.MonkeyPatch, takes: float, 
     writing = "350.0 ms" if late == 2 else "2.60 s"
     said = f"; {2 * late} of {2 * late + 3} intervals missed: writing takes {writing}"
     assert summary.missed == (said if late else "")
+
+
+def test_times_are_as_short_as_tells_them_apart() -> None:
+    now = datetime.datetime.now().replace(hour=12, minute=1, second=2, microsecond=0)
+
+    def of(*milliseconds: float) -> list[str]:
+        times = [now + datetime.timedelta(milliseconds=after) for after in milliseconds]
+        return moments([replace(row_that(1), time_ns=round(one.timestamp() * 1e9)) for one in times])
+
+    assert of(0, 1000) == ["12:01:02", "12:01:03"]
+    assert of(0, 20) == ["12:01:02.000", "12:01:02.020"]
+    assert of(0, 0.02) == ["12:01:02.000000", "12:01:02.000020"]
+    assert of(0, -86_400_000)[0] == f"{now.date()}T12:01:02"
+    assert of() == []
 
 
 def row_that(pause: float, late: int = 0, waited: float = 0.0) -> EpochRow:

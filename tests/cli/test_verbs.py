@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -52,8 +53,12 @@ def test_ls(chain: tuple[int, Path, Path], uffdtrack: Run) -> None:
     for row in found:
         assert row.keys() >= EPOCH_KEYS
         assert row["schema"] == "uffdtrack/epoch/1" and row["pid"] == pid and row["engine"] == "scan"
+        assert row["file_bytes"] == (directory / str(row["file"])).stat().st_size > int(str(row["bytes"]))
     text = uffdtrack("ls", directory).stdout.splitlines()
     assert len(text) == 7 and "pause" in text[0]
+    taken = datetime.datetime.fromtimestamp(int(str(found[3]["time_ns"])) / 1e9)
+    assert text[0].split()[:5] == ["epoch", "taken", "pages", "bytes", "file"]
+    assert taken.time().isoformat("seconds") in text[4].split()[1]
 
 
 def test_session_rows(kernel: None, tmp_path: Path, uffdtrack: Run) -> None:

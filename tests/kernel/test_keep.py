@@ -101,7 +101,9 @@ def test_a_session_that_is_killed(spawn: Spawn, rollee: Rollee, tmp_path: Path, 
 
 
 def test_what_does_not_go_together(rollee: Rollee, tmp_path: Path, uffdtrack: Run) -> None:
-    for more in (["--durable", "50ms"], ["--children"]):
+    key = tmp_path / "key"
+    key.write_text("a secret")
+    for more in (["--durable", "50ms"], ["--children"], ["--key-file", str(key)]):
         failed = uffdtrack("checkpoint", rollee.pid, "-o", tmp_path / "c", "--keep", "2", *more, code=2)
         assert "--keep" in failed.stderr
 
@@ -119,4 +121,6 @@ def test_a_chain_stays_what_it_is(rollee: Rollee, tmp_path: Path, uffdtrack: Run
         failed = uffdtrack("checkpoint", rollee.pid, "-o", directory, "--keep", "2", *more, code=2)
         assert "holds a chain" in failed.stderr and "give another directory" in failed.stderr
     assert len(before) == 2 and before == stored()
-    uffdtrack("checkpoint", rollee.pid, "-o", tmp_path / "d", "--keep", "2", "--force", "--count", "2")
+    done = uffdtrack("checkpoint", rollee.pid, "-o", tmp_path / "d", "--keep", "2", "--force", "--count", "3")
+    assert "epochs 0 to 2, the last 2 of them in memory: gone with the session" in done.stdout
+    assert "warning" not in done.stderr

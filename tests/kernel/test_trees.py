@@ -79,6 +79,8 @@ def test_verbs_on_a_tree(held: tuple[Forks, int, Path], uffdtrack: Run, tmp_path
     assert [len(row["processes"]) for row in rows] == [3]
     shown = json.loads(uffdtrack("show", f"{directory}@0", "--json").stdout)
     assert {p["comm"] for p in shown["processes"]} == {"forks"}
+    text = uffdtrack("show", f"{directory}@0").stdout
+    assert "taken     2" in text and f"pages     {shown['pages']} (" in text
     assert json.loads(uffdtrack("verify", directory, "--json").stdout)["ok"]
     places = [f"{directory}/{p['directory']}@{p['epoch']}" for p in shown["processes"]]
     # The page that they share is in each core; the first process has stored it.
