@@ -39,7 +39,8 @@ def parse_place(text: str) -> tuple[Path, int | None]:
     if not at:
         return Path(text), None
     if not number.isascii() or not number.isdigit():
-        raise InvalidInputError(f"{text!r}: behind the @ comes the number of an epoch")
+        hint = f"; for the directory of that name: {text}@0" if Path(text).is_dir() else ""
+        raise InvalidInputError(f"{text!r}: behind the @ comes the number of an epoch{hint}")
     return Path(directory), int(number)
 
 
@@ -61,7 +62,9 @@ class Chain:
         self._head = _head(directory)
         self.epochs = epoch_numbers(directory)
         if not directory.is_dir():
-            raise InvalidInputError(f"{directory} is not a directory")
+            within, at, number = str(directory).rpartition("@")
+            hint = f": give {within}, without an epoch" if at and number.isdigit() else ""
+            raise InvalidInputError(f"{directory} is not a directory{hint}")
         if not self.epochs:
             raise InvalidInputError(f"{directory} holds no checkpoint")
 

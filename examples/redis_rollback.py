@@ -19,12 +19,19 @@ from pathlib import Path
 UFFDTRACK = Path(sys.executable).with_name("uffdtrack")
 
 
+FEW = 5
+"""Lines of a long output that are shown, from its beginning and from its end."""
+
+
 def run(*argv: object) -> str:
     """Run a command, show it and what it says."""
     words = [str(a) for a in argv]
     print("\n$ " + shlex.join([Path(words[0]).name, *words[1:]]), flush=True)
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
-    print(done.stdout, end="", flush=True)
+    lines = done.stdout.splitlines()
+    if len(lines) > 2 * FEW + 1:
+        lines[FEW:-FEW] = [f"... {len(lines) - 2 * FEW} more lines"]
+    print("\n".join(lines), flush=True)
     if done.returncode:
         sys.exit(f"{words[0]} ended with {done.returncode}")
     return done.stdout

@@ -100,7 +100,7 @@ class Program:
 FOREVER = 1 << 62
 PROGRAMS = {
     "count": Program("prints the numbers from 1 on; other vCPUs write at random", 64, pace=100_000_000),
-    "check": Program("changes a structure that tears if a page is lost, and checks it", 1024, pace=100_000),
+    "check": Program("changes a structure that tears if a page is lost, and checks it", 1024, pace=5_000_000),
     "random": Program("writes pages at random", n=FOREVER),
     "sequential": Program("writes one page after the other", n=FOREVER),
     "hot-cold": Program("nine of ten writes to a tenth of the pages", n=FOREVER),

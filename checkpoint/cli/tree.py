@@ -36,9 +36,11 @@ def list_tree(directory: Path, as_json: bool) -> None:
     report.emit_table(columns, cells)
 
 
-def _whom(entries: list[TreeEpoch]) -> str:
+def _each(entries: list[TreeEpoch]) -> str:
+    if len(entries) == 1:
+        return ""
     branched = any(entry.facts.parent_epoch is not None for entry in entries)
-    return "its parent" if branched else "the one before"
+    return f", and each follows {'its parent' if branched else 'the one before'}"
 
 
 def show_tree(directory: Path, epoch: int | None, as_json: bool) -> None:
@@ -79,8 +81,8 @@ def verify_tree(directory: Path, key: bytes, as_json: bool) -> None:
         )  # fmt: skip
     else:
         report.emit(
-            f"{directory}: {report.span(first, last)} of a tree: whole, and each follows {_whom(entries)}; "
-            f"so do {files} files of {processes} processes"
+            f"{directory}: {report.span(first, last)} of a tree: whole{_each(entries)}; "
+            f"so are {files} files of {processes} processes"
         )
 
 

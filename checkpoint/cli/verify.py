@@ -37,7 +37,7 @@ def command(directory: Path, key: bytes, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        each = "follows the one before"
+        each = ", and each follows the one before" if len(files) > 1 else ""
         if branched:
-            each = f"follows its parent; none follows {report.several(ends_of(files))}"
-        report.emit(f"{directory}: {report.span(first, last)}: whole, and each {each}")
+            each = f", and each follows its parent; none follows {report.several(ends_of(files))}"
+        report.emit(f"{directory}: {report.span(first, last)}: whole{each}")

@@ -30,12 +30,20 @@ from kvmglue import (
     post,
     programs,
     rings_for,
+    written,
 )
 from uffdtrack import PAGE, GuestRam, UffdTracker, parse_size
 from uffdtrack.errors import InvalidInputError
 
 PERIOD = 0.05
 """Seconds between two looks at the serial port, if nothing else happens."""
+
+
+def _ram(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    try:
+        return parse_size(value)
+    except InvalidInputError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group("vm", short_help="Run, checkpoint and resume KVM guests.")
@@ -60,18 +68,18 @@ vm_options = session_options(
 )
 @click.argument("guest", type=click.Choice(list(PROGRAMS)), metavar="GUEST")
 @click.option("--vcpus", type=click.IntRange(1, 16), default=1, show_default=True)
-@click.option("--ram", default="64MiB", show_default=True, help="Size of the RAM.")
+@click.option("--ram", callback=_ram, default="64MiB", show_default=True, help="Size of the RAM.")
 @click.option(
     "--until", type=click.IntRange(0, 1 << 62), default=0, help="End after so many numbers or operations."
 )
 @vm_options
-def run(guest: str, vcpus: int, ram: str, until: int, options: Options) -> None:
+def run(guest: str, vcpus: int, ram: int, until: int, options: Options) -> None:
     """Run a guest; what it prints on its serial port goes to stdout.
 
     It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
     """
     with ExitStack() as stack:
-        memory = stack.enter_context(GuestRam(parse_size(ram), shared=False))
+        memory = stack.enter_context(GuestRam(ram, shared=False))
         orders = programs(guest, vcpus, memory.size // PAGE, until)
         rings = rings_for(options.engine, vcpus, options.max_dirty)
         vm = stack.enter_context(Vm(memory, vcpus, ring_entries=rings))
@@ -107,6 +115,7 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         if options.directory is None:
             vm.resume()
             wait_for_guest(vm, None, interrupt, options.duration, options.as_json)
+            tell_verdict(vm, guest)
             return
         chain = stack.enter_context(ChainWriter(options.directory, options.key, options.force))
         tracker = open_tracker(vm, options.engine, max_dirty_pages=options.max_dirty)
@@ -129,6 +138,7 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         return f"{summary.span} in {options.directory}; {summary.pauses}"
 
     taken.conclude(text, tell=say)  # stdout is the guest's
+    tell_verdict(vm, guest)
 
 
 def wait_for_guest(
@@ -164,6 +174,16 @@ def wait_for_guest(
             vm.wait_event(left)
         elif tracker.wait_full(left):
             return False
+
+
+def tell_verdict(vm: Vm, guest: str) -> None:
+    """Of a guest that checks itself: what it has found. One whose structure is torn ends with code 1."""
+    if guest != "check" or any(vcpu.exit and vcpu.exit.code for vcpu in vm.vcpus):
+        return
+    done = [written(vm, vcpu) for vcpu in range(len(vm.vcpus))]
+    looks = sum(n // vcpu.mailbox.pace for n, vcpu in zip(done, vm.vcpus, strict=True))
+    times = f"{looks} look{'s' * (looks != 1)}"
+    say(f"{times} of the guest at what {sum(done)} operations have made: nothing torn")
 
 
 def show_serial(vm: Vm, as_json: bool) -> None:

@@ -293,11 +293,19 @@ def test_bench_leaves_earlier_results_alone(tmp_path: Path) -> None:
 
 
 RIGHTS: dict[str, tuple[int, dict[str, str], str]] = {
-    "a user": (1000, {}, "Run as root"),
+    "of root": (1000, {"status": "Uid:\t0\t0\t0\t0"}, "The process is root's: run as root"),
+    "of another user": (1000, {"status": "Uid:\t7\t7\t7\t7"}, "or as the user of the process"),
+    "of another user, Yama": (
+        1000, {"status": "Uid:\t7\t7\t7\t7", "ptrace_scope": "1"}, "process; kernel.yama.ptrace_scope is 1",
+    ),
+    "of a user, Yama": (
+        1000, {"status": "Uid:\t1000\t1000\t1000\t1000", "ptrace_scope": "1"}, "root; kernel.yama.ptrace",
+    ),
+    "of a user": (1000, {"status": "Uid:\t1000\t1000\t1000\t1000"}, "has more rights than its user"),
     "Yama forbids all": (0, {"ptrace_scope": "3"}, "ptrace_scope is 3"),
     "root of a container": (0, {"status": "CapEff:\t0000000000000000"}, "--cap-add SYS_PTRACE"),
     "another security module": (0, {"status": "CapEff:\t000001ffffffffff"}, "security module"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("who", RIGHTS)
@@ -307,6 +315,7 @@ def test_root_is_not_told_to_be_root(monkeypatch: pytest.MonkeyPatch, who: str) 
     monkeypatch.setattr("uffdtrack.procfs.glance", lambda path: files.get(Path(path).name, ""))
     hint = how_to_be_allowed(os.getpid())
     assert said in hint and ("un as root" in hint) == bool(uid)
+    assert ("yama" in hint) == ("ptrace_scope" in files)
 
 
 def test_process_of_another_pid_namespace(

@@ -164,6 +164,13 @@ def test_existing_chain_and_bad_directories(
     uffdtrack("ls", tmp_path, code=2)
     uffdtrack("show", f"{chain}@7", code=2)
     uffdtrack("show", f"{chain}@x", code=2)
+    for verb in ("ls", "verify"):
+        assert f"give {chain}, without" in uffdtrack(verb, f"{chain}@0", code=2).stderr
+    odd = tmp_path / "a@b"
+    chain.rename(odd)
+    assert f"{odd}@0" in uffdtrack("show", odd, code=2).stderr
+    uffdtrack("show", f"{odd}@0")
+    assert uffdtrack("verify", odd).stdout == f"{odd}: epoch 0: whole\n"
     assert process.poll() is None and status_field(process.pid, "TracerPid") == "0"
 
 

@@ -7,6 +7,8 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,13 @@ from elftools.elf.elffile import ELFFile
 
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
+from checkpoint.cli.vm import tell_verdict
 from checkpoint.errors import ImageError, RollbackRefusedError
 from checkpoint.image import EpochFile
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import load_vm, read_memory, vcpu_states
-from kvmglue import Order, Vm, post, rings_for, stop, wait
+from kvmglue import Order, VcpuExit, Vm, post, rings_for, stop, wait
 from tests.helpers import DEADLINE, Run, broken
 from tests.kvm.conftest import Machine, printed, run_on
 
@@ -171,7 +174,8 @@ def test_verbs_refuse(uffdtrack: Run, kvm: None, spawn: Callable[..., object], t
     assert "not of a VM" in uffdtrack("vm", "resume", tmp_path / "p", code=2).stderr
     uffdtrack("vm", "run", "dance", code=2)
     uffdtrack("vm", "run", "count", "--ram", "8k", code=2)
-    uffdtrack("vm", "run", "count", "--ram", "x", code=2)
+    failed = uffdtrack("vm", "run", "count", "--ram", "1X", code=2).stderr
+    assert "'--ram'" in failed and "vm run --help" in failed
     uffdtrack("vm", "run", "count", "--count", 3, code=2)
     uffdtrack("vm", "run", "count", "-o", tmp_path / "c", "--engine", "scan", "--max-dirty", 5, code=2)
     uffdtrack("vm", "run", "count", "-o", tmp_path / "c", "--max-dirty", 5, code=2)
@@ -219,3 +223,16 @@ def test_memory_is_that_of_the_stop(machine: Make, vm_engine: str, tmp_path: Pat
         assert (view.read(pages[held]) == ram[held]).all() and not ram[~held].any()
         assert all(a.same(b) for a, b in zip(vcpu_states(files[epoch]), states, strict=True))
     assert rings_for(vm_engine, 2) in (0, 4096)
+
+
+def test_the_verdict_of_check(kvm: None, uffdtrack: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    looked = "1 look of the guest at what 5000000 operations have made: nothing torn"
+    done = uffdtrack("vm", "run", "check", "--until", 5_000_000)
+    assert looked in done.stderr and len(done.stdout.splitlines()) == 1
+    vcpu = SimpleNamespace(mailbox=SimpleNamespace(written=5_000_000, pace=5_000_000), exit=None)
+    vm: Any = SimpleNamespace(vcpus=[vcpu])
+    tell_verdict(vm, "check")
+    assert looked in capsys.readouterr().err
+    vcpu.exit = VcpuExit("exit", 1)  # it has found its structure torn
+    tell_verdict(vm, "check")
+    assert not capsys.readouterr().err

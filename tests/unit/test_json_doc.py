@@ -31,7 +31,7 @@ OF_TREES = {"processes", "files"}
 
 
 def tables(text: str) -> dict[str, set[str]]:
-    """The fields of the table of each schema, and of `ls`; the head of a section is `### schema` or `## verb`."""
+    """The fields of the table of each schema, and of `ls`; they stand below `### schema` or `## verb`."""
     found = {}
     for section in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)[1:]:
         name = section.splitlines()[0].strip("`").removeprefix("uffdtrack/").removesuffix("/1")
@@ -82,7 +82,7 @@ def run(*arguments: object) -> list[str]:
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
     with ChainWriter(tmp_path / "c", b"", force=False) as writer:
-        images.write(writer, {n: 1 for n in range(8)}, base=True)
+        images.write(writer, dict.fromkeys(range(8), 1), base=True)
         images.write(writer, {1: 2})
         images.write(writer, {2: 2})
     return tmp_path / "c"
