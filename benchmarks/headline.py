@@ -236,9 +236,13 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.barh(range(len(lines)), [line.reached for line in lines], color=colours, height=0.7)
     axes.axvline(1, color="black", lw=1)
     axes.set_yticks(range(len(lines)), names, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(lines) - 0.4, -0.6)  # the first line on top, and no room beyond the bars
     axes.set_xscale("log")
+    axes.set_xticks(
+        [n for n in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if n <= 2 * max(one.reached for one in lines)]
+    )
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="reached, of what was asked (the line: as asked; to the right: better)")
     axes.grid(True, axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)

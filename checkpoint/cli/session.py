@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from checkpoint.targets.process import ProcessTarget
 from checkpoint.targets.refusals import check_living_target
 from checkpoint.tree import is_tree
 from uffdtrack import PROCESS_ENGINES, Process, Traits, choose_for_process, descriptors, probe, read_maps
-from uffdtrack.errors import InvalidInputError, TargetRefusedError
+from uffdtrack.errors import InvalidInputError, TargetRefusedError, UffdtrackError
 
 process_options = session_options(
     "Directory of the chain; it is made where it is missing.",
@@ -97,6 +98,17 @@ def begin(process: Target) -> int:
     return pid
 
 
+@contextlib.contextmanager
+def farewell_on_error(who: str, ended: Callable[[], bool]) -> Iterator[None]:
+    """Say that a target runs on, if an error ends its session."""
+    try:
+        yield
+    except UffdtrackError:
+        if not ended():
+            say(f"{who}, untracked")
+        raise
+
+
 def run_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
     traits = choose_engine(options)
@@ -119,7 +131,8 @@ def run_on(process: Target, lifeline: int, options: Options) -> bool:
         chain = stack.enter_context(ChainWriter(directory, options.key, force))
         pid = begin(process)
         handle = stack.enter_context(Process(pid))
-        with attach(pid, traits.name, options.max_dirty, options.follow_shared) as target:
+        target = attach(pid, traits.name, options.max_dirty, options.follow_shared)
+        with farewell_on_error(f"process {pid} runs on", handle.has_ended), target:
             files = [name for _, name in descriptors(pid)]
             for warning in target.new_warnings(read_maps(pid), files):
                 say(f"warning: {warning}")

@@ -11,7 +11,15 @@ import click
 
 from checkpoint import report
 from checkpoint.cli.options import Options
-from checkpoint.cli.session import Target, begin, check_first, choose_engine, raise_limit, size_of
+from checkpoint.cli.session import (
+    Target,
+    begin,
+    check_first,
+    choose_engine,
+    farewell_on_error,
+    raise_limit,
+    size_of,
+)
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import ServingWait, TreeWait
 from checkpoint.epoch import TreeRow
@@ -57,6 +65,7 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
         interrupt.session = stack.enter_context(session)
         work = TreeSessionRollback(session, directory)
         with (
+            farewell_on_error(f"the processes of the tree of {pid} run on", session.ended),
             interrupt,
             Progress() as progress,
             Requests(directory, work, interrupt.wake, tree_outcome_row) as requests,

@@ -1,4 +1,4 @@
-"""The tree at the head of docs/architecture.md is the tree that is there.
+"""The tree in docs/architecture.md is the tree that is there.
 
 The first fenced block has a line for each directory (`name/`) or for some files, indented by their depth.
 Behind it, from one column on, stands what they are; lines that begin at that column go on with it. A file
