@@ -53,9 +53,14 @@ def emit(text: str = "") -> None:
         click.echo(text)
 
 
+def as_line(row: Row | Mapping[str, object]) -> str:
+    """One object as JSON, without the end of a line."""
+    return json.dumps(row.to_json() if isinstance(row, Row) else row)
+
+
 def emit_json(row: Row | Mapping[str, object]) -> None:
     """Print one object as one line."""
-    emit(json.dumps(row.to_json() if isinstance(row, Row) else row))
+    emit(as_line(row))
 
 
 class _Console(Console):

@@ -118,13 +118,13 @@ def take_epochs(
             say(f"warning: {warning}")
         if options.as_json:
             with printing:
-                report.emit_json(row)
+                interrupt.write(report.as_line(row) + "\n")
         show(row)
 
     def announce(number: int, epoch: TakenEpoch[R]) -> None:
         if options.as_json and options.durable and not epoch.base:
             with printing:
-                report.emit_json(TakenRow(number, epoch.time_ns, epoch.times))
+                interrupt.write(report.as_line(TakenRow(number, epoch.time_ns, epoch.times)) + "\n")
 
     session.pipeline.wake, session.pipeline.calm = interrupt.wake, interrupt.woken
     session.pipeline.durable = options.durable

@@ -11,16 +11,21 @@ from types import FrameType
 from typing import Generic, Self
 
 from checkpoint.cli.common import say
+from checkpoint.report import writing
 from checkpoint.rollback.requests import Requests
 from checkpoint.session import R, Taker
 from checkpoint.targets.children import Delegation, describe_child
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.tree_session import TreeSession
+from uffdtrack.errors import OutputError
 
 LOOK = 0.25
 LOOK_FOR = 5.0
 """Seconds between two looks for a child that does the work; the time without an epoch before we look."""
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STDOUT = 1
+LAST = 2.0
+"""Seconds that a reader of our output has for each piece of it when we have to end."""
 
 
 def poll_fds(seconds: float, *fds: int) -> set[int]:
@@ -64,6 +69,35 @@ class Interrupt:
     def seen(self) -> bool:
         """Whether we were interrupted."""
         return bool(poll_fds(0, *self._ends))
+
+    def write(self, line: str) -> None:
+        """Write to stdout, as fast as it is read. In any thread, one at a time.
+
+        Raises:
+            OutputError: it cannot be written, or we have to end and nobody reads it: a target must not stay
+                tracked for that.
+        """
+        left = line.encode()
+        with writing():
+            while left:
+                self._await_reader()
+                # So much does not block, after that (pipe(7)).
+                left = left[os.write(STDOUT, left[: select.PIPE_BUF]) :]
+
+    def _await_reader(self) -> None:
+        poll = select.poll()
+        poll.register(STDOUT, select.POLLOUT)
+        if poll.poll(0):
+            return
+        for fd in self._ends:
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        if STDOUT in {fd for fd, _ in poll.poll()}:
+            return
+        poll = select.poll()
+        poll.register(STDOUT, select.POLLOUT)
+        if not poll.poll(LAST * 1000):
+            raise OutputError(f"nobody has read the output for {LAST:.0f} s, and we have to end")
 
     def wake(self) -> None:
         """End a wait, or the next one. In any thread."""

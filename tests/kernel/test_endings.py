@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +23,8 @@ from checkpoint.epoch import EpochRow
 from tests.helpers import Build, Run, Spawn, ask, session_of, start_notices, state_changes, traps, wait_for
 from tests.kernel.test_oracle import start_writer
 from tests.oracle import Memory
-from uffdtrack import children, status_field
+from uffdtrack import PAGE, children, status_field
+from uffdtrack.errors import OutputError
 
 
 @pytest.mark.parametrize("round_", [0, 1, 3, 7])
@@ -181,3 +184,24 @@ def test_ctrl_c_drops_a_base_whole(kernel: None, spawn: Spawn, tmp_path: Path) -
     assert session.returncode == 0 and b"no epoch was taken" in err
     assert not [n for n in os.listdir(tmp_path / "c") if "epoch" in n]
     assert status_field(process.pid, "TracerPid") == "0" and process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nobody_reads_the_rows(
+    kernel: None, spawn: Spawn, build: Build, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The target must not stay tracked for that, when the session has to end."""
+    process = start_notices(spawn, build)
+    options = "--every", "1ms", "--json"
+    session = session_of(spawn, process.pid, tmp_path / "c", *options, stderr=subprocess.PIPE)
+    out, err = session.stdout, session.stderr
+    assert out and err
+    fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PAGE)  # one row is in it at a time
+    out.readline()
+    wait_for(lambda: any(fcntl.ioctl(out, termios.FIONREAD, bytes(4))), "the pipe is full")
+    session.send_signal(number)
+    wait_for(lambda: not traps(process.pid), "the traps are gone")
+    assert ask(process)
+    assert session.wait() == (-number if number == signal.SIGKILL else OutputError.exit_code)
+    if number == signal.SIGINT:
+        assert b"nobody has read the output" in err.read()
