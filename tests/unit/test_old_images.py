@@ -1,7 +1,8 @@
 """Images that an earlier version has written: what is read of them stays what it was, byte for byte.
 
 `old_images/images.tar.xz` has a process, one under a key and the same compacted, a VM and a tree;
-`printed.txt` is what that version has printed of them.
+`printed.txt` is what that version has printed of them, but for `taken`, `file` and `file_bytes` of `ls`, and
+the lines `taken` and `pages` of `show` of a tree, which are newer.
 """
 
 from __future__ import annotations
