@@ -16,17 +16,19 @@ from checkpoint.epoch import EpochRow, Times
 from checkpoint.pipeline import Pipeline
 from checkpoint.report import Sample, Summary, moments
 from checkpoint.schedule import Schedule, run_session
+from uffdtrack import Rhythm
 
 
 class Slow:
     """A session each of whose epochs takes a time, by a clock of its own."""
 
-    skipped = 0
+    skipped = ahead = 0
     skip_reason = ""
 
     def __init__(self, clock: list[float], takes: float) -> None:
         self.clock, self.takes, self.late = clock, takes, 0
         self.pipeline = Pipeline()
+        self.rhythm = Rhythm()
 
     def put(self, announce: Any) -> None:
         self.clock[0] += self.takes
