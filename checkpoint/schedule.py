@@ -16,6 +16,7 @@ from uffdtrack.errors import (
     StorageError,
     TargetBusyError,
     TargetGoneError,
+    WatchdogGoneError,
 )
 
 ATTEMPTS = 3
@@ -58,6 +59,7 @@ def run_session(
 
     Raises:
         StorageError: we could not write `ATTEMPTS` epochs in a row, or the last one.
+        WatchdogGoneError: no further stop may begin; the epochs before are safe.
         OutputError: `emit` has raised it.
     """
     return _Run(session, schedule, wait, emit, warn, announce).run()
@@ -127,6 +129,9 @@ class _Run(Generic[R]):
                 return True
             except SessionInterrupted:
                 break
+            except WatchdogGoneError:
+                self.session.pipeline.drain()  # what was taken is whole
+                raise
             except TargetBusyError as error:
                 self._skip(error)
             except (StorageError, StopTimeoutError, MaxStopError) as error:

@@ -44,6 +44,7 @@ from uffdtrack.errors import (
     UffdtrackError,
     UnsupportedError,
     VcpuGoneError,
+    WatchdogGoneError,
 )
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode, open_files
@@ -164,6 +165,7 @@ __all__ = [
     "UnsupportedError",
     "Vcpu",
     "VcpuGoneError",
+    "WatchdogGoneError",
     "Window",
     "adopt_orphans",
     "check_call",

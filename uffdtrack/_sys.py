@@ -18,6 +18,7 @@ from uffdtrack.errors import (
     TargetGoneError,
     TrackerError,
     UnsupportedError,
+    WatchdogGoneError,
 )
 from uffdtrack.rights import how_to_be_allowed
 from uffdtrack.runs import Runs, no_runs
@@ -47,6 +48,12 @@ def check(result: int, doing: str, pid: int) -> int:
         )
     if result == lib.UT_OVERDUE:
         raise MaxStopError(f"cannot {doing}: process {pid} stood still for longer than it may; it runs on")
+    if result == lib.UT_UNGUARDED:
+        raise WatchdogGoneError(
+            f"cannot {doing} of process {pid}: our watchdog (uffdtrack-guard) has ended or does not hear us, "
+            "so nothing would limit how long the process stands (--max-stop). It runs on. Find out what has "
+            "killed the watchdog (the kernel's log names what was out of memory), and begin anew"
+        )
     code = -result
     why = os.strerror(code)
     if code in (errno.ESRCH, errno.ECHILD):

@@ -63,6 +63,12 @@ class MaxStopError(TargetError):
     """The target stood for as long as it may, and runs again."""
 
 
+class WatchdogGoneError(UffdtrackError):
+    """Our watchdog has ended, so no stop may begin; the target runs. A new session has a new watchdog."""
+
+    exit_code = 5
+
+
 class NewMemoryError(TargetError):
     """The target has called exec: what was tracked is gone, and a new base is needed."""
 

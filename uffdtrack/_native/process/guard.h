@@ -6,7 +6,10 @@
 
 #include <sys/resource.h>
 
-enum { UT_OVERDUE = -1010 }; /* the watchdog has ended the process that did the work for us */
+enum {
+	UT_OVERDUE = -1010,   /* the watchdog has ended the process that did the work for us */
+	UT_UNGUARDED = -1011, /* the watchdog has ended, or does not hear us: no thread was touched */
+};
 
 enum {
 	UT_GUARD_FREE = 0,     /* every thread of the target runs */
@@ -62,7 +65,8 @@ int64_t ut_guard_soft_end(const ut_tracee *t);
 int ut_tracee_overdue(const ut_tracee *t);
 
 /* A stop calls these, in this order. */
-void ut_guard_stopping(ut_tracee *t);
+/* 0; UT_UNGUARDED: there was a watchdog, and nothing would end this stop: do not begin it. */
+int ut_guard_stopping(ut_tracee *t);
 void ut_guard_stopped(ut_tracee *t);
 void ut_guard_resumed(ut_tracee *t, size_t late);
 void ut_guard_release(ut_tracee *t);

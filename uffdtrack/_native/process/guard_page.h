@@ -3,7 +3,7 @@
 #define UT_GUARD_PAGE_H
 #include "guard.h"
 
-enum { UT_GUARD_SLOTS = 256, UT_GUARD_VERDICTS = 64 };
+enum { UT_GUARD_SLOTS = 256, UT_GUARD_VERDICTS = 64, UT_GUARD_LINE = 3 /* the watchdog's descriptor */ };
 
 struct ut_guard_page {
 	int64_t max_stop_ns;

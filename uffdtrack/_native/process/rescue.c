@@ -92,6 +92,7 @@ void ut_start_rescue(const struct ut_guard_slot *slot, int target_pidfd, int sto
 	if (child)
 		return;
 	signal(SIGCHLD, SIG_DFL);
+	close(UT_GUARD_LINE); /* who stops is to see it when the watchdog has ended */
 	ut_guard_forget(); /* no watchdog here: this stop has its own limits, and must not be cut short */
 	rescue(slot, target_pidfd, stopped);
 	_exit(0);

@@ -309,7 +309,7 @@ int ut_tracee_ask(ut_tracee *t)
 			return 0; /* an earlier stop still waits for it */
 	t->n = 0;
 	t->seizing.end_ns = ut_now_ns() + ASK_NS;
-	ut_guard_stopping(t); /* from here on calls may be broken off */
+	TRY(ut_guard_stopping(t)); /* from here on calls may be broken off */
 	ut_seizing_begin(t);
 	r = seize_new(t);
 	ut_seizing_end(t);
@@ -353,7 +353,11 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	int r;
 
 	t->seizing.end_ns = deadline;
-	ut_guard_stopping(t);
+	r = ut_guard_stopping(t);
+	if (r) {
+		ut_tracee_resume(t);
+		return r;
+	}
 	/* A thread that an earlier stop still waits for is ours already. */
 	ut_keep_asked(t);
 	ut_seizing_begin(t);

@@ -206,8 +206,8 @@ static _Noreturn void become_watchdog(int from)
 	/* Nobody's pipe is to stay open for our sake. */
 	for (int fd = 0; fd < 3; fd++)
 		dup2(null, fd);
-	from = dup2(from, 3);
-	syscall(SYS_close_range, 4, ~0u, 0);
+	from = dup2(from, UT_GUARD_LINE);
+	syscall(SYS_close_range, UT_GUARD_LINE + 1, ~0u, 0);
 	if (chdir("/") || sched_setscheduler(0, SCHED_FIFO, &urgent)) {
 		/* not allowed to: it will have to do */
 	}
