@@ -17,6 +17,7 @@ from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.order import check_same_process
 from checkpoint.rollback.own_process import in_own_process, urgent
 from checkpoint.rollback.plan import Changes
+from checkpoint.rollback.sharers import Mappers
 from checkpoint.rollback.work import Outcome, ProcessRollback
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_member import lives, name_of
@@ -138,11 +139,12 @@ def prepared(
         changes: of each; None: all of their memory is compared.
     """
     works: dict[int, ProcessRollback] = {}
+    mappers = Mappers(views)
     try:
         for pid, view in views.items():
             with _about(pid):
                 known = changes[pid] if changes else None
-                works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view), known)
+                works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view), known, mappers)
     except BaseException:
         for work in works.values():
             work.close()
@@ -178,6 +180,8 @@ def put_back(
         )
     with ExitStack() as stack:
         born = _hold(stack, born, find)
+        for work in works.values():
+            work.sharing.mappers.together |= set(born)
         _apply_all(works, tracees)
         outcomes, failure = _commit_all(works)
         for pid in born:

@@ -24,6 +24,7 @@ from checkpoint.rollback.mappings import Mappings
 from checkpoint.rollback.own_process import PARTLY
 from checkpoint.rollback.plan import Changes, Plan
 from checkpoint.rollback.registrations import Registrations
+from checkpoint.rollback.sharers import Mappers, Sharing
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.threads import born_since, check_shadow_stacks
 from checkpoint.rollback.torn import at_risk, torn
@@ -77,11 +78,13 @@ class ProcessRollback(Closing):
         anyway: bool,
         others: Sequence[tuple[int, int]] = (),
         changes: Changes | None = None,
+        mappers: Mappers | None = None,
     ) -> None:
         """Args:
         anyway: see `rollback`.
         others: address ranges that another process shares; the contents are put back through that one.
         changes: None: all of the memory is compared.
+        mappers: who maps what it shares; None: of this process, rolled back alone.
         """
         self.pid = pid
         self.changes = changes
@@ -107,6 +110,7 @@ class ProcessRollback(Closing):
             self.image.within(self.kept)
         else:
             self.image.stage(merge_runs(known, self.made.ranges))
+        self.sharing = Sharing(pid, self.layout.changes, mappers or Mappers([pid]))
         self.programs = Programs(pid, self.mappings.layout.changes)  # last: nothing else closes its files
 
     def close(self) -> None:
@@ -160,6 +164,7 @@ class ProcessRollback(Closing):
             if self.layout.changes is not self.mappings.layout.changes:
                 self._sort(self.mappings.layout)
             self.plan = self._compare(among)
+            self.sharing.check(self.plan, self.layout.changes, self.anyway)
         except Exception as error:
             raise self.taken_back(error) from error
 
@@ -181,6 +186,7 @@ class ProcessRollback(Closing):
                     self.tracee.end_thread(tid)
                     self.outcome.ended.append(tid)
                 plan = self._map(self._compare(self.changes.look() if self.changes else None))
+            self.sharing.check(plan, self.layout.changes, self.anyway)
             self.written = plan
             self.memory.write(plan)
             if plan.drop:
@@ -211,10 +217,10 @@ class ProcessRollback(Closing):
         return self.outcome
 
     def differences(self) -> list[str]:
-        """Text about state in the kernel that is not as it was: a rollback does not restore it."""
-        return [f"not rolled back: {text}" for text in self.torn] + differences(
-            self.then, self.now, self.view.epoch.facts.row["time_ns"]
-        )
+        """Text about what has gone back for others, too, and about state in the kernel, which has not."""
+        torn = [f"not rolled back: {text}" for text in self.torn]
+        since = differences(self.then, self.now, self.view.epoch.facts.row["time_ns"])
+        return [*self.sharing.gone_back(), *torn, *since]
 
     def _check_time(self) -> None:
         self.tracee.check_time()
