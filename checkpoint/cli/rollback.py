@@ -25,8 +25,8 @@ from uffdtrack.errors import InvalidInputError
 @click.argument("place", metavar="DIR@N", type=Place())
 @click.option(
     "--anyway", is_flag=True,
-    help="Also where it tears the process from what it has in the kernel: a KVM guest, an io_uring, aio; and "
-    "end what was born since of a tree of processes.",
+    help="Also where it tears the process from what it has in the kernel (a KVM guest, an io_uring, aio), or "
+    "changes memory that other processes write, too; and end what was born since of a tree of processes.",
 )  # fmt: skip
 @key_option
 @max_stop_option
@@ -39,6 +39,9 @@ def command(
     The chain is verified and everything is planned before the process is touched. Files, sockets and
     other state of the kernel are not rolled back; what of them differs is named. Where that would tear the
     program (virtual machines, io_uring, rings and devices that are mapped) it is refused.
+
+    Memory that is mapped shared goes back, and so do the contents of a file that is mapped so: what changes is
+    named, with the processes that map it, too. Where one of them can write it, it is refused.
 
     Where a session runs on that chain, it does the rollback, and goes on.
 

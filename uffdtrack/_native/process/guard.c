@@ -13,7 +13,7 @@
 static struct ut_guard_page *page;
 static int line = -1; /* to the watchdog */
 
-/* Whether the watchdog lives: its end of the line closes with it, and it never sends anything. 0.3 us. */
+/* Whether the watchdog lives: its end of the line closes with it, and it never sends anything. Half a microsecond. */
 static int is_watched(void)
 {
 	char byte;

@@ -1,5 +1,5 @@
-/* The watchdog. It shares a page with all that stop a target, and looks at it now and then: a stop costs no system call
- * for its sake. Each process that stops sends its pidfd first, so that a number is never mistaken.
+/* The watchdog. It shares a page with all that stop a target, and looks at it now and then: a stop costs one short
+ * system call for its sake, which tells whether it lives. Each process that stops sends its pidfd first, so that a number is never mistaken.
  *
  * To end a process frees what it has stopped. Two things would be left broken by that: a thread in whose name a call is
  * being made goes on with our registers, and a call that the stop has interrupted and that is not mended yet returns
