@@ -40,8 +40,8 @@ def command(
     other state of the kernel are not rolled back; what of them differs is named. Where that would tear the
     program (virtual machines, io_uring, rings and devices that are mapped) it is refused.
 
-    Memory that is mapped shared goes back, and so do the contents of a file that is mapped so: what changes is
-    named, with the processes that map it, too. Where one of them can write it, it is refused.
+    Memory that is mapped shared goes back, and so do the contents of a file that is mapped so: what changes
+    is named, with the processes that map it, too. Where one of them can write it, it is refused.
 
     Where a session runs on that chain, it does the rollback, and goes on.
 

@@ -45,17 +45,18 @@ class Touched:
 def touched(plan: Plan, changes: Iterable[Change]) -> list[Touched]:
     """The shared mappings of which a plan changes pages."""
     shared = [c for c in changes if c.then and c.then.shared and c.then.stored]
-    parts = [pages for pages, *_ in (*plan.write, *plan.exact)]
-    if not shared or not parts:
+    if not shared:
         return []
-    at = np.unique(np.concatenate(parts)) * np.uint64(PAGE)
-    rows = rows_of(at, np.array([(c.start, c.end) for c in shared], np.uint64))
-    found: dict[Region, list[int]] = {}
-    for row in np.unique(rows[rows >= 0]).tolist():
-        region = shared[row].then
-        assert region
-        offsets = at[rows == row].astype(np.int64) - region.start + region.offset
-        found.setdefault(region, []).extend((offsets // PAGE).tolist())
+    ranges = np.array([(c.start, c.end) for c in shared], np.uint64)
+    found: dict[Region, set[int]] = {}
+    for pages, *_ in (*plan.write, *plan.exact):
+        at = pages * np.uint64(PAGE)
+        rows = rows_of(at, ranges)
+        for row in np.unique(rows[rows >= 0]).tolist():
+            region = shared[row].then
+            assert region
+            offsets = at[rows == row].astype(np.int64) - region.start + region.offset
+            found.setdefault(region, set()).update((offsets // PAGE).tolist())
     return [
         Touched(region, to_runs(np.array(sorted(pages), np.uint64)), len(pages))
         for region, pages in found.items()
