@@ -89,6 +89,13 @@ class Mappers:
                     self._found.setdefault(_memory(pid, region), []).append((pid, region))
         self._looked_at |= pids
 
+    def look_anew(self) -> None:
+        """Look at all processes: one that has been looked at may have mapped something since."""
+        self._last = b""
+        self._looked_at.clear()
+        self._found.clear()
+        self.look()
+
     def of(self, pid: int, memory: Touched, writable: bool = False) -> list[str]:
         """The living processes that map pages of what process `pid` maps, each by its number and name.
 
@@ -110,17 +117,17 @@ class Mappers:
 class Sharing:
     """The shared memory of one process that is rolled back."""
 
-    def __init__(self, pid: int, changes: Iterable[Change], mappers: Mappers) -> None:
+    def __init__(self, pid: int, regions: Iterable[Region], mappers: Mappers) -> None:
         """Look who maps it, while the process runs.
 
         Args:
-            changes: its mappings.
+            regions: its mappings at the epoch.
             mappers: with all processes that are rolled back.
         """
         self.mappers = mappers
         self._pid = pid
         self._touched: list[Touched] = []
-        if any(c.then and c.then.shared and c.then.stored for c in changes):
+        if any(region.shared and region.stored for region in regions):
             mappers.look()
 
     def check(self, plan: Plan, changes: Iterable[Change], anyway: bool) -> None:
@@ -148,7 +155,7 @@ class Sharing:
     def gone_back(self) -> list[str]:
         """Text about memory that was put back, where others than the process may see that. It may run."""
         if self._touched:
-            self.mappers.look()
+            self.mappers.look_anew()
         words = []
         for memory in self._touched:
             others = self.mappers.of(self._pid, memory)

@@ -97,6 +97,8 @@ class ProcessRollback(Closing):
         self.set: list[int] = []
         self.written = Plan()
         self.then = resolve(file.facts.objects for file in view.own_sources)
+        # First: what is compared before the stop is not to grow old.
+        self.sharing = Sharing(pid, view.epoch.regions, mappers or Mappers([pid]))
         self.image = Image(view)
         known = changes.before(self.image) if changes else None
         self.mappings = Mappings(pid, view, SMAPS_SECONDS if known is None else QUICK)
@@ -110,7 +112,6 @@ class ProcessRollback(Closing):
             self.image.within(self.kept)
         else:
             self.image.stage(merge_runs(known, self.made.ranges))
-        self.sharing = Sharing(pid, self.layout.changes, mappers or Mappers([pid]))
         self.programs = Programs(pid, self.mappings.layout.changes)  # last: nothing else closes its files
 
     def close(self) -> None:
