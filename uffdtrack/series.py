@@ -73,6 +73,11 @@ class Series:
         return len(self._ahead)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether `fail` has something to raise."""
+        return bool(self._c.failed) and not self._ahead
+
+    @property
     def is_last(self) -> bool:
         """Whether none was taken, or tried, after the one that `next` has given last."""
         return not self._ahead and not self._c.failed
@@ -104,6 +109,7 @@ class Series:
         rhythm.due = c.due_ns / 1e9
         if c.failed:
             self._tracee.settle(0)
+            space.passed_over()  # whoever traces the target now may have gone before the next window
         pending.everything = True  # until it is known what was taken
         # What has failed may have left anything in the place of the last one's.
         regions = space.regions(before=bool(c.anew or c.failed))
@@ -133,10 +139,16 @@ class Series:
         """Nobody wants those that were taken: what they have is in `pending` from then on."""
         while self._ahead:
             self.next(pending)
-        if self._c.failed:
-            # What its harvest got at before it failed is not known page by page.
-            pending.everything = pending.everything or bool(self._c.v[self._c.n].times.pause_ns)
-            self._c.failed = 0
+
+    def fail(self, pending: Pending) -> None:
+        """If a window has failed that would have followed the last one: have in `pending` what it got at.
+
+        Raises:
+            TargetGoneError, ...: as `AddressSpace.window`, once.
+        """
+        if self._c.failed and not self._ahead:
+            failed, self._c.failed = self._c.failed, 0
+            self._space.check(self._tracee, pending, failed, ffi.addressof(self._c.v[self._c.n], "times"))
 
     def _window(self, taken: Any, regions: list[Region]) -> tuple[Window, Pending]:
         threads = states_of(taken.threads, taken.nthreads, taken.xstate, self._tracee.xstate_stride)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -39,6 +40,7 @@ from uffdtrack.errors import (
     TargetError,
     TargetGoneError,
     TargetRefusedError,
+    UffdtrackError,
 )
 
 T = TypeVar("T")
@@ -139,6 +141,8 @@ class ProcessTarget(Closing):
     def pending(self) -> Pending:
         """What was harvested and not handed over; windows that were taken ahead are not, any more."""
         self._series.give_up(self._pending)
+        with contextlib.suppress(UffdtrackError):  # the next stop says it again, if it is still so
+            self._series.fail(self._pending)
         return self._pending
 
     @property
@@ -148,7 +152,6 @@ class ProcessTarget(Closing):
     def harvest(self, everything: bool) -> tuple[Runs, Runs]:
         if everything:
             self.attach()
-            self._series.give_up(Pending())
             self._pending = Pending()
         return self._stopping(lambda: self.space.harvest(self.tracee, everything))
 
@@ -160,15 +163,18 @@ class ProcessTarget(Closing):
         return self.space.split_zero(runs)
 
     def window(self) -> Window:
-        series = self._series
-        if not series.ahead or not self._pending.is_empty:
-            pending = self.pending
+        series, pending = self._series, self._pending
+        if not pending.is_empty:
+            series.give_up(pending)
+        if series.has_failed:
+            self._stopping(lambda: series.fail(pending))
+        if not series.ahead:
             if self.rhythm.most == 1 or not pending.is_empty:
                 self._lend = self.space.lend
                 return self._stopping(lambda: self.space.window(self.tracee, pending, self.behind))
             self._stopping(lambda: series.fill(pending, self.rhythm, self.wake, self.behind))
         self._lend = series.lend
-        return series.next(self._pending)
+        return series.next(pending)
 
     def hand_over(self, at_once: bool = False) -> Handed:
         handed = Handed(self._pending, nothing_lent if at_once else self._lend())

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from checkpoint.epoch import EpochRow
@@ -16,10 +17,10 @@ from checkpoint.recent import RecentSink
 from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from tests.helpers import Build, Run, Spawn, broken, session_of, wait_for
-from tests.kernel.instants import Instants
+from tests.kernel.instants import AT, Instants
 from tests.kernel.rolled import Rolled
 from tests.kernel.rollee import Rollee
-from uffdtrack import Series
+from uffdtrack import PAGE, Series
 from uffdtrack.errors import StorageError
 from uffdtrack.runs import Rows
 
@@ -113,7 +114,8 @@ def test_every_epoch_is_an_instant(watched: Watched, series: list[tuple[int, boo
 
 
 @pytest.mark.slow
-def test_many_epochs(watched: Watched) -> None:
+def test_many_epochs(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpoint.recent._LEAST", 1 << 30)  # all of them are kept
     for _ in range(4):
         watched.run(count=400)
         os.kill(watched.target.pid, signal.SIGUSR1)
@@ -144,11 +146,51 @@ def test_it_is_killed(watch: Callable[[str], Watched]) -> None:
 
 
 def test_a_window_fails(watched: Watched, series: list[tuple[int, bool]]) -> None:
-    """Those before it stay, and the next one has what was written since."""
+    """Those before it stay, and the next one has what was written since; rows and user hear of it."""
     watched.run(count=2)
     with broken("third"):
         watched.run(count=40)
-    assert (2, True) in series and len(watched.rows) == 42 and not watched.warnings
+    assert (2, True) in series and len(watched.rows) == 42
+    assert sum(row.skipped for row in watched.rows) >= 1 and "traces the process" in watched.warnings[0]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_who_visits_before_the_next_series(
+    stack: ExitStack,
+    spawn: Spawn,
+    build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool,
+) -> None:
+    """What a tracer writes is no fault of the target's: after a window that it made fail all is looked at.
+
+    Also if somebody asks before that what is pending, as a rollback does.
+    """
+    process = spawn(build("visited"))
+    assert process.stdout and process.stdout.readline()
+    rolled = Rolled(stack, process.pid, tmp_path / "c", "ring", keep=100)
+    page, fill, visits = AT + 7, Series.fill, 0
+
+    def and_visit(self: Series, *args: Any) -> None:
+        nonlocal visits
+        fill(self, *args)
+        if self._c.failed:
+            visits += 1
+            self._c.v[self._c.n].times.pause_ns = 0  # as if it had not come to a stop
+            with open(f"/proc/{process.pid}/mem", "wb", buffering=0) as memory:
+                memory.seek(page * PAGE)
+                memory.write(bytes([visits]))
+
+    def wait(_: float) -> bool:
+        if asked:
+            assert not rolled.target.pending.everything
+        return False
+
+    monkeypatch.setattr(Series, "fill", and_visit)
+    with broken("third"):
+        run_session(rolled.session, Schedule(EVERY, 40, None), wait, lambda _: None, lambda _: None)
+    assert visits and rolled.view(39).read(np.array([page], np.uint64))[0, 0] == visits % 256
 
 
 def test_there_is_no_room(

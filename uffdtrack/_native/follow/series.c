@@ -25,12 +25,19 @@ static int64_t time_of_day_ns(void)
 	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
 }
 
+static void forget_threads(ut_taken *taken)
+{
+	free(taken->threads);
+	free(taken->xstate);
+	taken->threads = NULL;
+	taken->xstate = NULL;
+	taken->room = 0;
+}
+
 static int keep_threads(const ut_tracee *t, ut_taken *taken)
 {
 	if (t->n * t->xstate_stride > taken->room) {
-		free(taken->threads);
-		free(taken->xstate);
-		taken->room = 0;
+		forget_threads(taken);
 		taken->threads = malloc(t->n * sizeof(*t->threads));
 		taken->xstate = malloc(t->n * t->xstate_stride);
 		if (!taken->threads || !taken->xstate)
@@ -57,7 +64,7 @@ static int take_one(ut_tracee *t, ut_space *s, ut_taken *taken, int is_third, in
 	taken->by_news = s->harvest.by_news;
 	TRY(ut_space_result(s, &taken->result));
 	TRY(keep_threads(t, taken));
-	return is_third && ut_breaks(UT_BREAK_THIRD) ? -EIO : 0;
+	return is_third && ut_breaks(UT_BREAK_THIRD) ? -EPERM : 0;
 }
 
 static int same_mappings(const ut_space *s)
@@ -120,6 +127,9 @@ void ut_series_take(ut_tracee *t, ut_space *s, ut_series *q, size_t most, int64_
 	if (most > UT_SERIES)
 		most = UT_SERIES;
 	taken->late = q->n = 0;
+	for (size_t i = 0; i < UT_SERIES; i++)
+		if (q->v[i].room > MANY_THREADS * t->xstate_stride)
+			forget_threads(&q->v[i]);
 	for (;;) {
 		q->failed = take_one(t, s, taken, q->n == 2, timeout_ns);
 		q->anew = !q->failed && !same_mappings(s);
@@ -137,7 +147,6 @@ void ut_series_free(ut_series *q)
 	for (size_t i = 0; i < UT_SERIES; i++) {
 		ut_result_free(&q->v[i].result);
 		ut_buffer_free(&q->v[i].buffer);
-		free(q->v[i].threads);
-		free(q->v[i].xstate);
+		forget_threads(&q->v[i]);
 	}
 }
