@@ -218,7 +218,8 @@ def test_what_ends_a_series(watch: Callable[[str], Watched], series: list[tuple[
     watched.run(count=3)
     assert len(watched.rows) == 3
     watched.run(duration=0.02, every=0.01)
-    assert watched.rolled.session.rhythm.most <= 3
+    # Its time may be over with the first one, which has no limit.
+    assert watched.rolled.session.rhythm.most <= 3 or len(watched.rows) == 4
     readable = os.eventfd(1)
     target.wake = [readable]
     del series[:]
