@@ -14,8 +14,8 @@ from checkpoint.cli.tree import rollback_tree_to
 from checkpoint.directory import Lock
 from checkpoint.kept_in_memory import keeper_of
 from checkpoint.rollback.order import rollback
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import LAST, Request, ask, fingerprint, is_served, outcome_row
-from checkpoint.rollback.work import Outcome
 from checkpoint.tree import is_tree
 from uffdtrack.errors import InvalidInputError
 

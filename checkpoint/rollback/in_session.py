@@ -13,11 +13,12 @@ from checkpoint.pipeline import Pipeline
 from checkpoint.recent import RecentSink
 from checkpoint.rollback.apart import Apart, apart
 from checkpoint.rollback.identity import check_identity
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.own_process import undisturbed, urgent
 from checkpoint.rollback.ready import compare_ahead, nothing_ready
 from checkpoint.rollback.request import LAST, Request, fingerprint
 from checkpoint.rollback.stored import Image
-from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.rollback.work import ProcessRollback
 from checkpoint.session import Session
 from checkpoint.sink import ChainSink
 from checkpoint.stream import Stream
@@ -210,6 +211,7 @@ class SessionRollback:
             started = time.perf_counter()
             with standing(target.space, target.tracee, target.pending) as since.standing:
                 work.check(target.tracee)
+                work.map_back()
                 work.apply()
                 outcome = work.commit()
             stood = time.perf_counter() - started

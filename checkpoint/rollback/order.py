@@ -10,8 +10,9 @@ import time
 
 from checkpoint.rollback.ahead import Ahead
 from checkpoint.rollback.identity import check_identity, check_no_vm
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.own_process import in_own_process, urgent
-from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.rollback.work import ProcessRollback
 from checkpoint.targets.refusals import check_target
 from checkpoint.view import View
 from uffdtrack import MAX_STOP, probe, watchdog
@@ -48,6 +49,7 @@ def _rollback(pid: int, view: View, anyway: bool) -> Outcome:
         started = time.perf_counter()
         with urgent(), ahead.stopped() as tracee:
             work.check(tracee)
+            work.map_back()
             work.apply()
             outcome = work.commit()
         outcome.pause_us = round((time.perf_counter() - started) * 1e6 + ahead.stood_us, 1)

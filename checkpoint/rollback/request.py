@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from checkpoint.errors import ImageError
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.own_process import PARTLY
-from checkpoint.rollback.work import Outcome
 from checkpoint.row import Row
 from checkpoint.view import View
 from uffdtrack.errors import TargetError, UffdtrackError

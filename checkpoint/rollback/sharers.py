@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.layout import Change
@@ -48,7 +49,7 @@ def touched(plan: Plan, changes: Iterable[Change]) -> list[Touched]:
     if not shared:
         return []
     ranges = np.array([(c.start, c.end) for c in shared], np.uint64)
-    found: dict[Region, set[int]] = {}
+    found: dict[Region, list[npt.NDArray[np.int64]]] = {}
     for pages, *_ in (*plan.write, *plan.exact):
         at = pages * np.uint64(PAGE)
         rows = rows_of(at, ranges)
@@ -56,10 +57,11 @@ def touched(plan: Plan, changes: Iterable[Change]) -> list[Touched]:
             region = shared[row].then
             assert region
             offsets = at[rows == row].astype(np.int64) - region.start + region.offset
-            found.setdefault(region, set()).update((offsets // PAGE).tolist())
+            found.setdefault(region, []).append(offsets // PAGE)
+    sorted_pages = {region: np.unique(np.concatenate(parts)) for region, parts in found.items()}
     return [
-        Touched(region, to_runs(np.array(sorted(pages), np.uint64)), len(pages))
-        for region, pages in found.items()
+        Touched(region, to_runs(pages.astype(np.uint64)), len(pages))
+        for region, pages in sorted_pages.items()
     ]
 
 
@@ -77,7 +79,7 @@ class Mappers:
         self._found: dict[Memory, list[tuple[int, Region]]] = {}
 
     def look(self) -> None:
-        """Look at the processes that have come since the last time. While none comes, that costs 10 us."""
+        """Look at the processes that have come since the last time. While none comes, /proc is not listed."""
         last = _last_made()
         if last == self._last:
             return
@@ -90,7 +92,9 @@ class Mappers:
         self._looked_at |= pids
 
     def look_anew(self) -> None:
-        """Look at all processes: one that has been looked at may have mapped something since."""
+        """If somebody has looked: look at all processes, which may have mapped something since."""
+        if not self._last:
+            return
         self._last = b""
         self._looked_at.clear()
         self._found.clear()

@@ -15,10 +15,11 @@ from typing import Any
 from checkpoint.epoch import LeftOut
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.order import check_same_process
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.own_process import in_own_process, urgent
 from checkpoint.rollback.plan import Changes
 from checkpoint.rollback.sharers import Mappers
-from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.rollback.work import ProcessRollback
 from checkpoint.tree import TreeEpoch
 from checkpoint.tree_member import lives, name_of
 from checkpoint.view import View
@@ -145,6 +146,7 @@ def prepared(
             with _about(pid):
                 known = changes[pid] if changes else None
                 works[pid] = ProcessRollback(pid, view, anyway, _shared_elsewhere(view), known, mappers)
+        mappers.look_anew()
     except BaseException:
         for work in works.values():
             work.close()
@@ -227,19 +229,21 @@ def _apply_all(works: dict[int, ProcessRollback], tracees: dict[int, Tracee]) ->
         with _about(pid):
             work.check(tracees[pid])
     done: list[int] = []
-    for pid, work in works.items():
+    # Nothing that may be refused is left when the first thread ends.
+    for pid, step in [(p, s) for s in (ProcessRollback.map_back, ProcessRollback.apply) for p in works]:
         try:
             with _about(pid):
-                work.apply()
+                step(works[pid])
         except UffdtrackError as error:
-            states = {before: works[before].taken_back(error) for before in reversed(done)}
+            states = {one: works[one].taken_back(error) for one in reversed(done) if one != pid}
             torn = [before for before, state in states.items() if type(state) is TargetError]
             if not torn:
-                raise type(error)(f"{error}; so are the others" if done else str(error)) from error
+                raise type(error)(f"{error}; so are the others" if states else str(error)) from error
             raise TargetError(
                 f"{error}; what was put back already could not be taken back of {torn}"
             ) from error
-        done.append(pid)
+        if pid not in done:
+            done.append(pid)
 
 
 def _commit_all(works: dict[int, ProcessRollback]) -> tuple[dict[int, Outcome], UffdtrackError | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from checkpoint.rollback.contents import Memory
 from checkpoint.rollback.differences import differences
 from checkpoint.rollback.layout import SMAPS_SECONDS, Layout, Stretches
 from checkpoint.rollback.mappings import Mappings
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.own_process import PARTLY
 from checkpoint.rollback.plan import Changes, Plan
 from checkpoint.rollback.registrations import Registrations
@@ -43,27 +43,8 @@ def _nothing_to_do(pages: Pages) -> None:
     """There are no traps."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What a rollback did.
-
-    Attributes:
-        pages: how many it has written, since they differed.
-        mappings: how many it has made, removed or changed.
-        ended: threads born since the epoch, which it has ended.
-        warnings: text about what is not as it was.
-    """
-
-    epoch: int
-    pages: int = 0
-    mappings: int = 0
-    ended: list[int] = field(default_factory=list)
-    pause_us: float = 0.0
-    warnings: list[str] = field(default_factory=list)
-
-
 class ProcessRollback(Closing):
-    """One rollback of a target: `check`, `apply`, and then `commit` or `taken_back`.
+    """One rollback of a target: `check`, `map_back`, `apply`, and then `commit` or `taken_back`.
 
     The constructor finds out what it can before the target stops.
 
@@ -112,6 +93,8 @@ class ProcessRollback(Closing):
             self.image.within(self.kept)
         else:
             self.image.stage(merge_runs(known, self.made.ranges))
+        if not mappers:  # else who has them looks once for all
+            self.sharing.mappers.look_anew()
         self.programs = Programs(pid, self.mappings.layout.changes)  # last: nothing else closes its files
 
     def close(self) -> None:
@@ -169,25 +152,38 @@ class ProcessRollback(Closing):
         except Exception as error:
             raise self.taken_back(error) from error
 
+    def map_back(self) -> None:
+        """Put the mappings back, and see what that changes: the last that may be refused.
+
+        Raises: as `apply`.
+        """
+        try:
+            self.registrations.take()
+            if self.mappings.needed:
+                self._map(self.plan)
+                self.sharing.check(self.plan, self.layout.changes, self.anyway)
+        except Exception as error:
+            raise self.taken_back(error) from error
+
     def apply(self) -> None:
-        """Put all back, in a way that `taken_back` can undo.
+        """Put all back, in a way that `taken_back` can undo, but for threads that were born since: they end.
 
         Raises:
             RollbackRefusedError: we cannot do it, and have undone it.
             TargetError: we could not undo it either, or not all of it.
         """
         try:
-            self.registrations.take()
-            plan = self._map(self.plan)
+            plan = self.plan
             if self.born:
-                # They need the memory that they have until they have ended. All that has just been done
-                # to the mappings is done again after, so nothing is left then that may be refused.
+                # They need the memory that they have until they have ended. All that was just done to the
+                # mappings is done again after, so nothing is left then that may be refused.
                 self._take_mappings_back()
                 for tid in self.born:
                     self.tracee.end_thread(tid)
                     self.outcome.ended.append(tid)
-                plan = self._map(self._compare(self.changes.look() if self.changes else None))
-            self.sharing.check(plan, self.layout.changes, self.anyway)
+                plan = self._compare(self.changes.look() if self.changes else None)
+                if self.mappings.needed:
+                    self._map(plan)
             self.written = plan
             self.memory.write(plan)
             if plan.drop:
@@ -245,14 +241,11 @@ class ProcessRollback(Closing):
             plan.exact += self.changes.ready.valid(self.changes.found, self.kept)
         return plan
 
-    def _map(self, plan: Plan) -> Plan:
-        """Put the mappings back; returns the plan for the contents after that."""
-        if not self.mappings.needed:
-            return plan
+    def _map(self, plan: Plan) -> None:
+        """Put the mappings back, and add their contents to the plan."""
         with self.tracee.injector() as injector:
             self.mappings.make(injector)
         plan.add(self.memory.plan(self.made))
-        return plan
 
     def _settle(self, plan: Plan) -> None:
         """Correct the rseq areas of threads that have run system calls for us: the kernel writes there."""

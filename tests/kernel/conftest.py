@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.rollback.outcome import Outcome
+from checkpoint.rollback.work import ProcessRollback
 from checkpoint.session import Session
 from checkpoint.tree import TreeWriter
 from checkpoint.tree_session import TreeSession

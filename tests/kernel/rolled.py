@@ -23,9 +23,9 @@ from checkpoint.rollback import contents
 from checkpoint.rollback.ahead import Ahead
 from checkpoint.rollback.in_session import KnownFiles, SessionRollback, Since
 from checkpoint.rollback.order import rollback
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import Request, fingerprint
 from checkpoint.rollback.stored import Image
-from checkpoint.rollback.work import Outcome
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from checkpoint.view import View

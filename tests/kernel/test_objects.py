@@ -20,7 +20,7 @@ from checkpoint.errors import RollbackRefusedError
 from checkpoint.export import compact
 from checkpoint.objects import Snapshot, resolve
 from checkpoint.rollback.order import rollback
-from checkpoint.rollback.work import Outcome
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing

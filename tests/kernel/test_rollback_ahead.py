@@ -17,9 +17,10 @@ import pytest
 
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.contents import Memory
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.plan import Plan
 from checkpoint.rollback.stored import Image
-from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.rollback.work import ProcessRollback
 from tests.helpers import Build, Spawn, broken, state_changes, state_of, traps
 from tests.kernel.rolled import WITHOUT_RSEQ, Target, after_comparison, start_writer, wrong
 from tests.kernel.rollee import Rollee

@@ -12,7 +12,7 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.rollback.attributes import Attributes
 from checkpoint.rollback.order import rollback
-from checkpoint.rollback.work import Outcome
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.conftest import missing

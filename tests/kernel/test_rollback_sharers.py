@@ -26,7 +26,7 @@ from tests.helpers import Run, Spawn, session_of
 from uffdtrack import MAX_STOP
 
 COUNTER = """
-import ctypes, mmap, os, sys
+import ctypes, mmap, os, sys, threading
 kind, path, forks = sys.argv[1:]
 libc = ctypes.CDLL(None)
 libc.shmat.restype = ctypes.c_void_p
@@ -50,6 +50,12 @@ if forks == "forks" and not child:
 memory[0] = 1
 print(child, flush=True)
 for line in sys.stdin:
+    if line == "unmap and begin\\n":
+        memory[0] += 1
+        memory.close()
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        print(0, flush=True)
+        continue
     memory[0] += line == "count\\n"
     print(memory[0], flush=True)
 """

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import RollbackRefusedError
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import Request, fingerprint_of_all
 from checkpoint.rollback.tree import rollback_tree
-from checkpoint.rollback.work import Outcome, ProcessRollback
+from checkpoint.rollback.work import ProcessRollback
 from checkpoint.tree import Tree
 from tests.helpers import Run, Spawn, wait_for
 from tests.kernel.forks import Forks, is_dead

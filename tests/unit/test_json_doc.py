@@ -16,9 +16,9 @@ from checkpoint.facts import ProcessFacts
 from checkpoint.health import Check
 from checkpoint.migrate import MigrationRow
 from checkpoint.objects import ObjectFacts
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import outcome_row
 from checkpoint.rollback.tree import TreeOutcome, tree_outcome_row
-from checkpoint.rollback.work import Outcome
 from checkpoint.row import Row
 from checkpoint.tree import TreeWriter
 from tests.unit import images

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from checkpoint.errors import ImageError, RollbackRefusedError
+from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import SOCKET, Request, ask, connect, is_served
 from checkpoint.rollback.requests import Requests
-from checkpoint.rollback.work import Outcome
 from tests.helpers import wait_for
 from uffdtrack.errors import (
     InvalidInputError,
