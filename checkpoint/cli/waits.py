@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
+import stat
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -80,22 +83,59 @@ class Interrupt:
         left = line.encode()
         with writing():
             while left:
-                self._await_reader()
-                # So much does not block, after that (pipe(7)).
-                left = left[os.write(STDOUT, left[: select.PIPE_BUF]) :]
+                left = left[self._write_some(left) :]
 
-    def _await_reader(self) -> None:
+    def _write_some(self, data: bytes) -> int:
+        """Returns how much; 0: try again. A look beforehand is no promise: others may write there, too."""
+        try:
+            return os.pwritev(STDOUT, [data], -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            self._await(STDOUT, select.POLLOUT)
+            return 0
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        if stat.S_ISREG(os.fstat(STDOUT).st_mode):
+            return os.write(STDOUT, data)
+        return self._write_beside(data)
+
+    def _write_beside(self, data: bytes) -> int:
+        """In another thread, which may wait for ever: a terminal knows no other way."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        results: list[int | OSError] = []
+
+        def write() -> None:
+            try:
+                results.append(os.write(STDOUT, data))
+            except BlockingIOError:
+                results.append(0)
+            except OSError as error:
+                results.append(error)
+            os.close(writer)
+
+        try:
+            threading.Thread(target=write, daemon=True).start()
+            self._await(reader, select.POLLIN)
+        finally:
+            os.close(reader)
+        (result,) = results
+        if isinstance(result, OSError):
+            raise result
+        if not result:
+            self._await(STDOUT, select.POLLOUT)
+        return result
+
+    def _await(self, fd: int, event: int) -> None:
+        """Raises: OutputError: we have to end, and nobody reads."""
         poll = select.poll()
-        poll.register(STDOUT, select.POLLOUT)
-        if poll.poll(0):
-            return
-        for fd in self._ends:
-            if fd >= 0:
-                poll.register(fd, select.POLLIN)
-        if STDOUT in {fd for fd, _ in poll.poll()}:
+        poll.register(fd, event)
+        for end in self._ends:
+            if end >= 0:
+                poll.register(end, select.POLLIN)
+        if fd in {ready for ready, _ in poll.poll()}:
             return
         poll = select.poll()
-        poll.register(STDOUT, select.POLLOUT)
+        poll.register(fd, event)
         if not poll.poll(LAST * 1000):
             raise OutputError(f"nobody has read the output for {LAST:.0f} s, and we have to end")
 
