@@ -7,7 +7,7 @@ import os
 
 from checkpoint.chain import LEFT_OVER, epoch_name, epoch_numbers
 from checkpoint.directory import DirectoryWriter, write_beside
-from checkpoint.image_writer import EpochWriter
+from checkpoint.epoch_writer import EpochWriter
 
 
 class ChainWriter(DirectoryWriter):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from uffdtrack.errors import TargetError, UffdtrackError
+from uffdtrack.errors import TargetBusyError, TargetError, UffdtrackError
 
 
 class RollbackRefusedError(TargetError):
     """We cannot put the target back to that epoch, and have touched nothing of it."""
+
+
+class StandbyAwayError(TargetBusyError):
+    """Nothing can be sent to a standby now. What was sent and not acknowledged comes again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.args = (f"epochs are not taken while {reason}",)
 
 
 class ImageError(UffdtrackError):

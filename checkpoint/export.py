@@ -25,11 +25,11 @@ from checkpoint.elf import (
     note,
     region_flags,
 )
+from checkpoint.epoch_writer import EpochWriter
 from checkpoint.facts import ImageFacts
 from checkpoint.files import translate, write_all
 from checkpoint.heads import NOTE_HEADS, head_of, heads_note, stored_heads
 from checkpoint.image import EpochFile
-from checkpoint.image_writer import EpochWriter
 from checkpoint.objects import increment, resolve
 from checkpoint.view import View, check_all_deltas
 from uffdtrack import PAGE, Region

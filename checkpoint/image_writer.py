@@ -1,11 +1,9 @@
-"""Write one epoch's file."""
+"""Make one epoch's image."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,8 @@ from checkpoint.elf import (
     region_flags,
 )
 from checkpoint.facts import ImageFacts
-from checkpoint.files import sync_directory, translate, translated, write_all
 from checkpoint.side_by_side import side_by_side
 from uffdtrack import PAGE, Region, Runs
-from uffdtrack.errors import UffdtrackError
 from uffdtrack.runs import Mask, Pages, Rows, expand, inside, latest, slices, to_runs
 
 WORTH_A_THREAD = 1 << 20
@@ -39,37 +35,55 @@ _GATHERED = 64
 """So many pages that are scattered are put together for the digest, in the processor's cache."""
 
 
-class EpochWriter:
-    """Writes one epoch to a temporary file; the file gets its name when it is whole and on disk.
+class ImageWriter(ABC):
+    """Makes one epoch's image; subclasses say where its bytes go.
 
-    You may add contents in parts; later contents replace earlier ones of the same page. Contents that are
-    aligned go to the disk without a copy in the page cache (O_DIRECT), where the file system can do that.
+    You may add contents in parts; later contents replace earlier ones of the same page.
 
     Args:
-        path: the name that the file gets.
         key: of the digest; empty for none.
-        give_way: called when the file is on disk, right before it gets its name; returns whether it has
-            removed an older chain.
     """
 
-    def __init__(self, path: Path, key: bytes, give_way: Callable[[], bool] = lambda: False) -> None:
-        self.path = path
+    def __init__(self, key: bytes) -> None:
         self.keyed = bool(key)
-        self._give_way = give_way
-        self._temporary = path.with_name(f".{path.name}.tmp")
         self._pages: Pages = np.empty(0, np.uint64)
         self._offsets: Offsets = np.empty(0, np.int64)
         self._end = PAGE
         self._deltas = NO_DELTAS
         self._digest = new_digest(key)
-        self._named = self._is_all = False
-        with translated(path):
-            self._temporary.unlink(missing_ok=True)
-            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                self._direct = os.open(self._temporary, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-            except OSError:
-                self._direct = -1
+
+    @property
+    @abstractmethod
+    def directory(self) -> Path | None:
+        """Where its name is; None: it has none."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Bring the contents to where they are safe. Raises: StorageError: that failed."""
+
+    @abstractmethod
+    def rename(self) -> None:
+        """Give it its name. Raises: StorageError: that failed."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop everything that has no name yet. Idempotent."""
+
+    @abstractmethod
+    def withdraw(self) -> None:
+        """Drop everything, even what may look safe already."""
+
+    @abstractmethod
+    def _write(self, parts: Sequence[bytes | memoryview], offset: int) -> None:
+        """Write parts back to back. They are valid in this call alone. Raises: StorageError: that failed."""
+
+    def _write_pages(self, contents: Sequence[memoryview], aligned: bool) -> None:
+        """Write contents of pages at the end. `aligned`: their address is that of a page."""
+        self._write(contents, self._end)
+
+    @abstractmethod
+    def _written(self) -> None:
+        """All was written."""
 
     def add(self, runs: Runs, contents: memoryview, chosen: Mask | None = None) -> None:
         """Append ranges whose contents are back to back.
@@ -122,21 +136,6 @@ class EpochWriter:
         self._pages = np.concatenate((self._pages, pages))
         self._offsets = np.concatenate((self._offsets, offsets))
 
-    def _write_pages(self, contents: Sequence[memoryview], aligned: bool) -> None:
-        if self._direct >= 0 and aligned:
-            try:
-                write_all(self._direct, contents, self._end)
-                return
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise translate(error, self.path) from error
-            self._close_direct()
-        self._write(contents, self._end)
-
-    def _write(self, parts: Sequence[bytes | memoryview], offset: int) -> None:
-        with translated(self.path):
-            write_all(self._fd, parts, offset)
-
     def finish(self, describe: Callable[[int, int], ImageFacts], notes: bytes, regions: list[Region]) -> str:
         """Write notes, headers and digest: the file is whole, and not on disk yet.
 
@@ -178,28 +177,8 @@ class EpochWriter:
         signed = tail[:digest_in_body], digest, tail[digest_in_body + DIGEST_SIZE :]
         self._write([*frames, *signed], frames_at)
         self._write([head], 0)
-        self._close_direct()
+        self._written()
         return digest.hex()
-
-    def sync(self) -> None:
-        """Bring the contents to disk. Raises: StorageError: that failed."""
-        with translated(self.path):
-            os.fdatasync(self._fd)
-        self._close()
-
-    def rename(self) -> None:
-        """Give the file its name. Raises: StorageError: that failed."""
-        with translated(self.path):
-            self._is_all = self._give_way()
-            self._temporary.replace(self.path)
-            self._named = True
-
-    def make_safe(self) -> None:
-        """`sync`, `rename`, and bring the name to disk. Raises: StorageError: one of them failed."""
-        self.sync()
-        self.rename()
-        with translated(self.path):
-            sync_directory(self.path.parent)
 
     def _headers(self, regions: list[Region], note_size: int) -> npt.NDArray[Any]:
         pages, offsets = self._pages, self._offsets
@@ -224,34 +203,6 @@ class EpochWriter:
         load["align"] = PAGE
         load["flags"] = region_flags(regions, load["vaddr"])
         return headers
-
-    def abort(self) -> None:
-        """Drop everything that has no name yet. Idempotent."""
-        for _ in range(2):  # the first may fail for the descriptor of O_DIRECT
-            with contextlib.suppress(UffdtrackError):
-                self._close()
-        with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
-
-    def withdraw(self) -> None:
-        """Drop everything, even the file that has its name already, unless that is all there is."""
-        self.abort()
-        if self._named and not self._is_all:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        self._close_direct()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with translated(self.path):
-                os.close(fd)
-
-    def _close_direct(self) -> None:
-        fd, self._direct = self._direct, -1
-        if fd >= 0:
-            with translated(self.path):
-                os.close(fd)
 
 
 def _gathered(contents: memoryview, rows: Rows) -> Iterator[memoryview]:

@@ -45,6 +45,9 @@ class RecentSink(Closing):
 
     # -- Sink -------------------------------------------------------------------------------------
 
+    def follows(self) -> bool:
+        return True
+
     def begin(self) -> RecentDraft:
         return RecentDraft(self)
 

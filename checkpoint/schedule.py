@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
+from checkpoint.errors import StandbyAwayError
 from checkpoint.precopy import SessionInterrupted
 from checkpoint.session import REST, R, TakenEpoch, Taker
 from uffdtrack.errors import (
@@ -132,6 +133,8 @@ class _Run(Generic[R]):
             except WatchdogGoneError:
                 self.session.pipeline.drain()  # what was taken is whole
                 raise
+            except StandbyAwayError as error:
+                self._wait_for_standby(error)
             except TargetBusyError as error:
                 self._skip(error)
             except (StorageError, StopTimeoutError, MaxStopError) as error:
@@ -173,8 +176,14 @@ class _Run(Generic[R]):
                 return False
             try:
                 self.session.pipeline.check()
+            except StandbyAwayError as error:
+                self._wait_for_standby(error)
             except StorageError as error:
                 self._note(error)
+
+    def _wait_for_standby(self, error: StandbyAwayError) -> None:
+        self.taken = self.safe
+        self._skip(error)
 
     def _note(self, error: StorageError | StopTimeoutError | MaxStopError) -> None:
         """Count a failure. Raises: it, if there were too many."""

@@ -204,6 +204,8 @@ class Session(Taker[EpochRow]):
         return self.target.settle(timeout)
 
     def _attempt(self) -> SingleEpoch:
+        if not self.stream.in_base and not self.stream.sink.follows():
+            self.stream.rebase()
         if self.stream.is_due and self.stream.in_flight:
             self.pipeline.drain()
         self.stream.prepare()

@@ -1,4 +1,4 @@
-"""Where epochs go: a chain of files.
+"""Where epochs go: a chain of images.
 
 A sink gets an epoch in parts; the epoch becomes whole, and, at some time after that, safe.
 """
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import Epoch, EpochRow, image_facts
 from checkpoint.facts import ImageFacts
 from checkpoint.files import sync_directory, translated
-from checkpoint.image_writer import EpochWriter
+from checkpoint.image_writer import ImageWriter
 from checkpoint.last_copies import LastCopies
 from checkpoint.objects import ObjectFacts, Snapshot, increment
 from checkpoint.once import Once
@@ -78,6 +77,13 @@ class Sink(Protocol):
 
     at_once: bool
 
+    def follows(self) -> bool:
+        """Whether the next epoch may follow the last one; False: it has to be a base.
+
+        Raises:
+            StandbyAwayError: nothing can be sent now.
+        """
+
     def begin(self) -> Draft:
         """Begin the epoch after the last one that was begun.
 
@@ -104,16 +110,35 @@ class Tip:
     objects: Snapshot | None
 
 
+class Images(Protocol):
+    """Takes the images of a chain: a directory, the other end of a link.
+
+    Attributes:
+        next_epoch, parent: the number of the next one, and the digest of the one before, "" for none.
+    """
+
+    next_epoch: int
+    parent: str
+
+    def begin(self, number: int) -> ImageWriter: ...
+
+    def committed(self, number: int, digest: str, last: bool) -> None:
+        """Note that an epoch is safe, and all before it. `last`: none behind it is safe, too."""
+
+
 class ChainSink:
-    """Writes epochs as files of a chain."""
+    """Makes each epoch an image of a chain."""
 
     at_once = False
 
-    def __init__(self, chain: ChainWriter) -> None:
+    def __init__(self, chain: Images) -> None:
         self.chain = chain
         self.described = Once(_describe_regions)
         self.copies = LastCopies()
         self.tip = self._safe = Tip(chain.next_epoch, chain.next_epoch - 1, chain.parent, None)
+
+    def follows(self) -> bool:
+        return True
 
     def begin(self) -> ChainDraft:
         return ChainDraft(self, self.chain.begin(self.tip.number))
@@ -132,16 +157,16 @@ class ChainSink:
 
 
 class ChainDraft:
-    """One file of a chain, until it is safe."""
+    """One image of a chain, until it is safe."""
 
-    def __init__(self, sink: ChainSink, file: EpochWriter) -> None:
+    def __init__(self, sink: ChainSink, file: ImageWriter) -> None:
         self.file = file
         self._sink = sink
         self._tip = sink.tip
 
     @property
-    def directory(self) -> Path:
-        return self.file.path.parent
+    def directory(self) -> Path | None:
+        return self.file.directory
 
     def void(self, ranges: Runs) -> None:
         self.file.void(ranges)

@@ -21,10 +21,12 @@ class Handed:
         pending: what it stores; what cannot be stored goes back to the source.
         release: call it once, from any thread, when the contents of the window are no longer needed; further
             windows leave them alone until then.
+        safe: call it, from any thread, when it is safe, and all before it.
     """
 
     pending: Pending
     release: Callable[[], None]
+    safe: Callable[[], None] = lambda: None
 
 
 def nothing_lent() -> None:

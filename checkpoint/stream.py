@@ -69,7 +69,7 @@ class Part:
         self.size = len(taken.epoch.window.contents) if taken else 0
         self._safe = False
         self._taken = taken
-        self._pending = taken.handed.pending if taken else None
+        self._handed = taken.handed if taken else None
         self.started = taken.epoch.window.ran if taken else time.perf_counter()
 
     def write(self, elsewhere: list[Elsewhere] | None = None) -> None:
@@ -96,6 +96,8 @@ class Part:
     def keep(self, last: bool) -> None:
         """Note that it is safe. `last`: it is the last one of its group."""
         self._safe = True
+        if self._handed:
+            self._handed.safe()
         if self.draft:
             self.draft.committed(last)
             self.row.write_us = since(self.started)
@@ -111,8 +113,8 @@ class Part:
     def take_back(self) -> None:
         """Its session's epoch was dropped: the next has what its row tells, and its pages, if not safe."""
         self.stream.untold = [*self.row.warnings, *self.stream.untold]
-        if self._pending and not self._safe:
-            self.stream.returned(self._pending, self._taken.begun if self._taken else None)
+        if self._handed and not self._safe:
+            self.stream.returned(self._handed.pending, self._taken.begun if self._taken else None)
 
 
 class Stream:

@@ -16,9 +16,9 @@ import pytest
 
 from checkpoint.branches import is_branched
 from checkpoint.chain import Chain
+from checkpoint.epoch_writer import EpochWriter
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.image import EpochFile
-from checkpoint.image_writer import EpochWriter
 from checkpoint.rollback.request import Request, ask, fingerprint, is_served
 from checkpoint.view import check_all_deltas
 from tests.helpers import Build, Run, Spawn, session_of, wait_for

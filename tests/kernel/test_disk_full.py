@@ -19,8 +19,8 @@ from checkpoint import schedule, sink
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow, TreeRow
+from checkpoint.epoch_writer import EpochWriter
 from checkpoint.image import EpochFile
-from checkpoint.image_writer import EpochWriter
 from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget

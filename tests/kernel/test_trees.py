@@ -17,8 +17,8 @@ from elftools.elf.elffile import ELFFile
 from checkpoint import sink
 from checkpoint.chain import Chain
 from checkpoint.epoch import Times, TreeRow
+from checkpoint.epoch_writer import EpochWriter
 from checkpoint.errors import ImageError
-from checkpoint.image_writer import EpochWriter
 from checkpoint.tree import Tree, TreeWriter, tree_numbers
 from checkpoint.tree_session import TreeSession
 from tests.helpers import Run, Spawn, wait_for
