@@ -16,8 +16,8 @@ from uffdtrack.errors import UffdtrackError
 class EpochWriter(ImageWriter):
     """Writes one epoch to a temporary file; the file gets its name when it is whole and on disk.
 
-    Contents that are aligned go to the disk without a copy in the page cache (O_DIRECT), where the file system
-    can do that.
+    Contents that are aligned go to the disk without a copy in the page cache (O_DIRECT), where the file
+    system can do that.
 
     Args:
         path: the name that the file gets.
