@@ -21,3 +21,9 @@ class ImageError(UffdtrackError):
     """A checkpoint file or chain is damaged, incomplete or not ours."""
 
     exit_code = 6
+
+
+class LinkError(UffdtrackError):
+    """The other host cannot be reached, has gone, or sent what it should not; the link is closed."""
+
+    exit_code = 5

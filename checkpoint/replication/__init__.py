@@ -1,0 +1,1 @@
+"""Replication: epochs on their way to a standby, which takes over."""
