@@ -1,1 +1,1 @@
-"""Replication: epochs on their way to a standby, which takes over."""
+"""Epochs that go to a standby, and the standby that takes over."""

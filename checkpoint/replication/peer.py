@@ -1,0 +1,199 @@
+"""The machines of the two roles: what they know, and the guards of the table. How to use them: machine.py."""
+
+from __future__ import annotations
+
+import math
+
+from checkpoint.replication.machine import Do, Epoch, Machine, Marks, Told
+from checkpoint.replication.table import (
+    ACTIVE,
+    STANDBY,
+    ActiveAction,
+    ActiveEvent,
+    ActiveState,
+    StandbyAction,
+    StandbyEvent,
+    StandbyState,
+)
+
+
+class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
+    """The side that runs the guest.
+
+    Attributes:
+        acked: the last epoch that the standby is known to have; output up to it may be released.
+        known: epochs from one of which we can go on, if it is the standby's tip: what has changed since the
+            first of them is in the next epoch.
+        sent: epochs on their way, the oldest first.
+        final: the epoch since which the guest stands.
+        lease_until: with a lease, when it is to be taken for lost, on the clock of `now`; from then on any
+            event is FENCE_LOST.
+    """
+
+    rows = ACTIVE
+    silence = ActiveEvent.SILENT
+    refusal = ActiveAction.REFUSE
+
+    def __init__(self, deadline: float, now: float = 0.0) -> None:
+        super().__init__(ActiveState.SEEKING, deadline, now)
+        self.acked: Epoch | None = None
+        self.known: tuple[Epoch, ...] = ()
+        self.sent: tuple[Epoch, ...] = ()
+        self.final: Epoch | None = None
+        self.lease_until = math.inf
+
+    def _at(self, event: ActiveEvent, now: float) -> ActiveEvent:
+        return ActiveEvent.FENCE_LOST if now >= self.lease_until else event
+
+    def tick(self, now: float) -> list[Do[ActiveAction]]:
+        """Take SILENT, or the end of the lease, if it is time."""
+        return self.on(self.silence, now) if now >= min(self.silent_at, self.lease_until) else []
+
+    def renewed(self, until: float) -> None:
+        """Note that the lease was renewed.
+
+        Args:
+            until: when it ends at the earliest, by anybody's clock: reckoned from before the renewal was
+                asked for, less what clocks may differ.
+        """
+        if self.state not in (ActiveState.RESIGNED, ActiveState.ENDED):
+            self.lease_until = until
+
+    @property
+    def may_release(self) -> bool:
+        """Whether output up to `acked` may still go out; an edge asks before each piece that it lets out."""
+        return self.state not in (ActiveState.RESIGNED, ActiveState.ENDED)
+
+    # -- guards -----------------------------------------------------------------------------------
+
+    def is_known(self, told: Told) -> bool:
+        return any(epoch.digest == told.digest for epoch in self.known)
+
+    def is_sent(self, told: Told) -> bool:
+        return any(epoch.digest == told.digest for epoch in self.sent)
+
+    def is_follows(self, told: Told) -> bool:
+        last = (*self.known, *self.sent)[-1:]
+        return told.epoch is not None and told.epoch.parent in ("", *(epoch.digest for epoch in last))
+
+    def is_final(self, told: Told) -> bool:
+        return told.final and self.is_follows(told)
+
+    def is_settled(self, told: Told) -> bool:
+        return not self.sent
+
+    def is_ready(self, told: Told) -> bool:
+        return self.final is not None and self.final == self.acked and told.digest == self.final.digest
+
+    def is_stands(self, told: Told) -> bool:
+        return self.final is not None and told.digest == self.final.digest
+
+    # -- what actions change ----------------------------------------------------------------------
+
+    def _do(self, action: ActiveAction, event: ActiveEvent, told: Told) -> Do[ActiveAction]:
+        a = ActiveAction
+        match action:
+            case a.FOLLOW:
+                self.known = tuple(epoch for epoch in self.known if epoch.digest == told.digest)
+                return Do(action, self.known[0])
+            case a.REBASE:
+                self.known = ()
+            case a.SEND_END if told.epoch:
+                self.sent += (told.epoch,)
+                self.final = told.epoch if told.final else None
+                return Do(action, told.epoch)
+            case a.RELEASE:
+                self._acknowledged(told.digest)
+                return Do(action, self.acked)
+            case a.TAKE_BACK:
+                self.known, self.sent, self.final = self.known + self.sent, (), None
+            case a.SEND_FINAL:
+                return Do(action, self.final)
+            case a.RESIGN:
+                self.lease_until = math.inf
+            case a.STOP:
+                reason = (
+                    "the standby runs the guest" if event is ActiveEvent.STAND_IN else "the fence is lost"
+                )
+                return Do(action, None, reason)
+            case a.SAY_MAY_NOT:
+                return Do(action, None, "no standby has a whole epoch")
+        return Do(action)
+
+    def _acknowledged(self, digest: str) -> None:
+        for n, epoch in enumerate(self.sent):
+            if epoch.digest == digest:
+                self.known, self.sent = (epoch,), self.sent[n + 1 :]
+                break
+        self.acked = next((epoch for epoch in self.known if epoch.digest == digest), self.acked)
+
+
+class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
+    """The side that has the guest's memory, and runs it when the active is dead or has resigned.
+
+    Attributes:
+        tip: the last whole epoch. One that a chain on disk has at the start is told to the active, which may
+            go on from it, but nobody takes over from it (EMPTY): more may have been released since.
+        run: the active's session whose epochs these are; another one's are refused.
+        ready: digest of the epoch that we have said we are ready to take over from, on this link.
+        released: what the active has said last that it has released (at END, BEAT, GO); it may be more by now.
+    """
+
+    rows = STANDBY
+    silence = StandbyEvent.SILENT
+    refusal = StandbyAction.REFUSE
+
+    def __init__(self, deadline: float, now: float = 0.0, tip: Epoch | None = None) -> None:
+        super().__init__(StandbyState.EMPTY, deadline, now)
+        self.tip = tip
+        self.run = ""
+        self.ready = ""
+        self.released: Marks = ()
+
+    def noted(self, released: Marks) -> None:
+        """Note what the active says that it has released."""
+        self.released = released
+
+    # -- guards -----------------------------------------------------------------------------------
+
+    def is_fits(self, told: Told) -> bool:
+        tip = self.tip.digest if self.tip else ""
+        return told.epoch is not None and told.epoch.parent in ("", tip)
+
+    def is_foreign(self, told: Told) -> bool:
+        return told.run != self.run
+
+    def is_whole(self, told: Told) -> bool:
+        return self.tip is not None and told.digest == self.tip.digest
+
+    def is_ready(self, told: Told) -> bool:
+        return self.tip is not None and self.ready == self.tip.digest
+
+    # -- what actions change ----------------------------------------------------------------------
+
+    def _do(self, action: StandbyAction, event: StandbyEvent, told: Told) -> Do[StandbyAction]:
+        a = StandbyAction
+        match action:
+            case a.SEND_HELLO:
+                self.run = told.run
+                return Do(action, self.tip)
+            case a.DROP_PARTIAL:
+                self.ready = ""
+            case a.MERGE:
+                self.tip, self.ready = told.epoch, ""
+                return Do(action, self.tip)
+            case a.SEND_READY if self.tip:
+                self.ready = self.tip.digest
+                return Do(action, self.tip)
+            case a.SEND_ACK | a.TAKE_OVER:
+                return Do(action, self.tip)
+            case a.SAY_MAY_NOT:
+                return Do(action, None, self._why(event))
+        return Do(action)
+
+    def _why(self, event: StandbyEvent) -> str:
+        if self.state is StandbyState.EMPTY:
+            return "no epoch has become whole since the start"
+        if event is StandbyEvent.SWITCHOVER:
+            return "the active cannot be asked: there is no link"
+        return "no fence says that the active can release nothing any more"
