@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class RecentSink(Closing):
 
     # -- Sink -------------------------------------------------------------------------------------
 
-    def follows(self) -> bool:
+    def follows(self, drain: Callable[[], None]) -> bool:
         return True
 
     def begin(self) -> RecentDraft:

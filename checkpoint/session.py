@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from checkpoint.chain_writer import ChainWriter
 from checkpoint.epoch import EpochRow, Times, TreeRow
 from checkpoint.pipeline import Pipeline
 from checkpoint.precopy import SessionInterrupted
-from checkpoint.sink import ChainSink, Draft, Sink
+from checkpoint.sink import ChainSink, Draft, Images, Sink
 from checkpoint.source import Source
 from checkpoint.stream import Circumstances, Part, Stream
 from uffdtrack import Rhythm, Window
@@ -172,7 +171,7 @@ class Session(Taker[EpochRow]):
     def __init__(
         self,
         target: Source,
-        chain: ChainWriter,
+        chain: Images,
         interrupted: Callable[[], bool] = lambda: False,
         sink: Sink | None = None,
     ) -> None:
@@ -204,7 +203,7 @@ class Session(Taker[EpochRow]):
         return self.target.settle(timeout)
 
     def _attempt(self) -> SingleEpoch:
-        if not self.stream.in_base and not self.stream.sink.follows():
+        if not self.stream.in_base and not self.stream.sink.follows(self.pipeline.drain):
             self.stream.rebase()
         if self.stream.is_due and self.stream.in_flight:
             self.pipeline.drain()

@@ -5,7 +5,7 @@ A sink gets an epoch in parts; the epoch becomes whole, and, at some time after 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,11 +77,15 @@ class Sink(Protocol):
 
     at_once: bool
 
-    def follows(self) -> bool:
+    def follows(self, drain: Callable[[], None]) -> bool:
         """Whether the next epoch may follow the last one; False: it has to be a base.
+
+        Args:
+            drain: waits until nothing is on its way into the sink.
 
         Raises:
             StandbyAwayError: nothing can be sent now.
+            Others: as `drain`.
         """
 
     def begin(self) -> Draft:
@@ -137,7 +141,7 @@ class ChainSink:
         self.copies = LastCopies()
         self.tip = self._safe = Tip(chain.next_epoch, chain.next_epoch - 1, chain.parent, None)
 
-    def follows(self) -> bool:
+    def follows(self, drain: Callable[[], None]) -> bool:
         return True
 
     def begin(self) -> ChainDraft:

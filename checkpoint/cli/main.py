@@ -21,6 +21,7 @@ from checkpoint.cli import (
     rollback,
     run,
     show,
+    standby,
     verify,
     vm,
 )
@@ -63,7 +64,7 @@ def cli() -> None:
     """
 
 
-for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm):
+for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm, standby):
     cli.add_command(module.command)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import click
+
 from checkpoint import report
 from checkpoint.chain import epoch_numbers, on_disk
 from checkpoint.chain_writer import ChainWriter
@@ -30,7 +32,7 @@ from uffdtrack.errors import InvalidInputError, TargetRefusedError, UffdtrackErr
 
 process_options = session_options(
     "Directory of the chain; it is made where it is missing.",
-    True,
+    False,
     ["auto", *PROCESS_ENGINES],
     "auto",
     "docs/engines.md",
@@ -79,6 +81,13 @@ def choose_engine(options: Options) -> Traits:
     return traits
 
 
+def needed(options: Options) -> Path:
+    """The directory. Raises: UsageError: the user has given none."""
+    if not options.directory:
+        raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context(True))
+    return options.directory
+
+
 def check_first(process: Target) -> None:
     """Refuse a target before we touch the directory, if we can tell.
 
@@ -112,8 +121,7 @@ def farewell_on_error(who: str, ended: Callable[[], bool]) -> Iterator[None]:
 def run_on(process: Target, lifeline: int, options: Options) -> bool:
     """A whole session on one process, with its output; returns whether the process has ended."""
     traits = choose_engine(options)
-    directory = options.directory
-    assert directory
+    directory = needed(options)
     if options.keep and options.durable:
         raise InvalidInputError("--durable does not go with --keep: what is kept in memory is never durable")
     if options.keep and options.key:

@@ -17,6 +17,7 @@ from checkpoint.cli.session import (
     check_first,
     choose_engine,
     farewell_on_error,
+    needed,
     raise_limit,
     size_of,
 )
@@ -47,8 +48,7 @@ def run_tree_on(process: Target, lifeline: int, options: Options) -> bool:
     if options.keep:
         raise InvalidInputError("--keep is of one process: it does not go with --children")
     traits = choose_engine(options)
-    directory = options.directory
-    assert directory
+    directory = needed(options)
     check_first(process)
     with ExitStack() as stack:
         writer = stack.enter_context(TreeWriter(directory, options.key, options.force))

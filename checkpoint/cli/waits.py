@@ -139,6 +139,10 @@ class Interrupt:
         if not poll.poll(LAST * 1000):
             raise OutputError(f"nobody has read the output for {LAST:.0f} s, and we have to end")
 
+    def rest(self, seconds: float) -> None:
+        """Wait for some seconds, for `wake`, or until we are interrupted."""
+        poll_fds(seconds, *self._ends, self._woken)
+
     def wake(self) -> None:
         """End a wait, or the next one. In any thread."""
         os.eventfd_write(self._woken, 1)

@@ -136,7 +136,7 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
             go on from it, but nobody takes over from it (EMPTY): more may have been released since.
         run: the active's session whose epochs these are; another one's are refused.
         ready: digest of the epoch that we have said we are ready to take over from, on this link.
-        released: what the active has said last that it has released (at END, BEAT, GO); it may be more by now.
+        released: what the active has said last that it has released (END, BEAT, GO); it may be more by now.
     """
 
     rows = STANDBY

@@ -1,0 +1,183 @@
+"""The options of a replicated session, and its link."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from checkpoint.cli.common import Time
+from checkpoint.replication import address, link
+from checkpoint.replication.active import ActiveEdge, Output
+from checkpoint.replication.address import Address
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.credentials import Credentials
+from checkpoint.replication.fence import Command, FileLock, parse_fence
+from uffdtrack.errors import InvalidInputError, UffdtrackError
+
+Verb = Callable[..., Any]
+DEADLINE = "1s"
+
+
+class AddressType(click.ParamType[Address]):
+    """tls://HOST:PORT, unix:PATH, tcp://HOST:PORT."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        if isinstance(value, Address):
+            return value
+        try:
+            return address.parse(str(value))
+        except InvalidInputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class FenceType(click.ParamType[FileLock | Command]):
+    """lock:PATH, or a command."""
+
+    name = "fence"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> FileLock | Command:
+        if isinstance(value, (FileLock, Command)):
+            return value
+        try:
+            return parse_fence(str(value))
+        except InvalidInputError as error:
+            self.fail(str(error), param, ctx)
+
+
+tls_option = click.option(
+    "--tls", "keys", type=click.Path(path_type=Path), metavar="DIR",
+    help="The keys of both hosts, as `uffdtrack keys` makes them: for tls://.",
+)  # fmt: skip
+insecure_option = click.option(
+    "--insecure", is_flag=True, help="Plain tcp:// to another host is wanted: nothing is encrypted."
+)
+deadline_option = click.option(
+    "--deadline", type=Time(), default=DEADLINE, show_default=True,
+    help="The other side counts as silent after so long without a word.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Where a session's epochs go, if not to a directory."""
+
+    address: Address
+    name: str
+    credentials: Credentials | None
+    insecure: bool
+    lock: FileLock | None
+    deadline: float
+
+    def open(
+        self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: Output | None = None
+    ) -> ActiveEdge:
+        """The link; it is started, and the lock is taken.
+
+        Args:
+            kind: "vm" or "process".
+            name: if the user has given none.
+
+        Raises:
+            InvalidInputError: another active has the lock.
+            PermissionDeniedError, StorageError: it cannot be taken.
+        """
+        if self.lock and not self.lock.take():
+            raise InvalidInputError(
+                f"{self.lock.path} is locked: another active runs, or a standby that has taken over"
+            )
+
+        async def connect() -> Channel:
+            return await link.connect(self.address, self.credentials, self.insecure)
+
+        about = {"name": self.name or name, "run": secrets.token_hex(8), "kind": kind, "keyed": bool(key)}
+        edge = ActiveEdge(connect, about, key, self.deadline, wake, output, self.lock)
+        edge.start()
+        return edge
+
+
+def replicate_options(verb: Verb) -> Verb:
+    """The options of a session whose epochs go to a standby; the verb gets `replicate`, None without."""
+    every_option = [
+        click.option(
+            "--replicate", "where", type=AddressType(), metavar="ADDRESS",
+            help="Send the epochs to a standby, which listens there: tls://HOST:PORT, unix:PATH or "
+            "tcp://HOST:PORT (docs/fault-tolerance.md).",
+        ),
+        click.option("--name", help="What `status` calls it.  [default: the guest's or the process's name]"),
+        tls_option,
+        insecure_option,
+        click.option(
+            "--fence", type=FenceType(), metavar="lock:PATH",
+            help="A file that this side locks as long as it runs: the standby, given the same, takes over "
+            "only with that lock.",
+        ),
+        deadline_option,
+    ]  # fmt: skip
+
+    @functools.wraps(verb)
+    def with_options(
+        where: Address | None,
+        name: str | None,
+        keys: Path | None,
+        insecure: bool,
+        fence: FileLock | Command | None,
+        deadline: float,
+        **given: Any,
+    ) -> Any:
+        if not where:
+            if keys or fence or insecure or name:
+                raise InvalidInputError("--name, --tls, --insecure and --fence go with --replicate")
+            return verb(replicate=None, **given)
+        if isinstance(fence, Command):
+            raise InvalidInputError("here --fence is lock:PATH; a command is the standby's")
+        found = Replicate(where, name or "", load_keys(where, keys, "active"), insecure, fence, deadline)
+        return verb(replicate=found, **given)
+
+    decorated: Verb = with_options
+    for option in reversed(every_option):
+        decorated = option(decorated)
+    return decorated
+
+
+def load_keys(where: Address, keys: Path | None, role: str) -> Credentials | None:
+    """The credentials that an address needs.
+
+    Raises:
+        InvalidInputError: they are missing, or of no use there.
+    """
+    if where.scheme != "tls":
+        if keys:
+            raise InvalidInputError(f"--tls goes with tls://, not with {where}")
+        return None
+    if not keys:
+        raise InvalidInputError("tls:// needs --tls DIR; `uffdtrack keys DIR` makes the keys of both hosts")
+    return Credentials.load(keys, role)
+
+
+class ReplicationError(UffdtrackError):
+    """The standby runs the guest, or may: it does not run here any more."""
+
+    exit_code = 5
+
+
+def check_stopped(edge: ActiveEdge) -> None:
+    """Raises: ReplicationError: the guest must not run here any more."""
+    if edge.failure:
+        raise edge.failure
+    if edge.stopped:
+        raise ReplicationError(f"the guest is stopped here: {edge.stopped}")
+
+
+def pid_name(pid: int) -> str:
+    return f"{os.uname().nodename}:{pid}"

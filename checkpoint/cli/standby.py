@@ -1,0 +1,152 @@
+"""uffdtrack standby --listen ADDRESS -o DIR"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from checkpoint.chain import Chain
+from checkpoint.cli.common import DIRECTORY, key_option, say
+from checkpoint.cli.replicate import (
+    AddressType,
+    FenceType,
+    deadline_option,
+    insecure_option,
+    load_keys,
+    tls_option,
+)
+from checkpoint.cli.take_over import run_taken_over
+from checkpoint.cli.waits import Interrupt
+from checkpoint.export import export
+from checkpoint.replication import link
+from checkpoint.replication.address import Address
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.fence import Command, FileLock
+from checkpoint.replication.replica import Replica
+from checkpoint.replication.standby import StandbyEdge
+from checkpoint.replication.store import Store
+from uffdtrack.errors import InvalidInputError
+
+RESUME, EXPORT = "vm resume", "export "
+LOOK = 0.5
+"""Seconds between two looks at what the link's thread has to say."""
+
+
+@click.command("standby", short_help="Follow another host's guest or process, and take over.")
+@click.option(
+    "--listen", "where", type=AddressType(), required=True, metavar="ADDRESS",
+    help="Where an active connects to: tls://HOST:PORT, unix:PATH or tcp://HOST:PORT.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", "directory", type=DIRECTORY, required=True, help="Directory of the chain that comes."
+)
+@click.option(
+    "--on-failover", "action", metavar="WHAT",
+    help=f'"{RESUME}" (a guest\'s default), "export FILE", or a command, for which UFFDTRACK_PLACE is the '
+    "epoch (DIR@N).",
+)  # fmt: skip
+@tls_option
+@insecure_option
+@click.option(
+    "--fence", type=FenceType(), metavar="FENCE",
+    help="What has to be sure before a takeover: lock:PATH, a file that the active locks, or a command that "
+    "ends with 0 when the active is dead. On a Unix socket the end of the active's process counts, too.",
+)  # fmt: skip
+@deadline_option
+@click.option("--force", is_flag=True, help="Replace a chain that is there, once a base has come.")
+@key_option
+def command(
+    where: Address,
+    directory: Path,
+    action: str | None,
+    keys: Path | None,
+    insecure: bool,
+    fence: FileLock | Command | None,
+    deadline: float,
+    force: bool,
+    key: bytes,
+) -> None:
+    """Take the epochs of a guest or process that is replicated to here; go on with it when its host fails.
+
+    What comes is an ordinary chain, for all verbs. It takes over only if a fence says that the active can
+    send nothing any more (docs/fault-tolerance.md). It ends when there is nothing to take over any more.
+    """
+    credentials = load_keys(where, keys, "standby")
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        replica = stack.enter_context(Replica(Store(directory, force), key))
+
+        async def listening(accept: Callable[[Channel], Awaitable[None]]) -> Any:
+            listener = await link.listen(where, credentials, accept, lambda error: say(str(error)), insecure)
+            say(f"standby: listening at {listener.address}")
+            return listener
+
+        edge = stack.enter_context(
+            StandbyEdge(listening, os.uname().nodename, replica, fence, deadline, interrupt.wake, _tell)
+        )
+        edge.start()
+        follow(edge, interrupt)
+        if edge.outcome == "over":
+            say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
+        elif edge.outcome == "takeover":
+            take_over(edge, interrupt, action)
+
+
+def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
+    """Wait until there is an outcome, or the user ends it. Raises: what has ended the link's thread."""
+    while not edge.outcome and not interrupt.seen():
+        interrupt.rest(LOOK)
+        interrupt.woken()
+        if edge.failure:
+            raise edge.failure
+    if edge.failure:
+        raise edge.failure
+
+
+def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None) -> None:
+    """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
+    replica = edge.replica
+    say(f"standby: {edge.why}; taking over from epoch {_whole(edge)}")
+    if action is None and not replica.mirror:
+        replica.store.drain()
+        say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
+    elif action in (None, RESUME):
+        if not replica.mirror:
+            raise InvalidInputError(f'"{RESUME}" is for guests, and this is a process')
+        run_taken_over(replica.mirror, edge, interrupt)
+    elif action.startswith(EXPORT):
+        replica.store.drain()
+        file = Path(action.removeprefix(EXPORT).strip())
+        export(Chain(replica.store.directory).view(replica.store.last), file, force=True)
+        say(f"standby: {_place(replica)} is in {file}")
+    else:
+        replica.store.drain()
+        environment = {**os.environ, "UFFDTRACK_PLACE": _place(replica)}
+        status = subprocess.run(action, shell=True, env=environment, check=False).returncode
+        say(f"standby: {shlex.quote(action)} has ended with exit status {status}")
+        if status:
+            raise click.exceptions.Exit(status if status > 0 else 128 - status)
+
+
+def _tell(text: str) -> None:
+    say(f"standby: {text}")
+
+
+def _whole(edge: StandbyEdge) -> int:
+    return edge.machine.tip.number if edge.machine.tip else -1
+
+
+def _place(replica: Replica) -> str:
+    return f"{replica.store.directory}@{replica.store.last}"
+
+
+def _epochs(replica: Replica) -> str:
+    replica.store.drain()
+    return f"up to {replica.store.last}"

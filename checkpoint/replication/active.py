@@ -1,0 +1,306 @@
+"""The active's end of a link: connects, sends what a session takes, and does what the protocol says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from checkpoint.errors import LinkError
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.edge import BEATS, Edge, first_of
+from checkpoint.replication.fence import FileLock
+from checkpoint.replication.frames import Kind, Message
+from checkpoint.replication.machine import Do, Epoch
+from checkpoint.replication.outgoing import Outgoing
+from checkpoint.replication.peer import Active
+from checkpoint.replication.sink import LinkSink
+from checkpoint.replication.table import ActiveAction, ActiveEvent, ActiveState
+from uffdtrack.errors import UffdtrackError
+
+AGAIN = 0.2
+"""Seconds between two attempts to connect."""
+Released = tuple[int, int]
+
+
+class Output(Protocol):
+    """Output that is held; see `kvmglue.Outbox`."""
+
+    @property
+    def released(self) -> Released: ...
+
+    def stop(self) -> None:
+        """Release nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Far:
+    """What the standby says of itself."""
+
+    name: str
+    whole: int
+    since: float
+
+
+class ActiveEdge(Edge):
+    """Connects to a standby, again and again.
+
+    Attributes:
+        outgoing, sink: what a session sends goes there.
+        stopped: why nothing may be released any more, so that the session and the guest have to end; or "".
+        asked: a switchover is due: the session takes its last epoch (`hand_over`).
+        far: of the standby that is linked, or None.
+        why: why none is linked.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Channel]],
+        about: Mapping[str, Any],
+        key: bytes,
+        deadline: float,
+        wake: Callable[[], None],
+        output: Output | None = None,
+        lock: FileLock | None = None,
+    ) -> None:
+        """Args:
+        connect: one attempt; raises LinkError.
+        about: for HELLO: name, run, kind, keyed.
+        key: of the digests.
+        output: what is held until it is acknowledged.
+        lock: given up when the standby takes over by our will.
+        """
+        super().__init__(deadline, wake)
+        self._connect = connect
+        self._about = about
+        self._output = output
+        self._lock = lock
+        self._news = asyncio.Event()
+        self.outgoing = Outgoing(self._note_news)
+        self.sink = LinkSink(self.outgoing, key)
+        self.machine = Active(deadline, self.now())
+        self.stopped = ""
+        self.asked = False
+        self.far: Far | None = None
+        self.why = self.outgoing.away
+        self._channel: Channel | None = None
+        self._final = ""
+        self._settled = threading.Event()
+        self._taken_back = False
+
+    def _note_news(self) -> None:
+        self.loop.call_soon_threadsafe(self._news.set)
+
+    # -- the session's thread ---------------------------------------------------------------------
+
+    @property
+    def may_release(self) -> bool:
+        """Whether output that is acknowledged may go out. It is asked right before."""
+        return not self.stopped and self.machine.may_release and (not self._lock or self._lock.is_held)
+
+    def ask(self) -> str:
+        """A user wants a switchover; returns why there can be none, or ""."""
+        return self.call(lambda: self._on(ActiveEvent.SWITCHOVER))
+
+    def final(self) -> None:
+        """The guest stands, and the next epoch is the last one that is sent."""
+        self._settled.clear()
+        self._taken_back = False
+        self.call(lambda: setattr(self, "_final", "due"))
+
+    def await_handover(self, timeout: float) -> bool:
+        """Wait until the standby runs the guest; False: it is ours again, or nobody knows yet."""
+        return self._settled.wait(timeout) and not self._taken_back
+
+    @property
+    def is_resigned(self) -> bool:
+        """Whether the guest is the standby's."""
+        return self.machine.state is ActiveState.RESIGNED
+
+    def end(self, why: str) -> bool:
+        """The session has ended, and all that was sent is acknowledged; returns whether the standby knows."""
+
+        async def end() -> bool:
+            if self.machine.state is not ActiveState.FOLLOWED or not self._channel:
+                return False
+            done = [do.action for do in self.machine.on(ActiveEvent.GUEST_ENDED, self.now())]
+            if ActiveAction.SEND_BYE not in done:
+                return False
+            with contextlib.suppress(LinkError):
+                await self._channel.send(Message(Kind.BYE, {"why": why, **self._released()}))
+                return True
+            return False
+
+        return self.do(end())
+
+    # -- the thread of the link -------------------------------------------------------------------
+
+    async def work(self) -> None:
+        await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
+
+    async def _link_again_and_again(self) -> None:
+        while not self.stopped:
+            try:
+                await self._link()
+            except (UffdtrackError, OSError) as error:
+                self.why = str(error)
+            self._unlink()
+            await asyncio.sleep(AGAIN)
+        await self.wait_end()
+
+    async def _link(self) -> None:
+        channel = await self._connect()
+        try:
+            about = {"role": "active", "features": ["deltas", "zstd"], **self._about}
+            await channel.send(Message(Kind.HELLO, about))
+            async with asyncio.timeout(self.deadline):
+                hello = (await channel.receive()).meta
+            self._greet(channel, hello)
+            await first_of(self._send_all(channel), self._receive_all(channel))
+        except TimeoutError as error:
+            raise LinkError(f"{channel.peer} does not answer") from error
+        finally:
+            await channel.close()
+
+    def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
+        if hello.get("role") != "standby":
+            raise LinkError(f"{channel.peer} is no standby")
+        if hello.get("runs"):
+            self._on(ActiveEvent.STAND_IN)
+            raise LinkError("the standby runs the guest")
+        self._channel = channel
+        tip = hello.get("tip") or {}
+        digest = str(tip.get("digest", ""))
+        self._on(ActiveEvent.LINKED, digest=digest if self.sink.knows(digest) else "")
+        self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
+        if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
+            self.outgoing.link()
+        self.wake()
+
+    def _unlink(self) -> None:
+        self._channel = self.far = None
+        if not self.stopped:
+            self._on(ActiveEvent.UNLINKED)
+        self.wake()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.deadline / BEATS)
+            if self._lock and not self._lock.is_held and self.machine.may_release:
+                self._on(ActiveEvent.FENCE_LOST)
+            if self._channel:
+                self._carry_out(self.machine.tick(self.now()))
+            if self._channel:
+                beat = {"taken": self.outgoing.sent, "sent": self.outgoing.sent, **self._released()}
+                self.spawn(self.say(self._channel, Message(Kind.BEAT, beat)))
+
+    def _released(self) -> dict[str, Any]:
+        return {"released": list(self._output.released)} if self._output else {}
+
+    async def _send_all(self, channel: Channel) -> None:
+        while True:
+            messages = self.outgoing.take()
+            if not messages:
+                await self._news.wait()
+                self._news.clear()
+                continue
+            ready: list[Message] = []
+            for message in messages:
+                ready += self._ended(message) if message.kind is Kind.END else [message]
+            await channel.send(*ready)
+
+    def _ended(self, end: Message) -> list[Message]:
+        """An epoch is whole: what is sent of that."""
+        meta = {**end.meta, **self._released()}
+        parent = "" if meta["base"] else meta["parent"]
+        final, self._final = bool(self._final), ""
+        epoch = Epoch(meta["epoch"], meta["digest"], parent)
+        sent: list[Message] = []
+        for do in self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final):
+            if do.action is ActiveAction.SEND_END:
+                sent.append(Message(Kind.END, meta))
+            elif do.action is ActiveAction.SEND_FINAL:
+                sent.append(self._final_message(epoch))
+            else:
+                raise LinkError("an epoch was taken that does not follow what the standby has")
+        return sent
+
+    def _final_message(self, epoch: Epoch) -> Message:
+        return Message(Kind.FINAL, {"epoch": epoch.number, "digest": epoch.digest})
+
+    async def _receive_all(self, channel: Channel) -> None:
+        while True:
+            message = await channel.receive()
+            self.machine.heard(self.now())
+            digest = str(message.meta.get("digest", ""))
+            match message.kind:
+                case Kind.ACK:
+                    self._on(ActiveEvent.ACKED, digest=digest)
+                case Kind.BEAT:
+                    pass
+                case Kind.READY:
+                    self._on(ActiveEvent.READY, digest=digest)
+                case Kind.TAKEN:
+                    self._on(ActiveEvent.STAND_IN)
+                case Kind.ASK:
+                    self._on(ActiveEvent.SWITCHOVER)
+                case _:
+                    raise LinkError(f"a standby sends no {message.kind.name}")
+
+    # -- the machine ------------------------------------------------------------------------------
+
+    def _on(self, event: ActiveEvent, **told: Any) -> str:
+        return self._carry_out(self.machine.on(event, self.now(), **told), event)
+
+    def _carry_out(self, actions: list[Do[ActiveAction]], event: ActiveEvent | None = None) -> str:
+        """Returns what is to be said of it, or ""."""
+        a = ActiveAction
+        said = ""
+        for do in actions:
+            match do.action:
+                case a.FOLLOW if do.epoch:
+                    self.sink.begin_from(do.epoch.digest)
+                case a.REBASE:
+                    self.sink.begin_from("")
+                case a.RELEASE if do.epoch and event is ActiveEvent.ACKED:
+                    self.outgoing.acknowledge(do.epoch.digest)
+                case a.TAKE_BACK:
+                    self._final = ""
+                    self.outgoing.unlink(self.why)
+                case a.HAND_OVER:
+                    self.asked = True
+                    self.wake()
+                case a.TAKE_GUEST_BACK:
+                    self._taken_back = True
+                    self._settled.set()
+                    self.wake()
+                case a.RESIGN:
+                    if self._output:
+                        self._output.stop()
+                    if self._lock:
+                        self._lock.close()
+                case a.SEND_GO if self._channel:
+                    go = Message(Kind.GO, self._released())
+                    self.spawn(self.say(self._channel, go))
+                case a.SEND_FINAL if self._channel and do.epoch:
+                    self.spawn(self.say(self._channel, self._final_message(do.epoch)))
+                case a.STOP:
+                    self._stop(do.reason)
+                case a.CLOSE if self._channel:
+                    self.spawn(self._channel.close("nothing was heard for too long"))
+                case a.REFUSE:
+                    raise LinkError(do.reason)
+                case a.SAY_MAY_NOT:
+                    said = do.reason
+        return said
+
+    def _stop(self, why: str) -> None:
+        self.stopped = why
+        if self._output:
+            self._output.stop()
+        self.outgoing.unlink(why)
+        self._settled.set()
+        self.wake()

@@ -1,0 +1,110 @@
+"""What the edges of both roles have in common: a thread with an event loop, whose alone the machine is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from checkpoint.errors import LinkError
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.frames import Message
+from uffdtrack.closing import Closing
+
+T = TypeVar("T")
+BEATS = 5
+"""So many heartbeats are sent within the deadline after which silence counts."""
+
+
+async def first_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Run several at the same time, until one of them ends. Raises: as that one."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+class Edge(Closing):
+    """Runs `work` in a thread of its own.
+
+    Attributes:
+        deadline: seconds without a word after which the other side counts as silent.
+        failure: what has ended the thread, if something has.
+    """
+
+    def __init__(self, deadline: float, wake: Callable[[], None]) -> None:
+        """Args: wake: called in the thread when the owner should look at what has changed."""
+        self.deadline = deadline
+        self.wake = wake
+        self.failure: BaseException | None = None
+        self.loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def work(self) -> None:
+        """Serve until `wait_end` returns."""
+        raise NotImplementedError
+
+    async def wait_end(self) -> None:
+        await self._ending.wait()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function in the thread and wait for what it returns."""
+
+        async def call() -> T:
+            return function()
+
+        return self.do(call())
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the thread and wait for what it returns."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._ending.set)
+            self._thread.join()
+        if not self.loop.is_closed():
+            self.loop.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine beside all else. In the thread."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def say(self, channel: Channel, *messages: Message) -> None:
+        """Send messages, if there is still somebody."""
+        with contextlib.suppress(LinkError):
+            await channel.send(*messages)
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_until_complete(self.work())
+        except BaseException as error:
+            self.failure = error
+        finally:
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.wake()

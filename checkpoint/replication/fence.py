@@ -1,0 +1,134 @@
+"""Fences: what tells a standby that the active can release nothing any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import select
+from pathlib import Path
+from typing import Protocol
+
+from uffdtrack.closing import Closing
+from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StorageError
+
+SECONDS = 30.0
+"""So long a command may take."""
+
+
+class Fence(Protocol):
+    """Attributes: what: for people."""
+
+    what: str
+
+    async def fence(self) -> bool:
+        """Whether the active can release nothing any more, from now on. It may be asked again."""
+
+
+class FileLock(Closing):
+    """A lock on a file that both sides name: the active has it as long as it runs, to its death by kill -9.
+
+    The kernel gives it up when the last descriptor closes, and nobody else can do that. On a file system of
+    several hosts it is as good as that file system's locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.what = f"the lock on {path}"
+        self.path = path
+        self._fd = -1
+
+    def take(self) -> bool:
+        """Take it if nobody has it. Idempotent.
+
+        Raises:
+            PermissionDeniedError, StorageError: we cannot open the file.
+        """
+        if self._fd >= 0:
+            return True
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError as error:
+            raise PermissionDeniedError(f"cannot open {self.path}: {error.strerror}") from error
+        except OSError as error:
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether we have it, and the file of that name is still the one that we have locked."""
+        if self._fd < 0:
+            return False
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        return False
+
+    async def fence(self) -> bool:
+        return self.take() and self.is_held
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Command:
+    """A command that makes sure that the active is dead, and then ends with 0 (STONITH)."""
+
+    def __init__(self, command: str) -> None:
+        self.what = f"the command {command!r}"
+        self._command = command
+
+    async def fence(self) -> bool:
+        process = await asyncio.create_subprocess_shell(self._command, stdin=asyncio.subprocess.DEVNULL)
+        try:
+            return await asyncio.wait_for(process.wait(), SECONDS) == 0
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            return False
+
+
+class ProcessEnd(Closing):
+    """The end of the active's process, on this host."""
+
+    def __init__(self, pidfd: int) -> None:
+        self.what = "the end of its process"
+        self._pidfd = pidfd
+
+    async def fence(self) -> bool:
+        return self._pidfd >= 0 and _has_ended(self._pidfd)
+
+    def close(self) -> None:
+        fd, self._pidfd = self._pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def parse_fence(text: str) -> FileLock | Command:
+    """`lock:PATH`, or a command.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    kind, colon, rest = text.partition(":")
+    if kind == "lock" and colon:
+        if not rest:
+            raise InvalidInputError("--fence lock:PATH needs the path of a file that both sides can open")
+        return FileLock(Path(rest))
+    if not text.strip():
+        raise InvalidInputError("--fence is lock:PATH, or a command that ends with 0 when the active is dead")
+    return Command(text)

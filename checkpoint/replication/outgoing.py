@@ -1,0 +1,147 @@
+"""Epochs on their way from the threads of a session to the link's, and acknowledgements back."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from checkpoint.errors import StandbyAwayError
+from checkpoint.replication.frames import MAX_BODY, Kind, Message
+
+BYTES = 32 << 20
+"""So many bytes may wait for the link before a session has to wait."""
+UNACKNOWLEDGED = 128 << 20
+"""So many bytes may be sent, and not acknowledged."""
+
+
+class Outgoing:
+    """What a session sends, and what of it was acknowledged.
+
+    While no standby is linked, whatever is sent fails with `StandbyAwayError`, and so does what was not
+    acknowledged when the link broke.
+
+    Attributes:
+        away: why nothing can be sent; "" if it can.
+        sent: the number of the epoch that was sent last, -1 for none.
+        acknowledged: the number of the last one that a standby has, -1 for none.
+        unacknowledged: bytes of epochs that were sent and not acknowledged.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """Args: wake: called in any thread when there is something to send."""
+        self.away = "no standby is connected"
+        self.sent = self.acknowledged = -1
+        self.unacknowledged = 0
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._queue: deque[Message] = deque()
+        self._queued = 0
+        self._life = 0  # of the link
+        self._flying: deque[tuple[str, int, int]] = deque()  # digest, number, bytes of each epoch
+
+    # -- threads of a session ---------------------------------------------------------------------
+
+    @property
+    def life(self) -> int:
+        """Which link this is: what was sent by another one has failed."""
+        return self._life
+
+    def send(self, life: int, *messages: Message) -> None:
+        """Send messages; waits while the link, or the standby, is behind.
+
+        Raises:
+            StandbyAwayError: the link of that life has gone.
+        """
+        size = sum(len(message.body) for message in messages)
+        with self._changed:
+            self._changed.wait_for(lambda: self._life != life or self.away or not self._is_full())
+            self._check(life)
+            self._queue.extend(messages)
+            self._queued += size
+        self._wake()
+
+    def announce(self, life: int, digest: str, number: int, size: int, end: Message) -> None:
+        """Send the end of an epoch, which is to be acknowledged from then on. Raises: as `send`."""
+        with self._changed:
+            self._check(life)
+            self._flying.append((digest, number, size))
+            self.unacknowledged += size
+            self.sent = number
+            self._queue.append(end)
+        self._wake()
+
+    def wait(self, life: int, digest: str) -> None:
+        """Wait until an epoch is acknowledged.
+
+        Raises:
+            StandbyAwayError: the link has gone before that.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._life != life or not self._flies(digest))
+            if self._flies(digest) or self._life != life:
+                self._check(life)
+
+    def _flies(self, digest: str) -> bool:
+        return any(flying == digest for flying, _, _ in self._flying)
+
+    def _is_full(self) -> bool:
+        return self._queued > BYTES or self.unacknowledged > UNACKNOWLEDGED
+
+    def _check(self, life: int) -> None:
+        if self._life != life or self.away:
+            raise StandbyAwayError(self.away or "the standby has just come back")
+
+    # -- the link's thread ------------------------------------------------------------------------
+
+    def take(self) -> Sequence[Message]:
+        """What is to be sent now, about a megabyte at most."""
+        taken: list[Message] = []
+        size = 0
+        with self._changed:
+            while self._queue and size < MAX_BODY:
+                taken.append(self._queue.popleft())
+                size += len(taken[-1].body)
+            self._queued -= size
+            self._changed.notify_all()
+        return taken
+
+    def link(self) -> None:
+        """A standby is linked, and epochs can go to it."""
+        with self._changed:
+            self._life += 1
+            self.away = ""
+            self._changed.notify_all()
+
+    def unlink(self, why: str) -> None:
+        """Nothing can be sent any more; what is not acknowledged fails."""
+        with self._changed:
+            self._life += 1
+            self.away = why
+            self._queue.clear()
+            self._flying.clear()
+            self._queued = self.unacknowledged = 0
+            self._changed.notify_all()
+
+    def acknowledge(self, digest: str) -> bool:
+        """An epoch was acknowledged, and all before it. False: it was not sent by this link."""
+        with self._changed:
+            if not self._flies(digest):
+                return False
+            while True:
+                flown, number, size = self._flying.popleft()
+                self.unacknowledged -= size
+                self.acknowledged = number
+                if flown == digest:
+                    break
+            self._changed.notify_all()
+        return True
+
+
+def parts_of(offset: int, data: bytes | bytearray) -> list[Message]:
+    """Messages that carry a part of an image."""
+    view = memoryview(data)
+    return [
+        Message(Kind.PART, {"offset": offset + at}, view[at : at + MAX_BODY])
+        for at in range(0, len(view), MAX_BODY)
+    ]

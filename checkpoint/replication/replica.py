@@ -1,0 +1,125 @@
+"""What a standby has of an active's epochs: its memory, merged, and its chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from checkpoint.errors import ImageError, LinkError
+from checkpoint.image import EpochFile
+from checkpoint.replication.incoming import Incoming
+from checkpoint.replication.mirror import Mirror
+from checkpoint.replication.store import Image, Store
+from uffdtrack.closing import Closing
+
+
+class Received(Closing):
+    """An epoch that has come whole, verified, and is merged nowhere yet.
+
+    Attributes:
+        number, digest, parent, base: of the epoch; `parent` is a digest.
+    """
+
+    def __init__(self, incoming: Incoming, epoch: EpochFile) -> None:
+        self.incoming = incoming
+        self.epoch = epoch
+        self.number = epoch.epoch
+        self.digest = epoch.digest
+        self.parent = epoch.parent
+        self.base = bool(epoch.facts.base)
+
+    def close(self) -> None:
+        self.incoming.close()
+
+
+class Replica(Closing):
+    """Takes one epoch at a time.
+
+    Attributes:
+        mirror: the memory, if it is a VM's; None before its base has come, and of a process.
+        store: its chain on disk.
+        last: the epoch that was merged last, or None.
+        heard: bytes of images that have come.
+    """
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self.mirror: Mirror | None = None
+        self.store = store
+        self.last: EpochFile | None = None
+        self.heard = 0
+        self._key = key
+        self._coming: Incoming | None = None
+        self._last_digest = ""
+
+    def begin(self, meta: Mapping[str, Any]) -> None:
+        """An epoch begins; one that was under way is dropped. Raises: LinkError: it is malformed."""
+        self.drop_partial()
+        number = meta.get("epoch")
+        if not isinstance(number, int) or not 0 <= number < 1 << 62:
+            raise LinkError(f"an epoch has the number {number!r}")
+        self._coming = Incoming(number)
+
+    def part(self, meta: Mapping[str, Any], body: bytes | memoryview) -> None:
+        """Raises: LinkError: it belongs to no epoch."""
+        offset = meta.get("offset")
+        if not self._coming or not isinstance(offset, int):
+            raise LinkError("a part of an epoch came that has not begun")
+        self._coming.part(offset, body)
+        self.heard += len(body)
+
+    def end(self, meta: Mapping[str, Any]) -> Received:
+        """All of an epoch is there: verify it. It may take a second, of a base.
+
+        Raises:
+            LinkError, ImageError: it is not what was sent.
+        """
+        coming, self._coming = self._coming, None
+        if not coming or coming.number != meta.get("epoch"):
+            raise LinkError("the end of an epoch came that has not begun")
+        try:
+            size, digest = meta.get("size"), meta.get("digest")
+            if not isinstance(size, int) or not isinstance(digest, str):
+                raise LinkError("the end of an epoch says neither how large it is, nor its digest")
+            return Received(coming, coming.whole(size, digest, self._key))
+        except BaseException:
+            coming.close()
+            raise
+
+    @property
+    def coming_bytes(self) -> int:
+        """How much of the epoch that is under way has come."""
+        return self._coming.size if self._coming else 0
+
+    def drop_partial(self) -> None:
+        coming, self._coming = self._coming, None
+        if coming:
+            coming.close()
+
+    def merge(self, received: Received) -> None:
+        """Make the memory that of an epoch, and write it to the chain behind that.
+
+        Raises:
+            ImageError: it does not fit; nothing has changed.
+            UnsupportedError, PermissionDeniedError: this host cannot run its VM.
+        """
+        epoch = received.epoch
+        if epoch.facts.vm is None:
+            if self.mirror:
+                raise ImageError("an epoch of a process came behind those of a VM")
+        elif received.base:
+            old, self.mirror = self.mirror, Mirror(epoch)
+            if old:
+                old.close()
+        elif not self.mirror:
+            raise ImageError("an epoch of a VM came behind those of a process")
+        else:
+            self.mirror.merge(epoch)
+        follows = bool(received.parent) and received.parent == self._last_digest
+        self.last, self._last_digest = epoch, received.digest
+        self.store.put(Image(received.incoming, received.base, received.base and not follows))
+
+    def close(self) -> None:
+        self.drop_partial()
+        if self.mirror:
+            self.mirror.close()
+        self.store.close()

@@ -1,0 +1,307 @@
+"""The standby's end of a link: takes what an active sends, and does what the protocol says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from checkpoint.errors import ImageError, LinkError
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.edge import BEATS, Edge, first_of
+from checkpoint.replication.fence import Fence
+from checkpoint.replication.frames import Kind, Message
+from checkpoint.replication.machine import Do, Epoch, Marks, Told
+from checkpoint.replication.peer import Standby
+from checkpoint.replication.replica import Received, Replica
+from checkpoint.replication.table import StandbyAction, StandbyEvent, StandbyState
+from uffdtrack.errors import UffdtrackError
+
+LARGE = 4 << 20
+"""An image of so many bytes is verified and merged in a thread, while heartbeats go on."""
+Listening = Callable[[Callable[[Channel], Awaitable[None]]], Awaitable[Any]]
+
+
+class StandbyEdge(Edge):
+    """Takes an active's epochs into a replica, until it is time to take over.
+
+    Attributes:
+        replica: what has come. The owner may use it when `outcome` is there.
+        outcome: "takeover", "over" (there is nothing to take over), or "" while it follows.
+        why: for the outcome, for people.
+        tell: called in the thread with what a user should know.
+    """
+
+    def __init__(
+        self,
+        listening: Listening,
+        name: str,
+        replica: Replica,
+        fence: Fence | None,
+        deadline: float,
+        wake: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Args:
+        listening: begins to listen; its result has `close`, a coroutine.
+        fence: None: only the end of the active's process counts, where that can be seen.
+        """
+        super().__init__(deadline, wake)
+        self.replica = replica
+        self.outcome = self.why = ""
+        self.tell = tell
+        self.machine = Standby(deadline, self.now())
+        self.about: Mapping[str, Any] = {}
+        self._listening = listening
+        self._name = name
+        self._fence = fence
+        self._channel: Channel | None = None
+        self._ends: dict[int, asyncio.Task[None]] = {}
+        self._said = ""
+        self._pidfd = -1
+        self._busy = asyncio.Lock()
+
+    # -- the owner's thread -----------------------------------------------------------------------
+
+    @property
+    def is_linked(self) -> bool:
+        return self._channel is not None
+
+    @property
+    def released(self) -> Marks:
+        """Up to where the active has said that it has released the guest's output."""
+        return self.machine.released
+
+    def ask(self) -> str:
+        """A user wants a switchover; returns why there can be none, or ""."""
+
+        async def ask() -> str:
+            return await self._on(StandbyEvent.SWITCHOVER)
+
+        return self.do(ask())
+
+    # -- the thread of the link -------------------------------------------------------------------
+
+    async def work(self) -> None:
+        listener = await self._listening(self._accept)
+        try:
+            await first_of(self.wait_end(), self._tick())
+        finally:
+            await listener.close()
+            self._watch_process(-1)
+
+    async def _tick(self) -> None:
+        last_tick = self.now()
+        while True:
+            await asyncio.sleep(self.deadline / BEATS)
+            last_tick, before = self.now(), last_tick
+            async with self._busy:
+                if last_tick > before + self.deadline / 2:
+                    self.machine.heard(last_tick)  # it is we who did not run
+                await self._carry_out(self.machine.tick(self.now()))
+            if self._channel:
+                last = self.replica.store.last
+                await self.say(self._channel, Message(Kind.BEAT, {"whole": self._whole(), "stored": last}))
+
+    def _whole(self) -> int:
+        return self.machine.tip.number if self.machine.tip else -1
+
+    async def _accept(self, channel: Channel) -> None:
+        try:
+            hello = (await channel.receive()).meta
+            async with self._busy:
+                await self._greet(channel, hello)
+            while True:
+                message = await channel.receive()
+                async with self._busy:
+                    if self._channel is not channel:
+                        raise LinkError("another link has taken the place of this one")
+                    await self._take(message)
+                    self.machine.heard(self.now())  # after it: a base takes its time
+        except (LinkError, ImageError) as error:
+            await self._lose(channel, error)
+        except UffdtrackError as error:
+            self._end("failed", str(error), error)
+
+    async def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
+        if hello.get("role") != "active":
+            raise LinkError(f"{channel.peer} is no active")
+        run = str(hello.get("run", ""))
+        done = self.machine.on(StandbyEvent.LINKED, self.now(), run=run)
+        actions = [do.action for do in done]
+        if StandbyAction.SEND_TAKEN in actions:
+            await channel.send(Message(Kind.HELLO, {**self._hello(), "runs": True}), Message(Kind.TAKEN))
+            raise LinkError("this standby runs the guest")
+        if StandbyAction.SEND_HELLO not in actions:
+            raise LinkError(
+                "this standby has epochs of another run"
+                if self.machine.state is not StandbyState.FENCING
+                else "this standby is about to take over"
+            )
+        old, self._channel = self._channel, channel
+        if old:
+            await old.close("the active has linked anew")
+        self.replica.drop_partial()
+        self.about = hello
+        self._watch_process(channel.peer_pidfd)
+        await channel.send(Message(Kind.HELLO, self._hello()))
+        since = f", from epoch {self._whole()} on" if self.machine.tip else ""
+        self.tell(f"{hello.get('name', 'an active')} is linked{since}")
+        self._said = ""
+
+    def _hello(self) -> dict[str, Any]:
+        tip = self.machine.tip
+        return {
+            "role": "standby", "name": self._name, "features": ["deltas", "zstd"],
+            "tip": {"epoch": tip.number, "digest": tip.digest} if tip else None,
+        }  # fmt: skip
+
+    async def _lose(self, channel: Channel, error: Exception) -> None:
+        """A link has ended, or is ended by us for what came on it."""
+        with contextlib.suppress(LinkError):
+            await channel.close(str(error))
+        if self._channel is not channel:
+            return
+        async with self._busy:
+            self._channel = None
+            if not self.outcome:
+                self.tell(f"the link has ended: {error}")
+            await self._on(StandbyEvent.UNLINKED)
+
+    def _watch_process(self, pidfd: int | None) -> None:
+        """Learn of the end of the active's process, if it is on this host."""
+        if self._pidfd >= 0:
+            self.loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if pidfd is not None and pidfd >= 0:
+            self._pidfd = os.dup(pidfd)
+            self.loop.add_reader(self._pidfd, self._process_ended)
+
+    def _process_ended(self) -> None:
+        self._watch_process(-1)
+        self.spawn(self._note_death())
+
+    async def _note_death(self) -> None:
+        """What the active had sent before its end comes first."""
+        until = self.now() + self.deadline
+        while self._channel and self.now() < until:
+            await asyncio.sleep(0.001)
+        async with self._busy:
+            await self._on(StandbyEvent.ACTIVE_DEAD)
+
+    async def _take(self, message: Message) -> None:
+        meta = message.meta
+        self._note_released(meta)
+        match message.kind:
+            case Kind.BEGIN:
+                self.replica.begin(meta)
+            case Kind.PART:
+                self.replica.part(meta, message.body)
+            case Kind.END:
+                await self._take_epoch(meta)
+            case Kind.BEAT:
+                pass
+            case Kind.FINAL:
+                await self._on(StandbyEvent.FINAL, digest=str(meta.get("digest", "")))
+            case Kind.GO:
+                await self._on(StandbyEvent.GO)
+            case Kind.BYE:
+                await self._on(StandbyEvent.BYE)
+                if self.machine.state is StandbyState.OVER:
+                    self._end("over", str(meta.get("why", "")))
+            case _:
+                raise LinkError(f"an active sends no {message.kind.name}")
+
+    def _note_released(self, meta: Mapping[str, Any]) -> None:
+        match meta.get("released"):
+            case [int(serial), int(packets)] if serial >= 0 and packets >= 0:
+                self.machine.noted((serial, packets))
+
+    async def _take_epoch(self, meta: Mapping[str, Any]) -> None:
+        coming = self.replica.coming_bytes
+        received = await self._perhaps_in_thread(coming, lambda: self.replica.end(meta))
+        epoch = Epoch(received.number, received.digest, "" if received.base else received.parent)
+        merged = False
+        try:
+            while not self.replica.store.has_room:
+                await asyncio.sleep(0.002)
+            if self.machine.is_fits(Told(epoch=epoch)):
+                await self._merge(received)
+                merged = True
+        finally:
+            if not merged:
+                received.close()
+        await self._on(StandbyEvent.EPOCH, epoch=epoch)
+
+    async def _merge(self, received: Received) -> None:
+        """Before the machine is told: an epoch that cannot be merged is none."""
+        size = received.incoming.size if received.base else 0
+        await self._perhaps_in_thread(size, lambda: self.replica.merge(received))
+        if received.epoch.facts.vm is None:  # nothing but its file would be there
+            await asyncio.get_running_loop().run_in_executor(None, self.replica.store.drain)
+            if self.replica.store.error:
+                raise LinkError(f"an epoch cannot be stored: {self.replica.store.error}")
+
+    async def _perhaps_in_thread(self, size: int, work: Callable[[], Any]) -> Any:
+        if size < LARGE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(None, work)
+
+    # -- the machine ------------------------------------------------------------------------------
+
+    async def _on(self, event: StandbyEvent, **told: Any) -> str:
+        return await self._carry_out(self.machine.on(event, self.now(), **told))
+
+    async def _carry_out(self, actions: list[Do[StandbyAction]]) -> str:
+        """Returns what is to be said of it, or ""."""
+        a = StandbyAction
+        said = ""
+        for do in actions:
+            match do.action:
+                case a.DROP_PARTIAL:
+                    self.replica.drop_partial()
+                case a.SEND_ACK | a.SEND_READY if do.epoch and self._channel:
+                    kind = Kind.ACK if do.action is a.SEND_ACK else Kind.READY
+                    meta = {"epoch": do.epoch.number, "digest": do.epoch.digest}
+                    await self.say(self._channel, Message(kind, meta))
+                case a.SEND_ASK if self._channel:
+                    await self.say(self._channel, Message(Kind.ASK))
+                case a.SEND_TAKEN if self._channel:
+                    await self.say(self._channel, Message(Kind.TAKEN))
+                case a.CLOSE if self._channel:
+                    channel, self._channel = self._channel, None
+                    self.tell(f"nothing was heard from the active for {self.deadline:g} s")
+                    await channel.close("nothing was heard for too long")
+                case a.RUN_FENCE:
+                    self.spawn(self._ask_fence())
+                case a.TAKE_OVER:
+                    self._end("takeover", "the active has gone" if not self._channel else "switchover")
+                case a.REFUSE:
+                    raise LinkError(do.reason)
+                case a.SAY_MAY_NOT:
+                    said = do.reason
+                    self._tell_once(f"may not take over: {do.reason}")
+        return said
+
+    async def _ask_fence(self) -> None:
+        fenced = False
+        if self._fence:
+            try:
+                fenced = await self._fence.fence()
+            except (UffdtrackError, OSError) as error:
+                self._tell_once(f"{self._fence.what} has failed: {error}")
+        async with self._busy:
+            await self._on(StandbyEvent.FENCED if fenced else StandbyEvent.NOT_FENCED)
+
+    def _tell_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self.tell(text)
+
+    def _end(self, outcome: str, why: str, failure: UffdtrackError | None = None) -> None:
+        if not self.outcome:
+            self.outcome, self.why, self.failure = outcome, why, failure
+            self.wake()

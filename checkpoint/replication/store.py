@@ -1,0 +1,187 @@
+"""A standby's chain: images that have come go to its directory, behind the acknowledgements."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint.chain import epoch_name, epoch_numbers
+from checkpoint.directory import lock_directory, write_beside
+from checkpoint.files import sync_directory, translate, translated
+from checkpoint.replication.incoming import Incoming
+from uffdtrack.closing import Closing
+from uffdtrack.errors import InvalidInputError, UffdtrackError
+
+BYTES = 256 << 20
+"""So much may wait for the disk before further epochs are not acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that has come whole.
+
+    Attributes:
+        base: it needs none of those before it.
+        fresh: it does not follow them, and replaces them.
+    """
+
+    incoming: Incoming
+    base: bool
+    fresh: bool
+
+
+class Store(Closing):
+    """Writes images into a directory, in a thread, in order. A base that follows nothing there replaces it.
+
+    If the disk fails, what was written stays a chain, `error` says why, and nothing is written until a base
+    comes.
+
+    Attributes:
+        last: the number of the last epoch on disk, -1 for none.
+        error: why nothing is written, or "".
+    """
+
+    def __init__(self, directory: Path, force: bool) -> None:
+        """Args:
+        force: an existing chain may go.
+
+        Raises:
+            InvalidInputError: the directory is in use, or has a chain and `force` is not given.
+            PermissionDeniedError, StorageError: we cannot make or write it.
+        """
+        self.directory = directory
+        self.last = -1
+        self.error = ""
+        self._lock = lock_directory(directory)
+        try:
+            self._look(force)
+        except UffdtrackError:
+            self._lock.close()
+            raise
+        self._changed = threading.Condition()
+        self._waiting: deque[Image] = deque()
+        self._bytes = 0
+        self._ends = False
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread.start()
+
+    def _look(self, force: bool) -> None:
+        with translated(self.directory):
+            for name in os.listdir(self.directory):
+                if name.startswith(".epoch-") and name.endswith(".tmp"):
+                    (self.directory / name).unlink()
+        old = epoch_numbers(self.directory)
+        if old and not force:
+            raise InvalidInputError(
+                f"{self.directory} holds a chain of {len(old)} epochs; give another directory, or --force to "
+                "replace it when a base has come"
+            )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the disk keeps up."""
+        return self._bytes <= BYTES
+
+    def put(self, image: Image) -> None:
+        """Take an image; its memory is given back when it is written."""
+        with self._changed:
+            self._waiting.append(image)
+            self._bytes += image.incoming.size
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Wait until all is written, or dropped."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes)
+
+    def close(self) -> None:
+        with self._changed:
+            self._ends = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._lock.close()
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ends)
+                group = list(self._waiting)
+                self._waiting.clear()
+            if not group:
+                return
+            for part in _from_bases(group):
+                self._write_group(part)
+            with self._changed:
+                for image in group:
+                    self._bytes -= image.incoming.size
+                    image.incoming.close()
+                self._changed.notify_all()
+
+    def _write_group(self, group: Sequence[Image]) -> None:
+        """Images that follow each other; the first may be a base."""
+        if self.error and not group[0].base:
+            return
+        replaces = group[0].fresh or bool(self.error)
+        temporary: list[tuple[Path, Path]] = []
+        try:
+            for image in group:
+                path = self.directory / epoch_name(image.incoming.number)
+                temporary.append((path.with_name(f".{path.name}.tmp"), path))
+                _copy(image.incoming, temporary[-1][0])
+            with translated(self.directory):
+                self._name(replaces, temporary)
+            self.last = group[-1].incoming.number
+            self.error = ""
+        except UffdtrackError as error:
+            self.error = str(error)
+            for path, _ in temporary:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def _name(self, replaces: bool, temporary: Sequence[tuple[Path, Path]]) -> None:
+        if replaces:
+            (self.directory / "head").unlink(missing_ok=True)
+            for number in reversed(epoch_numbers(self.directory)):
+                (self.directory / epoch_name(number)).unlink()
+        for path, named in temporary:
+            path.replace(named)
+            sync_directory(self.directory)
+        last = temporary[-1][1].name
+        head = write_beside(self.directory / "head", f"{int(last[6:-5])}\n".encode(), sync=True)
+        head.replace(self.directory / "head")
+
+
+def _from_bases(group: Sequence[Image]) -> list[list[Image]]:
+    """Parts of a group that each begin with a base, but for the first."""
+    parts: list[list[Image]] = [[]]
+    for image in group:
+        if image.base and parts[-1]:
+            parts.append([])
+        parts[-1].append(image)
+    return parts
+
+
+def _copy(incoming: Incoming, path: Path) -> None:
+    """Write an image to a file and bring it to disk. Raises: StorageError, PermissionDeniedError."""
+    try:
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            done = 0
+            while done < incoming.size:
+                sent = os.sendfile(fd, incoming.fd, done, incoming.size - done)
+                if not sent:
+                    raise OSError(0, "the image was cut off")
+                done += sent
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise translate(error, path) from error
