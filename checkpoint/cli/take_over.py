@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from checkpoint.cli.common import say
+from checkpoint.cli.vm import Devices, pass_on_rest, tell_verdict, wait_for_guest
 from checkpoint.cli.waits import Interrupt
-from checkpoint.replication.mirror import Mirror
-from checkpoint.replication.standby import StandbyEdge
+from checkpoint.replication.replica import Replica
+from uffdtrack.errors import InvalidInputError
 
 
-def run_taken_over(mirror: Mirror, edge: StandbyEdge, interrupt: Interrupt) -> None:
-    """Run the guest of a mirror to its end."""
+def run_taken_over(replica: Replica, released: tuple[int, ...], devices: Devices, interrupt: Interrupt) -> None:
+    """Run the guest of a replica to its end. Its output is not held any more.
+
+    Args:
+        released: up to where its output has been seen outside, as far as is known.
+
+    Raises:
+        InvalidInputError: it is no guest.
+        ImageError, UnsupportedError: this host cannot run it.
+    """
+    mirror = replica.mirror
+    if not mirror:
+        raise InvalidInputError('"vm resume" is for guests, and this is a process')
     mirror.ready()
+    with devices.open(mirror.vm, False, replica.output_since(released)) as outbox:
+        mirror.vm.resume()
+        outbox.pass_on()
+        say(f"standby: the guest {mirror.guest} runs here")
+        wait_for_guest(mirror.vm, outbox, None, interrupt, None)
+        pass_on_rest(outbox)
+    tell_verdict(mirror.vm, mirror.guest)

@@ -51,6 +51,7 @@ class ActiveEdge(Edge):
     Attributes:
         outgoing, sink: what a session sends goes there.
         stopped: why nothing may be released any more, so that the session and the guest have to end; or "".
+        is_taken: the standby has said that it runs the guest, which was handed over.
         asked: a switchover is due: the session takes its last epoch (`hand_over`).
         far: of the standby that is linked, or None.
         why: why none is linked.
@@ -89,7 +90,7 @@ class ActiveEdge(Edge):
         self._channel: Channel | None = None
         self._final = ""
         self._settled = threading.Event()
-        self._taken_back = False
+        self.is_taken = False
 
     def _note_news(self) -> None:
         self.loop.call_soon_threadsafe(self._news.set)
@@ -108,17 +109,25 @@ class ActiveEdge(Edge):
     def final(self) -> None:
         """The guest stands, and the next epoch is the last one that is sent."""
         self._settled.clear()
-        self._taken_back = False
         self.call(lambda: setattr(self, "_final", "due"))
 
-    def await_handover(self, timeout: float) -> bool:
-        """Wait until the standby runs the guest; False: it is ours again, or nobody knows yet."""
-        return self._settled.wait(timeout) and not self._taken_back
+    def await_handover(self, timeout: float) -> None:
+        """Wait until the standby runs the guest, or it is ours again."""
+        self._settled.wait(timeout)
+
+    def take_back(self) -> None:
+        """The standby has not answered to the last epoch: go on without it, if it does not come to be first."""
+
+        async def take_back() -> None:
+            if self._channel and self.machine.state is ActiveState.HANDING:
+                await self._channel.close("the guest is not handed over: no answer came in time")
+
+        self.do(take_back())
 
     @property
     def is_resigned(self) -> bool:
-        """Whether the guest is the standby's."""
-        return self.machine.state is ActiveState.RESIGNED
+        """Whether the guest is the standby's, and does not run here again. It may not run there yet."""
+        return self.machine.state is ActiveState.RESIGNED or self.is_taken
 
     def end(self, why: str) -> bool:
         """The session has ended, and all that was sent is acknowledged; returns whether the standby knows."""
@@ -253,6 +262,7 @@ class ActiveEdge(Edge):
     # -- the machine ------------------------------------------------------------------------------
 
     def _on(self, event: ActiveEvent, **told: Any) -> str:
+        self.is_taken |= event is ActiveEvent.STAND_IN and self.machine.state is ActiveState.RESIGNED
         return self._carry_out(self.machine.on(event, self.now(), **told), event)
 
     def _carry_out(self, actions: list[Do[ActiveAction]], event: ActiveEvent | None = None) -> str:
@@ -274,7 +284,6 @@ class ActiveEdge(Edge):
                     self.asked = True
                     self.wake()
                 case a.TAKE_GUEST_BACK:
-                    self._taken_back = True
                     self._settled.set()
                     self.wake()
                 case a.RESIGN:

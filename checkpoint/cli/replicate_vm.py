@@ -1,0 +1,153 @@
+"""The session of a VM whose epochs go to a standby, and whose output is held until they are acknowledged."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from checkpoint import report
+from checkpoint.cli.common import say
+from checkpoint.cli.options import Options
+from checkpoint.cli.replicate import Replicate, ReplicationError, check_stopped
+from checkpoint.cli.take import take_epochs
+from checkpoint.cli.waits import Interrupt
+from checkpoint.cli.worker import SWITCH
+from checkpoint.errors import StandbyAwayError
+from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.held import HeldOutput
+from checkpoint.session import Session
+from checkpoint.targets.vm import VmTarget
+from kvmglue import KvmTracker, Outbox, Vm
+from uffdtrack import UffdTracker
+from uffdtrack.errors import InvalidInputError
+
+HANDOVER = 10.0
+"""So many seconds the guest may stand for the standby's answer, when it is handed over."""
+FLUSH = 30.0
+"""So many seconds the last output waits for its acknowledgement, when the guest has ended."""
+Wait = Callable[[float], bool]
+
+
+def replicate_vm(
+    vm: Vm,
+    outbox: Outbox,
+    tracker: KvmTracker | UffdTracker,
+    guest: str,
+    interrupt: Interrupt,
+    options: Options,
+    replicate: Replicate,
+    wait: Wait,
+) -> None:
+    """Run a paused VM to its end, or until its standby has it.
+
+    Args:
+        wait: for some seconds, for the guest's output or its end; True: the session has to end.
+
+    Raises:
+        ReplicationError: the standby runs the guest, or may.
+    """
+    if options.directory or options.force:
+        raise InvalidInputError("--output and --force do not go with --replicate: the standby has the chain")
+    sys.setswitchinterval(SWITCH)
+    held = HeldOutput(outbox)
+    with ExitStack() as stack:
+        edge = stack.enter_context(
+            replicate.open("vm", f"{guest}-{os.getpid()}", options.key, interrupt.wake, held)
+        )
+        held.may_release = lambda: edge.may_release
+        target = VmTarget(vm, tracker, guest, outbox, held.acknowledged)
+        session = Session(target, edge.sink.images, interrupt.seen, edge.sink)
+        handover = Handover(edge, session, target)
+
+        def waiting(seconds: float) -> bool:
+            held.release()
+            check_stopped(edge)
+            if edge.asked and handover.done():
+                return True
+            ended = wait(seconds)
+            check_stopped(edge)
+            return ended
+
+        vm.resume()
+        taken = take_epochs(session, options, interrupt, waiting, lambda row: row.warnings)
+        if not edge.is_resigned:
+            vm.pause()
+            flush(session, edge, held, interrupt)
+            tracker.close()
+            if not edge.end("the guest has ended"):
+                say("no standby knows that the guest has ended")
+
+    def text(summary: report.Summary) -> str:
+        return f"{summary.span} at {replicate.address}; {summary.pauses}"
+
+    taken.conclude(text, tell=say)  # stdout is the guest's
+    if edge.is_resigned:
+        say(handover.verdict)
+
+
+class Handover:
+    """A switchover, by the session's thread, between two epochs.
+
+    Attributes:
+        verdict: for people.
+    """
+
+    def __init__(self, edge: ActiveEdge, session: Session, target: VmTarget) -> None:
+        self.verdict = ""
+        self._edge = edge
+        self._session = session
+        self._target = target
+
+    def done(self) -> bool:
+        """Hand the guest over; False: it goes on here."""
+        edge = self._edge
+        edge.asked = False
+        started = 0.0
+        try:
+            self._session.take()  # while it runs on: the last one is small then
+            edge.final()
+            self._target.stands = True
+            started = time.perf_counter()
+            self._session.take()
+            edge.await_handover(HANDOVER)
+        except StandbyAwayError as error:
+            say(f"no switchover: {error}")
+        finally:
+            self._target.stands = False
+        check_stopped_unless_taken(edge)
+        if edge.is_resigned or edge.is_taken:
+            ms = (time.perf_counter() - started) * 1e3
+            where = "runs at the standby" if edge.is_taken else "was handed over; the standby has not answered"
+            self.verdict = f"the guest {where}; it stood for {ms:.1f} ms"
+            return True
+        edge.take_back()
+        self._target.vm.resume()
+        say("no switchover: the guest goes on here")
+        return False
+
+
+def check_stopped_unless_taken(edge: ActiveEdge) -> None:
+    if not edge.is_taken:
+        check_stopped(edge)
+
+
+def flush(session: Session, edge: ActiveEdge, held: HeldOutput, interrupt: Interrupt) -> None:
+    """The guest stands for good: its last output goes out when a last epoch is acknowledged."""
+    until = time.monotonic() + FLUSH
+    while True:
+        try:
+            session.take()
+            held.release()
+            if held.is_all_out:
+                return
+        except StandbyAwayError:
+            check_stopped(edge)
+        if time.monotonic() > until or interrupt.seen():
+            raise ReplicationError(
+                "the guest's last output was not acknowledged by a standby, and was not released"
+            )
+        interrupt.rest(0.05)
+        interrupt.woken()
