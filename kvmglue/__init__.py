@@ -4,6 +4,9 @@ from kvmglue.dirty_ring import ring_entries
 from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
 from kvmglue.kvm import SMALLEST_RING, Capabilities, Kvm
+from kvmglue.network import Tap, UdpPair, open_net
+from kvmglue.output import NetBackend, Outbox, Output, Positions, SerialBackend
+from kvmglue.serial_port import SerialFile, SerialStream, open_serial
 from kvmglue.tracker import KvmTracker
 from kvmglue.vcpu import Vcpu, VcpuExit, VcpuState
 from kvmglue.vm import Vm
@@ -16,7 +19,16 @@ __all__ = [
     "Capabilities",
     "Kvm",
     "KvmTracker",
+    "NetBackend",
     "Order",
+    "Outbox",
+    "Output",
+    "Positions",
+    "SerialBackend",
+    "SerialFile",
+    "SerialStream",
+    "Tap",
+    "UdpPair",
     "Vcpu",
     "VcpuExit",
     "VcpuState",
@@ -24,6 +36,8 @@ __all__ = [
     "bind_vcpus",
     "checked_engine",
     "done",
+    "open_net",
+    "open_serial",
     "open_tracker",
     "post",
     "programs",

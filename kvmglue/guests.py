@@ -17,9 +17,13 @@ KINDS = {
     name: getattr(lib, f"KG_{name.upper()}")
     for name in (
         "write", "storm", "read", "fill", "sequential", "random", "hot_cold", "same", "count", "check",
-        "spin", "crash",
+        "spin", "crash", "beacon", "echo",
     )
 }  # fmt: skip
+_LEAST = {
+    "sequential": 1, "random": 1, "hot_cold": 1, "same": 1, "count": 1, "check": 2, "beacon": 2, "echo": 3,
+}  # fmt: skip
+"""Kinds with a window, and how many pages that has at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,16 @@ class Order:
         kind: by list: "write" once, "storm" again and again until stopped, "read", "fill" (a device of the
             host fills the pages). In the window: "sequential", "random", "hot_cold" (nine of ten writes to
             the first `hot` rows), "same" (all vCPUs count in one word), "count" (prints the numbers from 1
-            on), "check" (changes a structure that tears if a page is older than another, and looks). "spin"
-            does nothing, "crash" shuts the vCPU down.
+            on), "check" (changes a structure that tears if a page is older than another, and looks), "beacon"
+            (sends a packet with each number from 1 on), "echo" (answers each packet that comes with a number,
+            from 1 on, and a copy of it). "spin" does nothing, "crash" shuts the vCPU down.
         rows: the list. A row is a page of the RAM by its place in `GuestRam.pages()`.
         first, pages: the window.
-        n: writes, or numbers, or operations; 0 for count and check: without end.
+        n: writes, or numbers, or operations; 0 for count, check, beacon and echo: without end.
         value: the byte that it writes to row r, at byte r modulo 4096.
         seed: for the random kinds.
         hot: see `kind`.
-        pace: count: turns of an empty loop between two numbers; check: operations between two looks.
+        pace: count, beacon: turns of an empty loop between two numbers; check: operations between two looks.
     """
 
     kind: str
@@ -75,7 +80,7 @@ def programs(name: str, vcpus: int, rows: int, until: int = 0) -> list[Order]:
             name.replace("-", "_"), first=vcpu * part, pages=few, n=n, seed=vcpu + 1, hot=max(few // 10, 1),
             pace=pace,
         )
-        if not (name == "count" and vcpu)
+        if not (PROGRAMS[name].alone and vcpu)
         else Order("random", first=vcpu * part, pages=few, n=FOREVER, seed=vcpu + 1)
         for vcpu in range(vcpus)
     ]  # fmt: skip
@@ -89,21 +94,27 @@ class Program:
         text: what it does, for people.
         pages: the size of its window; 0: all.
         n, pace: see `Order`.
+        alone: on the first vCPU; the others write at random.
     """
 
     text: str
     pages: int = 0
     n: int = 0
     pace: int = 0
+    alone: bool = False
 
 
 FOREVER = 1 << 62
 PROGRAMS = {
-    "count": Program("prints the numbers from 1 on; other vCPUs write at random", 64, pace=100_000_000),
+    "count": Program(
+        "prints the numbers from 1 on; other vCPUs write at random", 64, pace=100_000_000, alone=True
+    ),
     "check": Program("changes a structure that tears if a page is lost, and checks it", 1024, pace=5_000_000),
     "random": Program("writes pages at random", n=FOREVER),
     "sequential": Program("writes one page after the other", n=FOREVER),
     "hot-cold": Program("nine of ten writes to a tenth of the pages", n=FOREVER),
+    "beacon": Program("sends a packet with each number from 1 on", 64, pace=100_000_000, alone=True),
+    "echo": Program("answers each packet with a number and a copy of it", 64, alone=True),
 }
 """Guests that run by themselves."""
 
@@ -127,10 +138,9 @@ def post(vm: Vm, vcpu: int, order: Order) -> None:
         if len(listed) and int(listed.max()) >= rows:
             raise InvalidInputError(f"row {int(listed.max())} is not in the RAM")
         room[: len(listed)] = listed
-    elif KINDS[order.kind] <= KINDS["check"]:
-        least = 2 if order.kind == "check" else 1
-        if order.first < 0 or order.pages < least or order.first + order.pages > rows:
-            raise InvalidInputError(f"rows {order.first} to {order.first + order.pages} are no window")
+    least = _LEAST.get(order.kind)
+    if least and (order.first < 0 or order.pages < least or order.first + order.pages > rows):
+        raise InvalidInputError(f"rows {order.first} to {order.first + order.pages} are no window")
     mailbox.kind, mailbox.value = KINDS[order.kind], order.value & 0xFF
     mailbox.first, mailbox.pages = order.first, order.pages
     mailbox.n = len(listed) if KINDS[order.kind] <= KINDS["fill"] else order.n

@@ -21,10 +21,10 @@ from uffdtrack.errors import CycleError, GuestError, InvalidInputError
 
 
 class Vm(Closing, Pausable):
-    """A minimal machine: RAM, 1 to 16 vCPUs, a serial port, no interrupts. A context manager.
+    """A minimal machine: RAM, 1 to 16 vCPUs, a serial port, a network device; no interrupts.
 
-    It is made paused, each vCPU at the start of the guest program (_native/guest.c), which waits for orders
-    (`kvmglue.guests`). Closing it closes its trackers; the RAM is closed last.
+    A context manager. It is made paused, each vCPU at the start of the guest program (_native/guest.c), which
+    waits for orders (`kvmglue.guests`). Closing it closes its trackers; the RAM is closed last.
 
     Args:
         ram: guest memory; its memslots become KVM's.
@@ -169,13 +169,24 @@ class Vm(Closing, Pausable):
         self._events = int(lib.kg_wait_event(self.native, self._events, left))
 
     def serial(self) -> bytes:
-        """What the guest has printed since the last call."""
+        """What the guest has printed since the last call. It waits when that is 1 MiB, until this is called.
+
+        A VM with an `Outbox` has its output there.
+        """
         out = b""
         room = 65536
         data = ffi.new("char[]", room)
         while n := lib.kg_take_serial(self.native, data, room):
             out += bytes(ffi.buffer(data, n))
+        lib.kg_hold(self.native, -len(out), 0)
         return out
+
+    def connect(self, fd: int) -> None:
+        """Let the guest get the packets that can be read from a descriptor, which does not block; once.
+
+        The VM has a copy of it.
+        """
+        check(lib.kg_connect(self.native, fd), "connect the network device")
 
     def check(self) -> None:
         """Raises: GuestError: a vCPU has ended as no guest intends."""

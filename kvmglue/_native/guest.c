@@ -26,6 +26,14 @@ static inline void out32(uint16_t port, uint32_t value)
 	__asm__ volatile("outl %0, %1" : : "a"(value), "d"(port) : "memory");
 }
 
+static inline uint32_t in32(uint16_t port)
+{
+	uint32_t value;
+
+	__asm__ volatile("inl %1, %0" : "=a"(value) : "d"(port) : "memory");
+	return value;
+}
+
 static inline uint8_t in8(uint16_t port)
 {
 	uint8_t value;
@@ -131,27 +139,143 @@ GUEST static void same(kg_mailbox *m)
 	}
 }
 
-/* Prints the numbers from 1 on; each one is kept in memory, in a page after the other, and in a register. */
+/* A number that goes up; each one is kept in memory, in a page after the other, and in a register. */
+typedef struct {
+	uint64_t number, first, pages, at;
+} counter;
+
+static inline void write_number(kg_mailbox *m, counter *c)
+{
+	note(m, c->first + c->at);
+	*(volatile uint64_t *)row_at(c->first + c->at) = c->number;
+}
+
+/* Its pages are those of the window from the row `from` on. */
+static inline counter counter_from(kg_mailbox *m, uint64_t from)
+{
+	counter c = {0, m->first + from, m->pages - from, 0};
+
+	write_number(m, &c);
+	return c;
+}
+
+/* A page or a register that is older than the other shows here. */
+static inline void next_number(kg_mailbox *m, counter *c)
+{
+	if (*(volatile uint64_t *)row_at(c->first + c->at) != c->number) {
+		put('!');
+		out32(KG_PORT_EXIT, 1);
+	}
+	c->at = (c->at + 1) % c->pages;
+	c->number++;
+	write_number(m, c);
+	m->written++;
+}
+
+static inline void wait_a_while(kg_mailbox *m)
+{
+	for (uint64_t i = 0; i < m->pace; i++)
+		__asm__ volatile("" : : : "memory");
+}
+
+/* Prints the numbers from 1 on. */
 GUEST static void count(kg_mailbox *m)
 {
-	uint64_t number = 0, at = 0;
+	counter c = counter_from(m, 0);
 
-	note(m, m->first);
-	*(volatile uint64_t *)row_at(m->first) = 0;
-	while (!m->stop && (!m->n || number < m->n)) {
-		volatile uint64_t *old = (volatile uint64_t *)row_at(m->first + at);
+	while (!m->stop && (!m->n || c.number < m->n)) {
+		next_number(m, &c);
+		put_number(c.number);
+		wait_a_while(m);
+	}
+}
 
-		if (*old != number) {
-			put('!');
-			out32(KG_PORT_EXIT, 1);
-		}
-		at = (at + 1) % m->pages;
-		note(m, m->first + at);
-		*(volatile uint64_t *)row_at(m->first + at) = ++number;
-		m->written++;
-		put_number(number);
-		for (uint64_t i = 0; i < m->pace; i++)
-			__asm__ volatile("" : : : "memory");
+/* -- packets ------------------------------------------------------------------------------------- */
+
+/* An Ethernet frame, so that it can go to a TAP: a broadcast of type 0x88b5 (local experiments), a number, and what
+ * follows it. */
+enum { ETHERNET = 14, BEHIND = ETHERNET + 8 };
+
+static inline volatile kg_packet *packet_at(uint64_t row)
+{
+	return (volatile kg_packet *)row_at(row);
+}
+
+static inline volatile uint64_t *number_in(volatile kg_packet *p)
+{
+	return (volatile uint64_t *)(p->data + ETHERNET);
+}
+
+/* Make a packet with number 0. */
+GUEST static void make_packet(kg_mailbox *m, uint64_t row)
+{
+	volatile kg_packet *p = packet_at(row);
+
+	note(m, row);
+	p->bytes = BEHIND;
+	for (int i = 0; i < 6; i++) {
+		p->data[i] = 0xff;
+		p->data[6 + i] = i ? 0 : 2;
+	}
+	p->data[11] = 1;
+	p->data[12] = 0x88;
+	p->data[13] = 0xb5;
+	*number_in(p) = 0;
+}
+
+/* Send the next number; the page has to have the last one still. */
+GUEST static void send_number(kg_mailbox *m, uint64_t row, counter *c)
+{
+	volatile kg_packet *p = packet_at(row);
+
+	if (*number_in(p) != c->number)
+		out32(KG_PORT_EXIT, 1);
+	next_number(m, c);
+	note(m, row);
+	*number_in(p) = c->number;
+	while (!in32(KG_PORT_SEND))
+		;
+	out32(KG_PORT_SEND, row);
+}
+
+/* Sends the numbers from 1 on. */
+GUEST static void beacon(kg_mailbox *m)
+{
+	counter c = counter_from(m, 1);
+
+	make_packet(m, m->first);
+	while (!m->stop && (!m->n || c.number < m->n)) {
+		send_number(m, m->first, &c);
+		wait_a_while(m);
+	}
+}
+
+/* Answers each packet with the number of the answer, and a copy of the packet, as far as it fits. */
+GUEST static void echo(kg_mailbox *m)
+{
+	uint64_t question = m->first, answer = m->first + 1;
+	counter c = counter_from(m, 2);
+	volatile kg_packet *from = packet_at(question), *to = packet_at(answer);
+
+	make_packet(m, answer);
+	while (!m->stop && (!m->n || c.number < m->n)) {
+		uint64_t bytes;
+
+		if (!in32(KG_PORT_RECEIVE))
+			continue;
+		note(m, question);
+		from->bytes = 0;
+		out32(KG_PORT_RECEIVE, question);
+		bytes = from->bytes;
+		if (!bytes)
+			continue;
+		if (bytes > KG_PACKET_MOST - BEHIND)
+			bytes = KG_PACKET_MOST - BEHIND;
+		note(m, answer);
+		for (uint64_t i = 0; i < bytes; i++)
+			to->data[BEHIND + i] = from->data[i];
+		to->bytes = BEHIND + bytes;
+		send_number(m, answer, &c);
 	}
 }
 
@@ -251,6 +375,10 @@ GUEST KG_HIDDEN void kg_guest_main(kg_mailbox *m)
 			check(m);
 		else if (m->kind == KG_SPIN)
 			spin(m);
+		else if (m->kind == KG_BEACON)
+			beacon(m);
+		else if (m->kind == KG_ECHO)
+			echo(m);
 		else
 			crash();
 		m->done = seq;

@@ -1,8 +1,14 @@
-#include "cycle.h"
+/* The transmitter of the serial port: a queue from the guest to the host. */
 #include "serial.h"
+#include "cycle.h"
+#include "gate.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+/* Each vCPU may have seen that the port is ready before another one's text came. A string instruction sends up to a
+ * page at a time. */
+enum { KG_SERIAL_ROOM = KG_SERIAL_MOST + KG_MAX_VCPUS * KG_PAGE };
 
 void kg_serial_init(kg_serial *s)
 {
@@ -30,13 +36,31 @@ static int make_serial_room(kg_serial *s, size_t n)
 	return 1;
 }
 
-void kg_serial_put(kg_serial *s, const char *text, size_t n)
+static int has_room(const kg_serial *s)
 {
-	UT_LOCK(&s->lock);
-	if (!make_serial_room(s, n))
-		return;
-	memcpy(s->text + s->bytes, text, n);
-	s->bytes += n;
+	return s->bytes + s->held < KG_SERIAL_MOST;
+}
+
+int kg_serial_ready(kg_vm *vm)
+{
+	UT_LOCK(&vm->serial.lock);
+	return has_room(&vm->serial);
+}
+
+void kg_serial_put(kg_vm *vm, const char *text, size_t n)
+{
+	kg_serial *s = &vm->serial;
+
+	{
+		UT_LOCK(&s->lock);
+		if (s->bytes + s->held + n > KG_SERIAL_ROOM || !make_serial_room(s, n))
+			return;
+		memcpy(s->text + s->bytes, text, n);
+		s->bytes += n;
+		if (has_room(s) && !memchr(text, '\n', n))
+			return;
+	}
+	kg_tell(&vm->gate.event);
 }
 
 size_t kg_take_serial(kg_vm *vm, char *to, size_t room)
@@ -48,6 +72,18 @@ size_t kg_take_serial(kg_vm *vm, char *to, size_t room)
 	n = s->bytes < room ? s->bytes : room;
 	memcpy(to, s->text, n);
 	s->bytes -= n;
+	s->held += n;
 	memmove(s->text, s->text + n, s->bytes);
 	return n;
+}
+
+int kg_serial_hold(kg_vm *vm, int64_t n)
+{
+	kg_serial *s = &vm->serial;
+	int had;
+
+	UT_LOCK(&s->lock);
+	had = has_room(s);
+	s->held += n;
+	return !had && has_room(s);
 }

@@ -1,6 +1,7 @@
 #include "clock.h"
 #include "futex.h"
 #include "gate.h"
+#include "net.h"
 #include "serial.h"
 #include "vcpu.h"
 
@@ -9,6 +10,10 @@
 #include <string.h>
 
 #define AGAIN_NS 10000000
+#define NAP_NS 1000000
+
+/* What a vCPU polls for: its thread then naps before it enters the guest again. */
+enum { NO_NAP, NAP_FOR_ROOM, NAP_FOR_A_PACKET };
 
 /* All signals are blocked, but for two in KVM_RUN, where a thread sleeps, and in take_signals(): ours, and that of
  * uffdtrack's gate (SIGRTMAX - 2), whose handler must not hold a thread while it has a lock. KVM_RUN returns for
@@ -18,6 +23,13 @@ static void the_two(sigset_t *set)
 	sigemptyset(set);
 	sigaddset(set, kg_kick_signal());
 	sigaddset(set, SIGRTMAX - 2);
+}
+
+static void all_but_the_two(sigset_t *set)
+{
+	sigfillset(set);
+	sigdelset(set, kg_kick_signal());
+	sigdelset(set, SIGRTMAX - 2);
 }
 
 static void mask_signals(int how)
@@ -34,11 +46,26 @@ static void take_signals(void)
 	mask_signals(SIG_BLOCK);
 }
 
-static void sleep_on(_Atomic uint32_t *word, uint32_t seen)
+static void sleep_on(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns)
 {
 	mask_signals(SIG_UNBLOCK);
-	ut_futex_wait(word, seen, -1, UT_PRIVATE_WORD);
+	ut_futex_wait(word, seen, timeout_ns, UT_PRIVATE_WORD);
 	mask_signals(SIG_BLOCK);
+}
+
+/* A guest that polls a device needs no processor for it. The nap is short: what it waits for may be something else.
+ * A change of the gate ends it, by `changed`, or by the signal that comes with a kick. */
+static void nap(kg_vcpu *v)
+{
+	sigset_t rest;
+
+	if (v->naps == NAP_FOR_ROOM)
+		sleep_on(&v->vm->gate.changed, v->nap_seen, NAP_NS);
+	if (v->naps == NAP_FOR_A_PACKET) {
+		all_but_the_two(&rest);
+		kg_net_await(v->vm, &rest, NAP_NS);
+	}
+	v->naps = NO_NAP;
 }
 
 static int end(kg_vcpu *v, int reason, int code, uint64_t detail)
@@ -51,27 +78,83 @@ static int end(kg_vcpu *v, int reason, int code, uint64_t detail)
 	return 0;
 }
 
-static void print(kg_vm *vm, const char *text, size_t n)
+/* A device copies between the guest's memory and its own, as the host: no lock is held, since it may wait in a fault
+ * for a tracker's pause to end. */
+static void copy(void *to, const void *from, size_t n)
 {
-	kg_serial_put(&vm->serial, text, n);
-	if (memchr(text, '\n', n))
-		kg_tell(&vm->gate.event);
+	mask_signals(SIG_UNBLOCK);
+	memcpy(to, from, n);
+	mask_signals(SIG_BLOCK);
 }
 
-/* A device writes the guest's memory, as the host. */
-static void fill(kg_vcpu *v, uint64_t row)
+/* A device writes the beginning of a page of the guest's. */
+static void write_page(kg_vm *vm, uint64_t row, const void *from, size_t n)
 {
-	kg_vm *vm = v->vm;
 	kg_listener *l;
 
-	if (row >= vm->rows)
-		return;
-	mask_signals(SIG_UNBLOCK); /* it may wait in a write fault, for a tracker's pause to end */
-	memset(vm->ram + row * KG_PAGE, v->mailbox->value, KG_PAGE);
-	mask_signals(SIG_BLOCK);
+	copy(vm->ram + row * KG_PAGE, from, n);
 	l = atomic_load(&vm->listener);
 	if (l)
 		l->device_wrote(l, row, 1);
+}
+
+static void fill(kg_vcpu *v, uint64_t row)
+{
+	uint8_t page[KG_PAGE];
+
+	if (row >= v->vm->rows)
+		return;
+	memset(page, v->mailbox->value, KG_PAGE);
+	write_page(v->vm, row, page, KG_PAGE);
+}
+
+/* The packet is what it is now: the guest may write the page again at once. */
+static void send_packet(kg_vm *vm, uint64_t row)
+{
+	kg_packet packet;
+
+	if (row >= vm->rows)
+		return;
+	copy(&packet, vm->ram + row * KG_PAGE, sizeof(packet));
+	if (packet.bytes && packet.bytes <= KG_PACKET_MOST)
+		kg_net_put(vm, &packet);
+}
+
+static void receive_packet(kg_vm *vm, uint64_t row)
+{
+	kg_packet packet;
+
+	if (row >= vm->rows)
+		return;
+	kg_net_receive(vm, &packet);
+	if (packet.bytes)
+		write_page(vm, row, &packet, offsetof(kg_packet, data) + packet.bytes);
+}
+
+/* The status of a device. Where it is not as the guest wants it, the guest will ask again. */
+static uint32_t status(kg_vcpu *v, int port)
+{
+	kg_vm *vm = v->vm;
+	uint32_t found = 0;
+	int naps = NAP_FOR_ROOM;
+
+	v->nap_seen = atomic_load(&vm->gate.changed);
+	switch (port) {
+	case KG_PORT_STATUS:
+		found = kg_serial_ready(vm) ? KG_LINE_READY : 0;
+		break;
+	case KG_PORT_SEND:
+		found = kg_net_ready(vm);
+		break;
+	case KG_PORT_RECEIVE:
+		found = kg_net_came(vm);
+		naps = NAP_FOR_A_PACKET;
+		break;
+	default:
+		return UINT32_MAX; /* nothing is there, as on a real bus */
+	}
+	v->naps = found ? NO_NAP : naps;
+	return found;
 }
 
 /* One access to a port; 0: the vCPU has ended. */
@@ -86,13 +169,15 @@ static int port(kg_vcpu *v)
 	v->port_due = 1;
 	atomic_fetch_add(&v->ports, 1);
 	if (run->io.direction == KVM_EXIT_IO_IN) {
-		memset(data, run->io.port == KG_PORT_STATUS ? 0x60 : 0xff, bytes);
+		value = status(v, run->io.port);
+		for (size_t i = 0; i < bytes; i++)
+			data[i] = value >> 8 * (i % run->io.size);
 		return 1;
 	}
 	memcpy(&value, data, bytes < sizeof(value) ? bytes : sizeof(value));
 	switch (run->io.port) {
 	case KG_PORT_SERIAL:
-		print(v->vm, (char *)data, bytes);
+		kg_serial_put(v->vm, (char *)data, bytes);
 		return 1;
 	case KG_PORT_WAIT:
 		v->idle_seq = value;
@@ -107,10 +192,16 @@ static int port(kg_vcpu *v)
 	case KG_PORT_FILL:
 		fill(v, value);
 		return 1;
+	case KG_PORT_SEND:
+		send_packet(v->vm, value);
+		return 1;
+	case KG_PORT_RECEIVE:
+		receive_packet(v->vm, value);
+		return 1;
 	case KG_PORT_EXIT:
 		return end(v, KG_END_EXIT, value, 0);
 	}
-	return 1; /* nothing is there, as on a real bus */
+	return 1;
 }
 
 static int ring_full(kg_vcpu *v)
@@ -173,6 +264,10 @@ static int stand(kg_vcpu *v)
 		if (atomic_load(&vm->quit))
 			return end(v, KG_END_TOLD, 0, 0);
 		if (!(word & 1) && !atomic_load(&v->idle)) {
+			if (v->naps) {
+				nap(v);
+				continue;
+			}
 			if (!v->began_ns)
 				v->began_ns = ut_now_ns();
 			return 1;
@@ -182,7 +277,7 @@ static int stand(kg_vcpu *v)
 		if (word & 1) {
 			atomic_store(&v->parked, word);
 			kg_tell(&vm->gate.event);
-			sleep_on(&vm->gate.word, word);
+			sleep_on(&vm->gate.word, word, -1);
 			continue;
 		}
 		if (v->mailbox->seq != v->idle_seq) {
@@ -190,7 +285,7 @@ static int stand(kg_vcpu *v)
 			v->began_ns = ut_now_ns();
 			continue; /* the gate may have been closed by one who saw us sleep */
 		}
-		sleep_on(&vm->gate.changed, changed);
+		sleep_on(&vm->gate.changed, changed, -1);
 	}
 }
 

@@ -1,6 +1,7 @@
 #include "cleanup.h"
 #include "futex.h"
 #include "gate.h"
+#include "net.h"
 #include "serial.h"
 #include "vcpu.h"
 
@@ -88,8 +89,11 @@ int kg_vm_open(int fd, uint8_t *ram, const ut_slot *slots, int nslots, uint8_t *
 	vm->rows = slots[nslots - 1].row + slots[nslots - 1].npages;
 	kg_gate_init(&vm->gate);
 	kg_serial_init(&vm->serial);
-	err = give_memory(vm);
+	err = kg_net_init(&vm->net);
+	if (!err)
+		err = give_memory(vm);
 	if (err) {
+		kg_net_free(&vm->net);
 		free(vm);
 		return err;
 	}
@@ -118,6 +122,7 @@ void kg_vm_close(kg_vm *vm)
 	close(vm->fd);
 	kg_gate_free(&vm->gate);
 	kg_serial_free(&vm->serial);
+	kg_net_free(&vm->net);
 	free(vm);
 }
 
@@ -129,6 +134,14 @@ int kg_enable_ring(kg_vm *vm, uint32_t bytes)
 		return 0;
 	c.cap = KVM_CAP_DIRTY_LOG_RING; /* before 6.1; x86 orders its stores by itself */
 	return ioctl(vm->fd, KVM_ENABLE_CAP, &c) ? -errno : 0;
+}
+
+void kg_hold(kg_vm *vm, int64_t serial, int64_t packets)
+{
+	int room = kg_serial_hold(vm, serial);
+
+	if (kg_net_hold(vm, packets) || room)
+		kg_tell(&vm->gate.changed);
 }
 
 /* -- vCPUs --------------------------------------------------------------------------------------- */

@@ -41,12 +41,25 @@ typedef struct {
 	_Atomic uint32_t full;    /* a dirty ring is full, and there is a threshold */
 } kg_gate;
 
+/* At so many bytes or packets, those that the host holds included, a device is not ready: the guest waits. */
+enum { KG_SERIAL_MOST = 1 << 20, KG_PACKETS_MOST = 4096 };
+
 /* What the guest has printed. */
 typedef struct {
 	pthread_mutex_t lock;
 	char *text;
 	size_t bytes, room;
+	int64_t held; /* taken by the host, and not passed on by it */
 } kg_serial;
+
+/* What the guest has sent, and a descriptor whose packets it gets, or -1. */
+typedef struct {
+	pthread_mutex_t lock;
+	kg_packet *queue;
+	size_t first, packets;
+	int64_t held;
+	int32_t wire;
+} kg_net;
 
 typedef struct {
 	struct kg_vm *vm;
@@ -62,6 +75,8 @@ typedef struct {
 	_Atomic uint32_t idle;      /* it sleeps until its mailbox changes */
 	int64_t began_ns, took_ns;  /* its last order */
 	uint32_t idle_seq;
+	int32_t naps;               /* what it polls for, if anything */
+	uint32_t nap_seen;          /* gate.changed before the device was looked at */
 	int32_t reason, code;       /* why it has ended */
 	uint64_t detail;
 	_Atomic uint64_t runs, kicks, ports, fulls; /* see kg_counts */
@@ -75,6 +90,7 @@ typedef struct kg_vm {
 	kg_vcpu vcpu[KG_MAX_VCPUS];
 	kg_gate gate;
 	kg_serial serial;
+	kg_net net;
 	_Atomic uint32_t quit;
 	kg_listener *_Atomic listener;
 	uint32_t ring_at[KG_MAX_VCPUS]; /* entries that a tracker has taken since the VM was made */
@@ -98,8 +114,14 @@ int kg_vcpu_state(const kg_vm *vm, int vcpu);
 kg_counts kg_vcpu_counts(const kg_vm *vm, int vcpu);
 int kg_set_slots(kg_vm *vm, uint32_t flags);
 
-/* Take what the guest has printed. */
+/* Take what the guest has printed, and what it has sent: at most `most` packets, back to back, and their lengths. It
+ * counts as held by the host. */
 size_t kg_take_serial(kg_vm *vm, char *to, size_t room);
+size_t kg_take_packets(kg_vm *vm, uint8_t *to, uint16_t *bytes, size_t most);
+/* The host holds so many bytes and packets more; below 0: fewer. In any thread. */
+void kg_hold(kg_vm *vm, int64_t serial, int64_t packets);
+/* The guest gets the packets that can be read from this descriptor, which does not block; before it first runs. */
+int kg_connect(kg_vm *vm, int fd);
 
 /* state.c. KVM wants the parts set in this order. */
 enum {
