@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from checkpoint.objects import ObjectFacts, Snapshot
 from checkpoint.row import Row
+
+if TYPE_CHECKING:
+    from kvmglue import Output  # processes do without KVM
 
 Elsewhere = tuple[int, int, int, str, int, str]
 """A mapping, its address in the process that stores it, and directory, epoch and digest there."""
@@ -52,6 +55,7 @@ class TargetFacts:
         attributes_unknown: ranges that were mapped after the attributes had been read.
         objects: its state in the kernel; an epoch stores what has changed.
         warnings: new warnings about what the epoch may miss; no image has them.
+        output: what a guest has sent since the epoch before; it may be released when this epoch is safe.
     """
 
     process: ProcessFacts
@@ -62,6 +66,7 @@ class TargetFacts:
     objects: Snapshot | None = None
     vm: VmFacts | None = None
     warnings: list[str] = field(default_factory=list)
+    output: Output | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

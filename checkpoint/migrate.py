@@ -21,8 +21,9 @@ import numpy as np
 
 from checkpoint.precopy import Round, precopy
 from checkpoint.row import Row
-from checkpoint.targets.vm import VmTarget, resume_full
+from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import decode_vcpus, encode_vcpu, put_pages, put_vcpus
+from checkpoint.targets.vm_stop import resume_full
 from kvmglue import KvmTracker, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, Runs, UffdTracker
 from uffdtrack.errors import TargetError

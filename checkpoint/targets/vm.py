@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,19 +15,18 @@ from checkpoint.elf import Notes
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.facts import ProcessFacts, TargetFacts, VmFacts
 from checkpoint.source import Handed
-from checkpoint.targets.vm_state import read_memory, slots_of, vcpu_notes, vcpu_states, vcpu_thread
-from checkpoint.view import View
-from kvmglue import KvmTracker, VcpuState, Vm
-from uffdtrack import (
-    PAGE,
-    Pending,
-    Region,
-    Rhythm,
-    Runs,
-    UffdTracker,
-    Window,
+from checkpoint.targets.vm_state import (
+    output_note,
+    read_memory,
+    slots_of,
+    vcpu_notes,
+    vcpu_states,
+    vcpu_thread,
 )
-from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError
+from checkpoint.targets.vm_stop import exchange_running, leave_own_gate, stopping
+from checkpoint.view import View
+from kvmglue import KvmTracker, Outbox, Output, Positions, VcpuState, Vm
+from uffdtrack import PAGE, Pending, Region, Rhythm, Runs, UffdTracker, Window
 from uffdtrack.runs import expand, no_runs, to_runs
 
 T = TypeVar("T")
@@ -42,19 +40,25 @@ class VmTarget:
         vm: it may run.
         tracker: an active one, on its RAM.
         guest: the name of its guest, for people.
+        outbox: of the VM; each epoch then has what the guest has sent since the one before.
 
     Attributes:
         pending: what was harvested and not handed over.
         states: of the vCPUs, at the last window.
+        output: what the guest had sent at the last window, and was not handed over.
     """
 
     ahead = 0
 
-    def __init__(self, vm: Vm, tracker: KvmTracker | UffdTracker, guest: str) -> None:
+    def __init__(
+        self, vm: Vm, tracker: KvmTracker | UffdTracker, guest: str, outbox: Outbox | None = None
+    ) -> None:
         self.pid = os.getpid()
         self.vm = vm
         self.tracker = tracker
         self.guest = guest
+        self.outbox = outbox
+        self.output: Output | None = None
         self.engine = tracker.traits.name
         self.max_dirty = tracker.max_dirty_pages
         self.behind = False
@@ -66,7 +70,7 @@ class VmTarget:
         self._system_at = vm.system_address // PAGE
         self._system = np.zeros((len(state) // PAGE, PAGE), np.uint8)
         self._whole_system = True
-        self.pending = Pending()
+        self.pending = _Pending()
         self.states: list[VcpuState] = []
         slots = [(slot.gfn, slot.pages) for slot in vm.ram.slots]
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
@@ -81,7 +85,7 @@ class VmTarget:
             pages = exchange_running(self.tracker)
         if not everything:
             return to_runs(pages), _NONE
-        self.pending = Pending()
+        self.pending = _Pending()
         self._whole_system = True
         return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
 
@@ -109,12 +113,15 @@ class VmTarget:
     def hand_over(self, at_once: bool = False) -> Handed:
         lent = self._buffer
         self._buffer = self._spare.pop() if self._spare else np.empty(lent.size, np.uint8)
-        handed = Handed(self.pending, lambda: self._spare.append(lent))
-        self.pending = Pending()
-        return handed
+        pending = self.pending
+        pending.output_from = self.output.start if self.output else None
+        self.pending, self.output = _Pending(), None
+        return Handed(pending, lambda: self._spare.append(lent))
 
     def take_back(self, pending: Pending) -> None:
         self.pending.merge(pending)
+        if self.outbox and isinstance(pending, _Pending) and pending.output_from:
+            self.outbox.take_back(pending.output_from)
 
     def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
         process = ProcessFacts(
@@ -124,7 +131,8 @@ class VmTarget:
         )  # fmt: skip
         slots = [[slot.gfn, slot.pages] for slot in self.vm.ram.slots]
         vm = VmFacts(self.guest, len(self.vm.vcpus), slots, self._system.size)
-        return Notes(window.threads, process, vcpu_notes(self.states)), TargetFacts(process, vm=vm)
+        notes = vcpu_notes(self.states) + (output_note(self.output) if self.output else b"")
+        return Notes(window.threads, process, notes), TargetFacts(process, vm=vm, output=self.output)
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
         """Do the work once: a VM keeps its memory."""
@@ -143,6 +151,7 @@ class VmTarget:
         stopped = time.perf_counter()
         found = self._harvested(self.tracker.exchange().gfn)
         self.states = [vcpu.state() for vcpu in self.vm.vcpus]
+        self._collect()
         self._harvested(self._system_changed())
         harvested = time.perf_counter()
         pages = expand(self.pending.pages)
@@ -187,6 +196,13 @@ class VmTarget:
         self.pending.add(to_runs(pages), _NONE)
         return pages
 
+    def _collect(self) -> None:
+        """Note what the guest has sent, with that of a window that was not handed over."""
+        if self.outbox:
+            if self.output:
+                self.outbox.take_back(self.output.start)
+            self.output = self.outbox.collect()
+
     def _system_changed(self) -> npt.NDArray[np.uint64]:
         now = self.vm.system_state.reshape(-1, PAGE)
         changed = np.flatnonzero((now != self._system).any(axis=1) | self._whole_system)
@@ -219,9 +235,12 @@ class VmTarget:
         was paused stays so.
 
         Raises:
-            RollbackRefusedError: the epoch is of another machine.
+            RollbackRefusedError: the epoch is of another machine; or its output is held: the guest would send
+                some of it again.
             ImageError: the chain does not have all of it.
         """
+        if self.outbox:
+            raise RollbackRefusedError("a VM with an outbox is not put back: resume the epoch")
         states = vcpu_states(view.epoch)
         if slots_of(view.epoch) != list(self.vm.ram.slots) or len(states) != len(self.vm.vcpus):
             raise RollbackRefusedError(f"{view.epoch.path} is of a VM with other memory or other vCPUs")
@@ -245,6 +264,13 @@ class VmTarget:
         return len(rows)
 
 
+@dataclass(slots=True)
+class _Pending(Pending):
+    """It goes back to the VM with the output from there on; None: without output."""
+
+    output_from: Positions | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Taken:
     """The result of a stop, before it is sorted.
@@ -259,37 +285,6 @@ class _Taken:
     copied: npt.NDArray[np.uint8]
     touched: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
     times: tuple[float, float, float, float]
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """Raise for a vCPU that does not stop what a session expects for a thread."""
-    try:
-        yield
-    except PauseTimeoutError as error:
-        raise StopTimeoutError(str(error)) from error
-
-
-def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """Open a tracker's gate; if its lists are full, harvest them first, and return the pages."""
-    pages = np.empty(0, np.uint64)
-    while True:
-        try:
-            tracker.resume()
-            return pages
-        except CycleError:
-            pages = np.union1d(pages, tracker.exchange().gfn)
-
-
-def leave_own_gate(vm: Vm, tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """If a tracker has a gate beside the VM's, make the vCPUs leave it; see `resume_full()`."""
-    return np.empty(0, np.uint64) if tracker.gate is vm.gate else resume_full(tracker)
-
-
-def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
-    """Harvest and rearm while the guest runs; if it stands at its threshold, it goes on. Sorted."""
-    pages = np.unique(tracker.exchange().gfn)
-    return np.union1d(pages, resume_full(tracker)) if tracker.max_dirty_pages else pages
 
 
 def _region(gfn: int, pages: int, name: str) -> Region:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from checkpoint.elf import note
+from checkpoint.elf import NOTE_NAME, note
 from checkpoint.errors import ImageError
 from checkpoint.facts import VmFacts
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from checkpoint.view import View
-from kvmglue import Vcpu, VcpuState, Vm
+from kvmglue import Output, Vcpu, VcpuState, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.runs import batches
 
 NOTE_VCPU = 0x75660003
 """All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
+
+NOTE_OUTPUT = 0x75660008
+"""What the guest has sent since the epoch before: `_OUTPUT`, the packets' lengths, packets, serial bytes."""
+_OUTPUT = struct.Struct("<QQII")
+"""Positions of serial port and network device before it; how many bytes and packets there are."""
 
 _USER_REGISTERS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
@@ -52,9 +58,41 @@ def decode_vcpus(stored: list[dict[str, Any]]) -> list[VcpuState]:
 def vcpu_notes(states: list[VcpuState]) -> bytes:
     """A note for each vCPU."""
     return b"".join(
-        note(b"uffdtrack", NOTE_VCPU, json.dumps(encode_vcpu(i, state)).encode())
+        note(NOTE_NAME, NOTE_VCPU, json.dumps(encode_vcpu(i, state)).encode())
         for i, state in enumerate(states)
     )
+
+
+def output_note(output: Output) -> bytes:
+    sizes = np.array([len(packet) for packet in output.packets], "<u2").tobytes()
+    head = _OUTPUT.pack(output.serial_at, output.packet_at, len(output.serial), len(output.packets))
+    return note(NOTE_NAME, NOTE_OUTPUT, b"".join((head, sizes, *output.packets, output.serial)))
+
+
+def output_of(epoch: EpochFile) -> Output | None:
+    """What the guest has sent since the epoch before; None: the image does not have it.
+
+    Raises:
+        ImageError: it is damaged.
+    """
+    for name, kind, data in epoch.notes:
+        if (name, kind) == (NOTE_NAME, NOTE_OUTPUT):
+            with malformed(epoch.path):
+                return _decode_output(data)
+    return None
+
+
+def _decode_output(data: bytes) -> Output:
+    serial_at, packet_at, serial, count = _OUTPUT.unpack_from(data)
+    sizes = np.frombuffer(data, "<u2", count, _OUTPUT.size).tolist()
+    at = _OUTPUT.size + 2 * count
+    if at + sum(sizes) + serial != len(data) or 0 in sizes:
+        raise ValueError("its guest's output is cut off")
+    packets = []
+    for size in sizes:
+        packets.append(data[at : at + size])
+        at += size
+    return Output(serial_at, data[at:], packet_at, packets)
 
 
 def vcpu_thread(number: int, state: VcpuState) -> ThreadState:
@@ -128,7 +166,7 @@ def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
     Raises:
         ImageError: the image does not have all of them.
     """
-    own = (b"uffdtrack", NOTE_VCPU)
+    own = (NOTE_NAME, NOTE_VCPU)
     with malformed(epoch.path):
         states = decode_vcpus([json.loads(data) for *kind, data in epoch.notes if tuple(kind) == own])
         count = int(vm_facts(epoch).vcpus)

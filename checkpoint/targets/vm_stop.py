@@ -1,0 +1,44 @@
+"""Stopping a VM whose vCPUs may stand at its tracker's own gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmglue import KvmTracker, Vm
+from uffdtrack import UffdTracker
+from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Raise for a vCPU that does not stop what a session expects for a thread."""
+    try:
+        yield
+    except PauseTimeoutError as error:
+        raise StopTimeoutError(str(error)) from error
+
+
+def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
+    """Open a tracker's gate; if its lists are full, harvest them first, and return the pages."""
+    pages = np.empty(0, np.uint64)
+    while True:
+        try:
+            tracker.resume()
+            return pages
+        except CycleError:
+            pages = np.union1d(pages, tracker.exchange().gfn)
+
+
+def leave_own_gate(vm: Vm, tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
+    """If a tracker has a gate beside the VM's, make the vCPUs leave it; see `resume_full()`."""
+    return np.empty(0, np.uint64) if tracker.gate is vm.gate else resume_full(tracker)
+
+
+def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:
+    """Harvest and rearm while the guest runs; if it stands at its threshold, it goes on. Sorted."""
+    pages = np.unique(tracker.exchange().gfn)
+    return np.union1d(pages, resume_full(tracker)) if tracker.max_dirty_pages else pages
