@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,19 +15,24 @@ from checkpoint import report
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import Place, say
 from checkpoint.cli.diff import open_view
-from checkpoint.cli.options import Options, session_options
+from checkpoint.cli.options import Options, Verb, session_options
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
-from checkpoint.targets.vm_state import load_vm, vm_facts
+from checkpoint.targets.vm_state import load_vm, output_of, vm_facts
 from kvmglue import (
     PROGRAMS,
     VM_ENGINES,
     KvmTracker,
+    Outbox,
+    Output,
+    SerialStream,
     Vm,
     bind_vcpus,
     done,
+    open_net,
+    open_serial,
     open_tracker,
     post,
     programs,
@@ -33,10 +40,12 @@ from kvmglue import (
     written,
 )
 from uffdtrack import PAGE, GuestRam, UffdTracker, parse_size
-from uffdtrack.errors import InvalidInputError
+from uffdtrack.errors import InvalidInputError, OutputError
 
 PERIOD = 0.05
-"""Seconds between two looks at the serial port, if nothing else happens."""
+"""Seconds between two looks at the devices, if nothing else happens."""
+LAST = 5.0
+"""At the end, a reader of the serial port gets so many seconds for the next bytes."""
 
 
 def _ram(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -61,6 +70,53 @@ vm_options = session_options(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where the guest's devices lead to; see `device_options`.
+
+    Attributes:
+        serial: a file; None: stdout, or, if that is for JSON, stderr.
+        net: see `open_net`.
+    """
+
+    serial: Path | None
+    net: str | None
+
+    def open(self, vm: Vm, as_json: bool, before: Output | None = None) -> Outbox:
+        """Args:
+        before: what the guest had sent in the epoch that it goes on from. A file gets that once more, which
+            changes nothing if it had it.
+        """
+        serial = open_serial(self.serial) if self.serial else SerialStream(2 if as_json else 1)
+        with ExitStack() as opened:
+            opened.callback(serial.close)
+            outbox = Outbox(vm, serial, open_net(self.net) if self.net else None)
+            opened.pop_all()
+        if before:
+            serial_at = before.serial_at if serial.repeatable else before.end[0]
+            outbox.restore((serial_at, before.end[1]), before)
+        return outbox
+
+
+def device_options(verb: Verb) -> Verb:
+    """The options that say where the devices lead to; the verb gets them as one argument, `devices`."""
+
+    @functools.wraps(verb)
+    def with_devices(serial: Path | None, net: str | None, **given: Any) -> Any:
+        return verb(devices=Devices(serial, net), **given)
+
+    serial = click.option(
+        "--serial", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+        help="Where the serial port goes: a file, each byte to its place since the guest began; or a "
+        "FIFO. Default: stdout.",
+    )  # fmt: skip
+    net = click.option(
+        "--net", metavar="WHERE",
+        help="Where the network device leads to: tap:NAME or udp:HOST:PORT,HOST:PORT, the own address first.",
+    )  # fmt: skip
+    return serial(net(with_devices))
+
+
 @command.command(
     "run",
     short_help="Run a guest.",
@@ -72,8 +128,9 @@ vm_options = session_options(
 @click.option(
     "--until", type=click.IntRange(0, 1 << 62), default=0, help="End after so many numbers or operations."
 )
+@device_options
 @vm_options
-def run(guest: str, vcpus: int, ram: int, until: int, options: Options) -> None:
+def run(guest: str, vcpus: int, ram: int, until: int, devices: Devices, options: Options) -> None:
     """Run a guest; what it prints on its serial port goes to stdout.
 
     It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
@@ -83,15 +140,17 @@ def run(guest: str, vcpus: int, ram: int, until: int, options: Options) -> None:
         orders = programs(guest, vcpus, memory.size // PAGE, until)
         rings = rings_for(options.engine, vcpus, options.max_dirty)
         vm = stack.enter_context(Vm(memory, vcpus, ring_entries=rings))
+        outbox = stack.enter_context(devices.open(vm, options.as_json))
         for vcpu, order in enumerate(orders):
             post(vm, vcpu, order)
-        run_vm(vm, guest, options)
+        run_vm(vm, outbox, guest, options)
 
 
 @command.command("resume", short_help="Continue the guest of an epoch.")
 @click.argument("place", metavar="DIR@N", type=Place())
+@device_options
 @vm_options
-def resume(place: tuple[Path, int | None], options: Options) -> None:
+def resume(place: tuple[Path, int | None], devices: Devices, options: Options) -> None:
     """Continue the guest of an epoch in this process, as if nothing had happened."""
     view = open_view(place, options.key)
 
@@ -102,19 +161,21 @@ def resume(place: tuple[Path, int | None], options: Options) -> None:
         ram, vm = load_vm(view, make)
         stack.enter_context(ram)
         stack.enter_context(vm)
+        outbox = stack.enter_context(devices.open(vm, options.as_json, output_of(view.epoch)))
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
-        run_vm(vm, str(vm_facts(view.epoch).guest), options)
+        run_vm(vm, outbox, str(vm_facts(view.epoch).guest), options)
 
 
-def run_vm(vm: Vm, guest: str, options: Options) -> None:
-    """Run a paused VM to its end, and take its epochs if there is a directory."""
+def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options) -> None:
+    """Run a paused VM to its end, and take its epochs if there is a directory. Its output is not held."""
     if options.directory is None and (options.count or options.max_dirty or options.force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         if options.directory is None:
             vm.resume()
-            wait_for_guest(vm, None, interrupt, options.duration, options.as_json)
+            wait_for_guest(vm, outbox, None, interrupt, options.duration)
+            pass_on_rest(outbox)
             tell_verdict(vm, guest)
             return
         chain = stack.enter_context(ChainWriter(options.directory, options.key, options.force))
@@ -123,16 +184,15 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
         tracker.activate()
         bind_vcpus(tracker, vm)
         vm.resume()
-        session = Session(VmTarget(vm, tracker, guest), chain, interrupt.seen)
+        session = Session(VmTarget(vm, tracker, guest, outbox), chain, interrupt.seen)
 
         def wait(seconds: float) -> bool:
-            return wait_for_guest(
-                vm, tracker if options.max_dirty else None, interrupt, seconds, options.as_json
-            )
+            return wait_for_guest(vm, outbox, tracker if options.max_dirty else None, interrupt, seconds)
 
         taken = take_epochs(session, options, interrupt, wait, lambda row: row.warnings)
         tracker.close()
-        show_serial(vm, options.as_json)
+        if not taken.untold:
+            pass_on_rest(outbox)
 
     def text(summary: report.Summary) -> str:
         return f"{summary.span} in {options.directory}; {summary.pauses}"
@@ -143,19 +203,19 @@ def run_vm(vm: Vm, guest: str, options: Options) -> None:
 
 def wait_for_guest(
     vm: Vm,
+    outbox: Outbox,
     tracker: KvmTracker | UffdTracker | None,
     interrupt: Interrupt,
     seconds: float | None,
-    as_json: bool,
 ) -> bool:
-    """Show what the guest prints for some seconds, or until its dirty pages reach the limit.
+    """Pass on what the guest sends for some seconds, or until its dirty pages reach the limit.
 
     Returns:
         Whether the session has to end: it was interrupted, or the guest has ended.
     """
     end = None if seconds is None else time.monotonic() + seconds
     while True:
-        show_serial(vm, as_json)
+        outbox.pass_on()
         vm.check()
         ended = [vcpu.exit for vcpu in vm.vcpus if vcpu.exit]
         if ended:
@@ -163,7 +223,6 @@ def wait_for_guest(
                 say(f"the guest has ended with code {max(e.code for e in ended)}")
             return True
         if interrupt.seen() or done(vm, 0):
-            show_serial(vm, as_json)
             return True
         if interrupt.woken():
             return False
@@ -186,9 +245,15 @@ def tell_verdict(vm: Vm, guest: str) -> None:
     say(f"{times} of the guest at what {sum(done)} operations have made: nothing torn")
 
 
-def show_serial(vm: Vm, as_json: bool) -> None:
-    """Print it to stdout, or, if that is for JSON, to stderr."""
-    out = sys.stderr if as_json else sys.stdout
-    with report.writing():
-        out.write(vm.serial().decode("ascii", "replace"))
-        out.flush()
+def pass_on_rest(outbox: Outbox) -> None:
+    """Pass on what is left, as long as somebody takes it.
+
+    Raises:
+        OutputError: nobody does.
+    """
+    until, before = time.monotonic() + LAST, outbox.released
+    while not outbox.pass_on():
+        if outbox.released != before:
+            until, before = time.monotonic() + LAST, outbox.released
+        if time.monotonic() > until:
+            raise OutputError(f"nobody has read the guest's output for {LAST:.0f} s, and we have to end")
