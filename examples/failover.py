@@ -1,4 +1,4 @@
-"""Replicate a guest that counts, kill its host process with kill -9, and watch the standby go on with the count.
+"""Replicate a guest that counts, kill the process that runs it, and watch the standby go on with the count.
 
 Each command that is started is printed; run them by hand in the same way.
 """

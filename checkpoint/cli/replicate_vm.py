@@ -28,7 +28,7 @@ HANDOVER = 10.0
 """So many seconds the guest may stand for the standby's answer, when it is handed over."""
 FLUSH = 30.0
 """So many seconds the last output waits for its acknowledgement, when the guest has ended."""
-Wait = Callable[[float], bool]
+Wait = Callable[[float, Callable[[], object]], bool]
 
 
 def replicate_vm(
@@ -44,7 +44,7 @@ def replicate_vm(
     """Run a paused VM to its end, or until its standby has it.
 
     Args:
-        wait: for some seconds, for the guest's output or its end; True: the session has to end.
+        wait: for some seconds, calling a function now and then; True: the session has to end.
 
     Raises:
         ReplicationError: the standby runs the guest, or may.
@@ -62,19 +62,19 @@ def replicate_vm(
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)
         handover = Handover(edge, session, target)
 
-        def waiting(seconds: float) -> bool:
+        def look() -> None:
             held.release()
             check_stopped(edge)
+
+        def waiting(seconds: float) -> bool:
             if edge.asked and handover.done():
                 return True
-            ended = wait(seconds)
-            check_stopped(edge)
-            return ended
+            return wait(seconds, look)
 
         vm.resume()
         taken = take_epochs(session, options, interrupt, waiting, lambda row: row.warnings)
         if not edge.is_resigned:
-            vm.pause()
+            target.stands = True
             flush(session, edge, held, interrupt)
             tracker.close()
             if not edge.end("the guest has ended"):
@@ -120,7 +120,7 @@ class Handover:
         check_stopped_unless_taken(edge)
         if edge.is_resigned or edge.is_taken:
             ms = (time.perf_counter() - started) * 1e3
-            where = "runs at the standby" if edge.is_taken else "was handed over; the standby has not answered"
+            where = "runs at the standby" if edge.is_taken else "was handed over, and no answer has come"
             self.verdict = f"the guest {where}; it stood for {ms:.1f} ms"
             return True
         edge.take_back()

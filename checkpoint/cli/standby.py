@@ -23,6 +23,7 @@ from checkpoint.cli.replicate import (
     tls_option,
 )
 from checkpoint.cli.take_over import run_taken_over
+from checkpoint.cli.vm import Devices, device_options
 from checkpoint.cli.waits import Interrupt
 from checkpoint.export import export
 from checkpoint.replication import link
@@ -32,7 +33,6 @@ from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.replica import Replica
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.store import Store
-from uffdtrack.errors import InvalidInputError
 
 RESUME, EXPORT = "vm resume", "export "
 LOOK = 0.5
@@ -62,6 +62,7 @@ LOOK = 0.5
 @deadline_option
 @click.option("--force", is_flag=True, help="Replace a chain that is there, once a base has come.")
 @key_option
+@device_options
 def command(
     where: Address,
     directory: Path,
@@ -72,6 +73,7 @@ def command(
     deadline: float,
     force: bool,
     key: bytes,
+    devices: Devices,
 ) -> None:
     """Take the epochs of a guest or process that is replicated to here; go on with it when its host fails.
 
@@ -96,7 +98,7 @@ def command(
         if edge.outcome == "over":
             say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
         elif edge.outcome == "takeover":
-            take_over(edge, interrupt, action)
+            take_over(edge, interrupt, action, devices)
 
 
 def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
@@ -110,7 +112,7 @@ def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
         raise edge.failure
 
 
-def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None) -> None:
+def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devices: Devices) -> None:
     """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
     replica = edge.replica
     say(f"standby: {edge.why}; taking over from epoch {_whole(edge)}")
@@ -118,9 +120,7 @@ def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None) -> No
         replica.store.drain()
         say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
     elif action in (None, RESUME):
-        if not replica.mirror:
-            raise InvalidInputError(f'"{RESUME}" is for guests, and this is a process')
-        run_taken_over(replica.mirror, edge, interrupt)
+        run_taken_over(replica, devices, interrupt)
     elif action.startswith(EXPORT):
         replica.store.drain()
         file = Path(action.removeprefix(EXPORT).strip())

@@ -9,11 +9,8 @@ from checkpoint.replication.replica import Replica
 from uffdtrack.errors import InvalidInputError
 
 
-def run_taken_over(replica: Replica, released: tuple[int, ...], devices: Devices, interrupt: Interrupt) -> None:
+def run_taken_over(replica: Replica, devices: Devices, interrupt: Interrupt) -> None:
     """Run the guest of a replica to its end. Its output is not held any more.
-
-    Args:
-        released: up to where its output has been seen outside, as far as is known.
 
     Raises:
         InvalidInputError: it is no guest.
@@ -23,10 +20,10 @@ def run_taken_over(replica: Replica, released: tuple[int, ...], devices: Devices
     if not mirror:
         raise InvalidInputError('"vm resume" is for guests, and this is a process')
     mirror.ready()
-    with devices.open(mirror.vm, False, replica.output_since(released)) as outbox:
+    with devices.open(mirror.vm, False, replica.output, unseen=True) as outbox:
         mirror.vm.resume()
         outbox.pass_on()
         say(f"standby: the guest {mirror.guest} runs here")
-        wait_for_guest(mirror.vm, outbox, None, interrupt, None)
+        wait_for_guest(mirror.vm, outbox.pass_on, None, interrupt, None)
         pass_on_rest(outbox)
     tell_verdict(mirror.vm, mirror.guest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import Place, say
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.options import Options, Verb, session_options
+from checkpoint.cli.replicate import Replicate, replicate_options
+from checkpoint.cli.replicate_vm import replicate_vm
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.session import Session
@@ -82,10 +85,11 @@ class Devices:
     serial: Path | None
     net: str | None
 
-    def open(self, vm: Vm, as_json: bool, before: Output | None = None) -> Outbox:
+    def open(self, vm: Vm, as_json: bool, before: Output | None = None, unseen: bool = False) -> Outbox:
         """Args:
         before: what the guest had sent in the epoch that it goes on from. A file gets that once more, which
             changes nothing if it had it.
+        unseen: all of that may not have been seen.
         """
         serial = open_serial(self.serial) if self.serial else SerialStream(2 if as_json else 1)
         with ExitStack() as opened:
@@ -94,7 +98,7 @@ class Devices:
             opened.pop_all()
         if before:
             serial_at = before.serial_at if serial.repeatable else before.end[0]
-            outbox.restore((serial_at, before.end[1]), before)
+            outbox.restore(before.start if unseen else (serial_at, before.end[1]), before)
         return outbox
 
 
@@ -129,8 +133,17 @@ def device_options(verb: Verb) -> Verb:
     "--until", type=click.IntRange(0, 1 << 62), default=0, help="End after so many numbers or operations."
 )
 @device_options
+@replicate_options
 @vm_options
-def run(guest: str, vcpus: int, ram: int, until: int, devices: Devices, options: Options) -> None:
+def run(
+    guest: str,
+    vcpus: int,
+    ram: int,
+    until: int,
+    devices: Devices,
+    replicate: Replicate | None,
+    options: Options,
+) -> None:
     """Run a guest; what it prints on its serial port goes to stdout.
 
     It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
@@ -143,14 +156,17 @@ def run(guest: str, vcpus: int, ram: int, until: int, devices: Devices, options:
         outbox = stack.enter_context(devices.open(vm, options.as_json))
         for vcpu, order in enumerate(orders):
             post(vm, vcpu, order)
-        run_vm(vm, outbox, guest, options)
+        run_vm(vm, outbox, guest, options, replicate)
 
 
 @command.command("resume", short_help="Continue the guest of an epoch.")
 @click.argument("place", metavar="DIR@N", type=Place())
 @device_options
+@replicate_options
 @vm_options
-def resume(place: tuple[Path, int | None], devices: Devices, options: Options) -> None:
+def resume(
+    place: tuple[Path, int | None], devices: Devices, replicate: Replicate | None, options: Options
+) -> None:
     """Continue the guest of an epoch in this process, as if nothing had happened."""
     view = open_view(place, options.key)
 
@@ -163,31 +179,37 @@ def resume(place: tuple[Path, int | None], devices: Devices, options: Options) -
         stack.enter_context(vm)
         outbox = stack.enter_context(devices.open(vm, options.as_json, output_of(view.epoch)))
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
-        run_vm(vm, outbox, str(vm_facts(view.epoch).guest), options)
+        run_vm(vm, outbox, str(vm_facts(view.epoch).guest), options, replicate)
 
 
-def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options) -> None:
-    """Run a paused VM to its end, and take its epochs if there is a directory. Its output is not held."""
-    if options.directory is None and (options.count or options.max_dirty or options.force):
+def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Replicate | None) -> None:
+    """Run a paused VM to its end; take its epochs if there is a directory, or a standby that gets them."""
+    if options.directory is None and not replicate and (options.count or options.max_dirty or options.force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
-        if options.directory is None:
+        if options.directory is None and not replicate:
             vm.resume()
-            wait_for_guest(vm, outbox, None, interrupt, options.duration)
+            wait_for_guest(vm, outbox.pass_on, None, interrupt, options.duration)
             pass_on_rest(outbox)
             tell_verdict(vm, guest)
             return
-        chain = stack.enter_context(ChainWriter(options.directory, options.key, options.force))
         tracker = open_tracker(vm, options.engine, max_dirty_pages=options.max_dirty)
         stack.callback(tracker.close)
         tracker.activate()
         bind_vcpus(tracker, vm)
+
+        def wait(seconds: float, pass_on: Callable[[], object] = outbox.pass_on) -> bool:
+            return wait_for_guest(vm, pass_on, tracker if options.max_dirty else None, interrupt, seconds)
+
+        if replicate:
+            replicate_vm(vm, outbox, tracker, guest, interrupt, options, replicate, wait)
+            tell_verdict(vm, guest)
+            return
+        assert options.directory
+        chain = stack.enter_context(ChainWriter(options.directory, options.key, options.force))
         vm.resume()
         session = Session(VmTarget(vm, tracker, guest, outbox), chain, interrupt.seen)
-
-        def wait(seconds: float) -> bool:
-            return wait_for_guest(vm, outbox, tracker if options.max_dirty else None, interrupt, seconds)
 
         taken = take_epochs(session, options, interrupt, wait, lambda row: row.warnings)
         tracker.close()
@@ -203,19 +225,22 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options) -> None:
 
 def wait_for_guest(
     vm: Vm,
-    outbox: Outbox,
+    pass_on: Callable[[], object],
     tracker: KvmTracker | UffdTracker | None,
     interrupt: Interrupt,
     seconds: float | None,
 ) -> bool:
-    """Pass on what the guest sends for some seconds, or until its dirty pages reach the limit.
+    """Wait for some seconds, or until the guest's dirty pages reach the limit.
+
+    Args:
+        pass_on: called whenever the guest may have sent something.
 
     Returns:
         Whether the session has to end: it was interrupted, or the guest has ended.
     """
     end = None if seconds is None else time.monotonic() + seconds
     while True:
-        outbox.pass_on()
+        pass_on()
         vm.check()
         ended = [vcpu.exit for vcpu in vm.vcpus if vcpu.exit]
         if ended:

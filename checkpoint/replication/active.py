@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from checkpoint.errors import LinkError
+from checkpoint.replication.active_link import ActiveLink, final_message
 from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
 from checkpoint.replication.fence import FileLock
@@ -76,10 +77,10 @@ class ActiveEdge(Edge):
         """
         super().__init__(deadline, wake)
         self._connect = connect
-        self._about = about
+        self.about = about
         self._output = output
         self._lock = lock
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()
         self.outgoing = Outgoing(self._note_news)
         self.sink = LinkSink(self.outgoing, key)
         self.machine = Active(deadline, self.now())
@@ -93,7 +94,7 @@ class ActiveEdge(Edge):
         self.is_taken = False
 
     def _note_news(self) -> None:
-        self.loop.call_soon_threadsafe(self._news.set)
+        self.loop.call_soon_threadsafe(self.news.set)
 
     # -- the session's thread ---------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class ActiveEdge(Edge):
 
     def ask(self) -> str:
         """A user wants a switchover; returns why there can be none, or ""."""
-        return self.call(lambda: self._on(ActiveEvent.SWITCHOVER))
+        return self.call(lambda: self.on(ActiveEvent.SWITCHOVER))
 
     def final(self) -> None:
         """The guest stands, and the next epoch is the last one that is sent."""
@@ -116,7 +117,7 @@ class ActiveEdge(Edge):
         self._settled.wait(timeout)
 
     def take_back(self) -> None:
-        """The standby has not answered to the last epoch: go on without it, if it does not come to be first."""
+        """The standby has not answered to the last epoch: end the link, so that the guest runs here again."""
 
         async def take_back() -> None:
             if self._channel and self.machine.state is ActiveState.HANDING:
@@ -139,7 +140,7 @@ class ActiveEdge(Edge):
             if ActiveAction.SEND_BYE not in done:
                 return False
             with contextlib.suppress(LinkError):
-                await self._channel.send(Message(Kind.BYE, {"why": why, **self._released()}))
+                await self._channel.send(Message(Kind.BYE, {"why": why, **self.told()}))
                 return True
             return False
 
@@ -163,27 +164,16 @@ class ActiveEdge(Edge):
     async def _link(self) -> None:
         channel = await self._connect()
         try:
-            about = {"role": "active", "features": ["deltas", "zstd"], **self._about}
-            await channel.send(Message(Kind.HELLO, about))
-            async with asyncio.timeout(self.deadline):
-                hello = (await channel.receive()).meta
-            self._greet(channel, hello)
-            await first_of(self._send_all(channel), self._receive_all(channel))
-        except TimeoutError as error:
-            raise LinkError(f"{channel.peer} does not answer") from error
+            await ActiveLink(self, channel).serve()
         finally:
             await channel.close()
 
-    def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
-        if hello.get("role") != "standby":
-            raise LinkError(f"{channel.peer} is no standby")
-        if hello.get("runs"):
-            self._on(ActiveEvent.STAND_IN)
-            raise LinkError("the standby runs the guest")
+    def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
+        """A standby has said HELLO."""
         self._channel = channel
         tip = hello.get("tip") or {}
         digest = str(tip.get("digest", ""))
-        self._on(ActiveEvent.LINKED, digest=digest if self.sink.knows(digest) else "")
+        self.on(ActiveEvent.LINKED, digest if self.sink.knows(digest) else "")
         self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
         if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
             self.outgoing.link()
@@ -192,78 +182,38 @@ class ActiveEdge(Edge):
     def _unlink(self) -> None:
         self._channel = self.far = None
         if not self.stopped:
-            self._on(ActiveEvent.UNLINKED)
+            self.on(ActiveEvent.UNLINKED)
         self.wake()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.deadline / BEATS)
             if self._lock and not self._lock.is_held and self.machine.may_release:
-                self._on(ActiveEvent.FENCE_LOST)
+                self.on(ActiveEvent.FENCE_LOST)
             if self._channel:
                 self._carry_out(self.machine.tick(self.now()))
             if self._channel:
-                beat = {"taken": self.outgoing.sent, "sent": self.outgoing.sent, **self._released()}
+                beat = {"taken": self.outgoing.sent, "sent": self.outgoing.sent, **self.told()}
                 self.spawn(self.say(self._channel, Message(Kind.BEAT, beat)))
 
-    def _released(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
+        """What an END, BEAT or GO says beside its own."""
         return {"released": list(self._output.released)} if self._output else {}
-
-    async def _send_all(self, channel: Channel) -> None:
-        while True:
-            messages = self.outgoing.take()
-            if not messages:
-                await self._news.wait()
-                self._news.clear()
-                continue
-            ready: list[Message] = []
-            for message in messages:
-                ready += self._ended(message) if message.kind is Kind.END else [message]
-            await channel.send(*ready)
-
-    def _ended(self, end: Message) -> list[Message]:
-        """An epoch is whole: what is sent of that."""
-        meta = {**end.meta, **self._released()}
-        parent = "" if meta["base"] else meta["parent"]
-        final, self._final = bool(self._final), ""
-        epoch = Epoch(meta["epoch"], meta["digest"], parent)
-        sent: list[Message] = []
-        for do in self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final):
-            if do.action is ActiveAction.SEND_END:
-                sent.append(Message(Kind.END, meta))
-            elif do.action is ActiveAction.SEND_FINAL:
-                sent.append(self._final_message(epoch))
-            else:
-                raise LinkError("an epoch was taken that does not follow what the standby has")
-        return sent
-
-    def _final_message(self, epoch: Epoch) -> Message:
-        return Message(Kind.FINAL, {"epoch": epoch.number, "digest": epoch.digest})
-
-    async def _receive_all(self, channel: Channel) -> None:
-        while True:
-            message = await channel.receive()
-            self.machine.heard(self.now())
-            digest = str(message.meta.get("digest", ""))
-            match message.kind:
-                case Kind.ACK:
-                    self._on(ActiveEvent.ACKED, digest=digest)
-                case Kind.BEAT:
-                    pass
-                case Kind.READY:
-                    self._on(ActiveEvent.READY, digest=digest)
-                case Kind.TAKEN:
-                    self._on(ActiveEvent.STAND_IN)
-                case Kind.ASK:
-                    self._on(ActiveEvent.SWITCHOVER)
-                case _:
-                    raise LinkError(f"a standby sends no {message.kind.name}")
 
     # -- the machine ------------------------------------------------------------------------------
 
-    def _on(self, event: ActiveEvent, **told: Any) -> str:
+    def on(self, event: ActiveEvent, digest: str = "") -> str:
+        """Take an event; returns what is to be said of it. Raises: LinkError: the link has to end."""
         self.is_taken |= event is ActiveEvent.STAND_IN and self.machine.state is ActiveState.RESIGNED
-        return self._carry_out(self.machine.on(event, self.now(), **told), event)
+        return self._carry_out(self.machine.on(event, self.now(), digest=digest), event)
+
+    def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
+        """An epoch is whole; returns what is to be sent of that."""
+        final, self._final = bool(self._final), ""
+        return self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
+
+    def heard(self) -> None:
+        self.machine.heard(self.now())
 
     def _carry_out(self, actions: list[Do[ActiveAction]], event: ActiveEvent | None = None) -> str:
         """Returns what is to be said of it, or ""."""
@@ -292,10 +242,10 @@ class ActiveEdge(Edge):
                     if self._lock:
                         self._lock.close()
                 case a.SEND_GO if self._channel:
-                    go = Message(Kind.GO, self._released())
+                    go = Message(Kind.GO, self.told())
                     self.spawn(self.say(self._channel, go))
                 case a.SEND_FINAL if self._channel and do.epoch:
-                    self.spawn(self.say(self._channel, self._final_message(do.epoch)))
+                    self.spawn(self.say(self._channel, final_message(do.epoch)))
                 case a.STOP:
                     self._stop(do.reason)
                 case a.CLOSE if self._channel:

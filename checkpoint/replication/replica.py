@@ -10,6 +10,8 @@ from checkpoint.image import EpochFile
 from checkpoint.replication.incoming import Incoming
 from checkpoint.replication.mirror import Mirror
 from checkpoint.replication.store import Image, Store
+from checkpoint.targets.vm_state import output_of
+from kvmglue import Output, Positions
 from uffdtrack.closing import Closing
 
 
@@ -38,14 +40,14 @@ class Replica(Closing):
     Attributes:
         mirror: the memory, if it is a VM's; None before its base has come, and of a process.
         store: its chain on disk.
-        last: the epoch that was merged last, or None.
+        output: what a guest has sent that may not have been seen outside.
         heard: bytes of images that have come.
     """
 
     def __init__(self, store: Store, key: bytes) -> None:
         self.mirror: Mirror | None = None
         self.store = store
-        self.last: EpochFile | None = None
+        self.output = Output()
         self.heard = 0
         self._key = key
         self._coming: Incoming | None = None
@@ -103,6 +105,9 @@ class Replica(Closing):
             UnsupportedError, PermissionDeniedError: this host cannot run its VM.
         """
         epoch = received.epoch
+        output = output_of(epoch)
+        if output and not received.base:
+            output = _joined(self.output, output)
         if epoch.facts.vm is None:
             if self.mirror:
                 raise ImageError("an epoch of a process came behind those of a VM")
@@ -115,11 +120,34 @@ class Replica(Closing):
         else:
             self.mirror.merge(epoch)
         follows = bool(received.parent) and received.parent == self._last_digest
-        self.last, self._last_digest = epoch, received.digest
+        self._last_digest = received.digest
+        self.output = output or Output()
         self.store.put(Image(received.incoming, received.base, received.base and not follows))
+
+    def forget_output(self, released: Positions) -> None:
+        """Drop what has been seen outside, up to there."""
+        self.output = self.output.since(_within(self.output, released))
 
     def close(self) -> None:
         self.drop_partial()
         if self.mirror:
             self.mirror.close()
         self.store.close()
+
+
+def _joined(held: Output, new: Output) -> Output:
+    """What is held, and a new epoch's; that begins at its end, or before it if an epoch was dropped there.
+
+    Raises:
+        ImageError: there is a gap.
+    """
+    serial, packets = new.serial_at - held.serial_at, new.packet_at - held.packet_at
+    if not (0 <= serial <= len(held.serial) and 0 <= packets <= len(held.packets)):
+        raise ImageError(f"an epoch has the output from {new.start} on, and that up to {held.end} was here")
+    before = Output(held.serial_at, held.serial[:serial], held.packet_at, held.packets[:packets])
+    return before.then(new)
+
+
+def _within(output: Output, at: Positions) -> Positions:
+    (serial, packets), (serial_end, packet_end) = output.start, output.end
+    return min(max(at[0], serial), serial_end), min(max(at[1], packets), packet_end)

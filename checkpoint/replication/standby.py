@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from checkpoint.replication.fence import Fence
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.machine import Do, Epoch, Marks, Told
 from checkpoint.replication.peer import Standby
+from checkpoint.replication.process_watch import ProcessWatch
 from checkpoint.replication.replica import Received, Replica
 from checkpoint.replication.table import StandbyAction, StandbyEvent, StandbyState
 from uffdtrack.errors import UffdtrackError
@@ -60,7 +60,7 @@ class StandbyEdge(Edge):
         self._channel: Channel | None = None
         self._ends: dict[int, asyncio.Task[None]] = {}
         self._said = ""
-        self._pidfd = -1
+        self._process = ProcessWatch(self.loop, self._process_ended)
         self._busy = asyncio.Lock()
 
     # -- the owner's thread -----------------------------------------------------------------------
@@ -90,7 +90,7 @@ class StandbyEdge(Edge):
             await first_of(self.wait_end(), self._tick())
         finally:
             await listener.close()
-            self._watch_process(-1)
+            self._process.watch(None)
 
     async def _tick(self) -> None:
         last_tick = self.now()
@@ -145,7 +145,7 @@ class StandbyEdge(Edge):
             await old.close("the active has linked anew")
         self.replica.drop_partial()
         self.about = hello
-        self._watch_process(channel.peer_pidfd)
+        self._process.watch(channel.peer_pidfd)
         await channel.send(Message(Kind.HELLO, self._hello()))
         since = f", from epoch {self._whole()} on" if self.machine.tip else ""
         self.tell(f"{hello.get('name', 'an active')} is linked{since}")
@@ -170,18 +170,7 @@ class StandbyEdge(Edge):
                 self.tell(f"the link has ended: {error}")
             await self._on(StandbyEvent.UNLINKED)
 
-    def _watch_process(self, pidfd: int | None) -> None:
-        """Learn of the end of the active's process, if it is on this host."""
-        if self._pidfd >= 0:
-            self.loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-        if pidfd is not None and pidfd >= 0:
-            self._pidfd = os.dup(pidfd)
-            self.loop.add_reader(self._pidfd, self._process_ended)
-
     def _process_ended(self) -> None:
-        self._watch_process(-1)
         self.spawn(self._note_death())
 
     async def _note_death(self) -> None:
@@ -217,8 +206,9 @@ class StandbyEdge(Edge):
 
     def _note_released(self, meta: Mapping[str, Any]) -> None:
         match meta.get("released"):
-            case [int(serial), int(packets)] if serial >= 0 and packets >= 0:
+            case [int(serial), int(packets)]:
                 self.machine.noted((serial, packets))
+                self.replica.forget_output((serial, packets))
 
     async def _take_epoch(self, meta: Mapping[str, Any]) -> None:
         coming = self.replica.coming_bytes

@@ -23,7 +23,7 @@ from checkpoint.targets.vm_state import (
     vcpu_states,
     vcpu_thread,
 )
-from checkpoint.targets.vm_stop import exchange_running, leave_own_gate, stopping
+from checkpoint.targets.vm_stop import Taken, exchange_running, leave_own_gate, stopping
 from checkpoint.view import View
 from kvmglue import KvmTracker, Outbox, Output, Positions, VcpuState, Vm
 from uffdtrack import PAGE, Pending, Region, Rhythm, Runs, UffdTracker, Window
@@ -41,17 +41,24 @@ class VmTarget:
         tracker: an active one, on its RAM.
         guest: the name of its guest, for people.
         outbox: of the VM; each epoch then has what the guest has sent since the one before.
+        safe: called in any thread when epochs are safe, with up to where they have what the guest has sent.
 
     Attributes:
         pending: what was harvested and not handed over.
         states: of the vCPUs, at the last window.
         output: what the guest had sent at the last window, and was not handed over.
+        stands: it stands after a window, until `vm.resume()`; after one that fails it runs.
     """
 
     ahead = 0
 
     def __init__(
-        self, vm: Vm, tracker: KvmTracker | UffdTracker, guest: str, outbox: Outbox | None = None
+        self,
+        vm: Vm,
+        tracker: KvmTracker | UffdTracker,
+        guest: str,
+        outbox: Outbox | None = None,
+        safe: Callable[[Positions], None] = lambda upto: None,
     ) -> None:
         self.pid = os.getpid()
         self.vm = vm
@@ -59,6 +66,8 @@ class VmTarget:
         self.guest = guest
         self.outbox = outbox
         self.output: Output | None = None
+        self.stands = False
+        self._safe = safe
         self.engine = tracker.traits.name
         self.max_dirty = tracker.max_dirty_pages
         self.behind = False
@@ -87,6 +96,8 @@ class VmTarget:
             return to_runs(pages), _NONE
         self.pending = _Pending()
         self._whole_system = True
+        if self.outbox:  # who gets a base has nothing of what came before
+            self.outbox.take_back(self.outbox.released)
         return np.array([(r.start, r.end) for r in self.regions[:-1]], np.uint64), _NONE
 
     def postpone(self, runs: Runs, reset: Runs) -> None:
@@ -100,7 +111,10 @@ class VmTarget:
         with stopping():
             try:
                 taken = self._take()
-            finally:
+            except BaseException:
+                self.vm.resume()
+                raise
+            if not self.stands:
                 self.vm.resume()
         return self._window(taken)
 
@@ -114,9 +128,15 @@ class VmTarget:
         lent = self._buffer
         self._buffer = self._spare.pop() if self._spare else np.empty(lent.size, np.uint8)
         pending = self.pending
-        pending.output_from = self.output.start if self.output else None
+        output = self.output
+        pending.output_from = output.start if output else None
         self.pending, self.output = _Pending(), None
-        return Handed(pending, lambda: self._spare.append(lent))
+
+        def safe() -> None:
+            if output:
+                self._safe(output.end)
+
+        return Handed(pending, lambda: self._spare.append(lent), safe)
 
     def take_back(self, pending: Pending) -> None:
         self.pending.merge(pending)
@@ -144,7 +164,7 @@ class VmTarget:
 
     # -- parts of a window ------------------------------------------------------------------------
 
-    def _take(self) -> _Taken:
+    def _take(self) -> Taken:
         """Stop it, harvest and copy."""
         started = time.perf_counter()
         full = self._stop()
@@ -156,9 +176,9 @@ class VmTarget:
         harvested = time.perf_counter()
         pages = expand(self.pending.pages)
         copied = self._copy(pages)
-        return _Taken(pages, copied, (full, found), (started, stopped, harvested, time.perf_counter()))
+        return Taken(pages, copied, (full, found), (started, stopped, harvested, time.perf_counter()))
 
-    def _window(self, taken: _Taken) -> Window:
+    def _window(self, taken: Taken) -> Window:
         data, zero, contents = self._parted(taken.pages, taken.copied)
         started, stopped, harvested, done = taken.times
         return Window(
@@ -269,22 +289,6 @@ class _Pending(Pending):
     """It goes back to the VM with the output from there on; None: without output."""
 
     output_from: Positions | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """The result of a stop, before it is sorted.
-
-    Attributes:
-        copied: contents of `pages`, in the buffer.
-        touched: harvested pages of the RAM, at a threshold and after.
-        times: when the stop began, when all had stopped, and when harvest and copy ended.
-    """
-
-    pages: npt.NDArray[np.uint64]
-    copied: npt.NDArray[np.uint8]
-    touched: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
-    times: tuple[float, float, float, float]
 
 
 def _region(gfn: int, pages: int, name: str) -> Region:

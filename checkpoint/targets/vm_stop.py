@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,22 @@ import numpy.typing as npt
 from kvmglue import KvmTracker, Vm
 from uffdtrack import UffdTracker
 from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The result of a stop, before it is sorted.
+
+    Attributes:
+        copied: contents of `pages`, in the buffer.
+        touched: harvested pages of the RAM, at a threshold and after.
+        times: when the stop began, when all had stopped, and when harvest and copy ended.
+    """
+
+    pages: npt.NDArray[np.uint64]
+    copied: npt.NDArray[np.uint8]
+    touched: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
+    times: tuple[float, float, float, float]
 
 
 @contextmanager
