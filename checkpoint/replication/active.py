@@ -171,6 +171,7 @@ class ActiveEdge(Edge):
     def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         """A standby has said HELLO."""
         self._channel = channel
+        self.heard()
         tip = hello.get("tip") or {}
         digest = str(tip.get("digest", ""))
         self.on(ActiveEvent.LINKED, digest if self.sink.knows(digest) else "")

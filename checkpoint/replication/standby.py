@@ -129,6 +129,7 @@ class StandbyEdge(Edge):
         if hello.get("role") != "active":
             raise LinkError(f"{channel.peer} is no active")
         run = str(hello.get("run", ""))
+        self.machine.heard(self.now())
         done = self.machine.on(StandbyEvent.LINKED, self.now(), run=run)
         actions = [do.action for do in done]
         if StandbyAction.SEND_TAKEN in actions:
