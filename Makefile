@@ -1,4 +1,4 @@
-# make demo, make test: each sets up what it needs (.venv, the C core, Debian packages where this is root).
+# make demo, make demo-failover, make test: each sets up what it needs (.venv, the C core, Debian packages where this is root).
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find uffdtrack/_native kvmglue/_native benchmarks/ab/_native native_common -name "[!_]*.[ch]" -o -name build.py)
@@ -6,11 +6,14 @@ SOURCES := $(shell find uffdtrack/_native kvmglue/_native benchmarks/ab/_native 
 # Hundreds of tests start the command: each would compile all of it anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-slow test-cases lint format bench clean
+.PHONY: demo demo-failover test test-slow test-cases lint format bench clean
 
 demo: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools
 	$(BIN)/python examples/redis_rollback.py
+
+demo-failover: .venv/ready
+	$(BIN)/python examples/failover.py
 
 test: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils \
