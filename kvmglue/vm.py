@@ -181,6 +181,11 @@ class Vm(Closing, Pausable):
         lib.kg_hold(self.native, -len(out), 0)
         return out
 
+    @property
+    def has_output(self) -> bool:
+        """Whether the guest has sent something that nobody has taken yet."""
+        return bool(lib.kg_has_output(self.native))
+
     def connect(self, fd: int) -> None:
         """Let the guest get the packets that can be read from a descriptor, which does not block; once.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,16 @@ from checkpoint.cli.common import DIRECTORY, Time, json_option, key_option
 from checkpoint.schedule import Schedule
 
 Verb = Callable[..., Any]
+WITHOUT_OUTPUT = 1.0
+"""At `--every output` so many seconds pass between two epochs if there is none."""
+AT_OUTPUT = '; of a guest that is replicated also "output": when it has sent something.'
+
+
+class Every(Time):
+    """100ms, 2s, or "output"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return math.inf if value == "output" else super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +46,18 @@ class Options:
     """Only sessions of processes have the last two."""
 
     @property
+    def at_output(self) -> bool:
+        """An epoch is due when the guest has sent something."""
+        return math.isinf(self.every)
+
+    @property
     def schedule(self) -> Schedule:
-        return Schedule(self.every, self.count, self.duration)
+        return Schedule(min(self.every, WITHOUT_OUTPUT), self.count, self.duration)
 
 
 def session_options(output: str, required: bool, engines: Sequence[str], engine: str,
                     document: str, max_dirty: str, follow_shared: str = "", keep: str = "",
+                    at_output: bool = False,
                     ) -> Callable[[Verb], Verb]:  # fmt: skip
     """The options of a session, which a verb gets as one argument, `options`.
 
@@ -48,12 +65,14 @@ def session_options(output: str, required: bool, engines: Sequence[str], engine:
         output: the help of --output; `required`: the user has to give it.
         engines: the choices; `engine` is the default, `document` describes them.
         max_dirty: the help of --max-dirty.
+        at_output: --every can be "output".
         follow_shared, keep: the help of --follow-shared and --keep; "": there is no such option.
     """
     every_option = [
         click.option("-o", "--output", "directory", type=DIRECTORY, required=required, help=output),
         click.option(
-            "--every", type=Time(), default="1s", show_default=True, help="Time from one epoch to the next."
+            "--every", type=Every() if at_output else Time(), default="1s", show_default=True,
+            help="Time from one epoch to the next" + (AT_OUTPUT if at_output else "."),
         ),
         click.option(
             "--count", type=click.IntRange(min=1), help="End after N epochs, the base included."

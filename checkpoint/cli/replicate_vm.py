@@ -28,7 +28,7 @@ HANDOVER = 10.0
 """So many seconds the guest may stand for the standby's answer, when it is handed over."""
 FLUSH = 30.0
 """So many seconds the last output waits for its acknowledgement, when the guest has ended."""
-Wait = Callable[[float, Callable[[], object]], bool]
+Wait = Callable[[float, Callable[[], bool]], bool]
 
 
 def replicate_vm(
@@ -62,9 +62,10 @@ def replicate_vm(
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)
         handover = Handover(edge, session, target)
 
-        def look() -> None:
+        def look() -> bool:
             held.release()
             check_stopped(edge)
+            return options.at_output and vm.has_output
 
         def waiting(seconds: float) -> bool:
             if edge.asked and handover.done():

@@ -109,7 +109,7 @@ def take_epochs(
         warnings: a row's warnings, as text.
         show: shows a row as progress.
     """
-    summary = report.Summary(options.every)
+    summary = report.Summary(options.schedule.every)
     printing = threading.Lock()
 
     def emit(row: R) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checkpoint.cli.common import say
-from checkpoint.cli.vm import Devices, pass_on_rest, tell_verdict, wait_for_guest
+from checkpoint.cli.vm import Devices, pass_on_rest, passing_on, tell_verdict, wait_for_guest
 from checkpoint.cli.waits import Interrupt
 from checkpoint.replication.replica import Replica
 from uffdtrack.errors import InvalidInputError
@@ -24,6 +24,6 @@ def run_taken_over(replica: Replica, devices: Devices, interrupt: Interrupt) -> 
         mirror.vm.resume()
         outbox.pass_on()
         say(f"standby: the guest {mirror.guest} runs here")
-        wait_for_guest(mirror.vm, outbox.pass_on, None, interrupt, None)
+        wait_for_guest(mirror.vm, passing_on(outbox), None, interrupt, None)
         pass_on_rest(outbox)
     tell_verdict(mirror.vm, mirror.guest)

@@ -70,6 +70,7 @@ vm_options = session_options(
     "kvm-ring",
     "docs/kvm.md",
     "Pause the guest and take an epoch as soon as so many pages are dirty, too.",
+    at_output=True,
 )
 
 
@@ -186,11 +187,13 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Repl
     """Run a paused VM to its end; take its epochs if there is a directory, or a standby that gets them."""
     if options.directory is None and not replicate and (options.count or options.max_dirty or options.force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
+    if options.at_output and not replicate:
+        raise InvalidInputError("--every output goes with --replicate: otherwise no output is held")
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         if options.directory is None and not replicate:
             vm.resume()
-            wait_for_guest(vm, outbox.pass_on, None, interrupt, options.duration)
+            wait_for_guest(vm, passing_on(outbox), None, interrupt, options.duration)
             pass_on_rest(outbox)
             tell_verdict(vm, guest)
             return
@@ -199,8 +202,10 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Repl
         tracker.activate()
         bind_vcpus(tracker, vm)
 
-        def wait(seconds: float, pass_on: Callable[[], object] = outbox.pass_on) -> bool:
-            return wait_for_guest(vm, pass_on, tracker if options.max_dirty else None, interrupt, seconds)
+        passing = passing_on(outbox)
+
+        def wait(seconds: float, look: Callable[[], bool] = passing) -> bool:
+            return wait_for_guest(vm, look, tracker if options.max_dirty else None, interrupt, seconds)
 
         if replicate:
             replicate_vm(vm, outbox, tracker, guest, interrupt, options, replicate, wait)
@@ -225,7 +230,7 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Repl
 
 def wait_for_guest(
     vm: Vm,
-    pass_on: Callable[[], object],
+    look: Callable[[], bool],
     tracker: KvmTracker | UffdTracker | None,
     interrupt: Interrupt,
     seconds: float | None,
@@ -233,14 +238,14 @@ def wait_for_guest(
     """Wait for some seconds, or until the guest's dirty pages reach the limit.
 
     Args:
-        pass_on: called whenever the guest may have sent something.
+        look: called whenever the guest may have sent something; True: wait no longer.
 
     Returns:
         Whether the session has to end: it was interrupted, or the guest has ended.
     """
     end = None if seconds is None else time.monotonic() + seconds
     while True:
-        pass_on()
+        is_due = look()
         vm.check()
         ended = [vcpu.exit for vcpu in vm.vcpus if vcpu.exit]
         if ended:
@@ -249,7 +254,7 @@ def wait_for_guest(
             return True
         if interrupt.seen() or done(vm, 0):
             return True
-        if interrupt.woken():
+        if interrupt.woken() or is_due:
             return False
         left = PERIOD if end is None else min(end - time.monotonic(), PERIOD)
         if left <= 0:
@@ -268,6 +273,16 @@ def tell_verdict(vm: Vm, guest: str) -> None:
     looks = sum(n // vcpu.mailbox.pace for n, vcpu in zip(done, vm.vcpus, strict=True))
     times = f"{looks} look{'s' * (looks != 1)}"
     say(f"{times} of the guest at what {sum(done)} operations have made: nothing torn")
+
+
+def passing_on(outbox: Outbox) -> Callable[[], bool]:
+    """The `look` of a guest whose output is not held."""
+
+    def look() -> bool:
+        outbox.pass_on()
+        return False
+
+    return look
 
 
 def pass_on_rest(outbox: Outbox) -> None:

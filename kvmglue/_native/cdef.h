@@ -80,6 +80,7 @@ uint32_t kg_wait_event(kg_vm *vm, uint32_t seen, int64_t timeout_ns);
 size_t kg_take_serial(kg_vm *vm, char *to, size_t room);
 size_t kg_take_packets(kg_vm *vm, uint8_t *to, uint16_t *bytes, size_t most);
 void kg_hold(kg_vm *vm, int64_t serial, int64_t packets);
+int kg_has_output(kg_vm *vm);
 int kg_connect(kg_vm *vm, int fd);
 typedef struct {
 	uint64_t runs, kicks, ports, fulls;

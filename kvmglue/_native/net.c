@@ -86,6 +86,12 @@ size_t kg_take_packets(kg_vm *vm, uint8_t *to, uint16_t *bytes, size_t most)
 	return n;
 }
 
+int kg_net_waits(kg_vm *vm)
+{
+	UT_LOCK(&vm->net.lock);
+	return vm->net.packets > 0;
+}
+
 /* -- from the wire ------------------------------------------------------------------------------- */
 
 int kg_connect(kg_vm *vm, int fd)

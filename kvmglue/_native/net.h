@@ -12,6 +12,8 @@ int kg_net_ready(kg_vm *vm);
 int kg_net_hold(kg_vm *vm, int64_t n);
 /* Queue a copy of a packet for the host. Drops what has no room: the guest did not look whether there is some. */
 void kg_net_put(kg_vm *vm, const kg_packet *packet);
+/* Whether a packet waits for the host. */
+int kg_net_waits(kg_vm *vm);
 /* Whether a packet may have come. */
 int kg_net_came(kg_vm *vm);
 /* Take the next one from the wire; its length is 0 if there is none. */

@@ -87,3 +87,9 @@ int kg_serial_hold(kg_vm *vm, int64_t n)
 	s->held += n;
 	return !had && has_room(s);
 }
+
+int kg_serial_waits(kg_vm *vm)
+{
+	UT_LOCK(&vm->serial.lock);
+	return vm->serial.bytes > 0;
+}

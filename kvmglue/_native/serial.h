@@ -6,6 +6,8 @@ void kg_serial_init(kg_serial *s);
 void kg_serial_free(kg_serial *s);
 /* Whether the transmitter is ready: what is in the VM, and what the host holds, is below the bound. */
 int kg_serial_ready(kg_vm *vm);
+/* Whether something waits for the host. */
+int kg_serial_waits(kg_vm *vm);
 /* The host holds so much more; 1: there is room now, and was none. */
 int kg_serial_hold(kg_vm *vm, int64_t n);
 /* Drops what has no room: the guest did not look whether the port is ready. */

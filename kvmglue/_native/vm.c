@@ -144,6 +144,11 @@ void kg_hold(kg_vm *vm, int64_t serial, int64_t packets)
 		kg_tell(&vm->gate.changed);
 }
 
+int kg_has_output(kg_vm *vm)
+{
+	return kg_serial_waits(vm) || kg_net_waits(vm);
+}
+
 /* -- vCPUs --------------------------------------------------------------------------------------- */
 
 int kg_vcpu_open(kg_vm *vm, int kvm, uint64_t mailbox, uint64_t stack, uint64_t tables)

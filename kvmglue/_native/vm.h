@@ -120,6 +120,8 @@ size_t kg_take_serial(kg_vm *vm, char *to, size_t room);
 size_t kg_take_packets(kg_vm *vm, uint8_t *to, uint16_t *bytes, size_t most);
 /* The host holds so many bytes and packets more; below 0: fewer. In any thread. */
 void kg_hold(kg_vm *vm, int64_t serial, int64_t packets);
+/* Whether the guest has sent something that was not taken yet. */
+int kg_has_output(kg_vm *vm);
 /* The guest gets the packets that can be read from this descriptor, which does not block; before it first runs. */
 int kg_connect(kg_vm *vm, int fd);
 
