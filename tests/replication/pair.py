@@ -1,0 +1,85 @@
+"""An active and a standby in one process, over a real Unix socket."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from checkpoint.errors import StandbyAwayError
+from checkpoint.replication import link
+from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.address import Address
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.fence import Fence
+from checkpoint.replication.replica import Replica
+from checkpoint.replication.standby import StandbyEdge
+from checkpoint.replication.store import Store
+from checkpoint.session import R, Taker
+from tests.helpers import DEADLINE
+
+SILENCE = 30.0
+"""Seconds: no test waits for it."""
+
+
+@dataclass
+class Told:
+    """What a standby has told its user."""
+
+    lines: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def standby(
+    socket: Path, directory: Path, fence: Fence | None = None, force: bool = False, deadline: float = SILENCE
+) -> Iterator[StandbyEdge]:
+    """A standby that listens."""
+    address = Address("unix", path=str(socket))
+
+    async def listening(accept: Callable[[Channel], Awaitable[None]]) -> Any:
+        return await link.listen(address, None, accept)
+
+    told = Told()
+    with Replica(Store(directory, force), b"") as replica:
+        edge = StandbyEdge(listening, "standby", replica, fence, deadline, lambda: None, told.lines.append)
+        with edge:
+            edge.start()
+            yield edge
+        assert edge.failure is None
+
+
+@contextmanager
+def active(socket: Path, kind: str = "vm", **more: Any) -> Iterator[ActiveEdge]:
+    """An active that connects, again and again."""
+
+    async def connect() -> Channel:
+        return await link.connect(Address("unix", path=str(socket)))
+
+    about = {"name": "active", "run": secrets.token_hex(8), "kind": kind, "keyed": False}
+    with ActiveEdge(connect, about, b"", SILENCE, lambda: None, **more) as edge:
+        edge.start()
+        yield edge
+    assert edge.failure is None
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.001)
+
+
+def take(session: Taker[R]) -> R:
+    """Take an epoch, as soon as a standby is there."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        try:
+            return session.take()
+        except StandbyAwayError:
+            assert time.monotonic() < deadline, "no standby takes epochs"
+            time.sleep(0.001)

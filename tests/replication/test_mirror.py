@@ -1,0 +1,150 @@
+"""What a standby has is what the guest has: compared byte by byte after each epoch that was acknowledged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoint.chain import Chain
+from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.mirror import Mirror
+from checkpoint.replication.standby import StandbyEdge
+from checkpoint.session import Session
+from checkpoint.targets.vm import VmTarget
+from kvmglue import Order, Vm, bind_vcpus, open_tracker, post, rings_for, wait
+from tests.helpers import DEADLINE
+from tests.kvm.conftest import PAGES, Machine, kvm
+from tests.replication.pair import active, standby, take, until
+from uffdtrack import GuestRam
+
+assert kvm  # a fixture
+
+ENGINES = ["kvm-ring", "kvm-bitmap", "scan", "sync"]
+
+
+@pytest.fixture
+def guest(kvm: None) -> Iterator[Callable[[str], Machine]]:
+    """Build VMs, each with an active tracker."""
+    with ExitStack() as stack:
+
+        def build(engine: str) -> Machine:
+            ram = stack.enter_context(GuestRam(PAGES * 4096, shared=False))
+            vm = stack.enter_context(Vm(ram, ring_entries=rings_for(engine, 1)))
+            tracker = open_tracker(vm, engine)
+            stack.callback(tracker.close)
+            tracker.activate()
+            bind_vcpus(tracker, vm)
+            return Machine(ram, vm, tracker)
+
+        yield build
+
+
+def begin(edge: ActiveEdge, there: Machine) -> tuple[Session, VmTarget]:
+    target = VmTarget(there.vm, there.tracker, "write")
+    target.stands = True  # from each window on, so that there is one state to compare with
+    return Session(target, edge.sink.images, sink=edge.sink), target
+
+
+def write(there: Machine, first: int, pages: int, value: int, kind: str = "sequential", n: int = 0) -> None:
+    there.vm.resume()
+    post(there.vm, 0, Order(kind, first=first, pages=pages, n=n or pages, value=value, seed=value + 1))
+    assert wait(there.vm, 0, DEADLINE)
+
+
+def differing(edge: StandbyEdge, there: Machine) -> list[int]:
+    """Rows of the RAM that differ; of what else differs -1."""
+    mirror = edge.replica.mirror
+    assert mirror
+    states = [vcpu.state() for vcpu in there.vm.vcpus]
+    same = all(one.same(other) for one, other in zip(states, mirror.states, strict=True))
+    if not same or (mirror.vm.system_state != there.vm.system_state).any():
+        return [-1]
+    return np.flatnonzero((mirror.ram.pages() != there.ram.pages()).any(axis=1)).tolist()
+
+
+def write_at_random(there: Machine, chance: random.Random, turn: int) -> None:
+    """Values repeat, and pages become zero, so that there are deltas and pages that did not change."""
+    write(there, 0, PAGES, chance.choice([0, turn % 3]), "random", chance.choice([1, 7, 300]))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_epoch(engine: str, guest: Callable[[str], Machine], tmp_path: Path) -> None:
+    there, chance = guest(engine), random.Random(1)
+    with standby(tmp_path / "s", tmp_path / "chain") as far, active(tmp_path / "s") as edge:
+        session, _ = begin(edge, there)
+        for turn in range(12):
+            write_at_random(there, chance, turn)
+            row = take(session)
+            assert row.base == (turn == 0)
+            assert differing(far, there) == []
+        far.replica.store.drain()
+        assert [file.epoch for file in Chain(tmp_path / "chain").verify(b"")] == list(range(12))
+
+
+def test_link_that_breaks(guest: Callable[[str], Machine], tmp_path: Path) -> None:
+    """Whatever was on its way, the next epoch that is acknowledged has it, and it needs no base."""
+    there, chance = guest("kvm-ring"), random.Random(2)
+    bases = 0
+    with standby(tmp_path / "s", tmp_path / "chain") as far, active(tmp_path / "s") as edge:
+        session, _ = begin(edge, there)
+        for turn in range(25):
+            write_at_random(there, chance, turn)
+            if chance.random() < 0.5:
+                cut(edge if chance.random() < 0.5 else far)
+            bases += take(session).base
+            assert differing(far, there) == []
+    assert bases == 1
+
+
+def cut(edge: ActiveEdge | StandbyEdge) -> None:
+    """End a link in its thread, whatever it does just then."""
+
+    def close() -> None:
+        if edge._channel:
+            edge.spawn(edge._channel.close())
+
+    edge.loop.call_soon_threadsafe(close)
+
+
+def test_standby_that_is_another_one(guest: Callable[[str], Machine], tmp_path: Path) -> None:
+    """One that has nothing gets a base; one that had an epoch follows no other active."""
+    there = guest("kvm-ring")
+    with active(tmp_path / "s") as edge:
+        session, _ = begin(edge, there)
+        for directory in ("one", "two"):
+            with standby(tmp_path / "s", tmp_path / directory) as far:
+                for turn in range(3):
+                    write(there, turn, 100, turn + 1)
+                    assert take(session).base == (turn == 0)
+                    assert differing(far, there) == []
+                with active(tmp_path / "s") as foreign:
+                    until(lambda there=foreign: "another run" in there.why, "it was not refused")
+                write(there, 9, 1, 9)
+                assert not take(session).base
+                assert differing(far, there) == []
+            Chain(tmp_path / directory).verify(b"")
+
+
+def test_mirror_that_lacks_a_page(
+    guest: Callable[[str], Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: the comparison sees one page."""
+    there, whole = guest("kvm-ring"), Mirror._write
+
+    def lacking(mirror: Mirror, epoch: Any, rows: Any, contents: Any) -> None:
+        keep = epoch.pages[rows] != there.ram.slots[0].gfn + 7
+        whole(mirror, epoch, rows[keep], contents[keep])
+
+    with standby(tmp_path / "s", tmp_path / "chain") as far, active(tmp_path / "s") as edge:
+        session, _ = begin(edge, there)
+        take(session)
+        monkeypatch.setattr(Mirror, "_write", lacking)
+        write(there, 6, 3, 3)
+        take(session)
+        assert differing(far, there) == [7]
