@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from checkpoint.cli.common import Time
+from checkpoint.cli.common import Time, say
 from checkpoint.replication import address, link
 from checkpoint.replication.active import ActiveEdge, Output
 from checkpoint.replication.address import Address
@@ -23,6 +23,8 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 Verb = Callable[..., Any]
 DEADLINE = "1s"
+PATIENCE = 2.0
+"""Seconds that a standby has to answer before we say that none is there."""
 
 
 class AddressType(click.ParamType[Address]):
@@ -101,8 +103,10 @@ class Replicate:
             return await link.connect(self.address, self.credentials, self.insecure)
 
         about = {"name": self.name or name, "run": secrets.token_hex(8), "kind": kind, "keyed": bool(key)}
-        edge = ActiveEdge(connect, about, key, self.deadline, wake, output, self.lock)
+        edge = ActiveEdge(connect, about, key, self.deadline, wake, say, output, self.lock)
         edge.start()
+        if not edge.await_link(PATIENCE):
+            say(f"no standby at {self.address} yet: epochs are taken when one is there")
         return edge
 
 

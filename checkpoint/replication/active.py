@@ -65,6 +65,7 @@ class ActiveEdge(Edge):
         key: bytes,
         deadline: float,
         wake: Callable[[], None],
+        tell: Callable[[str], None],
         output: Output | None = None,
         lock: FileLock | None = None,
     ) -> None:
@@ -72,11 +73,15 @@ class ActiveEdge(Edge):
         connect: one attempt; raises LinkError.
         about: for HELLO: name, run, kind, keyed.
         key: of the digests.
+        tell: called in the thread with what a user should know.
         output: what is held until it is acknowledged.
         lock: given up when the standby takes over by our will.
         """
         super().__init__(deadline, wake)
         self._connect = connect
+        self._tell = tell
+        self._told = ""
+        self._linked = threading.Event()
         self.about = about
         self._output = output
         self._lock = lock
@@ -87,7 +92,7 @@ class ActiveEdge(Edge):
         self.stopped = ""
         self.asked = False
         self.far: Far | None = None
-        self.why = self.outgoing.away
+        self.why = ""
         self._channel: Channel | None = None
         self._final = ""
         self._settled = threading.Event()
@@ -102,6 +107,10 @@ class ActiveEdge(Edge):
     def may_release(self) -> bool:
         """Whether output that is acknowledged may go out. It is asked right before."""
         return not self.stopped and self.machine.may_release and (not self._lock or self._lock.is_held)
+
+    def await_link(self, timeout: float) -> bool:
+        """Wait until a standby was linked for the first time; returns whether one was."""
+        return self._linked.wait(timeout)
 
     def ask(self) -> str:
         """A user wants a switchover; returns why there can be none, or ""."""
@@ -157,6 +166,7 @@ class ActiveEdge(Edge):
                 await self._link()
             except (UffdtrackError, OSError) as error:
                 self.why = str(error)
+                self._tell_once(self.why + ("; output is held" if self._output and self.far else ""))
             self._unlink()
             await asyncio.sleep(AGAIN)
         await self.wait_end()
@@ -178,6 +188,8 @@ class ActiveEdge(Edge):
         self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
         if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
             self.outgoing.link()
+            self._tell_once(f"the standby {self.far.name} is linked")
+            self._linked.set()
         self.wake()
 
     def _unlink(self) -> None:
@@ -230,7 +242,7 @@ class ActiveEdge(Edge):
                     self.outgoing.acknowledge(do.epoch.digest)
                 case a.TAKE_BACK:
                     self._final = ""
-                    self.outgoing.unlink(self.why)
+                    self.outgoing.unlink("no standby is connected")
                 case a.HAND_OVER:
                     self.asked = True
                     self.wake()
@@ -256,6 +268,11 @@ class ActiveEdge(Edge):
                 case a.SAY_MAY_NOT:
                     said = do.reason
         return said
+
+    def _tell_once(self, text: str) -> None:
+        if text != self._told and not self.stopped:
+            self._told = text
+            self._tell(text)
 
     def _stop(self, why: str) -> None:
         self.stopped = why

@@ -92,6 +92,11 @@ class Replica(Closing):
         """How much of the epoch that is under way has come."""
         return self._coming.size if self._coming else 0
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether nothing can follow what is here: of a process, if its chain could not be written."""
+        return bool(self.store.error) and not self.mirror
+
     def drop_partial(self) -> None:
         coming, self._coming = self._coming, None
         if coming:

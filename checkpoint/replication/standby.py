@@ -153,7 +153,7 @@ class StandbyEdge(Edge):
         self._said = ""
 
     def _hello(self) -> dict[str, Any]:
-        tip = self.machine.tip
+        tip = None if self.replica.needs_base else self.machine.tip
         return {
             "role": "standby", "name": self._name, "features": ["deltas", "zstd"],
             "tip": {"epoch": tip.number, "digest": tip.digest} if tip else None,

@@ -60,7 +60,7 @@ def active(socket: Path, kind: str = "vm", **more: Any) -> Iterator[ActiveEdge]:
         return await link.connect(Address("unix", path=str(socket)))
 
     about = {"name": "active", "run": secrets.token_hex(8), "kind": kind, "keyed": False}
-    with ActiveEdge(connect, about, b"", SILENCE, lambda: None, **more) as edge:
+    with ActiveEdge(connect, about, b"", SILENCE, lambda: None, lambda text: None, **more) as edge:
         edge.start()
         yield edge
     assert edge.failure is None
