@@ -98,7 +98,7 @@ def command(
         if edge.outcome == "over":
             say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
         elif edge.outcome == "takeover":
-            take_over(edge, interrupt, action, devices)
+            take_over(edge, interrupt, action, fence if isinstance(fence, FileLock) else None, devices)
 
 
 def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
@@ -112,7 +112,9 @@ def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
         raise edge.failure
 
 
-def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devices: Devices) -> None:
+def take_over(
+    edge: StandbyEdge, interrupt: Interrupt, action: str | None, lock: FileLock | None, devices: Devices
+) -> None:
     """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
     replica = edge.replica
     say(f"standby: {edge.why}; taking over from epoch {_whole(edge)}")
@@ -120,7 +122,7 @@ def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devic
         replica.store.drain()
         say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
     elif action in (None, RESUME):
-        run_taken_over(replica, devices, interrupt)
+        run_taken_over(replica, lock, devices, interrupt)
     elif action.startswith(EXPORT):
         replica.store.drain()
         file = Path(action.removeprefix(EXPORT).strip())

@@ -194,7 +194,7 @@ class ActiveEdge(Edge):
 
     def _unlink(self) -> None:
         self._channel = self.far = None
-        if not self.stopped:
+        if self.machine.state is not ActiveState.ENDED:
             self.on(ActiveEvent.UNLINKED)
         self.wake()
 
@@ -203,7 +203,7 @@ class ActiveEdge(Edge):
             await asyncio.sleep(self.deadline / BEATS)
             if self._lock and not self._lock.is_held and self.machine.may_release:
                 self.on(ActiveEvent.FENCE_LOST)
-            if self._channel:
+            if self._channel and self.machine.state is not ActiveState.ENDED:
                 self._carry_out(self.machine.tick(self.now()))
             if self._channel:
                 beat = {"taken": self.outgoing.sent, "sent": self.outgoing.sent, **self.told()}

@@ -87,7 +87,7 @@ class StandbyEdge(Edge):
     async def work(self) -> None:
         listener = await self._listening(self._accept)
         try:
-            await first_of(self.wait_end(), self._tick())
+            await first_of(self.wait_end(), self._tick(), self._beat())
         finally:
             await listener.close()
             self._process.watch(None)
@@ -101,6 +101,11 @@ class StandbyEdge(Edge):
                 if last_tick > before + self.deadline / 2:
                     self.machine.heard(last_tick)  # it is we who did not run
                 await self._carry_out(self.machine.tick(self.now()))
+
+    async def _beat(self) -> None:
+        """Whatever else is being done: a base takes its time, and so may the disk."""
+        while True:
+            await asyncio.sleep(self.deadline / BEATS)
             if self._channel:
                 last = self.replica.store.last
                 await self.say(self._channel, Message(Kind.BEAT, {"whole": self._whole(), "stored": last}))
@@ -120,9 +125,9 @@ class StandbyEdge(Edge):
                         raise LinkError("another link has taken the place of this one")
                     await self._take(message)
                     self.machine.heard(self.now())  # after it: a base takes its time
-        except (LinkError, ImageError) as error:
+        except (LinkError, ImageError, OSError) as error:
             await self._lose(channel, error)
-        except UffdtrackError as error:
+        except Exception as error:
             self._end("failed", str(error), error)
 
     async def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
@@ -292,7 +297,7 @@ class StandbyEdge(Edge):
             self._said = text
             self.tell(text)
 
-    def _end(self, outcome: str, why: str, failure: UffdtrackError | None = None) -> None:
+    def _end(self, outcome: str, why: str, failure: Exception | None = None) -> None:
         if not self.outcome:
             self.outcome, self.why, self.failure = outcome, why, failure
             self.wake()
