@@ -37,7 +37,9 @@ async def connect(
         LinkError: nobody listens, or the other end has not the certificate that it should have.
     """
     if address.scheme == "unix":
-        return SocketChannel(Wire(connect_local(Path(address.path))), str(address))
+        local = connect_local(Path(address.path))
+        tune(local)
+        return SocketChannel(Wire(local), str(address))
     _check_security(address, credentials)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
