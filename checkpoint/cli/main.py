@@ -17,11 +17,14 @@ from checkpoint.cli import (
     diff,
     doctor,
     export,
+    keys,
     ls,
     rollback,
     run,
     show,
     standby,
+    status,
+    switchover,
     verify,
     vm,
 )
@@ -64,7 +67,11 @@ def cli() -> None:
     """
 
 
-for module in (doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm, standby):
+VERBS = (
+    *(doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm),
+    *(standby, keys, status, switchover),
+)
+for module in VERBS:
     cli.add_command(module.command)
 
 

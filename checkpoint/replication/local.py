@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import secrets
 import socket
 import stat
 import struct
@@ -21,6 +21,8 @@ _SO_PEERPIDFD = 77  # asm-generic/socket.h; Linux 6.5
 class LocalListener:
     """A socket that listens at a path, mode 0600. What a dead listener has left there is replaced.
 
+    It gets its name when it listens already, so that a socket at which nobody listens is a dead one.
+
     Attributes:
         socket: it does not block.
     """
@@ -33,42 +35,69 @@ class LocalListener:
         self._path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            with _translated(path), _directory(path) as (directory, at):
-                # Who replaces what is there has this lock: else it might be what another one has just made.
-                fcntl.flock(directory, fcntl.LOCK_EX)
-                self._remove_stale(at)
+            with _translated(path), _directory(path) as (directory, name):
+                draft = f".{secrets.token_hex(8)}"
                 os.fchmod(self.socket.fileno(), 0o600)  # the mode of the file that bind(2) makes
-                self.socket.bind(at)
-                self.socket.listen(128)
-                self._made = _identity(at)
+                self.socket.bind(_short(directory, draft))
+                try:
+                    self.socket.listen(128)
+                    self._made = _identity(directory, draft)
+                    while not _named(directory, draft, name):
+                        if not remove_dead(path):
+                            raise InvalidInputError(f"{path} is in use, or no socket: choose another path")
+                finally:
+                    os.unlink(draft, dir_fd=directory)
         except BaseException:
             self.socket.close()
             raise
         self.socket.setblocking(False)
 
-    def _remove_stale(self, at: str) -> None:
-        if not _is_socket(at):
-            if os.path.lexists(at):
-                raise InvalidInputError(f"{self._path} is there, and is no socket: choose another path")
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(at)
-            except ConnectionRefusedError:
-                os.unlink(at)
-                return
-            except BlockingIOError:
-                pass  # its queue is full
-        raise InvalidInputError(f"a process listens at {self._path} already")
-
     def close(self) -> None:
         """Listen no more, and remove the file, if it is still ours."""
-        with contextlib.suppress(OSError), _directory(self._path) as (directory, at):
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            if _identity(at) == self._made:
-                os.unlink(at)
+        with contextlib.suppress(OSError), _directory(self._path) as (directory, name):
+            if _identity(directory, name) == self._made:
+                os.unlink(name, dir_fd=directory)
         self.socket.close()
+
+
+def _named(directory: int, draft: str, name: str) -> bool:
+    """Give a file its name; False: something has that."""
+    try:
+        os.link(draft, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove_dead(path: Path) -> bool:
+    """Remove a socket at which nobody listens. False: somebody does, or it is no socket.
+
+    Raises:
+        OSError: we may not look at it, or not remove it.
+    """
+    with _directory(path) as (directory, name):
+        try:
+            seen = _identity(directory, name)
+            if not stat.S_ISSOCK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                return False
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+                probe.setblocking(False)
+                probe.connect(_short(directory, name))
+            return False
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:  # its queue is full
+            return False
+        except ConnectionRefusedError:
+            pass
+        # Another process may have come before us, and may listen there by now: then it is put back.
+        aside = f".{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+            if _identity(directory, aside) != seen:
+                _named(directory, aside, name)
+            os.unlink(aside, dir_fd=directory)
+    return True
 
 
 def connect_local(path: Path) -> socket.socket:
@@ -81,8 +110,8 @@ def connect_local(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.setblocking(False)
-        with _translated(path), _directory(path) as (_, at):
-            connection.connect(at)
+        with _translated(path), _directory(path) as (directory, name):
+            connection.connect(_short(directory, name))
         check_user(connection)
     except BaseException:
         connection.close()
@@ -115,24 +144,22 @@ def pidfd_of(connection: socket.socket) -> int | None:
 
 @contextlib.contextmanager
 def _directory(path: Path) -> Iterator[tuple[int, str]]:
-    """A descriptor of a path's directory, and a name of the path that is short enough for an address."""
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """A descriptor of a path's directory, and the name in it."""
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield fd, f"/proc/self/fd/{fd}/{path.name}"
+        yield fd, path.name
     finally:
         os.close(fd)
 
 
-def _identity(at: str) -> tuple[int, int]:
-    found = os.lstat(at)
+def _short(directory: int, name: str) -> str:
+    """A path that is short enough for an address (unix(7))."""
+    return f"/proc/self/fd/{directory}/{name}"
+
+
+def _identity(directory: int, name: str) -> tuple[int, int]:
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     return found.st_dev, found.st_ino
-
-
-def _is_socket(at: str) -> bool:
-    try:
-        return stat.S_ISSOCK(os.lstat(at).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from checkpoint.facts import ProcessFacts
 from checkpoint.health import Check
 from checkpoint.migrate import MigrationRow
 from checkpoint.objects import ObjectFacts
+from checkpoint.replication.keys import KeysRow
+from checkpoint.replication.status import StatusRow, SwitchoverRow
 from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import outcome_row
 from checkpoint.rollback.tree import TreeOutcome, tree_outcome_row
@@ -48,7 +50,7 @@ def names(kind: type[Row]) -> set[str]:
     return kind.names() - {"schema"}
 
 
-@pytest.mark.parametrize("kind", [EpochRow, TakenRow, TreeRow])
+@pytest.mark.parametrize("kind", [EpochRow, TakenRow, TreeRow, KeysRow, StatusRow, SwitchoverRow])
 def test_rows(kind: type[Row]) -> None:
     own = names(kind)
     if kind is EpochRow:
@@ -122,10 +124,18 @@ def test_lines_of_rollbacks_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_schema_is_there() -> None:
-    """All that occur in the sources, but for those of files, of the session's socket and of a benchmark."""
+    """All that occur in the sources, but for those of files, of sockets and of a benchmark."""
     sources = [path for part in ("checkpoint", "benchmarks") for path in (ROOT / part).rglob("*.py")]
     found = {name for path in sources for name in re.findall(r'"uffdtrack/([\w-]+)/1"', path.read_text())}
-    elsewhere = {"image", "tree", "rollback-request", "rollback-begun", "error"}
+    elsewhere = {
+        "image",
+        "tree",
+        "rollback-request",
+        "rollback-begun",
+        "error",
+        "control-request",
+        "control-progress",
+    }
     assert found - elsewhere - {MigrationRow.schema.split("/")[1]} == DOCUMENTED.keys() - {"ls"}
 
 
