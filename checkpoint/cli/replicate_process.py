@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from checkpoint import report
@@ -12,10 +13,18 @@ from checkpoint.cli.session import attach, check_first, choose_engine, farewell_
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import Wait
 from checkpoint.epoch import EpochRow
+from checkpoint.replication.control import Control
+from checkpoint.replication.rows import active_row
+from checkpoint.replication.status import SwitchoverRow
 from checkpoint.session import Session
 from checkpoint.targets.refusals import check_living_target
 from uffdtrack import Process, descriptors, read_maps
 from uffdtrack.errors import InvalidInputError
+
+
+def no_switchover(progress: Callable[[str], None]) -> SwitchoverRow:
+    """Raises: InvalidInputError: nobody takes over a process."""
+    raise InvalidInputError("a process is not handed over: a switchover is for guests of `vm`")
 
 
 def replicate_process(pid: int, lifeline: int, options: Options, replicate: Replicate) -> None:
@@ -42,6 +51,8 @@ def replicate_process(pid: int, lifeline: int, options: Options, replicate: Repl
         interrupt = stack.enter_context(Wait(target, lifeline))
         progress = stack.enter_context(Progress())
         edge = stack.enter_context(replicate.open("process", pid_name(pid), options.key, interrupt.wake))
+        address = str(replicate.address)
+        stack.enter_context(Control(lambda: active_row(edge, address), no_switchover))
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)
 
         def wait(seconds: float) -> bool:

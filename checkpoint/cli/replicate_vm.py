@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from checkpoint import report
 from checkpoint.cli.common import say
+from checkpoint.cli.handover import Handover
 from checkpoint.cli.options import Options
 from checkpoint.cli.replicate import Replicate, ReplicationError, check_stopped
 from checkpoint.cli.take import take_epochs
@@ -17,15 +18,15 @@ from checkpoint.cli.waits import Interrupt
 from checkpoint.cli.worker import SWITCH
 from checkpoint.errors import StandbyAwayError
 from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.control import Control
 from checkpoint.replication.held import HeldOutput
+from checkpoint.replication.rows import active_row
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from kvmglue import KvmTracker, Outbox, Vm
 from uffdtrack import UffdTracker
 from uffdtrack.errors import InvalidInputError
 
-HANDOVER = 10.0
-"""So many seconds the guest may stand for the standby's answer, when it is handed over."""
 FLUSH = 30.0
 """So many seconds the last output waits for its acknowledgement, when the guest has ended."""
 Wait = Callable[[float, Callable[[], bool]], bool]
@@ -61,6 +62,8 @@ def replicate_vm(
         target = VmTarget(vm, tracker, guest, outbox, held.acknowledged)
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)
         handover = Handover(edge, session, target)
+        address = str(replicate.address)
+        stack.enter_context(Control(lambda: active_row(edge, address), handover.request))
 
         def look() -> bool:
             held.release()
@@ -87,52 +90,6 @@ def replicate_vm(
     taken.conclude(text, tell=say)  # stdout is the guest's
     if edge.is_resigned:
         say(handover.verdict)
-
-
-class Handover:
-    """A switchover, by the session's thread, between two epochs.
-
-    Attributes:
-        verdict: for people.
-    """
-
-    def __init__(self, edge: ActiveEdge, session: Session, target: VmTarget) -> None:
-        self.verdict = ""
-        self._edge = edge
-        self._session = session
-        self._target = target
-
-    def done(self) -> bool:
-        """Hand the guest over; False: it goes on here."""
-        edge = self._edge
-        edge.asked = False
-        started = 0.0
-        try:
-            self._session.take()  # while it runs on: the last one is small then
-            edge.final()
-            self._target.stands = True
-            started = time.perf_counter()
-            self._session.take()
-            edge.await_handover(HANDOVER)
-        except StandbyAwayError as error:
-            say(f"no switchover: {error}")
-        finally:
-            self._target.stands = False
-        check_stopped_unless_taken(edge)
-        if edge.is_resigned or edge.is_taken:
-            ms = (time.perf_counter() - started) * 1e3
-            where = "runs at the standby" if edge.is_taken else "was handed over, and no answer has come"
-            self.verdict = f"the guest {where}; it stood for {ms:.1f} ms"
-            return True
-        edge.take_back()
-        self._target.vm.resume()
-        say("no switchover: the guest goes on here")
-        return False
-
-
-def check_stopped_unless_taken(edge: ActiveEdge) -> None:
-    if not edge.is_taken:
-        check_stopped(edge)
 
 
 def flush(session: Session, edge: ActiveEdge, held: HeldOutput, interrupt: Interrupt) -> None:

@@ -14,9 +14,11 @@ import click
 
 from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, key_option, say
+from checkpoint.cli.handover import PATIENCE
 from checkpoint.cli.replicate import (
     AddressType,
     FenceType,
+    ReplicationError,
     deadline_option,
     insecure_option,
     load_keys,
@@ -29,9 +31,12 @@ from checkpoint.export import export
 from checkpoint.replication import link
 from checkpoint.replication.address import Address
 from checkpoint.replication.channel import Channel
+from checkpoint.replication.control import Control, Progress
 from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.replica import Replica
+from checkpoint.replication.rows import standby_row
 from checkpoint.replication.standby import StandbyEdge
+from checkpoint.replication.status import SwitchoverRow
 from checkpoint.replication.store import Store
 
 RESUME, EXPORT = "vm resume", "export "
@@ -94,11 +99,36 @@ def command(
             StandbyEdge(listening, os.uname().nodename, replica, fence, deadline, interrupt.wake, _tell)
         )
         edge.start()
+        asked = Asked(edge)
+        stack.enter_context(Control(lambda: standby_row(edge, str(where)), asked.request))
         follow(edge, interrupt)
         if edge.outcome == "over":
             say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
         elif edge.outcome == "takeover":
             take_over(edge, interrupt, action, fence if isinstance(fence, FileLock) else None, devices)
+
+
+class Asked:
+    """A switchover that a user asks the standby for."""
+
+    def __init__(self, edge: StandbyEdge) -> None:
+        self._edge = edge
+
+    def request(self, progress: Progress) -> SwitchoverRow:
+        """Ask the active for one, and wait until the guest runs here.
+
+        Raises:
+            ReplicationError: it cannot be asked, or does not do it.
+        """
+        edge = self._edge
+        why = edge.ask()
+        if why:
+            raise ReplicationError(f"there can be no switchover: {why}")
+        progress("the active was asked")
+        if not edge.await_run(PATIENCE):
+            raise ReplicationError("the active has not handed its guest over")
+        epoch = edge.machine.tip.number if edge.machine.tip else -1
+        return SwitchoverRow(str(edge.about.get("name", "")), epoch, edge.stood_us, edge.name)
 
 
 def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
@@ -122,7 +152,7 @@ def take_over(
         replica.store.drain()
         say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
     elif action in (None, RESUME):
-        run_taken_over(replica, lock, devices, interrupt)
+        run_taken_over(replica, lock, devices, interrupt, edge.runs)
     elif action.startswith(EXPORT):
         replica.store.drain()
         file = Path(action.removeprefix(EXPORT).strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from checkpoint.cli.common import say
 from checkpoint.cli.vm import Devices, pass_on_rest, passing_on, tell_verdict, wait_for_guest
 from checkpoint.cli.waits import Interrupt
@@ -10,10 +12,17 @@ from checkpoint.replication.replica import Replica
 from uffdtrack.errors import InvalidInputError
 
 
-def run_taken_over(replica: Replica, lock: FileLock | None, devices: Devices, interrupt: Interrupt) -> None:
+def run_taken_over(
+    replica: Replica,
+    lock: FileLock | None,
+    devices: Devices,
+    interrupt: Interrupt,
+    runs: Callable[[], None],
+) -> None:
     """Run the guest of a replica to its end. Its output is not held any more.
 
     Args:
+        runs: called when it runs.
         lock: nobody else may run the guest as long as it is held.
 
     Raises:
@@ -28,6 +37,7 @@ def run_taken_over(replica: Replica, lock: FileLock | None, devices: Devices, in
     mirror.ready()
     with devices.open(mirror.vm, False, replica.output, unseen=True) as outbox:
         mirror.vm.resume()
+        runs()
         outbox.pass_on()
         say(f"standby: the guest {mirror.guest} runs here")
         wait_for_guest(mirror.vm, passing_on(outbox), None, interrupt, None)

@@ -33,6 +33,10 @@ class Output(Protocol):
     @property
     def released(self) -> Released: ...
 
+    @property
+    def held(self) -> int:
+        """Bytes and packets."""
+
     def stop(self) -> None:
         """Release nothing any more."""
 
@@ -55,6 +59,7 @@ class ActiveEdge(Edge):
         is_taken: the standby has said that it runs the guest, which was handed over.
         asked: a switchover is due: the session takes its last epoch (`hand_over`).
         far: of the standby that is linked, or None.
+        far_name: of the standby that was linked last.
         why: why none is linked.
     """
 
@@ -83,7 +88,7 @@ class ActiveEdge(Edge):
         self._told = ""
         self._linked = threading.Event()
         self.about = about
-        self._output = output
+        self.output = output
         self._lock = lock
         self.news = asyncio.Event()
         self.outgoing = Outgoing(self._note_news)
@@ -92,9 +97,11 @@ class ActiveEdge(Edge):
         self.stopped = ""
         self.asked = False
         self.far: Far | None = None
+        self.far_name = ""
         self.why = ""
         self._channel: Channel | None = None
-        self._final = ""
+        self._final = False
+        self._stands = 0.0
         self._settled = threading.Event()
         self.is_taken = False
 
@@ -119,7 +126,8 @@ class ActiveEdge(Edge):
     def final(self) -> None:
         """The guest stands, and the next epoch is the last one that is sent."""
         self._settled.clear()
-        self.call(lambda: setattr(self, "_final", "due"))
+        self._stands = self.now()
+        self.call(lambda: setattr(self, "_final", True))
 
     def await_handover(self, timeout: float) -> None:
         """Wait until the standby runs the guest, or it is ours again."""
@@ -166,7 +174,7 @@ class ActiveEdge(Edge):
                 await self._link()
             except (UffdtrackError, OSError) as error:
                 self.why = str(error)
-                self._tell_once(self.why + ("; output is held" if self._output and self.far else ""))
+                self._tell_once(self.why + ("; output is held" if self.output and self.far else ""))
             self._unlink()
             await asyncio.sleep(AGAIN)
         await self.wait_end()
@@ -185,6 +193,7 @@ class ActiveEdge(Edge):
         tip = hello.get("tip") or {}
         digest = str(tip.get("digest", ""))
         self.on(ActiveEvent.LINKED, digest if self.sink.knows(digest) else "")
+        self.far_name = str(hello.get("name", ""))
         self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
         if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
             self.outgoing.link()
@@ -206,23 +215,26 @@ class ActiveEdge(Edge):
             if self._channel and self.machine.state is not ActiveState.ENDED:
                 self._carry_out(self.machine.tick(self.now()))
             if self._channel:
-                beat = {"taken": self.outgoing.sent, "sent": self.outgoing.sent, **self.told()}
+                beat = {"taken": self.outgoing.begun, "sent": self.outgoing.sent, **self.told()}
                 self.spawn(self.say(self._channel, Message(Kind.BEAT, beat)))
 
     def told(self) -> dict[str, Any]:
         """What an END, BEAT or GO says beside its own."""
-        return {"released": list(self._output.released)} if self._output else {}
+        return {"released": list(self.output.released)} if self.output else {}
 
     # -- the machine ------------------------------------------------------------------------------
 
     def on(self, event: ActiveEvent, digest: str = "") -> str:
         """Take an event; returns what is to be said of it. Raises: LinkError: the link has to end."""
-        self.is_taken |= event is ActiveEvent.STAND_IN and self.machine.state is ActiveState.RESIGNED
-        return self._carry_out(self.machine.on(event, self.now(), digest=digest), event)
+        before = self.machine.state
+        self.is_taken |= event is ActiveEvent.STAND_IN and before is ActiveState.RESIGNED
+        done = self.machine.on(event, self.now(), digest=digest)
+        self.note_state(before, self.machine.state)
+        return self._carry_out(done, event)
 
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
         """An epoch is whole; returns what is to be sent of that."""
-        final, self._final = bool(self._final), ""
+        final, self._final = self._final, False
         return self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
 
     def heard(self) -> None:
@@ -241,7 +253,7 @@ class ActiveEdge(Edge):
                 case a.RELEASE if do.epoch and event is ActiveEvent.ACKED:
                     self.outgoing.acknowledge(do.epoch.digest)
                 case a.TAKE_BACK:
-                    self._final = ""
+                    self._final = False
                     self.outgoing.unlink("no standby is connected")
                 case a.HAND_OVER:
                     self.asked = True
@@ -250,12 +262,13 @@ class ActiveEdge(Edge):
                     self._settled.set()
                     self.wake()
                 case a.RESIGN:
-                    if self._output:
-                        self._output.stop()
+                    if self.output:
+                        self.output.stop()
                     if self._lock:
                         self._lock.close()
                 case a.SEND_GO if self._channel:
-                    go = Message(Kind.GO, self.told())
+                    stood_us = round((self.now() - self._stands) * 1e6)
+                    go = Message(Kind.GO, {**self.told(), "stood_us": stood_us})
                     self.spawn(self.say(self._channel, go))
                 case a.SEND_FINAL if self._channel and do.epoch:
                     self.spawn(self.say(self._channel, final_message(do.epoch)))
@@ -276,8 +289,8 @@ class ActiveEdge(Edge):
 
     def _stop(self, why: str) -> None:
         self.stopped = why
-        if self._output:
-            self._output.stop()
+        if self.output:
+            self.output.stop()
         self.outgoing.unlink(why)
         self._settled.set()
         self.wake()

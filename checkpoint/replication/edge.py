@@ -38,6 +38,7 @@ class Edge(Closing):
     Attributes:
         deadline: seconds without a word after which the other side counts as silent.
         failure: what has ended the thread, if something has.
+        since_ns: since when the machine is in its state, on the host's clock.
     """
 
     def __init__(self, deadline: float, wake: Callable[[], None]) -> None:
@@ -45,6 +46,7 @@ class Edge(Closing):
         self.deadline = deadline
         self.wake = wake
         self.failure: BaseException | None = None
+        self.since_ns = time.time_ns()
         self.loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,6 +58,11 @@ class Edge(Closing):
     async def work(self) -> None:
         """Serve until `wait_end` returns."""
         raise NotImplementedError
+
+    def note_state(self, before: object, now: object) -> None:
+        """The machine has taken an event."""
+        if before is not now:
+            self.since_ns = time.time_ns()
 
     async def wait_end(self) -> None:
         await self._ending.wait()

@@ -27,6 +27,11 @@ class HeldOutput:
         return self._outbox.released
 
     @property
+    def held(self) -> int:
+        """Bytes and packets that were collected and are not released."""
+        return sum(self._outbox.collected) - sum(self._outbox.released)
+
+    @property
     def is_all_out(self) -> bool:
         """Whether all that was acknowledged has been released."""
         return self._outbox.released == self._upto

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from checkpoint.errors import StandbyAwayError
 from checkpoint.replication.frames import MAX_BODY, Kind, Message
@@ -15,6 +17,15 @@ UNACKNOWLEDGED = 128 << 20
 """So many bytes may be sent, and not acknowledged."""
 
 
+class _Flying(NamedTuple):
+    """An epoch that was sent; `at`: when, on the monotonic clock."""
+
+    digest: str
+    number: int
+    size: int
+    at: float
+
+
 class Outgoing:
     """What a session sends, and what of it was acknowledged.
 
@@ -23,7 +34,8 @@ class Outgoing:
 
     Attributes:
         away: why nothing can be sent; "" if it can.
-        sent: the number of the epoch that was sent last, -1 for none.
+        begun: the number of the epoch that was begun last, -1 for none.
+        sent: the number of the last one that was sent, -1 for none.
         acknowledged: the number of the last one that a standby has, -1 for none.
         unacknowledged: bytes of epochs that were sent and not acknowledged.
     """
@@ -31,16 +43,22 @@ class Outgoing:
     def __init__(self, wake: Callable[[], None]) -> None:
         """Args: wake: called in any thread when there is something to send."""
         self.away = "no standby is connected"
-        self.sent = self.acknowledged = -1
+        self.begun = self.sent = self.acknowledged = -1
         self.unacknowledged = 0
         self._wake = wake
         self._changed = threading.Condition()
         self._queue: deque[Message] = deque()
         self._queued = 0
         self._life = 0  # of the link
-        self._flying: deque[tuple[str, int, int]] = deque()  # digest, number, bytes of each epoch
+        self._flying: deque[_Flying] = deque()
 
     # -- threads of a session ---------------------------------------------------------------------
+
+    @property
+    def lag_us(self) -> float:
+        """For how long the oldest epoch that was sent is not acknowledged."""
+        with self._changed:
+            return round((time.monotonic() - self._flying[0].at) * 1e6) if self._flying else 0.0
 
     @property
     def life(self) -> int:
@@ -65,7 +83,7 @@ class Outgoing:
         """Send the end of an epoch, which is to be acknowledged from then on. Raises: as `send`."""
         with self._changed:
             self._check(life)
-            self._flying.append((digest, number, size))
+            self._flying.append(_Flying(digest, number, size, time.monotonic()))
             self.unacknowledged += size
             self.sent = number
             self._queue.append(end)
@@ -83,7 +101,7 @@ class Outgoing:
                 self._check(life)
 
     def _flies(self, digest: str) -> bool:
-        return any(flying == digest for flying, _, _ in self._flying)
+        return any(flying.digest == digest for flying in self._flying)
 
     def _is_full(self) -> bool:
         return self._queued > BYTES or self.unacknowledged > UNACKNOWLEDGED
@@ -129,10 +147,10 @@ class Outgoing:
             if not self._flies(digest):
                 return False
             while True:
-                flown, number, size = self._flying.popleft()
-                self.unacknowledged -= size
-                self.acknowledged = number
-                if flown == digest:
+                flown = self._flying.popleft()
+                self.unacknowledged -= flown.size
+                self.acknowledged = flown.number
+                if flown.digest == digest:
                     break
             self._changed.notify_all()
         return True

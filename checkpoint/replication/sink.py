@@ -30,6 +30,7 @@ class LinkWriter(ImageWriter):
         self._held = bytearray()
         self._at = self._size = 0
         self._sent_digest = ""
+        outgoing.begun = number
         outgoing.send(self._life, Message(Kind.BEGIN, {"epoch": number}))
 
     def finish(self, describe: Callable[[int, int], ImageFacts], notes: bytes, regions: list[Region]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -12,15 +13,15 @@ from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
 from checkpoint.replication.fence import Fence
 from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.machine import Do, Epoch, Marks, Told
+from checkpoint.replication.intake import take_epoch
+from checkpoint.replication.machine import Do, Epoch, Told
 from checkpoint.replication.peer import Standby
 from checkpoint.replication.process_watch import ProcessWatch
-from checkpoint.replication.replica import Received, Replica
+from checkpoint.replication.replica import Replica
 from checkpoint.replication.table import StandbyAction, StandbyEvent, StandbyState
 from uffdtrack.errors import UffdtrackError
 
-LARGE = 4 << 20
-"""An image of so many bytes is verified and merged in a thread, while heartbeats go on."""
+FOLLOWS = (StandbyState.EMPTY, StandbyState.FOLLOWING)
 Listening = Callable[[Callable[[Channel], Awaitable[None]]], Awaitable[Any]]
 
 
@@ -32,6 +33,10 @@ class StandbyEdge(Edge):
         outcome: "takeover", "over" (there is nothing to take over), or "" while it follows.
         why: for the outcome, for people.
         tell: called in the thread with what a user should know.
+        name: of this host, for people.
+        stood_us: for how long the guest stood, when it was handed over.
+        about: what the active has said of itself.
+        taken_there: the last epoch that it has begun, as far as it has said.
     """
 
     def __init__(
@@ -54,25 +59,35 @@ class StandbyEdge(Edge):
         self.tell = tell
         self.machine = Standby(deadline, self.now())
         self.about: Mapping[str, Any] = {}
+        self.taken_there = -1
         self._listening = listening
-        self._name = name
+        self.name = name
         self._fence = fence
         self._channel: Channel | None = None
-        self._ends: dict[int, asyncio.Task[None]] = {}
         self._said = ""
         self._process = ProcessWatch(self.loop, self._process_ended)
         self._busy = asyncio.Lock()
+        self._runs, self._ran = asyncio.Event(), threading.Event()
+        self._handed_at = self.stood_us = 0.0
 
     # -- the owner's thread -----------------------------------------------------------------------
 
     @property
-    def is_linked(self) -> bool:
-        return self._channel is not None
+    def peer(self) -> str | None:
+        """The other end, for people, while there is a link."""
+        channel = self._channel
+        return channel.peer if channel else None
 
-    @property
-    def released(self) -> Marks:
-        """Up to where the active has said that it has released the guest's output."""
-        return self.machine.released
+    def runs(self) -> None:
+        """The guest runs here now."""
+        if self._handed_at:
+            self.stood_us += round((self.now() - self._handed_at) * 1e6)
+        self._ran.set()
+        self.loop.call_soon_threadsafe(self._runs.set)
+
+    def await_run(self, timeout: float) -> bool:
+        """Wait until the guest runs here."""
+        return self._ran.wait(timeout)
 
     def ask(self) -> str:
         """A user wants a switchover; returns why there can be none, or ""."""
@@ -160,7 +175,7 @@ class StandbyEdge(Edge):
     def _hello(self) -> dict[str, Any]:
         tip = None if self.replica.needs_base else self.machine.tip
         return {
-            "role": "standby", "name": self._name, "features": ["deltas", "zstd"],
+            "role": "standby", "name": self.name, "features": ["deltas", "zstd"],
             "tip": {"epoch": tip.number, "digest": tip.digest} if tip else None,
         }  # fmt: skip
 
@@ -196,12 +211,13 @@ class StandbyEdge(Edge):
             case Kind.PART:
                 self.replica.part(meta, message.body)
             case Kind.END:
-                await self._take_epoch(meta)
+                await self._on(StandbyEvent.EPOCH, epoch=await take_epoch(self.replica, meta, self._fits))
             case Kind.BEAT:
-                pass
+                self._note_taken(meta)
             case Kind.FINAL:
                 await self._on(StandbyEvent.FINAL, digest=str(meta.get("digest", "")))
             case Kind.GO:
+                self._handed_at, self.stood_us = self.now(), float(meta.get("stood_us", 0))
                 await self._on(StandbyEvent.GO)
             case Kind.BYE:
                 await self._on(StandbyEvent.BYE)
@@ -210,46 +226,27 @@ class StandbyEdge(Edge):
             case _:
                 raise LinkError(f"an active sends no {message.kind.name}")
 
+    def _fits(self, epoch: Epoch) -> bool:
+        return self.machine.state in FOLLOWS and self.machine.is_fits(Told(epoch=epoch))
+
+    def _note_taken(self, meta: Mapping[str, Any]) -> None:
+        taken = meta.get("taken")
+        if isinstance(taken, int):
+            self.taken_there = taken
+
     def _note_released(self, meta: Mapping[str, Any]) -> None:
         match meta.get("released"):
             case [int(serial), int(packets)]:
                 self.machine.noted((serial, packets))
                 self.replica.forget_output((serial, packets))
 
-    async def _take_epoch(self, meta: Mapping[str, Any]) -> None:
-        coming = self.replica.coming_bytes
-        received = await self._perhaps_in_thread(coming, lambda: self.replica.end(meta))
-        epoch = Epoch(received.number, received.digest, "" if received.base else received.parent)
-        merged = False
-        try:
-            while not self.replica.store.has_room:
-                await asyncio.sleep(0.002)
-            if self.machine.is_fits(Told(epoch=epoch)):
-                await self._merge(received)
-                merged = True
-        finally:
-            if not merged:
-                received.close()
-        await self._on(StandbyEvent.EPOCH, epoch=epoch)
-
-    async def _merge(self, received: Received) -> None:
-        """Before the machine is told: an epoch that cannot be merged is none."""
-        size = received.incoming.size if received.base else 0
-        await self._perhaps_in_thread(size, lambda: self.replica.merge(received))
-        if received.epoch.facts.vm is None:  # nothing but its file would be there
-            await asyncio.get_running_loop().run_in_executor(None, self.replica.store.drain)
-            if self.replica.store.error:
-                raise LinkError(f"an epoch cannot be stored: {self.replica.store.error}")
-
-    async def _perhaps_in_thread(self, size: int, work: Callable[[], Any]) -> Any:
-        if size < LARGE:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(None, work)
-
     # -- the machine ------------------------------------------------------------------------------
 
     async def _on(self, event: StandbyEvent, **told: Any) -> str:
-        return await self._carry_out(self.machine.on(event, self.now(), **told))
+        before = self.machine.state
+        done = self.machine.on(event, self.now(), **told)
+        self.note_state(before, self.machine.state)
+        return await self._carry_out(done)
 
     async def _carry_out(self, actions: list[Do[StandbyAction]]) -> str:
         """Returns what is to be said of it, or ""."""
@@ -266,7 +263,7 @@ class StandbyEdge(Edge):
                 case a.SEND_ASK if self._channel:
                     await self.say(self._channel, Message(Kind.ASK))
                 case a.SEND_TAKEN if self._channel:
-                    await self.say(self._channel, Message(Kind.TAKEN))
+                    self.spawn(self._say_taken(self._channel))
                 case a.CLOSE if self._channel:
                     channel, self._channel = self._channel, None
                     self.tell(f"nothing was heard from the active for {self.deadline:g} s")
@@ -281,6 +278,10 @@ class StandbyEdge(Edge):
                     said = do.reason
                     self._tell_once(f"may not take over: {do.reason}")
         return said
+
+    async def _say_taken(self, channel: Channel) -> None:
+        await self._runs.wait()
+        await self.say(channel, Message(Kind.TAKEN))
 
     async def _ask_fence(self) -> None:
         fenced = False

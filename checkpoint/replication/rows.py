@@ -1,0 +1,51 @@
+"""What `status` says of either end."""
+
+from __future__ import annotations
+
+import os
+
+from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.standby import StandbyEdge
+from checkpoint.replication.status import StatusRow
+
+
+def active_row(edge: ActiveEdge, address: str) -> StatusRow:
+    """In any thread."""
+    outgoing, far = edge.outgoing, edge.far
+    return StatusRow(
+        role="active",
+        state=edge.machine.state.name.lower(),
+        name=str(edge.about["name"]),
+        address=address,
+        pid=os.getpid(),
+        since_ns=edge.since_ns,
+        peer=far.name if far else None,
+        taken=outgoing.begun,
+        sent=outgoing.sent,
+        acknowledged=outgoing.acknowledged,
+        lag_epochs=outgoing.begun - outgoing.acknowledged,
+        lag_bytes=outgoing.unacknowledged,
+        lag_us=outgoing.lag_us,
+        output_held=edge.output.held if edge.output else None,
+        error=None if far else edge.why or None,
+    )
+
+
+def standby_row(edge: StandbyEdge, address: str) -> StatusRow:
+    """In any thread."""
+    store = edge.replica.store
+    whole = edge.machine.tip.number if edge.machine.tip else -1
+    return StatusRow(
+        role="standby",
+        state=edge.machine.state.name.lower(),
+        name=str(edge.about.get("name", "")),
+        address=address,
+        pid=os.getpid(),
+        since_ns=edge.since_ns,
+        peer=edge.peer,
+        whole=whole,
+        lag_epochs=max(0, edge.taken_there - whole),
+        directory=str(store.directory),
+        stored=store.last,
+        error=store.error or None,
+    )
