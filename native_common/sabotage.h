@@ -26,6 +26,7 @@ enum {
 	UT_BREAK_LISTING = 131072, /* of a process: a listing without anybody new is taken for the end of a stop */
 	UT_BREAK_SERIES = 262144,  /* of a process: of windows in a row, the contents are those of the last one */
 	UT_BREAK_THIRD = 524288,   /* of a process: the third window in a row fails when it is over, as if another process traced it */
+	UT_BREAK_DEVICE = 1048576, /* of a VM: KVM's trackers are not told what a device writes */
 	UT_BREAK_DELAY = 2048,     /* the stop after early copies comes late; nothing is to fail of it */
 };
 

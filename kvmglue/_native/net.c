@@ -8,14 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Each vCPU may have seen that there is room before another one's packet came. */
-enum { KG_NET_ROOM = KG_PACKETS_MOST + KG_MAX_VCPUS };
+/* One more for each vCPU. */
+enum { ROOM = KG_PACKETS_MOST + KG_MAX_VCPUS };
 
 int kg_net_init(kg_net *net)
 {
 	net->wire = -1;
 	pthread_mutex_init(&net->lock, NULL);
-	net->queue = calloc(KG_NET_ROOM, sizeof(*net->queue)); /* the kernel gives the memory as it is used */
+	net->queue = calloc(ROOM, sizeof(*net->queue)); /* the kernel gives the memory as it is used */
 	return net->queue ? 0 : -ENOMEM;
 }
 
@@ -31,7 +31,7 @@ void kg_net_free(kg_net *net)
 
 static int has_room(const kg_net *net)
 {
-	return net->packets + net->held < KG_PACKETS_MOST;
+	return net->held + (int64_t)net->packets < KG_PACKETS_MOST;
 }
 
 int kg_net_ready(kg_vm *vm)
@@ -51,15 +51,18 @@ int kg_net_hold(kg_vm *vm, int64_t n)
 	return !had && has_room(net);
 }
 
-void kg_net_put(kg_vm *vm, const kg_packet *packet)
+void kg_net_put(kg_vm *vm, const kg_packet *packet, int32_t *promise)
 {
 	kg_net *net = &vm->net;
 
 	{
 		UT_LOCK(&net->lock);
-		if (net->packets + net->held >= KG_NET_ROOM)
+		if (!has_room(net) && !*promise)
 			return;
-		net->queue[(net->first + net->packets++) % KG_NET_ROOM] = *packet;
+		*promise = *promise && has_room(net);
+		if (net->packets == ROOM)
+			return;
+		net->queue[(net->first + net->packets++) % ROOM] = *packet;
 	}
 	kg_tell(&vm->gate.event);
 }
@@ -77,7 +80,7 @@ size_t kg_take_packets(kg_vm *vm, uint8_t *to, uint16_t *bytes, size_t most)
 		bytes[n] = packet->bytes;
 		memcpy(to, packet->data, packet->bytes);
 		to += packet->bytes;
-		net->first = (net->first + 1) % KG_NET_ROOM;
+		net->first = (net->first + 1) % ROOM;
 		net->packets--;
 		net->held++;
 	}

@@ -10,10 +10,10 @@ void kg_net_free(kg_net *net);
 int kg_net_ready(kg_vm *vm);
 /* The host holds so many more; 1: there is room now, and was none. */
 int kg_net_hold(kg_vm *vm, int64_t n);
-/* Queue a copy of a packet for the host. Drops what has no room: the guest did not look whether there is some. */
-void kg_net_put(kg_vm *vm, const kg_packet *packet);
 /* Whether a packet waits for the host. */
 int kg_net_waits(kg_vm *vm);
+/* Queue a copy of a packet for the host; see kg_serial_put(). */
+void kg_net_put(kg_vm *vm, const kg_packet *packet, int32_t *promise);
 /* Whether a packet may have come. */
 int kg_net_came(kg_vm *vm);
 /* Take the next one from the wire; its length is 0 if there is none. */

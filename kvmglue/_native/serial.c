@@ -6,13 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Each vCPU may have seen that the port is ready before another one's text came. A string instruction sends up to a
- * page at a time. */
-enum { KG_SERIAL_ROOM = KG_SERIAL_MOST + KG_MAX_VCPUS * KG_PAGE };
+/* The last that came while there was room, and one more for each vCPU. */
+enum { ROOM = KG_SERIAL_MOST + (1 + KG_MAX_VCPUS) * KG_PAGE };
 
-void kg_serial_init(kg_serial *s)
+int kg_serial_init(kg_serial *s)
 {
 	pthread_mutex_init(&s->lock, NULL);
+	s->text = calloc(ROOM, 1); /* the kernel gives the memory as it is used */
+	return s->text ? 0 : -ENOMEM;
 }
 
 void kg_serial_free(kg_serial *s)
@@ -21,24 +22,9 @@ void kg_serial_free(kg_serial *s)
 	free(s->text);
 }
 
-static int make_serial_room(kg_serial *s, size_t n)
-{
-	size_t room = 2 * s->room + n + 4096;
-	char *more;
-
-	if (s->bytes + n <= s->room)
-		return 1;
-	more = realloc(s->text, room);
-	if (!more)
-		return 0;
-	s->text = more;
-	s->room = room;
-	return 1;
-}
-
 static int has_room(const kg_serial *s)
 {
-	return s->bytes + s->held < KG_SERIAL_MOST;
+	return s->held + (int64_t)s->bytes < KG_SERIAL_MOST;
 }
 
 int kg_serial_ready(kg_vm *vm)
@@ -47,15 +33,38 @@ int kg_serial_ready(kg_vm *vm)
 	return has_room(&vm->serial);
 }
 
-void kg_serial_put(kg_vm *vm, const char *text, size_t n)
+int kg_serial_hold(kg_vm *vm, int64_t n)
+{
+	kg_serial *s = &vm->serial;
+	int had;
+
+	UT_LOCK(&s->lock);
+	had = has_room(s);
+	s->held += n;
+	return !had && has_room(s);
+}
+
+/* Bytes that are back to back from a place on. */
+static size_t in_a_row(size_t at, size_t n)
+{
+	return n < ROOM - at ? n : ROOM - at;
+}
+
+void kg_serial_put(kg_vm *vm, const char *text, size_t n, int32_t *promise)
 {
 	kg_serial *s = &vm->serial;
 
 	{
 		UT_LOCK(&s->lock);
-		if (s->bytes + s->held + n > KG_SERIAL_ROOM || !make_serial_room(s, n))
+		size_t at = (s->first + s->bytes) % ROOM, part = in_a_row(at, n);
+
+		if (!has_room(s) && !*promise)
 			return;
-		memcpy(s->text + s->bytes, text, n);
+		*promise = *promise && has_room(s);
+		if (s->bytes + n > ROOM)
+			return;
+		memcpy(s->text + at, text, part);
+		memcpy(s->text, text + part, n - part);
 		s->bytes += n;
 		if (has_room(s) && !memchr(text, '\n', n))
 			return;
@@ -69,23 +78,12 @@ size_t kg_take_serial(kg_vm *vm, char *to, size_t room)
 	size_t n;
 
 	UT_LOCK(&s->lock);
-	n = s->bytes < room ? s->bytes : room;
-	memcpy(to, s->text, n);
+	n = in_a_row(s->first, s->bytes < room ? s->bytes : room);
+	memcpy(to, s->text + s->first, n);
 	s->bytes -= n;
+	s->first = s->bytes ? (s->first + n) % ROOM : 0; /* so that a little takes little memory */
 	s->held += n;
-	memmove(s->text, s->text + n, s->bytes);
 	return n;
-}
-
-int kg_serial_hold(kg_vm *vm, int64_t n)
-{
-	kg_serial *s = &vm->serial;
-	int had;
-
-	UT_LOCK(&s->lock);
-	had = has_room(s);
-	s->held += n;
-	return !had && has_room(s);
 }
 
 int kg_serial_waits(kg_vm *vm)

@@ -40,8 +40,9 @@ int kg_get_state(kg_vm *vm, int vcpu, int part, void *to)
 
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from)
 {
-	/* Where it goes on it may have something to do; the program looks for itself. */
+	/* Where it goes on it may have something to do; the program looks for itself. It may have seen a device ready. */
 	atomic_store(&vm->vcpu[vcpu].idle, 0);
+	vm->vcpu[vcpu].may_print = vm->vcpu[vcpu].may_send = 1;
 	return ioctl(vm->vcpu[vcpu].fd, parts[part].set, from) ? -errno : 0;
 }
 

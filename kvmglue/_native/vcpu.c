@@ -109,15 +109,16 @@ static void fill(kg_vcpu *v, uint64_t row)
 }
 
 /* The packet is what it is now: the guest may write the page again at once. */
-static void send_packet(kg_vm *vm, uint64_t row)
+static void send_packet(kg_vcpu *v, uint64_t row)
 {
+	kg_vm *vm = v->vm;
 	kg_packet packet;
 
 	if (row >= vm->rows)
 		return;
 	copy(&packet, vm->ram + row * KG_PAGE, sizeof(packet));
 	if (packet.bytes && packet.bytes <= KG_PACKET_MOST)
-		kg_net_put(vm, &packet);
+		kg_net_put(vm, &packet, &v->may_send);
 }
 
 static void receive_packet(kg_vm *vm, uint64_t row)
@@ -141,10 +142,11 @@ static uint32_t status(kg_vcpu *v, int port)
 	v->nap_seen = atomic_load(&vm->gate.changed);
 	switch (port) {
 	case KG_PORT_STATUS:
-		found = kg_serial_ready(vm) ? KG_LINE_READY : 0;
+		v->may_print = kg_serial_ready(vm);
+		found = v->may_print ? KG_LINE_READY : 0;
 		break;
 	case KG_PORT_SEND:
-		found = kg_net_ready(vm);
+		found = v->may_send = kg_net_ready(vm);
 		break;
 	case KG_PORT_RECEIVE:
 		found = kg_net_came(vm);
@@ -177,7 +179,7 @@ static int port(kg_vcpu *v)
 	memcpy(&value, data, bytes < sizeof(value) ? bytes : sizeof(value));
 	switch (run->io.port) {
 	case KG_PORT_SERIAL:
-		kg_serial_put(v->vm, (char *)data, bytes);
+		kg_serial_put(v->vm, (char *)data, bytes, &v->may_print);
 		return 1;
 	case KG_PORT_WAIT:
 		v->idle_seq = value;
@@ -193,7 +195,7 @@ static int port(kg_vcpu *v)
 		fill(v, value);
 		return 1;
 	case KG_PORT_SEND:
-		send_packet(v->vm, value);
+		send_packet(v, value);
 		return 1;
 	case KG_PORT_RECEIVE:
 		receive_packet(v->vm, value);

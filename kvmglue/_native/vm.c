@@ -88,11 +88,13 @@ int kg_vm_open(int fd, uint8_t *ram, const ut_slot *slots, int nslots, uint8_t *
 	memcpy(vm->slots.v, slots, nslots * sizeof(*slots));
 	vm->rows = slots[nslots - 1].row + slots[nslots - 1].npages;
 	kg_gate_init(&vm->gate);
-	kg_serial_init(&vm->serial);
-	err = kg_net_init(&vm->net);
+	err = kg_serial_init(&vm->serial);
+	if (!err)
+		err = kg_net_init(&vm->net);
 	if (!err)
 		err = give_memory(vm);
 	if (err) {
+		kg_serial_free(&vm->serial);
 		kg_net_free(&vm->net);
 		free(vm);
 		return err;
@@ -158,7 +160,7 @@ int kg_vcpu_open(kg_vm *vm, int kvm, uint64_t mailbox, uint64_t stack, uint64_t 
 
 	if (number == KG_MAX_VCPUS || bytes < (int)sizeof(struct kvm_run))
 		return -EINVAL;
-	*v = (kg_vcpu){.vm = vm, .number = number, .run_bytes = bytes};
+	*v = (kg_vcpu){.vm = vm, .number = number, .run_bytes = bytes, .may_print = 1, .may_send = 1};
 	v->mailbox = (kg_mailbox *)(vm->system + (mailbox - KG_SYSTEM_AT));
 	AUTO_FD fd = ioctl(vm->fd, KVM_CREATE_VCPU, number);
 

@@ -48,7 +48,7 @@ enum { KG_SERIAL_MOST = 1 << 20, KG_PACKETS_MOST = 4096 };
 typedef struct {
 	pthread_mutex_t lock;
 	char *text;
-	size_t bytes, room;
+	size_t first, bytes;
 	int64_t held; /* taken by the host, and not passed on by it */
 } kg_serial;
 
@@ -77,6 +77,7 @@ typedef struct {
 	uint32_t idle_seq;
 	int32_t naps;               /* what it polls for, if anything */
 	uint32_t nap_seen;          /* gate.changed before the device was looked at */
+	int32_t may_print, may_send; /* the device was ready when it looked, or as far as we know */
 	int32_t reason, code;       /* why it has ended */
 	uint64_t detail;
 	_Atomic uint64_t runs, kicks, ports, fulls; /* see kg_counts */
