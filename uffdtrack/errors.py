@@ -92,7 +92,10 @@ class StorageError(UffdtrackError):
 
 
 class OutputError(UffdtrackError):
-    """We cannot report the result: stdout is full, or its reader has gone. All files are safe."""
+    """We cannot report the result, or pass on what a guest has sent: stdout or a file is full, or a reader has gone.
+
+    All files of epochs are safe.
+    """
 
     exit_code = 7
 
