@@ -5,7 +5,8 @@ from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine,
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
 from kvmglue.kvm import SMALLEST_RING, Capabilities, Kvm
 from kvmglue.network import Tap, UdpPair, open_net
-from kvmglue.output import NetBackend, Outbox, Output, Positions, SerialBackend
+from kvmglue.outbox import NetBackend, Outbox, SerialBackend
+from kvmglue.output import Output, Positions
 from kvmglue.serial_port import SerialFile, SerialStream, open_serial
 from kvmglue.tracker import KvmTracker
 from kvmglue.vcpu import Vcpu, VcpuExit, VcpuState

@@ -92,9 +92,9 @@ class StorageError(UffdtrackError):
 
 
 class OutputError(UffdtrackError):
-    """We cannot report the result, or pass on what a guest has sent: stdout or a file is full, or a reader has gone.
+    """We cannot report the result, or pass on what a guest has sent: it is full there, or nobody reads.
 
-    All files of epochs are safe.
+    All files are safe.
     """
 
     exit_code = 7
