@@ -128,7 +128,7 @@ class Asked:
         if not edge.await_run(PATIENCE):
             raise ReplicationError("the active has not handed its guest over")
         epoch = edge.machine.tip.number if edge.machine.tip else -1
-        return SwitchoverRow(str(edge.about.get("name", "")), epoch, edge.stood_us, edge.name)
+        return SwitchoverRow(edge.heard.name, epoch, edge.heard.stood_us, edge.name)
 
 
 def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:

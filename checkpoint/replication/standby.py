@@ -13,6 +13,7 @@ from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
 from checkpoint.replication.fence import Fence
 from checkpoint.replication.frames import Kind, Message
+from checkpoint.replication.heard import Heard
 from checkpoint.replication.intake import take_epoch
 from checkpoint.replication.machine import Do, Epoch, Told
 from checkpoint.replication.peer import Standby
@@ -30,13 +31,11 @@ class StandbyEdge(Edge):
 
     Attributes:
         replica: what has come. The owner may use it when `outcome` is there.
+        heard: what the active has said.
         outcome: "takeover", "over" (there is nothing to take over), or "" while it follows.
         why: for the outcome, for people.
         tell: called in the thread with what a user should know.
         name: of this host, for people.
-        stood_us: for how long the guest stood, when it was handed over.
-        about: what the active has said of itself.
-        taken_there: the last epoch that it has begun, as far as it has said.
     """
 
     def __init__(
@@ -58,8 +57,7 @@ class StandbyEdge(Edge):
         self.outcome = self.why = ""
         self.tell = tell
         self.machine = Standby(deadline, self.now())
-        self.about: Mapping[str, Any] = {}
-        self.taken_there = -1
+        self.heard = Heard()
         self._listening = listening
         self.name = name
         self._fence = fence
@@ -68,7 +66,7 @@ class StandbyEdge(Edge):
         self._process = ProcessWatch(self.loop, self._process_ended)
         self._busy = asyncio.Lock()
         self._runs, self._ran = asyncio.Event(), threading.Event()
-        self._handed_at = self.stood_us = 0.0
+        self._handed_at = 0.0
 
     # -- the owner's thread -----------------------------------------------------------------------
 
@@ -81,7 +79,7 @@ class StandbyEdge(Edge):
     def runs(self) -> None:
         """The guest runs here now."""
         if self._handed_at:
-            self.stood_us += round((self.now() - self._handed_at) * 1e6)
+            self.heard.stood_us += round((self.now() - self._handed_at) * 1e6)
         self._ran.set()
         self.loop.call_soon_threadsafe(self._runs.set)
 
@@ -165,7 +163,7 @@ class StandbyEdge(Edge):
         if old:
             await old.close("the active has linked anew")
         self.replica.drop_partial()
-        self.about = hello
+        self.heard.note(hello)
         self._process.watch(channel.peer_pidfd)
         await channel.send(Message(Kind.HELLO, self._hello()))
         since = f", from epoch {self._whole()} on" if self.machine.tip else ""
@@ -204,7 +202,10 @@ class StandbyEdge(Edge):
 
     async def _take(self, message: Message) -> None:
         meta = message.meta
-        self._note_released(meta)
+        self.heard.note(meta)
+        if "released" in meta:
+            self.machine.noted(self.heard.released)
+            self.replica.forget_output(self.heard.released)
         match message.kind:
             case Kind.BEGIN:
                 self.replica.begin(meta)
@@ -213,11 +214,11 @@ class StandbyEdge(Edge):
             case Kind.END:
                 await self._on(StandbyEvent.EPOCH, epoch=await take_epoch(self.replica, meta, self._fits))
             case Kind.BEAT:
-                self._note_taken(meta)
+                pass
             case Kind.FINAL:
                 await self._on(StandbyEvent.FINAL, digest=str(meta.get("digest", "")))
             case Kind.GO:
-                self._handed_at, self.stood_us = self.now(), float(meta.get("stood_us", 0))
+                self._handed_at = self.now()
                 await self._on(StandbyEvent.GO)
             case Kind.BYE:
                 await self._on(StandbyEvent.BYE)
@@ -228,17 +229,6 @@ class StandbyEdge(Edge):
 
     def _fits(self, epoch: Epoch) -> bool:
         return self.machine.state in FOLLOWS and self.machine.is_fits(Told(epoch=epoch))
-
-    def _note_taken(self, meta: Mapping[str, Any]) -> None:
-        taken = meta.get("taken")
-        if isinstance(taken, int):
-            self.taken_there = taken
-
-    def _note_released(self, meta: Mapping[str, Any]) -> None:
-        match meta.get("released"):
-            case [int(serial), int(packets)]:
-                self.machine.noted((serial, packets))
-                self.replica.forget_output((serial, packets))
 
     # -- the machine ------------------------------------------------------------------------------
 

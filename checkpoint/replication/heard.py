@@ -1,0 +1,37 @@
+"""What an active has said of itself and of its guest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvmglue import Positions
+
+
+@dataclass(slots=True)
+class Heard:
+    """Attributes:
+    name: of the replication.
+    taken: the last epoch that it has begun, -1 for none.
+    released: up to where it has released its guest's output; it may be more by now.
+    stood_us: for how long the guest stood until it was handed over.
+    """
+
+    name: str = ""
+    taken: int = -1
+    released: Positions = (0, 0)
+    stood_us: float = 0.0
+
+    def note(self, meta: Mapping[str, Any]) -> None:
+        """Take what a message says; what makes no sense is as if it was not there."""
+        match meta.get("released"):
+            case [int(serial), int(packets)] if serial >= 0 and packets >= 0:
+                self.released = (serial, packets)
+        match meta:
+            case {"taken": int(taken)}:
+                self.taken = taken
+            case {"stood_us": int(stood_us)}:
+                self.stood_us = stood_us
+            case {"role": "active", "name": str(name)}:
+                self.name = name
