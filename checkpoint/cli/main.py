@@ -6,37 +6,27 @@ import contextlib
 import io
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import entry_points
 
 import click
 
 from checkpoint import report
-from checkpoint.cli import (
-    checkpoint,
-    compact,
-    diff,
-    doctor,
-    export,
-    keys,
-    ls,
-    rollback,
-    run,
-    show,
-    standby,
-    status,
-    switchover,
-    verify,
-    vm,
-)
 from checkpoint.cli.common import say
 from uffdtrack.errors import OutputError, UffdtrackError, UnsupportedError
 
+VERBS = (
+    "checkpoint", "compact", "diff", "doctor", "export", "keys", "ls", "rollback", "run", "show", "standby",
+    "status", "switchover", "verify", "vm",
+)  # fmt: skip
+"""Each is the module of that name in checkpoint.cli."""
+
 
 class Verbs(click.Group):
-    """Our verbs, and those that other packages have registered, which are imported when they are needed."""
+    """Our verbs, and those that other packages have registered. They are imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = set(super().list_commands(ctx))
+        found = set(VERBS)
         for verb in entry_points(group="uffdtrack.verbs"):
             with contextlib.suppress(ImportError):
                 verb.load()
@@ -44,12 +34,13 @@ class Verbs(click.Group):
         return sorted(found)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        own = super().get_command(ctx, name)
-        if own:
-            return own
+        command: click.Command
+        if name in VERBS:
+            command = import_module(f"checkpoint.cli.{name}").command
+            return command
         for verb in entry_points(group="uffdtrack.verbs", name=name):
             try:
-                command: click.Command = verb.load()
+                command = verb.load()
             except ImportError as error:
                 raise UnsupportedError(f"{name} is not installed: {error}") from error
             return command
@@ -65,14 +56,6 @@ def cli() -> None:
     cannot be handled, 6 corrupt or incomplete image, 7 no space or write failure. Of run: the command's,
     where it has ended.
     """
-
-
-VERBS = (
-    *(doctor, checkpoint, run, ls, show, verify, diff, export, compact, rollback, vm),
-    *(standby, keys, status, switchover),
-)
-for module in VERBS:
-    cli.add_command(module.command)
 
 
 def _open_standard_files() -> None:

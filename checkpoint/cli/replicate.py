@@ -1,8 +1,7 @@
-"""The options of a replicated session, and its link."""
+"""The link of a replicated session."""
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from typing import Any
 
 import click
 
-from checkpoint.cli.common import Time, say
+from checkpoint.cli.common import say
+from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.replication import address, link
 from checkpoint.replication.active import ActiveEdge, Output
 from checkpoint.replication.address import Address
@@ -21,8 +21,6 @@ from checkpoint.replication.credentials import Credentials
 from checkpoint.replication.fence import Command, FileLock, parse_fence
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 
-Verb = Callable[..., Any]
-DEADLINE = "1s"
 PATIENCE = 2.0
 """Seconds that a standby has to answer before we say that none is there."""
 
@@ -57,19 +55,6 @@ class FenceType(click.ParamType[FileLock | Command]):
             self.fail(str(error), param, ctx)
 
 
-tls_option = click.option(
-    "--tls", "keys", type=click.Path(path_type=Path), metavar="DIR",
-    help="The keys of both hosts, as `uffdtrack keys` makes them: for tls://.",
-)  # fmt: skip
-insecure_option = click.option(
-    "--insecure", is_flag=True, help="Plain tcp:// to another host is wanted: nothing is encrypted."
-)
-deadline_option = click.option(
-    "--deadline", type=Time(), default=DEADLINE, show_default=True,
-    help="The other side counts as silent after so long without a word.",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class Replicate:
     """Where a session's epochs go, if not to a directory."""
@@ -80,6 +65,16 @@ class Replicate:
     insecure: bool
     lock: FileLock | None
     deadline: float
+
+    @classmethod
+    def of(cls, given: WhereTo) -> Replicate:
+        """Raises: InvalidInputError: the options make no sense; others: see `Credentials.load`."""
+        where = address.parse(given.address)
+        lock = parse_fence(given.fence) if given.fence else None
+        if isinstance(lock, Command):
+            raise InvalidInputError("here --fence is lock:PATH; a command is the standby's")
+        keys = load_keys(where, given.keys, "active")
+        return cls(where, given.name, keys, given.insecure, lock, given.deadline)
 
     def open(
         self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: Output | None = None
@@ -108,50 +103,6 @@ class Replicate:
         if not edge.await_link(PATIENCE):
             say(f"no standby at {self.address} yet: epochs are taken when one is there")
         return edge
-
-
-def replicate_options(verb: Verb) -> Verb:
-    """The options of a session whose epochs go to a standby; the verb gets `replicate`, None without."""
-    every_option = [
-        click.option(
-            "--replicate", "where", type=AddressType(), metavar="ADDRESS",
-            help="Send the epochs to a standby, which listens there: tls://HOST:PORT, unix:PATH or "
-            "tcp://HOST:PORT (docs/fault-tolerance.md).",
-        ),
-        click.option("--name", help="What `status` calls it.  [default: the guest's or the process's name]"),
-        tls_option,
-        insecure_option,
-        click.option(
-            "--fence", type=FenceType(), metavar="lock:PATH",
-            help="A file that this side locks as long as it runs: the standby, given the same, takes over "
-            "only with that lock.",
-        ),
-        deadline_option,
-    ]  # fmt: skip
-
-    @functools.wraps(verb)
-    def with_options(
-        where: Address | None,
-        name: str | None,
-        keys: Path | None,
-        insecure: bool,
-        fence: FileLock | Command | None,
-        deadline: float,
-        **given: Any,
-    ) -> Any:
-        if not where:
-            if keys or fence or insecure or name:
-                raise InvalidInputError("--name, --tls, --insecure and --fence go with --replicate")
-            return verb(replicate=None, **given)
-        if isinstance(fence, Command):
-            raise InvalidInputError("here --fence is lock:PATH; a command is the standby's")
-        found = Replicate(where, name or "", load_keys(where, keys, "active"), insecure, fence, deadline)
-        return verb(replicate=found, **given)
-
-    decorated: Verb = with_options
-    for option in reversed(every_option):
-        decorated = option(decorated)
-    return decorated
 
 
 def load_keys(where: Address, keys: Path | None, role: str) -> Credentials | None:

@@ -9,6 +9,7 @@ from checkpoint import report
 from checkpoint.cli.common import say
 from checkpoint.cli.options import Options
 from checkpoint.cli.replicate import Replicate, check_stopped, pid_name
+from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.session import attach, check_first, choose_engine, farewell_on_error
 from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import Wait
@@ -27,7 +28,7 @@ def no_switchover(progress: Callable[[str], None]) -> SwitchoverRow:
     raise InvalidInputError("a process is not handed over: a switchover is for guests of `vm`")
 
 
-def replicate_process(pid: int, lifeline: int, options: Options, replicate: Replicate) -> None:
+def replicate_process(pid: int, lifeline: int, options: Options, to: WhereTo) -> None:
     """A whole session on one process, with its output.
 
     The process is checkpointed, and not fault tolerant: what it sends to the outside is not held.
@@ -36,6 +37,7 @@ def replicate_process(pid: int, lifeline: int, options: Options, replicate: Repl
         raise InvalidInputError(
             "--output, --keep and --force do not go with --replicate: the standby has the chain"
         )
+    replicate = Replicate.of(to)
     if replicate.lock:
         raise InvalidInputError("--fence is for guests of `vm`: nobody takes over a process")
     traits = choose_engine(options)

@@ -13,6 +13,7 @@ from checkpoint.cli.common import say
 from checkpoint.cli.handover import Handover
 from checkpoint.cli.options import Options
 from checkpoint.cli.replicate import Replicate, ReplicationError, check_stopped
+from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.cli.worker import SWITCH
@@ -39,7 +40,7 @@ def replicate_vm(
     guest: str,
     interrupt: Interrupt,
     options: Options,
-    replicate: Replicate,
+    to: WhereTo,
     wait: Wait,
 ) -> None:
     """Run a paused VM to its end, or until its standby has it.
@@ -52,6 +53,7 @@ def replicate_vm(
     """
     if options.directory or options.force:
         raise InvalidInputError("--output and --force do not go with --replicate: the standby has the chain")
+    replicate = Replicate.of(to)
     sys.setswitchinterval(SWITCH)
     held = HeldOutput(outbox)
     with ExitStack() as stack:

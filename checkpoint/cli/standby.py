@@ -19,11 +19,9 @@ from checkpoint.cli.replicate import (
     AddressType,
     FenceType,
     ReplicationError,
-    deadline_option,
-    insecure_option,
     load_keys,
-    tls_option,
 )
+from checkpoint.cli.replicate_options import deadline_option, insecure_option, tls_option
 from checkpoint.cli.take_over import run_taken_over
 from checkpoint.cli.vm import Devices, device_options
 from checkpoint.cli.waits import Interrupt

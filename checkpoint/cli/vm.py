@@ -17,8 +17,7 @@ from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import Place, say
 from checkpoint.cli.diff import open_view
 from checkpoint.cli.options import Options, Verb, session_options
-from checkpoint.cli.replicate import Replicate, replicate_options
-from checkpoint.cli.replicate_vm import replicate_vm
+from checkpoint.cli.replicate_options import WhereTo, replicate_options
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.session import Session
@@ -142,7 +141,7 @@ def run(
     ram: int,
     until: int,
     devices: Devices,
-    replicate: Replicate | None,
+    replicate: WhereTo | None,
     options: Options,
 ) -> None:
     """Run a guest; what it prints on its serial port goes to stdout.
@@ -166,7 +165,7 @@ def run(
 @replicate_options
 @vm_options
 def resume(
-    place: tuple[Path, int | None], devices: Devices, replicate: Replicate | None, options: Options
+    place: tuple[Path, int | None], devices: Devices, replicate: WhereTo | None, options: Options
 ) -> None:
     """Continue the guest of an epoch in this process, as if nothing had happened."""
     view = open_view(place, options.key)
@@ -183,7 +182,7 @@ def resume(
         run_vm(vm, outbox, str(vm_facts(view.epoch).guest), options, replicate)
 
 
-def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Replicate | None) -> None:
+def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: WhereTo | None) -> None:
     """Run a paused VM to its end; take its epochs if there is a directory, or a standby that gets them."""
     if options.directory is None and not replicate and (options.count or options.max_dirty or options.force):
         raise InvalidInputError("--count, --max-dirty and --force are of epochs: they go with --output")
@@ -208,6 +207,8 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Repl
             return wait_for_guest(vm, look, tracker if options.max_dirty else None, interrupt, seconds)
 
         if replicate:
+            from checkpoint.cli.replicate_vm import replicate_vm
+
             replicate_vm(vm, outbox, tracker, guest, interrupt, options, replicate, wait)
             tell_verdict(vm, guest)
             return
