@@ -90,10 +90,11 @@ class Outbox(Closing):
         self.net = net
         if net:
             vm.connect(net.fd)
-        # What is held begins at what was released. `_mark`: up to where epochs have it.
+        # What is held begins at what was released. `_mark`: up to where epochs have it, not before that.
+        # `_granted`: up to where it may be released, whatever is taken back.
         self._bytes = bytearray()
         self._packets: deque[bytes] = deque()
-        self._released = self._mark = (0, 0)
+        self._released = self._mark = self._granted = (0, 0)
         self._open = True
         self._lock = threading.Lock()
         self._releasing = threading.Lock()
@@ -151,7 +152,8 @@ class Outbox(Closing):
     def take_back(self, at: Positions) -> None:
         """An epoch that had the output from there on was dropped: the next `collect` begins there again.
 
-        If several are, the order does not matter. What was released is not taken back.
+        If several are, the order does not matter. What was released is not taken back. What a slow backend
+        still has to take is, and can be released all the same.
         """
         with self._lock:
             self._mark = later(self._released, earlier(self._mark, at))
@@ -169,8 +171,9 @@ class Outbox(Closing):
         with self._releasing:
             with self._lock:
                 self._check_open()
-                if not all_before(upto, self._mark):
+                if not all_before(upto, later(self._mark, self._granted)):
                     raise CycleError(f"no output is collected that goes from {self._mark} to {upto}")
+                self._granted = later(self._granted, upto)
             done = [self._release_serial(upto[0]), self._release_packets(upto[1])]
             return all(done)
 
@@ -209,6 +212,11 @@ class Outbox(Closing):
     def _end(self) -> Positions:
         return self._released[0] + len(self._bytes), self._released[1] + len(self._packets)
 
+    def _advance(self, serial: int, packets: int) -> None:
+        self._released = self._released[0] + serial, self._released[1] + packets
+        self._mark = later(self._mark, self._released)
+        self._hold(-serial, -packets)
+
     def _hold(self, serial: int, packets: int) -> None:
         """The VM's devices count what is held here."""
         if self._vm.is_open:
@@ -226,19 +234,17 @@ class Outbox(Closing):
                 return False
             with self._lock:
                 del self._bytes[:n]
-                self._released = (at + n, self._released[1])
-                self._hold(-n, 0)
+                self._advance(n, 0)
         return True
 
     def _release_packets(self, upto: int) -> bool:
-        while (at := self._released[1]) < upto:
+        while self._released[1] < upto:
             with _passing_on("a packet of the guest's"):
                 if self.net and not self.net.send(self._packets[0]):
                     return False
             with self._lock:
                 self._packets.popleft()
-                self._released = (self._released[0], at + 1)
-                self._hold(0, -1)
+                self._advance(0, 1)
         return True
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmglue import VM_ENGINES, Vm, bind_vcpus, open_tracker, rings_for, written
+from kvmglue import VM_ENGINES, Order, Vm, bind_vcpus, open_tracker, post, rings_for, written
 from tests.contract.conftest import need_kvm
 from tests.helpers import DEADLINE
 from uffdtrack import GuestRam
@@ -34,6 +34,16 @@ def printed(vm: Vm) -> bytes:
         vm.wait_event(0.1)
         text += vm.serial()
     return text
+
+
+def numbers(n: int) -> bytes:
+    """What a guest prints that counts up to n."""
+    return b"".join(b"%d\n" % i for i in range(1, n + 1))
+
+
+def count(vm: Vm, n: int) -> None:
+    vm.resume()
+    post(vm, 0, Order("count", pages=8, n=n, pace=1))
 
 
 @dataclass

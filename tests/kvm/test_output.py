@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections.abc import Callable
@@ -18,24 +17,14 @@ from checkpoint.image import split_notes
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import load_vm, output_note, output_of
-from kvmglue import Order, Outbox, Output, SerialFile, SerialStream, Vm, done, open_serial, post, wait
+from kvmglue import Order, Outbox, Output, Vm, done, open_serial, post
 from kvmglue._sys import lib
 from tests.helpers import DEADLINE, wait_for
-from tests.kvm.conftest import Machine
-from uffdtrack.errors import CycleError, InvalidInputError, OutputError
+from tests.kvm.conftest import Machine, count, numbers
+from uffdtrack.errors import CycleError, InvalidInputError
 
 Make = Callable[..., Machine]
 MOST = int(lib.KG_SERIAL_MOST)
-
-
-def numbers(n: int) -> bytes:
-    """What `count` prints."""
-    return b"".join(b"%d\n" % i for i in range(1, n + 1))
-
-
-def count(vm: Vm, n: int) -> None:
-    vm.resume()
-    post(vm, 0, Order("count", pages=8, n=n, pace=1))
 
 
 def polls(vm: Vm) -> None:
@@ -94,7 +83,6 @@ def test_a_guest_waits_at_the_bound(machine: Make, kind: str, tmp_path: Path) ->
                 with vm.paused():
                     assert vm.vcpus[0].state().registers["rip"]
                 session.take()
-        got += [out for e in range(5) if (out := output_of(Chain(tmp_path / "c").open(e))) is not None]
         assert outbox.collected[end] == most[end], "it has sent nothing more"
         while not done(vm, 0):
             assert outbox.release(outbox.collected)
@@ -150,77 +138,6 @@ def test_one_thread_collects_another_releases(machine: Make, tmp_path: Path) -> 
             thread.join(DEADLINE)
         assert outbox.release(outbox.collected)
     assert (tmp_path / "serial").read_bytes() == numbers(1500)
-
-
-class Fails:
-    """A backend that fails now and then, after some bytes."""
-
-    repeatable = True
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.rng = open_serial(path), random.Random(3)
-
-    def write(self, at: int, data: bytes) -> int:
-        if self.rng.random() < 0.5:
-            raise OSError(28, "No space left on device")
-        return self.file.write(at, data[: self.rng.randrange(1, 50)])
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def test_a_backend_that_fails_loses_nothing(machine: Make, tmp_path: Path) -> None:
-    vm, failed = machine("kvm-bitmap").vm, 0
-    with Outbox(vm, Fails(tmp_path / "serial")) as outbox:
-        count(vm, 200)
-        assert wait(vm, 0, DEADLINE)
-        outbox.collect()
-        while outbox.released != outbox.collected:
-            before = outbox.released
-            try:
-                outbox.release(outbox.collected)
-            except OutputError as error:
-                assert "No space left" in str(error)
-                failed += 1
-            assert outbox.released >= before
-    assert failed > 5 and (tmp_path / "serial").read_bytes() == numbers(200)
-
-
-def test_streams(machine: Make, tmp_path: Path) -> None:
-    """A slow reader is waited for by the guest; one that has gone is an error."""
-    vm = machine("kvm-bitmap").vm
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    text = numbers(30_000)
-    with Outbox(vm, SerialStream(writer, owned=True)) as outbox:
-        outbox.restore((7, 0), Output(0, b"before " + text))
-        assert not outbox.release(outbox.collected), "a pipe has 64 KiB"
-        got = b""
-        while outbox.released != outbox.collected:
-            got += os.read(reader, 1 << 20)
-            outbox.release(outbox.collected)
-        assert got + os.read(reader, 1 << 20) == text
-        count(vm, 10)
-        assert wait(vm, 0, DEADLINE)
-        os.close(reader)
-        outbox.collect()
-        with pytest.raises(OutputError) as caught:
-            outbox.release(outbox.collected)
-        assert isinstance(caught.value.__cause__, BrokenPipeError)
-        assert outbox.released == (7 + len(text), 0)
-
-
-def test_serial_files(tmp_path: Path) -> None:
-    out = tmp_path / "serial"
-    out.write_bytes(b"0123456789")
-    file = open_serial(out)
-    assert isinstance(file, SerialFile) and file.write(3, b"abc") == 3
-    file.close()
-    assert out.read_bytes() == b"012abc6789"
-    assert isinstance(open_serial(Path("/dev/null")), SerialStream)
-    for bad in (tmp_path, tmp_path / "none" / "x", out / "x"):
-        with pytest.raises(InvalidInputError):
-            open_serial(bad)
 
 
 def test_parts_of_output() -> None:
