@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint.files import open_regular
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
 
 MARK = "uffdtrack:"
@@ -46,14 +47,14 @@ class Credentials:
         if path.is_dir():
             path = path / f"{name}.pem"
         try:
-            mode = path.stat().st_mode
-            path.open("rb").close()
+            with open_regular(path) as file:
+                mode = os.fstat(file.fileno()).st_mode
         except PermissionError as error:
             raise PermissionDeniedError(f"may not read {path}. Run as its owner") from error
+        except ValueError as error:
+            raise InvalidInputError(f"{path} is no file with a key and certificates; {_MAKE}") from error
         except OSError as error:
             raise InvalidInputError(f"cannot read {path}: {error.strerror}; {_MAKE}") from error
-        if not stat.S_ISREG(mode):
-            raise InvalidInputError(f"{path} is no file with a key and certificates; {_MAKE}")
         if mode & 0o077:
             raise InvalidInputError(f"others may read the key in {path}: chmod 600 {path}")
         try:

@@ -92,7 +92,7 @@ async def listen(
         credentials: for TLS.
         accept: gets a channel whose other end has said HELLO, in a task of its own; the channel is closed
             when it returns.
-        refused: is told of each connection that did not come so far.
+        refused: is told of each connection that did not come so far, and of a LinkError out of `accept`.
         insecure: plain TCP that other hosts can reach is wanted.
 
     Raises:

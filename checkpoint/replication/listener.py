@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -90,30 +91,28 @@ class Listener:
             if len(self._unknown) >= MOST_UNKNOWN:
                 next(iter(self._unknown)).cancel()
             task = asyncio.create_task(self._serve(connection))
-            for tasks in (self._serving.add, self._unknown.setdefault):
-                tasks(task)
-            task.add_done_callback(self._forget)
+            self._serving.add(task)
+            self._unknown[task] = None
+            task.add_done_callback(functools.partial(self._forget, connection))
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _forget(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._serving.discard(task)
         self._unknown.pop(task, None)
+        connection.close()  # the task may have ended before it began
 
     async def _serve(self, connection: socket.socket) -> None:
         """From a connection to its end."""
-        wire = Wire(connection)
+        task = asyncio.current_task()
+        assert task
         try:
-            channel = await self._greeted(wire)
+            channel = await self._greeted(Wire(connection))
+            del self._unknown[task]
+            try:
+                await self._accept(channel)
+            finally:
+                await channel.close()
         except (LinkError, PermissionDeniedError) as error:
             self._refused(LinkError(str(error)))
-            return
-        finally:
-            task = asyncio.current_task()
-            assert task
-            self._unknown.pop(task, None)
-        try:
-            await self._accept(channel)
-        finally:
-            await channel.close()
 
     async def _greeted(self, wire: Wire) -> SocketChannel:
         """A channel whose other end has said HELLO, which `receive` gives.
