@@ -126,7 +126,7 @@ PLAIN = [HELLO, *(Message(Kind.BEAT, {"taken": n}) for n in range(3)), Message(K
 
 
 @given(st.integers(1, len(PLAIN)), st.integers(0))
-@settings(max_examples=2000)
+@settings(max_examples=1500)
 def test_mutated_streams(n: int, seed: int) -> None:
     check_mutation(PLAIN[:n], random.Random(seed).randrange)
 
