@@ -11,14 +11,17 @@ What an event is told with:
 | event | |
 |---|---|
 | active: LINKED, ACKED, READY | `digest`: of the standby's tip ("" for none), of the message |
-| active: TAKEN | `epoch`, and `final` if the guest stands since then |
+| active: TAKEN | `epoch`, and `final` if the guest stands since then, or has ended |
 | standby: LINKED | `run`: of the active's hello |
 | standby: EPOCH | `epoch` |
 | standby: FINAL | `digest` |
 
 `heard` is called for every frame that comes (at the standby `noted`, too, where it says what was released),
-`tick` at `silent_at` (and at `lease_until`). A machine never raises. An event that has no row gives one
-REFUSE. Each link's end is told as UNLINKED, also where we have closed it, and before the next LINKED.
+`tick` at `silent_at` (and at `lease_until`). A machine never raises. An event without a row gives one REFUSE.
+
+Each link's end is told as UNLINKED, also where we have closed it. A second link at the standby is told as
+LINKED when its hello is there: if the answer is REFUSE it is closed, else the first one is, and from then on
+nothing of that one is told.
 """
 
 from __future__ import annotations

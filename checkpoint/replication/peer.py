@@ -21,11 +21,13 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     """The side that runs the guest.
 
     Attributes:
+        holds: whether the guest's output is held. If so, the epoch that has the guest's end has to be
+            acknowledged before there is a BYE.
         acked: the last epoch that the standby is known to have; output up to it may be released.
         known: epochs from one of which we can go on, if it is the standby's tip: what has changed since the
             first of them is in the next epoch.
         sent: epochs on their way, the oldest first.
-        final: the epoch since which the guest stands.
+        final: the epoch since which the guest stands, or that has its end.
         lease_until: with a lease, when it is to be taken for lost, on the clock of `now`; from then on any
             event is FENCE_LOST.
     """
@@ -34,8 +36,9 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     silence = ActiveEvent.SILENT
     refusal = ActiveAction.REFUSE
 
-    def __init__(self, deadline: float, now: float = 0.0) -> None:
+    def __init__(self, deadline: float, now: float = 0.0, *, holds: bool = True) -> None:
         super().__init__(ActiveState.SEEKING, deadline, now)
+        self.holds = holds
         self.acked: Epoch | None = None
         self.known: tuple[Epoch, ...] = ()
         self.sent: tuple[Epoch, ...] = ()
@@ -64,6 +67,11 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
         """Whether output up to `acked` may still go out; an edge asks before each piece that it lets out."""
         return self.state not in (ActiveState.RESIGNED, ActiveState.ENDED)
 
+    @property
+    def parent(self) -> Epoch | None:
+        """What the next epoch follows, while a standby is linked; None: it is a base."""
+        return self.sent[-1] if self.sent else self.known[-1] if self.known else None
+
     # -- guards -----------------------------------------------------------------------------------
 
     def is_known(self, told: Told) -> bool:
@@ -73,14 +81,14 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
         return any(epoch.digest == told.digest for epoch in self.sent)
 
     def is_follows(self, told: Told) -> bool:
-        last = (*self.known, *self.sent)[-1:]
-        return told.epoch is not None and told.epoch.parent in ("", *(epoch.digest for epoch in last))
+        parent = self.parent.digest if self.parent else ""
+        return told.epoch is not None and told.epoch.parent in ("", parent)
 
     def is_final(self, told: Told) -> bool:
         return told.final and self.is_follows(told)
 
     def is_settled(self, told: Told) -> bool:
-        return not self.sent
+        return not self.holds or (self.final is not None and self.final == self.acked)
 
     def is_ready(self, told: Told) -> bool:
         return self.final is not None and self.final == self.acked and told.digest == self.final.digest

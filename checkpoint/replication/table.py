@@ -44,7 +44,7 @@ class ActiveEvent(Enum):
     READY = "READY: the standby would take over from the final epoch"
     STAND_IN = "TAKEN: the standby runs the guest"
     FENCE_LOST = "the lock or the lease is not ours any more, or may not be from now on"
-    GUEST_ENDED = "the guest, or the session, has ended; told when all that it has sent is released"
+    GUEST_ENDED = "the guest, or the session, has ended; told again after each ACK, until we are ENDED"
 
 
 class ActiveAction(Enum):
@@ -77,7 +77,7 @@ class StandbyState(Enum):
 
 
 class StandbyEvent(Enum):
-    LINKED = "the active's hello; a new link replaces the old one"
+    LINKED = "the active's hello; unless it is refused, its link replaces one that there is"
     UNLINKED = "the link has ended; also where we have closed it"
     SILENT = "nothing was heard for the deadline, linked or not"
     EPOCH = "END: an epoch is here and verified"
@@ -130,6 +130,8 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
         Row(s.SEEKING, e.SILENT, None, s.SEEKING, (a.CLOSE,)),
         Row(s.SEEKING, e.TAKEN, None, s.SEEKING, (a.TAKE_BACK,)),
         Row(s.SEEKING, e.SWITCHOVER, None, s.SEEKING, (a.SAY_MAY_NOT,)),
+        Row(s.SEEKING, e.GUEST_ENDED, "settled", s.ENDED),
+        Row(s.SEEKING, e.GUEST_ENDED, None, s.SEEKING),
         Row(s.SEEKING, e.STAND_IN, None, s.ENDED, (a.STOP,)),
         Row(s.SEEKING, e.FENCE_LOST, None, s.ENDED, (a.STOP,)),
         Row(s.GREETED, e.UNLINKED, None, s.SEEKING, (a.TAKE_BACK,)),
@@ -138,6 +140,8 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
         Row(s.GREETED, e.TAKEN, None, s.GREETED, (a.TAKE_BACK,)),
         Row(s.GREETED, e.ACKED, "sent", s.FOLLOWED, (a.RELEASE,)),
         Row(s.GREETED, e.SWITCHOVER, None, s.GREETED, (a.SAY_MAY_NOT,)),
+        Row(s.GREETED, e.GUEST_ENDED, "settled", s.ENDED, (a.SEND_BYE,)),
+        Row(s.GREETED, e.GUEST_ENDED, None, s.GREETED),
         Row(s.GREETED, e.STAND_IN, None, s.ENDED, (a.STOP,)),
         Row(s.GREETED, e.FENCE_LOST, None, s.ENDED, (a.STOP,)),
         Row(s.FOLLOWED, e.UNLINKED, None, s.SEEKING, (a.TAKE_BACK,)),
@@ -147,6 +151,7 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
         Row(s.FOLLOWED, e.ACKED, "sent", s.FOLLOWED, (a.RELEASE,)),
         Row(s.FOLLOWED, e.SWITCHOVER, None, s.HANDING, (a.HAND_OVER,)),
         Row(s.FOLLOWED, e.GUEST_ENDED, "settled", s.ENDED, (a.SEND_BYE,)),
+        Row(s.FOLLOWED, e.GUEST_ENDED, None, s.FOLLOWED),
         Row(s.FOLLOWED, e.STAND_IN, None, s.ENDED, (a.STOP,)),
         Row(s.FOLLOWED, e.FENCE_LOST, None, s.ENDED, (a.STOP,)),
         Row(s.HANDING, e.UNLINKED, None, s.SEEKING, (a.TAKE_BACK, a.TAKE_GUEST_BACK)),
@@ -155,6 +160,7 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
         Row(s.HANDING, e.TAKEN, "follows", s.HANDING, (a.SEND_END,)),
         Row(s.HANDING, e.ACKED, "sent", s.HANDING, (a.RELEASE,)),
         Row(s.HANDING, e.SWITCHOVER, None, s.HANDING),
+        Row(s.HANDING, e.GUEST_ENDED, None, s.HANDING),
         Row(s.HANDING, e.READY, "ready", s.RESIGNED, (a.RESIGN, a.SEND_GO)),
         Row(s.HANDING, e.STAND_IN, None, s.ENDED, (a.STOP,)),
         Row(s.HANDING, e.FENCE_LOST, None, s.ENDED, (a.STOP,)),
