@@ -75,25 +75,32 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     # -- guards -----------------------------------------------------------------------------------
 
     def is_known(self, told: Told) -> bool:
+        """The standby's tip is one from which we can go on."""
         return any(epoch.digest == told.digest for epoch in self.known)
 
     def is_sent(self, told: Told) -> bool:
+        """The epoch is on its way."""
         return any(epoch.digest == told.digest for epoch in self.sent)
 
     def is_follows(self, told: Told) -> bool:
+        """The epoch is a base, or the child of the last one."""
         parent = self.parent.digest if self.parent else ""
         return told.epoch is not None and told.epoch.parent in ("", parent)
 
     def is_final(self, told: Told) -> bool:
+        """The guest stands since this epoch, which follows."""
         return told.final and self.is_follows(told)
 
     def is_settled(self, told: Told) -> bool:
+        """No output is held, or the epoch that has the guest's end is acknowledged."""
         return not self.holds or (self.final is not None and self.final == self.acked)
 
     def is_ready(self, told: Told) -> bool:
+        """The standby means the final epoch, and has acknowledged it."""
         return self.final is not None and self.final == self.acked and told.digest == self.final.digest
 
     def is_stands(self, told: Told) -> bool:
+        """The standby's tip is the final epoch."""
         return self.final is not None and told.digest == self.final.digest
 
     # -- what actions change ----------------------------------------------------------------------
@@ -165,16 +172,20 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
     # -- guards -----------------------------------------------------------------------------------
 
     def is_fits(self, told: Told) -> bool:
+        """The epoch is a base, or the child of the tip."""
         tip = self.tip.digest if self.tip else ""
         return told.epoch is not None and told.epoch.parent in ("", tip)
 
     def is_foreign(self, told: Told) -> bool:
+        """The hello is that of another session than the tip's."""
         return told.run != self.run
 
     def is_whole(self, told: Told) -> bool:
+        """The final epoch is the tip."""
         return self.tip is not None and told.digest == self.tip.digest
 
     def is_ready(self, told: Told) -> bool:
+        """We have said READY for the tip, on this link."""
         return self.tip is not None and self.ready == self.tip.digest
 
     # -- what actions change ----------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """The protocol of an active and its standby, as data: what each does, in each state, when something happens.
 
 Nothing here runs. `peer.py` interprets the rows; the picture in docs/fault-tolerance.md is drawn from them,
-and tests/unit/test_protocol.py explores them. The values of the enums say what their names mean.
+and tests/unit/test_protocol_explored.py takes each. The values of the enums say what their names mean.
 
 A row that has a guard holds if the guard of that name (`is_NAME` of the machine) says so. Of several rows for
 one state and event the first that holds counts. **What has no row is a mistake**: the state stays, the link
 is refused with a reason, and its end is told as `UNLINKED` like any other.
 
-What to look for, by the numbers of the rules in docs/fault-tolerance.md:
+What to look for (and what tests/unit/test_protocol.py looks for):
 
 1. `RELEASE` stands only where the standby says that it has the epoch: at `ACKED`, and at `LINKED` by its tip.
 2. `SEND_ACK` stands only behind `MERGE`, and both behind the guard `fits`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 from hypothesis import given
@@ -19,8 +20,10 @@ from checkpoint.replication.table import (
     StandbyEvent,
     StandbyState,
 )
+from tests.unit.test_layers import ROOT
 
 A, AE, AA = ActiveState, ActiveEvent, ActiveAction
+
 S, SE, SA = StandbyState, StandbyEvent, StandbyAction
 BASE, NEXT = Epoch(0, "base", "", (3,)), Epoch(1, "next", "base", (5,))
 EPOCHS = (BASE, NEXT, Epoch(2, "other", "next", (6,)), Epoch(3, "stray", "unknown", (7,)))
@@ -206,3 +209,13 @@ def test_no_events_whatever_confuse_a_standby(events: list[Any]) -> None:
             assert do.action is not SA.TAKE_OVER or (do.epoch and do.epoch == merged)
             assert do.action not in (SA.SEND_ACK, SA.SEND_HELLO) or before in (S.EMPTY, S.FOLLOWING, S.LOST)
         assert before not in (S.RUNNING, S.OVER) or standby.state is before
+
+
+def test_the_page_shows_the_table() -> None:
+    spec = spec_from_file_location("draw_protocol", ROOT / "tools/draw_protocol.py")
+    assert spec and spec.loader
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    text = tool.PAGE.read_text()
+    assert tool.redrawn(text) == text, "run tools/draw_protocol.py"
+    assert tool.redrawn(text.replace("LINKED [known]", "LINKED")) == text
