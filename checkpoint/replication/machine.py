@@ -16,8 +16,9 @@ What an event is told with:
 | standby: EPOCH | `epoch` |
 | standby: FINAL | `digest` |
 
-`heard` is called for every frame that comes (at the standby `noted`, too, where it says what was released),
-`tick` at `silent_at` (and at `lease_until`). A machine never raises. An event without a row gives one REFUSE.
+`heard` is called for every frame that comes, and when the active has connected. `noted` is called at the
+standby where a frame says what was released, before its event. `tick` is called at `silent_at` and at
+`lease_until`. A machine never raises. An event without a row gives one REFUSE.
 
 Each link's end is told as UNLINKED, also where we have closed it. A second link at the standby is told as
 LINKED when its hello is there: if the answer is REFUSE it is closed, else the first one is, and from then on

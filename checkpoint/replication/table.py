@@ -59,7 +59,7 @@ class ActiveAction(Enum):
     TAKE_GUEST_BACK = "let the guest that stands run again"
     RESIGN = "stop all output for good, then give up the lock or the lease"
     SEND_GO = "send GO, with what has been released"
-    SEND_BYE = "send BYE: there is nothing to take over"
+    SEND_BYE = "when all output has left, send BYE: there is nothing to take over"
     STOP = "stop the guest and all output for good, and end"
     SAY_MAY_NOT = "tell the user that there can be no switchover now"
     REFUSE = "send REFUSE with the reason, and close the link that the event came from"

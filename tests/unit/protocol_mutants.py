@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.replication.machine import Do, Epoch, Told
+from checkpoint.replication.machine import Do, Epoch, Marks, Told
 from checkpoint.replication.peer import Active, Standby
 from checkpoint.replication.table import (
     ACTIVE,
@@ -73,6 +73,11 @@ class FollowsAnyTip(Active):
 class LooksAtNoClock(Active):
     def _at(self, event: ActiveEvent, now: float) -> ActiveEvent:
         return event
+
+
+class CountsTooMuch(Standby):
+    def noted(self, released: Marks) -> None:
+        super().noted((released[0] + 1,))
 
 
 class TrustsItsDisk(Standby):
@@ -169,6 +174,13 @@ MUTANTS = {
     "takes over from what its disk has": Mutant(
         Setup(**LOCK, disk=True, standby=TrustsItsDisk), "before what was released"
     ),
+    "lets output out after it has resigned": Mutant(
+        Setup(**LOCK, keeps_output=True), "lets output out after the takeover"
+    ),
+    "takes output for released that is not": Mutant(
+        Setup(**LOCK, standby=CountsTooMuch), "is missing outside"
+    ),
+    "believes a command that lies": Mutant(Setup("liar", 2, 1, 0, 1, switches=0), "is seen with two values"),
     "takes any session for its own": Mutant(
         Setup(**LOCK, strangers=1, standby=standby(is_foreign=no)), "another session is not refused"
     ),
@@ -193,6 +205,10 @@ MUTANTS = {
                 Row(A.FOLLOWED, AE.SILENT, None, A.SEEKING, (AA.CLOSE,)),
             ),
         ),
+        stuck="goes on",
+    ),
+    "leaves its guest standing": Mutant(
+        Setup(**LOCK, active=active(Row(A.HANDING, AE.UNLINKED, None, A.SEEKING, (AA.TAKE_BACK,)))),
         stuck="goes on",
     ),
     "does not say FINAL again": Mutant(

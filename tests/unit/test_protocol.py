@@ -20,7 +20,7 @@ from checkpoint.replication.table import (
     StandbyEvent,
     StandbyState,
 )
-from tests.unit.test_layers import ROOT
+from tests.unit.test_layers import ROOT, Imports
 
 A, AE, AA = ActiveState, ActiveEvent, ActiveAction
 
@@ -52,6 +52,15 @@ def following() -> Standby:
     standby.on(SE.LINKED, 0.0, run="run")
     standby.on(SE.EPOCH, 0.0, epoch=BASE)
     return standby
+
+
+def test_no_machine_does_io() -> None:
+    """All that they import, of ours and of others."""
+    allowed = {"__future__", "collections", "enum", "math", "typing", "checkpoint"}
+    for name, ours in (("table", set()), ("machine", {"table"}), ("peer", {"machine", "table"})):
+        names = Imports(ROOT / f"checkpoint/replication/{name}.py").names
+        assert {one.split(".")[0] for one in names} <= allowed
+        assert {one.split(".")[-1] for one in names if one.startswith("checkpoint.")} == ours
 
 
 def test_each_row_of_a_state_and_event_can_hold() -> None:
