@@ -21,8 +21,8 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     """The side that runs the guest.
 
     Attributes:
-        holds: whether the guest's output is held. If so, the epoch that has the guest's end has to be
-            acknowledged before there is a BYE.
+        holds: whether the guest's output is held, so that there is no BYE before the epoch that has the
+            guest's end (`final`) is acknowledged. What was taken back is in no epoch that is on its way.
         acked: the last epoch that the standby is known to have; output up to it may be released.
         known: epochs from one of which we can go on, if it is the standby's tip: what has changed since the
             first of them is in the next epoch.
@@ -36,7 +36,7 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     silence = ActiveEvent.SILENT
     refusal = ActiveAction.REFUSE
 
-    def __init__(self, deadline: float, now: float = 0.0, *, holds: bool = True) -> None:
+    def __init__(self, deadline: float, now: float = 0.0, *, holds: bool = False) -> None:
         super().__init__(ActiveState.SEEKING, deadline, now)
         self.holds = holds
         self.acked: Epoch | None = None
@@ -92,8 +92,8 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
         return told.final and self.is_follows(told)
 
     def is_settled(self, told: Told) -> bool:
-        """No output is held, or the epoch that has the guest's end is acknowledged."""
-        return not self.holds or (self.final is not None and self.final == self.acked)
+        """All that was sent is acknowledged; if output is held, the epoch with the guest's end, too."""
+        return not self.sent and (not self.holds or (self.final is not None and self.final == self.acked))
 
     def is_ready(self, told: Told) -> bool:
         """The standby means the final epoch, and has acknowledged it."""

@@ -173,6 +173,22 @@ def test_a_standby_with_another_tip_gets_a_base() -> None:
     assert active.parent is None
 
 
+def test_where_output_is_held_a_guest_has_ended_when_its_last_epoch_is_acknowledged() -> None:
+    for holds, told in ((False, ["SEND_BYE"]), (True, [])):
+        active = Active(1.0, holds=holds)
+        for _ in range(2):
+            active.on(AE.LINKED, 0.0)
+            active.on(AE.TAKEN, 0.0, epoch=BASE)
+            assert names(active.on(AE.GUEST_ENDED, 0.0)) == []
+            active.on(AE.UNLINKED, 0.0)
+        active.on(AE.LINKED, 0.0, digest="base")
+        assert names(active.on(AE.GUEST_ENDED, 0.0)) == told
+    active.on(AE.TAKEN, 0.0, epoch=NEXT, final=True)
+    assert names(active.on(AE.GUEST_ENDED, 0.0)) == []
+    active.on(AE.ACKED, 0.0, digest="next")
+    assert names(active.on(AE.GUEST_ENDED, 0.0)) == ["SEND_BYE"]
+
+
 def test_takeover_has_what_was_released() -> None:
     standby = following()
     standby.noted((2,))
