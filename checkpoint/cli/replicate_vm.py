@@ -99,6 +99,7 @@ def flush(session: Session, edge: ActiveEdge, held: HeldOutput, interrupt: Inter
     until = time.monotonic() + FLUSH
     while True:
         try:
+            edge.final()
             session.take()
             held.release()
             if held.is_all_out:

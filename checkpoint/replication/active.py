@@ -93,7 +93,7 @@ class ActiveEdge(Edge):
         self.news = asyncio.Event()
         self.outgoing = Outgoing(self._note_news)
         self.sink = LinkSink(self.outgoing, key)
-        self.machine = Active(deadline, self.now())
+        self.machine = Active(deadline, self.now(), holds=output is not None)
         self.stopped = ""
         self.asked = False
         self.far: Far | None = None
@@ -124,7 +124,7 @@ class ActiveEdge(Edge):
         return self.call(lambda: self.on(ActiveEvent.SWITCHOVER))
 
     def final(self) -> None:
-        """The guest stands, and the next epoch is the last one that is sent."""
+        """The next epoch is the last one: the guest stands from then on."""
         self._settled.clear()
         self._stands = self.now()
         self.call(lambda: setattr(self, "_final", True))
@@ -148,13 +148,14 @@ class ActiveEdge(Edge):
         return self.machine.state is ActiveState.RESIGNED or self.is_taken
 
     def end(self, why: str) -> bool:
-        """The session has ended, and all that was sent is acknowledged; returns whether the standby knows."""
+        """The session has ended, and all output has left; returns whether the standby knows.
+
+        All that was sent is acknowledged; if output is held, the `final` epoch, too.
+        """
 
         async def end() -> bool:
-            if self.machine.state is not ActiveState.FOLLOWED or not self._channel:
-                return False
             done = [do.action for do in self.machine.on(ActiveEvent.GUEST_ENDED, self.now())]
-            if ActiveAction.SEND_BYE not in done:
+            if ActiveAction.SEND_BYE not in done or not self._channel:
                 return False
             with contextlib.suppress(LinkError):
                 await self._channel.send(Message(Kind.BYE, {"why": why, **self.told()}))
