@@ -17,7 +17,7 @@ demo-failover: .venv/ready
 
 test: .venv/ready
 	@tools/need redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils \
-		/usr/lib/postgresql:postgresql
+		/usr/lib/postgresql:postgresql nats-server:nats-server
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 PROGRAMS := redis-server:redis-server redis-benchmark:redis-tools gdb:gdb readelf:binutils memcached:memcached \
@@ -62,12 +62,13 @@ bench: .venv/ready
 	$(BIN)/uffdtrack bench ab -o out/bench
 	$(BIN)/python -m benchmarks.headline -o out/bench --docs docs
 
-.venv/ready: pyproject.toml setup.py $(SOURCES)
+.venv/ready: pyproject.toml setup.py tools/nats-server.txt $(SOURCES)
 	@tools/need cc:gcc $(PYTHON):python3
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/need /ensurepip:python3-venv
 	@tools/need "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h:python3-dev"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --requirement tools/nats-server.txt
 	@touch $@
 
 clean:

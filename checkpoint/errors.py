@@ -27,3 +27,9 @@ class LinkError(UffdtrackError):
     """The other host cannot be reached, has gone, or sent what it should not; the link is closed."""
 
     exit_code = 5
+
+
+class LeaseError(UffdtrackError):
+    """Another one has the lease: who has lost it releases nothing any more, who wanted it does not get it."""
+
+    exit_code = 5

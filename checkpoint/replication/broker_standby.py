@@ -1,0 +1,212 @@
+"""A standby's side of a broker: it follows, and takes the lease when nobody else can hold it.
+
+    async with await BrokerStandby.open(address) as broker:
+        following = asyncio.create_task(broker.serve(accept))   # accept(channel), for each link
+        ...
+        if await broker.fence():                                # at silence, and at GO
+            following.cancel()                                  # the guest may run here
+            async with await broker.promote() as active: ...    # if it is to be replicated again
+
+A channel of a standby that is not linked gives HELLO, epochs and BYE alone; what it sends is for `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from checkpoint.errors import LeaseError, LinkError
+from checkpoint.replication.address import Address
+from checkpoint.replication.broker_active import MAX_BYTES, BrokerActive
+from checkpoint.replication.follower_channel import FollowerChannel
+from checkpoint.replication.frames import Kind, Message
+from checkpoint.replication.head import Head
+from checkpoint.replication.lease import State, Watcher, clock
+from checkpoint.replication.nats_connection import NatsConnection, NotNowError
+from checkpoint.replication.records import Records
+from checkpoint.replication.stream import Stream
+from uffdtrack.errors import UffdtrackError
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+_AGAIN_SECONDS = 0.1
+
+
+class BrokerStandby:
+    """A standby of a name; its id is another one each time."""
+
+    def __init__(self, connection: NatsConnection, stream: Stream) -> None:
+        """See `open`."""
+        self.me = f"standby-{secrets.token_hex(8)}"
+        self.stream = stream
+        self._connection = connection
+        self._watcher = Watcher(self.me, clock())
+        self._records = Records(stream, self._watcher)
+        self._channel: FollowerChannel | None = None
+        self._head: Head | None = None
+        self._free_to_link = asyncio.Event()
+        self._free_to_link.set()
+
+    @classmethod
+    async def open(cls, address: Address, tls: ssl.SSLContext | None = None) -> BrokerStandby:
+        """Connect. Raises: UnsupportedError, LinkError: see `BrokerActive.open`."""
+        connection = await NatsConnection.open(f"nats://{address.host}:{address.port}", tls)
+        try:
+            made = cls(connection, Stream(connection, address.name))
+            await connection.subscribe(made.stream.live("beat"), made._beat)
+            await connection.subscribe(made.stream.live("down.*"), made._refused)
+            await made._start()
+        except BaseException:
+            await connection.close()
+            raise
+        return made
+
+    async def _start(self) -> None:
+        while True:
+            try:
+                return await self._records.start()
+            except NotNowError:
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Follow no more. A lease that was taken is renewed no more."""
+        if self._channel:
+            self._channel.mail.end(LinkError("the link was closed"))
+        if self._head:
+            await self._head.close()
+        await self._records.close()
+        await self._connection.close()
+
+    async def serve(self, accept: Callable[[FollowerChannel], Awaitable[None]]) -> None:
+        """Follow whoever is active, until cancelled.
+
+        Args:
+            accept: gets a channel for each link; the channel is closed when it returns.
+
+        Raises:
+            LinkError: the connection is closed for good.
+        """
+        while True:
+            channel = self._channel = await self._link()
+            reading = asyncio.create_task(self._read(channel))
+            try:
+                await accept(channel)
+            finally:
+                reading.cancel()
+                await channel.close()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _link(self) -> FollowerChannel:
+        wish = json.dumps({"standby": self.me}).encode()
+        while True:
+            await self._free_to_link.wait()
+            try:
+                answer = await self._connection.request(self.stream.live("link"), wish)
+                channel = FollowerChannel(self.stream, json.loads(answer.data))
+                record = self._watcher.record
+                known = not record or channel.number >= record.number
+                if known and self._free_to_link.is_set():
+                    self._records.position = channel.sequence
+                    return channel
+            except (NotNowError, ValueError):
+                pass
+            await self._records.wait(_AGAIN_SECONDS)
+
+    async def _read(self, channel: FollowerChannel) -> None:
+        try:
+            while True:
+                await channel.take(await self._records.next())
+        except UffdtrackError as error:
+            channel.mail.end(error)
+
+    async def _beat(self, message: Msg) -> None:
+        if self._channel:
+            self._channel.beat(Message(Kind.BEAT, _meta(message.data)))
+
+    async def _refused(self, message: Msg) -> None:
+        channel = self._channel
+        if channel and message.subject == self.stream.live(f"down.{channel.link}"):
+            channel.mail.end(LinkError(f"the active refuses: {_meta(message.data).get('reason', '')}"))
+
+    async def fence(self) -> bool:
+        """Wait until nobody else can hold the lease, and take it.
+
+        The channel is closed, so nothing is acknowledged any more, and no other one is taken up before this
+        has returned. It waits as long as the broker has no leader.
+
+        Returns:
+            True: it is ours, and the one before can release nothing any more. False: the active lives, or
+            this standby is not its successor.
+
+        Raises:
+            LinkError, StorageError: the broker cannot say.
+        """
+        self._free_to_link.clear()
+        try:
+            if self._channel:
+                self._channel.mail.end(LinkError("the lease is being taken"))
+            return await self._fence()
+        finally:
+            self._free_to_link.set()
+
+    async def _fence(self) -> bool:
+        first = self._watcher.sequence
+        while not self._head:
+            now, record = clock(), self._watcher.record
+            if not record or not self._watcher.is_successor:
+                return False
+            if self._watcher.sequence != first and record.state is not State.RESIGNED:
+                return False  # it was renewed
+            holder = self._watcher.claim(now, record.seconds, standby=True)
+            if not holder:
+                await self._records.wait(self._watcher.free_at() - now)
+                continue
+            head = Head(self.stream, holder)
+            try:
+                await head.claim()
+                self._head = head
+            except LeaseError:
+                await self._look()
+        return True
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                return await self._records.look()
+            except NotNowError:
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    def may_release(self) -> bool:
+        """After `fence`: whether output may go out at this moment."""
+        return self._head is not None and self._head.holder.may_release(clock())
+
+    async def promote(self, max_bytes: int = MAX_BYTES) -> BrokerActive:
+        """Become the active of that name; after `fence` only. This object is of no use then.
+
+        Raises:
+            LinkError, StorageError
+        """
+        assert self._head, "fence() first"
+        active = BrokerActive(self._connection, self.stream, self._head, max_bytes)
+        await self._records.close()
+        self._head, self._channel = None, None
+        await active.start()
+        return active
+
+
+def _meta(data: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return dict(json.loads(data)["meta"])
+    return {}

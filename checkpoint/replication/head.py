@@ -1,0 +1,125 @@
+"""Writes the records of who holds the lease, one at a time, and renews it in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from checkpoint.errors import LeaseError, LinkError
+from checkpoint.replication.lease import Holder, State, clock
+from checkpoint.replication.nats_connection import NotNowError, WrongSequenceError
+from checkpoint.replication.stream import Batch, Stream
+from uffdtrack.errors import StorageError
+
+_AGAIN_SECONDS = 0.05
+"""Between attempts while the stream has no leader."""
+
+
+class Head:
+    """The end of the stream of records, as its one writer has it.
+
+    Attributes:
+        holder: the lease; ask `holder.may_release(clock())` before each piece of output.
+        stored: digest of the last epoch that is in a record up to `holder.sequence`.
+        on_lost: called once, when it turns out that somebody else has the lease.
+    """
+
+    def __init__(self, stream: Stream, holder: Holder) -> None:
+        self.holder = holder
+        self.on_lost: Callable[[], None] = lambda: None
+        self._stream = stream
+        self._lock = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+        self.stored = ""
+        self._carried: tuple[Batch | None, bytes] = None, b""  # by what is pending
+        self._epoch = ""
+
+    async def claim(self) -> None:
+        """Write the first record: the lease is ours then, and is renewed until `close`.
+
+        Raises:
+            LeaseError: somebody else has it.
+            StorageError, LinkError: see `write`.
+        """
+        await self.write()
+        self._renewing = asyncio.create_task(self._renew())
+
+    async def close(self) -> None:
+        """Renew no more."""
+        if self._renewing:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+
+    async def write(
+        self, batch: Batch | None = None, body: bytes = b"", epoch: str = "", **changes: Any
+    ) -> int:
+        """Have a record stored; wait while the stream has no leader.
+
+        If it is cancelled, the record may be stored all the same; the next one finds out.
+
+        Args:
+            epoch: digest of the one that is in it.
+            changes: of the lease record, see `Record`; they stay.
+
+        Returns:
+            Its number.
+
+        Raises:
+            LeaseError: the lease is lost; this record was not stored.
+            StorageError: the broker has no room.
+            LinkError: the connection is closed for good.
+        """
+        async with self._lock:
+            if self.holder.pending:  # somebody was cancelled
+                await self._settle()
+            self.holder.ask(clock(), **changes)
+            self._carried, self._epoch = (batch, body), epoch
+            await self._settle()
+            return self.holder.sequence
+
+    async def _settle(self) -> None:
+        """Send what is pending until it is stored, or never can be."""
+        try:
+            while not await self._sent():
+                await asyncio.sleep(_AGAIN_SECONDS)
+        except LeaseError:
+            self.on_lost()
+            raise
+        except StorageError:
+            self.holder.pending = None  # it was refused for good
+            raise
+
+    async def _sent(self) -> bool:
+        holder = self.holder
+        assert holder.pending
+        try:
+            return self._is_stored(
+                await self._stream.put(holder.pending, *self._carried, after=holder.sequence)
+            )
+        except (WrongSequenceError, NotNowError):
+            pass
+        try:
+            last = await self._stream.last()
+        except NotNowError:
+            return False
+        if last and last.record == holder.pending:
+            return self._is_stored(last.sequence)
+        holder.missed(last.record if last else None, last.sequence if last else 0)
+        return False
+
+    def _is_stored(self, sequence: int) -> bool:
+        self.holder.stored(sequence)
+        self.stored = self._epoch or self.stored
+        return True
+
+    async def _renew(self) -> None:
+        with contextlib.suppress(LeaseError, LinkError):
+            while self.holder.record.state in (State.HELD, State.SEEKING):
+                due = self.holder.renewal_at() - clock()
+                if due > 0:
+                    await asyncio.sleep(due)
+                    continue
+                with contextlib.suppress(StorageError):  # as long as it lasts, nothing may be released
+                    await self.write()
