@@ -57,7 +57,9 @@ class Packer:
         await self._room(len(body))
         self._digest.update(body)
         self.size += len(body)
-        numbers = [await part for part in self._parts]
+        if self._parts:
+            await asyncio.wait(self._parts)
+        numbers = [_number(part) for part in self._parts]
         return Batch(link, _runs(numbers), self.size, self._digest.hexdigest()), body
 
     def cancel(self) -> None:
@@ -77,7 +79,7 @@ class Packer:
         part.add_done_callback(lambda done: done.cancelled() or done.exception())  # is told by `finish`
         self._parts.append(part)
         for done in (one for one in self._parts[:-_AT_ONCE] if one.done()):
-            done.result()  # raises early what went wrong
+            _number(done)  # raises early what went wrong
 
     async def _store(self, data: bytes) -> int:
         while True:
@@ -85,6 +87,12 @@ class Packer:
                 return await self._stream.put_part(data)
             except NotNowError:
                 await asyncio.sleep(_AGAIN_SECONDS)
+
+
+def _number(part: asyncio.Task[int]) -> int:
+    if part.cancelled():
+        raise LinkError("the link was closed")
+    return part.result()
 
 
 def _runs(numbers: list[int]) -> tuple[tuple[int, int], ...]:

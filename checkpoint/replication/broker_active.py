@@ -186,6 +186,7 @@ class BrokerActive:
             async with self._one_at_a_time:
                 linked = await self._link(link, standby)
                 sequence = self.head.holder.sequence
+                hello = self.channel.hello if self.channel and not linked else None
         except UffdtrackError:
             return  # who asks hears nothing, and asks again
         answer = {
@@ -193,6 +194,7 @@ class BrokerActive:
             "linked": linked,
             "sequence": sequence,
             "number": self.head.holder.record.number,
+            "hello": dict(hello.meta) if hello else None,
         }
         try:
             await self._connection.publish(message.reply, json.dumps(answer).encode())

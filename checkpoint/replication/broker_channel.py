@@ -43,6 +43,7 @@ class BrokerChannel:
 
     Attributes:
         standby: its id. link: the number of this channel.
+        hello: the active's.
         closed: it is of no use any more.
     """
 
@@ -57,7 +58,7 @@ class BrokerChannel:
         self._decoder = Decoder()
         self._mail = Mailbox(_ROOM)
         self._given: Message | None = None  # is being received
-        self._hello: Message | None = None
+        self.hello: Message | None = None
         self._packer: Packer | None = None
         self._sending = asyncio.Lock()
         self._unread: deque[tuple[str, int]] = deque()  # digest and size of what was not acknowledged
@@ -137,8 +138,12 @@ class BrokerChannel:
                     if self._mail.error:
                         raise self._mail.error
                     await self._send(message)
-        except BaseException as error:
-            self.fail(error if isinstance(error, UffdtrackError) else LinkError("the link was closed"))
+        except UffdtrackError as error:
+            self.fail(error)
+            assert self._mail.error
+            raise self._mail.error from error  # the first reason, of which the others may follow
+        except BaseException:
+            self.fail(LinkError("the link was closed"))
             raise
 
     async def _send(self, message: Message) -> None:
@@ -150,10 +155,10 @@ class BrokerChannel:
                 await stream.connection.publish(stream.live("beat" if beat else f"down.{self.link}"), text)
             return
         if message.kind is Kind.HELLO:
-            self._hello = message
-        assert self._hello, "HELLO is the first"
+            self.hello = message
+        assert self.hello, "HELLO is the first"
         if not self._packer:
-            self._packer = Packer(stream, self._hello, self._room)
+            self._packer = Packer(stream, self.hello, self._room)
         if message.kind is not Kind.HELLO:
             await self._packer.add(message)
         if message.kind not in (Kind.BEGIN, Kind.PART):

@@ -159,7 +159,8 @@ class BrokerStandby:
                 self._channel.mail.end(LinkError("the lease is being taken"))
             return await self._fence()
         finally:
-            self._free_to_link.set()
+            if not self._head:
+                self._free_to_link.set()
 
     async def _fence(self) -> bool:
         first = self._watcher.sequence

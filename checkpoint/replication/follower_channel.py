@@ -42,9 +42,11 @@ class FollowerChannel:
         self.greeted = asyncio.Event()
         self._tip = ""
         self._fits = False
-        self._heard = False
+        self._heard = isinstance(answer.get("hello"), dict)
         self._stream = stream
         self._encoder = Encoder()
+        if self._heard:
+            self.mail.offer(Message(Kind.HELLO, answer["hello"]))
 
     async def send(self, *messages: Message) -> None:
         """See `Channel`."""

@@ -1,11 +1,15 @@
-"""Fixtures of links."""
+"""Fixtures: keys of two hosts, and NATS servers of both versions."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from checkpoint.replication.credentials import Credentials
 from checkpoint.replication.keys import make_pair
+from tests.replication.servers import Server
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Credentials, Credent
     directory = tmp_path_factory.mktemp("keys")
     make_pair(directory)
     return Credentials.load(directory, "active"), Credentials.load(directory, "standby")
+
+
+@pytest.fixture(params=["2.9", "2.15"], scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that the tests of a file share: each uses a name of its own."""
+    with Server(request.param, tmp_path_factory.mktemp("nats")) as one:
+        yield one
+
+
+@pytest.fixture(params=["2.9", "2.15"])
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server that the test may kill."""
+    with Server(request.param, tmp_path / "nats") as one:
+        yield one

@@ -74,7 +74,9 @@ class Server:
         return self.process is None or self.process.poll() is not None
 
     def answers(self) -> bool:
-        return self.monitored("varz") is not None
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as one:
+            return one.recv(4) == b"INFO" and self.monitored("varz") is not None
+        return False
 
     def monitored(self, what: str) -> Any:
         """What its monitoring says; None: nothing."""
