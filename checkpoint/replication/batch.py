@@ -9,12 +9,11 @@ from blake3 import blake3
 
 from checkpoint.errors import LinkError
 from checkpoint.replication.frames import Decoder, Encoder, Kind, Message
-from checkpoint.replication.nats_connection import NotNowError
+from checkpoint.replication.nats_connection import AGAIN_SECONDS, NotNowError, until_done
 from checkpoint.replication.stream import Batch, Entry, Stream
 
 _AT_ONCE = 8
 """Parts on their way."""
-_AGAIN_SECONDS = 0.05
 _ATTEMPTS = 100
 """To get a part that the server that answers may not have yet."""
 
@@ -82,11 +81,8 @@ class Packer:
             _number(done)  # raises early what went wrong
 
     async def _store(self, data: bytes) -> int:
-        while True:
-            try:
-                return await self._stream.put_part(data)
-            except NotNowError:
-                await asyncio.sleep(_AGAIN_SECONDS)
+        stream = self._stream
+        return await until_done(lambda: stream.put_part(data), stream.connection.url)
 
 
 def _number(part: asyncio.Task[int]) -> int:
@@ -155,7 +151,7 @@ async def _fetched(stream: Stream, number: int) -> bytes:
             found = None
         if found is not None:
             return found
-        await asyncio.sleep(_AGAIN_SECONDS)
+        await asyncio.sleep(AGAIN_SECONDS)
     raise LinkError("the broker has dropped parts that this standby has not read yet: it is too slow")
 
 

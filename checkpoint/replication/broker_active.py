@@ -28,7 +28,7 @@ from checkpoint.replication.address import Address
 from checkpoint.replication.broker_channel import BrokerChannel, Followers
 from checkpoint.replication.head import Head
 from checkpoint.replication.lease import State, Watcher, clock
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError
+from checkpoint.replication.nats_connection import NatsConnection, NotNowError, until_done
 from checkpoint.replication.stream import Stream
 from uffdtrack.errors import UffdtrackError
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 3.0
 """For so long a lease lasts: a standby takes over so long after the last record."""
 MAX_BYTES = 1 << 30
-_OPEN_SECONDS = 30.0
-"""For so long a cluster may take until it can store something."""
 _STANDBY_SECONDS = 10.0
 
 
@@ -86,7 +84,7 @@ class BrokerActive:
         connection = await NatsConnection.open(f"nats://{address.host}:{address.port}", tls)
         try:
             stream = Stream(connection, address.name)
-            await _patient(lambda: stream.create(max_bytes), "create a stream")
+            await until_done(lambda: stream.create(max_bytes), connection.url)
             head = await _claimed(stream, seconds)
             made = cls(connection, stream, head, max_bytes)
             await made.start()
@@ -223,20 +221,6 @@ class BrokerActive:
             self.followers.take(link, message.data)
 
 
-async def _patient(call: Callable[[], Awaitable[None]], what: str) -> None:
-    """Repeat what has no answer: a cluster that has just started has no leader yet."""
-    until = clock() + _OPEN_SECONDS
-    while True:
-        try:
-            return await call()
-        except NotNowError as error:
-            if clock() > until:
-                raise LinkError(
-                    f"the NATS server does not {what} within {_OPEN_SECONDS:g} s: {error}"
-                ) from error
-            await asyncio.sleep(0.1)
-
-
 async def _claimed(stream: Stream, seconds: float) -> Head:
     """Wait for the lease, and take it."""
     watcher = Watcher(f"active-{secrets.token_hex(8)}", clock())
@@ -248,7 +232,7 @@ async def _claimed(stream: Stream, seconds: float) -> Head:
 
     stream.connection.on_return = lambda: watcher.connected(clock())
     while True:
-        await _patient(look, "read the lease")
+        await until_done(look, stream.connection.url)
         first = first or watcher.sequence
         if watcher.record and watcher.sequence != first and watcher.free_at() > clock():
             raise LeaseError(

@@ -9,12 +9,9 @@ from typing import Any
 
 from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.lease import Holder, State, clock
-from checkpoint.replication.nats_connection import NotNowError, WrongSequenceError
+from checkpoint.replication.nats_connection import NotNowError, WrongSequenceError, until_done
 from checkpoint.replication.stream import Batch, Stream
 from uffdtrack.errors import StorageError
-
-_AGAIN_SECONDS = 0.05
-"""Between attempts while the stream has no leader."""
 
 
 class Head:
@@ -82,8 +79,7 @@ class Head:
     async def _settle(self) -> None:
         """Send what is pending until it is stored, or never can be."""
         try:
-            while not await self._sent():
-                await asyncio.sleep(_AGAIN_SECONDS)
+            await until_done(self._sent, self._stream.connection.url)
         except LeaseError:
             self.on_lost()
             raise
@@ -91,35 +87,34 @@ class Head:
             self.holder.pending = None  # it was refused for good
             raise
 
-    async def _sent(self) -> bool:
+    async def _sent(self) -> None:
+        """Send what is pending once. Raises: NotNowError: it is not known to be stored."""
         holder = self.holder
         assert holder.pending
         try:
-            return self._is_stored(
-                await self._stream.put(holder.pending, *self._carried, after=holder.sequence)
-            )
+            self._is_stored(await self._stream.put(holder.pending, *self._carried, after=holder.sequence))
+            return
         except (WrongSequenceError, NotNowError):
             pass
-        try:
-            last = await self._stream.last()
-        except NotNowError:
-            return False
+        last = await self._stream.last()
         if last and last.record == holder.pending:
-            return self._is_stored(last.sequence)
+            self._is_stored(last.sequence)
+            return
         holder.missed(last.record if last else None, last.sequence if last else 0)
-        return False
+        raise NotNowError("it is not stored")
 
-    def _is_stored(self, sequence: int) -> bool:
+    def _is_stored(self, sequence: int) -> None:
         self.holder.stored(sequence)
         self.stored = self._epoch or self.stored
-        return True
 
     async def _renew(self) -> None:
-        with contextlib.suppress(LeaseError, LinkError):
+        with contextlib.suppress(LeaseError):
             while self.holder.record.state in (State.HELD, State.SEEKING):
                 due = self.holder.renewal_at() - clock()
                 if due > 0:
                     await asyncio.sleep(due)
                     continue
-                with contextlib.suppress(StorageError):  # as long as it lasts, nothing may be released
+                with contextlib.suppress(StorageError, LinkError):  # as long as it lasts, nothing is released
                     await self.write()
+                if self._stream.connection.closed:
+                    return

@@ -7,15 +7,17 @@ import contextlib
 import json
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from checkpoint.errors import LinkError
+from checkpoint.replication.lease import clock
 from uffdtrack.errors import StorageError, UnsupportedError
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
+T = TypeVar("T")
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 1.0
 """For so long a server may take for an answer; a request is repeated then."""
@@ -24,6 +26,12 @@ _PING_SECONDS = 1
 _FULL = {10023, 10047, 10077, 10122}
 """err_code of JetStream: no resources, no storage, the stream's limit."""
 _WRONG_SEQUENCE = {10071, 10164}
+
+
+PATIENCE = 30.0
+"""Seconds after which a broker that stores nothing is given up. A cluster chooses a leader within ten."""
+AGAIN_SECONDS = 0.05
+"""Between attempts."""
 
 
 class NotNowError(Exception):
@@ -101,6 +109,11 @@ class NatsConnection:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self.client.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed for good."""
+        return self.client.is_closed
 
     @property
     def client(self) -> Client:
@@ -190,6 +203,21 @@ class NatsConnection:
             raise LinkError(f"the connection to {self.url} is closed{f': {last}' if last else ''}") from error
         except (TimeoutError, errors.Error) as error:
             raise NotNowError(str(error) or type(error).__name__) from error
+
+
+async def until_done(call: Callable[[], Awaitable[T]], url: str) -> T:
+    """Repeat a call while there is no answer. Raises: LinkError: for too long. What the call raises."""
+    begun = clock()
+    while True:
+        try:
+            return await call()
+        except NotNowError as error:
+            if clock() - begun > PATIENCE:
+                raise LinkError(
+                    f"the NATS server at {url} has done nothing for {PATIENCE:g} s ({error}): see its log; "
+                    "its disk may be full, or its cluster has no majority"
+                ) from error
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _object(data: bytes) -> dict[str, Any]:

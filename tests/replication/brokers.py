@@ -151,3 +151,11 @@ class Active:
 
     async def close(self) -> None:
         await self.broker.close()
+
+
+async def pair(address: Address, **options: Any) -> tuple[Active, Standby]:
+    """An active and the standby that it is linked to."""
+    active = await Active.start(address, **options)
+    standby = await Standby.start(address)
+    await active.link()
+    return active, standby
