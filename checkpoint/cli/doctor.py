@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import click
@@ -9,13 +10,20 @@ import click
 from checkpoint import report
 from checkpoint.cli.common import json_option
 from checkpoint.health import checks
+from checkpoint.replication.address import Address, parse
+from checkpoint.replication.broker_health import broker_checks
+from uffdtrack.errors import InvalidInputError
 
 
 @click.command("doctor", short_help="What this host can do, and the fixes.")
+@click.argument("broker", required=False)
 @json_option
-def command(as_json: bool) -> None:
-    """Try what this host can do, and name the fix for each thing that it cannot."""
-    found = checks()
+def command(broker: str | None, as_json: bool) -> None:
+    """Try what this host can do, and name the fix for each thing that it cannot.
+
+    With BROKER, nats://HOST:PORT, try what that NATS server can do for replication.
+    """
+    found = asyncio.run(broker_checks(_address(broker))) if broker else checks()
     for c in found:
         if as_json:
             report.emit_json(
@@ -33,3 +41,11 @@ def command(as_json: bool) -> None:
         report.emit(f"{len(found)} checks: {failed} failed, {warned} with a warning")
     if failed:
         sys.exit(3)
+
+
+def _address(text: str) -> Address:
+    """Of a server; a name behind it does not matter."""
+    address = parse(text if text.count("/") > 2 else f"{text}/any")
+    if address.scheme != "nats":
+        raise InvalidInputError(f"{text!r} is no broker: nats://HOST:PORT is expected")
+    return address

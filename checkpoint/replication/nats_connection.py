@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,7 +60,7 @@ class NatsConnection:
 
     @classmethod
     async def open(cls, url: str, tls: ssl.SSLContext | None = None) -> NatsConnection:
-        """Connect.
+        """Connect, as NATS_USER with NATS_PASSWORD if the environment has them.
 
         Args:
             url: nats://HOST:PORT
@@ -82,6 +83,7 @@ class NatsConnection:
                 await client.connect(
                     url, error_cb=made._failed, reconnected_cb=made._returned, tls=tls, name="uffdtrack",
                     max_reconnect_attempts=-1, reconnect_time_wait=0, connect_timeout=2,
+                    user=os.environ.get("NATS_USER"), password=os.environ.get("NATS_PASSWORD"),
                     ping_interval=_PING_SECONDS, max_outstanding_pings=2, flush_timeout=ANSWER_SECONDS,
                 )  # fmt: skip
         except (OSError, TimeoutError, nats.errors.Error) as error:
