@@ -134,13 +134,17 @@ class Holder:
     def missed(self, record: Record | None, sequence: int) -> None:
         """Learn that the stream's last record is not the one that is pending, which can be sent again then.
 
+        An older record than ours, or none, is from a server that does not know yet that it leads no more.
+
         Raises:
             LeaseError: somebody else has the lease.
         """
-        if sequence != self.sequence:
-            mine = not record or record.holder == self.record.holder
-            whose = "the broker has lost records" if mine else f"{record.holder} has it"  # type: ignore[union-attr]
-            self.lost = f"the lease is lost: {whose}"
+        if not record:
+            return
+        if record.holder == self.record.holder:
+            self.sequence = max(self.sequence, sequence)  # one that was given up, and stored all the same
+        elif sequence > self.sequence or record.number > self.record.number:
+            self.lost = f"the lease is lost: {record.holder} has it"
             self.check()
 
     def check(self) -> None:

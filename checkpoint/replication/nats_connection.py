@@ -72,12 +72,15 @@ class NatsConnection:
         try:
             import nats.errors
             from nats.aio.client import Client
+
+            from checkpoint.replication.nats_transport import AbruptTransport
         except ImportError as error:
             raise UnsupportedError(
                 "nats:// needs the Python package nats-py: pip install 'uffdtrack[nats]'"
             ) from error
         made = cls(url)
         client = Client()
+        client._transport = AbruptTransport()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await client.connect(
@@ -87,6 +90,8 @@ class NatsConnection:
                     ping_interval=_PING_SECONDS, max_outstanding_pings=2, flush_timeout=ANSWER_SECONDS,
                 )  # fmt: skip
         except (OSError, TimeoutError, nats.errors.Error) as error:
+            with contextlib.suppress(Exception):
+                await client.close()
             raise LinkError(f"no NATS server answers at {url}: {error or type(error).__name__}") from error
         made._first = False
         made._client = client
@@ -108,6 +113,9 @@ class NatsConnection:
         await self.close()
 
     async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.client.flush()  # what nobody answers has come, too
         with contextlib.suppress(Exception):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self.client.close()

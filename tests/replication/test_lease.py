@@ -56,14 +56,37 @@ def test_lost() -> None:
         one.ask(1.0)
 
 
-def test_lost_with_the_broker_s_records() -> None:
+def test_stale_server_says_nothing() -> None:
+    """A leader that was stopped tells of older records, or of none, when it goes on."""
+    one = Holder(held(2, holder="b", serial=0), 5)
+    one.ask(0.0)
+    one.missed(held(1), 5)  # not stored yet
+    one.stored(6)
+    one.ask(1.0)
+    for record, sequence in ((held(1), 5), (held(1), 4), (None, 0), (one.record, 6)):
+        one.missed(record, sequence)
+    assert one.sequence == 6 and one.may_release(1.0)
+
+
+def test_records_were_lost_and_somebody_was_faster() -> None:
+    one = Holder(held(2, holder="b", serial=0), 5)
+    one.ask(0.0)
+    one.stored(6)
+    one.ask(1.0)
+    with pytest.raises(LeaseError):
+        one.missed(held(3, holder="c"), 6)
+
+
+def test_given_up_and_stored_all_the_same() -> None:
     one = holder()
-    for n in (1, 2):
-        one.ask(n)
-        one.stored(n)
-    one.ask(3.0)
-    with pytest.raises(LeaseError, match="lost records"):
-        one.missed(held(), 1)
+    one.ask(0.0)
+    one.stored(1)
+    first = one.ask(1.0)
+    one.pending = None
+    one.ask(2.0)
+    one.missed(first, 2)
+    one.stored(3)
+    assert one.sequence == 3 and one.valid_until == 2.0 + SECONDS
 
 
 def test_resigned_releases_nothing() -> None:

@@ -1,0 +1,14 @@
+"""A socket of the client's library that is closed at once, even if the server has stopped reading."""
+
+from __future__ import annotations
+
+from nats.aio.transport import TcpTransport
+
+
+class AbruptTransport(TcpTransport):
+    """The library's own waits until all is sent, which a stopped server prevents, and so its reconnecting."""
+
+    def close(self) -> None:
+        """What was not sent is dropped; who has to know that it was, has asked for an answer."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
