@@ -30,7 +30,7 @@ class ChainWriter(DirectoryWriter):
             (self.directory / epoch_name(number)).unlink()
         return bool(old)
 
-    def begin(self, number: int) -> EpochWriter:
+    def begin(self, number: int, parent: str = "") -> EpochWriter:
         return EpochWriter(self.directory / epoch_name(number), self.key, self._clear)
 
     def committed(self, number: int, digest: str, last: bool) -> None:

@@ -49,7 +49,7 @@ class RecentSink(Closing):
     def follows(self, drain: Callable[[], None]) -> bool:
         return True
 
-    def begin(self) -> RecentDraft:
+    def begin(self, base: bool = False) -> RecentDraft:
         return RecentDraft(self)
 
     def fall_back(self) -> None:

@@ -88,8 +88,8 @@ class Sink(Protocol):
             Others: as `drain`.
         """
 
-    def begin(self) -> Draft:
-        """Begin the epoch after the last one that was begun.
+    def begin(self, base: bool = False) -> Draft:
+        """Begin the epoch after the last one that was begun. `base`: it is to be one.
 
         Raises:
             StorageError, PermissionDeniedError: the sink takes none.
@@ -124,7 +124,8 @@ class Images(Protocol):
     next_epoch: int
     parent: str
 
-    def begin(self, number: int) -> ImageWriter: ...
+    def begin(self, number: int, parent: str = "") -> ImageWriter:
+        """Args: parent: the digest of the epoch that it follows, "" for a base."""
 
     def committed(self, number: int, digest: str, last: bool) -> None:
         """Note that an epoch is safe, and all before it. `last`: none behind it is safe, too."""
@@ -144,7 +145,7 @@ class ChainSink:
     def follows(self, drain: Callable[[], None]) -> bool:
         return True
 
-    def begin(self) -> ChainDraft:
+    def begin(self, base: bool = False) -> ChainDraft:
         return ChainDraft(self, self.chain.begin(self.tip.number))
 
     def fall_back(self) -> None:

@@ -170,7 +170,7 @@ class Stream:
             rounds = done.number
             return _is_little(done)
 
-        self._begun = self.sink.begin()
+        self._begun = self.sink.begin(base=True)
         try:
             rest, reset = precopy(self.source, self._begun, enough, self.interrupted)
             if rounds and size_of(rest) <= QUIET:  # then the stop has only what is written from now on

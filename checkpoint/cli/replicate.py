@@ -13,12 +13,13 @@ import click
 
 from checkpoint.cli.common import say
 from checkpoint.cli.replicate_options import WhereTo
-from checkpoint.replication import address, link
-from checkpoint.replication.active import ActiveEdge, Output
+from checkpoint.replication import address
+from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.address import Address
-from checkpoint.replication.channel import Channel
 from checkpoint.replication.credentials import Credentials
 from checkpoint.replication.fence import Command, FileLock, parse_fence
+from checkpoint.replication.held import HeldOutput
+from checkpoint.replication.route import BrokerRoute, DirectRoute, Route
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 PATIENCE = 2.0
@@ -77,29 +78,25 @@ class Replicate:
         return cls(where, given.name, keys, given.insecure, lock, given.deadline)
 
     def open(
-        self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: Output | None = None
+        self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: HeldOutput | None = None
     ) -> ActiveEdge:
-        """The link; it is started, and the lock is taken.
+        """The link; it is started, and we are the active.
 
         Args:
             kind: "vm" or "process".
             name: if the user has given none.
 
         Raises:
-            InvalidInputError: another active has the lock.
-            PermissionDeniedError, StorageError: it cannot be taken.
+            UffdtrackError: we cannot be; see `Route.open`.
         """
-        if self.lock and not self.lock.take():
-            raise InvalidInputError(
-                f"{self.lock.path} is locked: another active runs, or a standby that has taken over"
-            )
-
-        async def connect() -> Channel:
-            return await link.connect(self.address, self.credentials, self.insecure)
-
+        if self.address.scheme == "nats":
+            route: Route = BrokerRoute(self.address)
+        else:
+            route = DirectRoute(self.address, self.credentials, self.insecure, self.lock)
         about = {"name": self.name or name, "run": secrets.token_hex(8), "kind": kind, "keyed": bool(key)}
-        edge = ActiveEdge(connect, about, key, self.deadline, wake, say, output, self.lock)
+        edge = ActiveEdge(route, about, key, self.deadline, wake, say, output)
         edge.start()
+        edge.await_open()
         if not edge.await_link(PATIENCE):
             say(f"no standby at {self.address} yet: epochs are taken when one is there")
         return edge

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,16 +24,16 @@ from checkpoint.cli.take_over import run_taken_over
 from checkpoint.cli.vm import Devices, device_options
 from checkpoint.cli.waits import Interrupt
 from checkpoint.export import export
-from checkpoint.replication import link
 from checkpoint.replication.address import Address
-from checkpoint.replication.channel import Channel
 from checkpoint.replication.control import Control, Progress
 from checkpoint.replication.fence import Command, FileLock
+from checkpoint.replication.following import BrokerFollowing, DirectFollowing, Following
 from checkpoint.replication.replica import Replica
 from checkpoint.replication.rows import standby_row
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.status import SwitchoverRow
 from checkpoint.replication.store import Store
+from uffdtrack.errors import InvalidInputError
 
 RESUME, EXPORT = "vm resume", "export "
 LOOK = 0.5
@@ -44,8 +42,12 @@ LOOK = 0.5
 
 @click.command("standby", short_help="Follow another host's guest or process, and take over.")
 @click.option(
-    "--listen", "where", type=AddressType(), required=True, metavar="ADDRESS",
+    "--listen", "where", type=AddressType(), metavar="ADDRESS",
     help="Where an active connects to: tls://HOST:PORT, unix:PATH or tcp://HOST:PORT.",
+)  # fmt: skip
+@click.option(
+    "--follow", "broker", type=AddressType(), metavar="ADDRESS",
+    help="A broker that carries the epochs: nats://HOST:PORT/NAME; several standbys may follow.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", "directory", type=DIRECTORY, required=True, help="Directory of the chain that comes."
@@ -67,7 +69,8 @@ LOOK = 0.5
 @key_option
 @device_options
 def command(
-    where: Address,
+    where: Address | None,
+    broker: Address | None,
     directory: Path,
     action: str | None,
     keys: Path | None,
@@ -83,27 +86,42 @@ def command(
     What comes is an ordinary chain, for all verbs. It takes over only if a fence says that the active can
     send nothing any more (docs/fault-tolerance.md). It ends when there is nothing to take over any more.
     """
-    credentials = load_keys(where, keys, "standby")
+    following = following_of(where, broker, keys, insecure, fence)
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         replica = stack.enter_context(Replica(Store(directory, force), key))
-
-        async def listening(accept: Callable[[Channel], Awaitable[None]]) -> Any:
-            listener = await link.listen(where, credentials, accept, lambda error: say(str(error)), insecure)
-            say(f"standby: listening at {listener.address}")
-            return listener
-
-        edge = stack.enter_context(
-            StandbyEdge(listening, os.uname().nodename, replica, fence, deadline, interrupt.wake, _tell)
-        )
+        name = os.uname().nodename
+        edge = stack.enter_context(StandbyEdge(following, name, replica, deadline, interrupt.wake, _tell))
         edge.start()
         asked = Asked(edge)
-        stack.enter_context(Control(lambda: standby_row(edge, str(where)), asked.request))
+        stack.enter_context(Control(lambda: standby_row(edge, str(where or broker)), asked.request))
         follow(edge, interrupt)
         if edge.outcome == "over":
             say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
         elif edge.outcome == "takeover":
-            take_over(edge, interrupt, action, fence if isinstance(fence, FileLock) else None, devices)
+            take_over(edge, interrupt, action, devices)
+
+
+def following_of(
+    where: Address | None,
+    broker: Address | None,
+    keys: Path | None,
+    insecure: bool,
+    fence: FileLock | Command | None,
+) -> Following:
+    """Raises: InvalidInputError: the options make no sense."""
+    if (where is None) == (broker is None):
+        raise InvalidInputError("give one of --listen and --follow")
+    if where:
+        if where.scheme == "nats":
+            raise InvalidInputError(f"{where} is a broker's address: --follow {where}")
+        return DirectFollowing(where, load_keys(where, keys, "standby"), insecure, fence)
+    assert broker
+    if broker.scheme != "nats":
+        raise InvalidInputError(f"{broker} is no broker's address: nats://HOST:PORT/NAME is expected")
+    if keys or insecure or fence:
+        raise InvalidInputError("--tls, --insecure and --fence go with --listen; a broker has a lease")
+    return BrokerFollowing(broker)
 
 
 class Asked:
@@ -140,9 +158,7 @@ def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
         raise edge.failure
 
 
-def take_over(
-    edge: StandbyEdge, interrupt: Interrupt, action: str | None, lock: FileLock | None, devices: Devices
-) -> None:
+def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devices: Devices) -> None:
     """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
     replica = edge.replica
     say(f"standby: {edge.why}; taking over from epoch {_whole(edge)}")
@@ -150,7 +166,7 @@ def take_over(
         replica.store.drain()
         say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
     elif action in (None, RESUME):
-        run_taken_over(replica, lock, devices, interrupt, edge.runs)
+        run_taken_over(edge, devices, interrupt)
     elif action.startswith(EXPORT):
         replica.store.drain()
         file = Path(action.removeprefix(EXPORT).strip())

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from checkpoint.cli.common import say
-from checkpoint.cli.vm import Devices, pass_on_rest, passing_on, tell_verdict, wait_for_guest
+from checkpoint.cli.replicate import ReplicationError
+from checkpoint.cli.vm import Devices, pass_on_rest, tell_verdict, wait_for_guest
 from checkpoint.cli.waits import Interrupt
-from checkpoint.replication.fence import FileLock
-from checkpoint.replication.replica import Replica
+from checkpoint.replication.standby import StandbyEdge
 from uffdtrack.errors import InvalidInputError
 
 
-def run_taken_over(
-    replica: Replica,
-    lock: FileLock | None,
-    devices: Devices,
-    interrupt: Interrupt,
-    runs: Callable[[], None],
-) -> None:
-    """Run the guest of a replica to its end. Its output is not held any more.
-
-    Args:
-        runs: called when it runs.
-        lock: nobody else may run the guest as long as it is held.
+def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt) -> None:
+    """Run the guest that a standby has taken over to its end. No standby follows it: its output is not held.
 
     Raises:
         InvalidInputError: it is no guest.
         ImageError, UnsupportedError: this host cannot run it.
+        ReplicationError: it may not run here any more.
     """
-    mirror = replica.mirror
+    mirror, replica = edge.replica.mirror, edge.replica
     if not mirror:
         raise InvalidInputError('"vm resume" is for guests, and this is a process')
-    if lock and not lock.take():
-        raise InvalidInputError(f"{lock.path} is locked by somebody else: the guest does not run here")
+    if not edge.do(edge.following.take()):
+        raise ReplicationError("another one has the lock: the guest does not run here")
     mirror.ready()
     with devices.open(mirror.vm, False, replica.output, unseen=True) as outbox:
+
+        def look() -> bool:
+            if edge.failure:
+                raise ReplicationError(f"the guest is stopped here: {edge.failure}")
+            if edge.following.may_release():
+                outbox.pass_on()
+            return False
+
         mirror.vm.resume()
-        runs()
-        outbox.pass_on()
+        edge.runs()
+        look()
         say(f"standby: the guest {mirror.guest} runs here")
-        wait_for_guest(mirror.vm, passing_on(outbox), None, interrupt, None)
+        wait_for_guest(mirror.vm, look, None, interrupt, None)
         pass_on_rest(outbox)
     tell_verdict(mirror.vm, mirror.guest)

@@ -5,49 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from checkpoint.errors import LinkError
 from checkpoint.replication.active_link import ActiveLink, final_message
 from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
-from checkpoint.replication.fence import FileLock
 from checkpoint.replication.frames import Kind, Message
+from checkpoint.replication.heard import Far
+from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.machine import Do, Epoch
 from checkpoint.replication.outgoing import Outgoing
 from checkpoint.replication.peer import Active
+from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
 from checkpoint.replication.table import ActiveAction, ActiveEvent, ActiveState
 from uffdtrack.errors import UffdtrackError
 
 AGAIN = 0.2
 """Seconds between two attempts to connect."""
-Released = tuple[int, int]
-
-
-class Output(Protocol):
-    """Output that is held; see `kvmglue.Outbox`."""
-
-    @property
-    def released(self) -> Released: ...
-
-    @property
-    def held(self) -> int:
-        """Bytes and packets."""
-
-    def stop(self) -> None:
-        """Release nothing any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Far:
-    """What the standby says of itself."""
-
-    name: str
-    whole: int
-    since: float
 
 
 class ActiveEdge(Edge):
@@ -65,31 +42,29 @@ class ActiveEdge(Edge):
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[Channel]],
+        route: Route,
         about: Mapping[str, Any],
         key: bytes,
         deadline: float,
         wake: Callable[[], None],
         tell: Callable[[str], None],
-        output: Output | None = None,
-        lock: FileLock | None = None,
+        output: HeldOutput | None = None,
     ) -> None:
         """Args:
-        connect: one attempt; raises LinkError.
+        route: to the standby; it is given up when the standby takes over by our will.
         about: for HELLO: name, run, kind, keyed.
         key: of the digests.
         tell: called in the thread with what a user should know.
         output: what is held until it is acknowledged.
-        lock: given up when the standby takes over by our will.
         """
         super().__init__(deadline, wake)
-        self._connect = connect
+        self._route = route
+        self._opened = threading.Event()
         self._tell = tell
         self._told = ""
         self._linked = threading.Event()
         self.about = about
         self.output = output
-        self._lock = lock
         self.news = asyncio.Event()
         self.outgoing = Outgoing(self._note_news)
         self.sink = LinkSink(self.outgoing, key)
@@ -113,7 +88,15 @@ class ActiveEdge(Edge):
     @property
     def may_release(self) -> bool:
         """Whether output that is acknowledged may go out. It is asked right before."""
-        return not self.stopped and self.machine.may_release and (not self._lock or self._lock.is_held)
+        return not self.stopped and self.machine.may_release and self._route.may_release()
+
+    def await_open(self) -> None:
+        """Wait until we are the active. Raises: UffdtrackError: we cannot be; see `Route.open`."""
+        self._opened.wait()
+        if not self._thread.is_alive() or self.failure:
+            self._thread.join()
+            if self.failure:
+                raise self.failure
 
     def await_link(self, timeout: float) -> bool:
         """Wait until a standby was linked for the first time; returns whether one was."""
@@ -167,7 +150,19 @@ class ActiveEdge(Edge):
     # -- the thread of the link -------------------------------------------------------------------
 
     async def work(self) -> None:
-        await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
+        try:
+            await self._route.open(self._lost, self.sink.want_base)
+            self._opened.set()
+            await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
+        finally:
+            self._opened.set()
+            await self._route.close()
+
+    def _lost(self) -> None:
+        """Another one is active: the standby that we have handed over to, or one that has taken over."""
+        if self.machine.state is not ActiveState.ENDED:
+            is_resigned = self.machine.state is ActiveState.RESIGNED
+            self.on(ActiveEvent.STAND_IN if is_resigned else ActiveEvent.FENCE_LOST)
 
     async def _link_again_and_again(self) -> None:
         while not self.stopped:
@@ -181,7 +176,7 @@ class ActiveEdge(Edge):
         await self.wait_end()
 
     async def _link(self) -> None:
-        channel = await self._connect()
+        channel = await self._route.connect()
         try:
             await ActiveLink(self, channel).serve()
         finally:
@@ -193,7 +188,7 @@ class ActiveEdge(Edge):
         self.heard()
         tip = hello.get("tip") or {}
         digest = str(tip.get("digest", ""))
-        self.on(ActiveEvent.LINKED, digest if self.sink.knows(digest) else "")
+        self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
         self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
         if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
@@ -211,8 +206,8 @@ class ActiveEdge(Edge):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.deadline / BEATS)
-            if self._lock and not self._lock.is_held and self.machine.may_release:
-                self.on(ActiveEvent.FENCE_LOST)
+            if self.machine.may_release:
+                self._route.look()
             if self._channel and self.machine.state is not ActiveState.ENDED:
                 self._carry_out(self.machine.tick(self.now()))
             if self._channel:
@@ -265,12 +260,8 @@ class ActiveEdge(Edge):
                 case a.RESIGN:
                     if self.output:
                         self.output.stop()
-                    if self._lock:
-                        self._lock.close()
                 case a.SEND_GO if self._channel:
-                    stood_us = round((self.now() - self._stands) * 1e6)
-                    go = Message(Kind.GO, {**self.told(), "stood_us": stood_us})
-                    self.spawn(self.say(self._channel, go))
+                    self.spawn(self._go(self._channel))
                 case a.SEND_FINAL if self._channel and do.epoch:
                     self.spawn(self.say(self._channel, final_message(do.epoch)))
                 case a.STOP:
@@ -282,6 +273,11 @@ class ActiveEdge(Edge):
                 case a.SAY_MAY_NOT:
                     said = do.reason
         return said
+
+    async def _go(self, channel: Channel) -> None:
+        await self._route.resign()
+        stood_us = round((self.now() - self._stands) * 1e6)
+        await self.say(channel, Message(Kind.GO, {**self.told(), "stood_us": stood_us}))
 
     def _tell_once(self, text: str) -> None:
         if text != self._told and not self.stopped:

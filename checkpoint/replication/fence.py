@@ -6,24 +6,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import select
 from pathlib import Path
-from typing import Protocol
 
 from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StorageError
 
 SECONDS = 30.0
 """So long a command may take."""
-
-
-class Fence(Protocol):
-    """Attributes: what: for people."""
-
-    what: str
-
-    async def fence(self) -> bool:
-        """Whether the active can release nothing any more, from now on. It may be asked again."""
 
 
 class FileLock(Closing):
@@ -34,7 +23,6 @@ class FileLock(Closing):
     """
 
     def __init__(self, path: Path) -> None:
-        self.what = f"the lock on {path}"
         self.path = path
         self._fd = -1
 
@@ -82,7 +70,6 @@ class Command:
     """A command that makes sure that the active is dead, and then ends with 0 (STONITH)."""
 
     def __init__(self, command: str) -> None:
-        self.what = f"the command {command!r}"
         self._command = command
 
     async def fence(self) -> bool:
@@ -94,28 +81,6 @@ class Command:
                 process.kill()
             await process.wait()
             return False
-
-
-class ProcessEnd(Closing):
-    """The end of the active's process, on this host."""
-
-    def __init__(self, pidfd: int) -> None:
-        self.what = "the end of its process"
-        self._pidfd = pidfd
-
-    async def fence(self) -> bool:
-        return self._pidfd >= 0 and _has_ended(self._pidfd)
-
-    def close(self) -> None:
-        fd, self._pidfd = self._pidfd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def parse_fence(text: str) -> FileLock | Command:

@@ -1,4 +1,4 @@
-"""What an active has said of itself and of its guest."""
+"""What the two ends have said of themselves."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from typing import Any
 from kvmglue import Positions
 
 
+@dataclass(frozen=True, slots=True)
+class Far:
+    """A standby that is linked: its name, its last epoch, and since when."""
+
+    name: str
+    whole: int
+    since: float
+
+
 @dataclass(slots=True)
 class Heard:
-    """Attributes:
-    name: of the replication.
-    taken: the last epoch that it has begun, -1 for none.
-    released: up to where it has released its guest's output; it may be more by now.
-    stood_us: for how long the guest stood until it was handed over.
+    """What an active says of itself and of its guest.
+
+    Attributes:
+        name: of the replication.
+        taken: the last epoch that it has begun, -1 for none.
+        released: up to where it has released its guest's output; it may be more by now.
+        stood_us: for how long the guest stood until it was handed over.
     """
 
     name: str = ""

@@ -22,7 +22,7 @@ class LinkWriter(ImageWriter):
 
     directory = None
 
-    def __init__(self, outgoing: Outgoing, life: int, number: int, key: bytes) -> None:
+    def __init__(self, outgoing: Outgoing, life: int, number: int, parent: str, key: bytes) -> None:
         super().__init__(key)
         self._outgoing = outgoing
         self._life = life
@@ -31,7 +31,7 @@ class LinkWriter(ImageWriter):
         self._at = self._size = 0
         self._sent_digest = ""
         outgoing.begun = number
-        outgoing.send(self._life, Message(Kind.BEGIN, {"epoch": number}))
+        outgoing.send(self._life, Message(Kind.BEGIN, {"epoch": number, "parent": parent}))
 
     def finish(self, describe: Callable[[int, int], ImageFacts], notes: bytes, regions: list[Region]) -> str:
         about: list[ImageFacts] = []
@@ -101,8 +101,8 @@ class LinkImages:
         self._outgoing = outgoing
         self._key = key
 
-    def begin(self, number: int) -> LinkWriter:
-        return LinkWriter(self._outgoing, self.life, number, self._key)
+    def begin(self, number: int, parent: str = "") -> LinkWriter:
+        return LinkWriter(self._outgoing, self.life, number, parent, self._key)
 
     def committed(self, number: int, digest: str, last: bool) -> None:
         self.next_epoch, self.parent = number + 1, digest
@@ -120,12 +120,8 @@ class LinkSink(ChainSink):
         super().__init__(self.images)
         self._outgoing = outgoing
         self._known: dict[str, Tip] = {}
-        self._based = False
+        self._based = self._wanted = False
         self._from = ""
-
-    def knows(self, digest: str) -> bool:
-        """Whether an epoch can follow the one with that digest. In any thread."""
-        return digest in self._known
 
     def begin_from(self, digest: str) -> None:
         """The next link begins behind that epoch; "": with a base. By its thread, before it is linked."""
@@ -142,10 +138,16 @@ class LinkSink(ChainSink):
                 self.tip = self._safe = tip
             self._based = tip is not None
             self.images.life = life
-        return self._based
+        return self._based and not self._wanted
 
-    def begin(self) -> LinkDraft:
-        return LinkDraft(self, self.chain.begin(self.tip.number))
+    def begin(self, base: bool = False) -> LinkDraft:
+        if base:
+            self._wanted = False
+        return LinkDraft(self, self.chain.begin(self.tip.number, "" if base else self.tip.digest))
+
+    def want_base(self) -> None:
+        """The next epoch has to be a base: somebody follows who has none. By the link's thread."""
+        self._wanted = True
 
     def sent(self, tip: Tip) -> None:
         """An epoch is on its way. `tip`: what follows it."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from checkpoint.errors import ImageError, LinkError
 from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
-from checkpoint.replication.fence import Fence
+from checkpoint.replication.following import Following
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.heard import Heard
 from checkpoint.replication.intake import take_epoch
@@ -23,7 +23,6 @@ from checkpoint.replication.table import StandbyAction, StandbyEvent, StandbySta
 from uffdtrack.errors import UffdtrackError
 
 FOLLOWS = (StandbyState.EMPTY, StandbyState.FOLLOWING)
-Listening = Callable[[Callable[[Channel], Awaitable[None]]], Awaitable[Any]]
 
 
 class StandbyEdge(Edge):
@@ -40,17 +39,15 @@ class StandbyEdge(Edge):
 
     def __init__(
         self,
-        listening: Listening,
+        following: Following,
         name: str,
         replica: Replica,
-        fence: Fence | None,
         deadline: float,
         wake: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
         """Args:
-        listening: begins to listen; its result has `close`, a coroutine.
-        fence: None: only the end of the active's process counts, where that can be seen.
+        following: how actives reach us. On this host the end of the active's process counts, too.
         """
         super().__init__(deadline, wake)
         self.replica = replica
@@ -58,9 +55,8 @@ class StandbyEdge(Edge):
         self.tell = tell
         self.machine = Standby(deadline, self.now())
         self.heard = Heard()
-        self._listening = listening
+        self.following = following
         self.name = name
-        self._fence = fence
         self._channel: Channel | None = None
         self._said = ""
         self._process = ProcessWatch(self.loop, self._process_ended)
@@ -98,11 +94,10 @@ class StandbyEdge(Edge):
     # -- the thread of the link -------------------------------------------------------------------
 
     async def work(self) -> None:
-        listener = await self._listening(self._accept)
+        serving = self.following.serve(self._accept, self.tell)
         try:
-            await first_of(self.wait_end(), self._tick(), self._beat())
+            await first_of(self.wait_end(), serving, self._tick(), self._beat())
         finally:
-            await listener.close()
             self._process.watch(None)
 
     async def _tick(self) -> None:
@@ -219,6 +214,8 @@ class StandbyEdge(Edge):
                 await self._on(StandbyEvent.FINAL, digest=str(meta.get("digest", "")))
             case Kind.GO:
                 self._handed_at = self.now()
+                if self.machine.is_ready(Told()) and not await self.following.take():
+                    raise LinkError("the guest was handed over, and another one may run it")
                 await self._on(StandbyEvent.GO)
             case Kind.BYE:
                 await self._on(StandbyEvent.BYE)
@@ -274,12 +271,11 @@ class StandbyEdge(Edge):
         await self.say(channel, Message(Kind.TAKEN))
 
     async def _ask_fence(self) -> None:
-        fenced = False
-        if self._fence:
-            try:
-                fenced = await self._fence.fence()
-            except (UffdtrackError, OSError) as error:
-                self._tell_once(f"{self._fence.what} has failed: {error}")
+        fenced: bool | None = False
+        try:
+            fenced = await self.following.fence()
+        except (UffdtrackError, OSError) as error:
+            self._tell_once(f"the fence has failed: {error}")
         async with self._busy:
             await self._on(StandbyEvent.FENCED if fenced else StandbyEvent.NOT_FENCED)
 

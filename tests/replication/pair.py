@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checkpoint.errors import StandbyAwayError
-from checkpoint.replication import link
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.address import Address
-from checkpoint.replication.channel import Channel
-from checkpoint.replication.fence import Fence
+from checkpoint.replication.fence import Command, FileLock
+from checkpoint.replication.following import DirectFollowing
 from checkpoint.replication.replica import Replica
+from checkpoint.replication.route import DirectRoute
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.store import Store
 from checkpoint.session import R, Taker
@@ -35,17 +35,17 @@ class Told:
 
 @contextmanager
 def standby(
-    socket: Path, directory: Path, fence: Fence | None = None, force: bool = False, deadline: float = SILENCE
+    socket: Path,
+    directory: Path,
+    fence: FileLock | Command | None = None,
+    force: bool = False,
+    deadline: float = SILENCE,
 ) -> Iterator[StandbyEdge]:
     """A standby that listens."""
-    address = Address("unix", path=str(socket))
-
-    async def listening(accept: Callable[[Channel], Awaitable[None]]) -> Any:
-        return await link.listen(address, None, accept)
-
+    following = DirectFollowing(Address("unix", path=str(socket)), None, False, fence)
     told = Told()
     with Replica(Store(directory, force), b"") as replica:
-        edge = StandbyEdge(listening, "standby", replica, fence, deadline, lambda: None, told.lines.append)
+        edge = StandbyEdge(following, "standby", replica, deadline, lambda: None, told.lines.append)
         with edge:
             edge.start()
             yield edge
@@ -56,11 +56,10 @@ def standby(
 def active(socket: Path, kind: str = "vm", **more: Any) -> Iterator[ActiveEdge]:
     """An active that connects, again and again."""
 
-    async def connect() -> Channel:
-        return await link.connect(Address("unix", path=str(socket)))
-
+    lock = more.pop("lock", None)
+    route = DirectRoute(Address("unix", path=str(socket)), None, False, lock)
     about = {"name": "active", "run": secrets.token_hex(8), "kind": kind, "keyed": False}
-    with ActiveEdge(connect, about, b"", SILENCE, lambda: None, lambda text: None, **more) as edge:
+    with ActiveEdge(route, about, b"", SILENCE, lambda: None, lambda text: None, **more) as edge:
         edge.start()
         yield edge
     assert edge.failure is None

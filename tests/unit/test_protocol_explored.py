@@ -53,14 +53,14 @@ SETUPS = {
     "lock": Setup("lock", 2, 2, **NOTED),
     "command": Setup("command", 2, 1, **NOTED),
     "pidfd": Setup("pidfd", 2, 1, **NOTED),
-    "lease": Setup("lease", 1, 1, 1, 0, switches=0, **NOTED),
+    "lease": Setup("lease", 1, 1, 0, 0, switches=0, **NOTED),
     "lease, and a switchover": Setup("lease", 1, 0, 0, 0, **NOTED),
     "a command that lies": Setup("liar", 2, 1, 1, 0, **NOTED),
     "users ask twice": Setup("lock", 2, 0, 0, 0, switches=2, **NOTED),
     "another session comes by": Setup("lock", 2, 1, 1, 0, switches=0, strangers=1, **NOTED),
     "the guest ends": Setup("pidfd", 2, 1, 1, 0, ends=True, **NOTED),
     "a process ends": Setup("lock", 2, 1, 0, 0, ends=True, holds=False, **NOTED),
-    "windows while the link changes": Setup("lock", 3, 1, 1, 0, windows=1, **NOTED),
+    "windows while the link changes": Setup("lock", 3, 1, 0, 0, windows=1, **NOTED),
     "a standby with a disk": Setup("lock", 3, 1, 1, 1, disk=True, switches=0, **NOTED),
 }
 SLOW = {
@@ -70,9 +70,9 @@ SLOW = {
     "pidfd": Setup("pidfd", 3, 2, ends=True),
     "lease": Setup("lease", 2, 1, switches=0),
     "lease, and a switchover": Setup("lease", 2, 1, 1, 0),
-    "a command that lies": Setup("liar", 4, 3, 1, 0, switches=2),
-    "windows while the link changes": Setup("lock", 4, 2, 1, 0, windows=2),
-    "a standby with a disk": Setup("lock", 4, 2, 1, 2, disk=True, switches=0),
+    "a command that lies": Setup("liar", 4, 2, 1, 0, switches=2),
+    "windows while the link changes": Setup("lock", 4, 1, 1, 0, windows=2),
+    "a standby with a disk": Setup("lock", 4, 1, 1, 2, disk=True, switches=0),
 }
 NEVER = {
     (ActiveState.GREETED, "STAND_IN"),

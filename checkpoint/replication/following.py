@@ -1,0 +1,95 @@
+"""How a standby is reached by actives, and how it becomes the only one that may run the guest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from checkpoint.errors import LinkError
+from checkpoint.replication import link
+from checkpoint.replication.address import Address
+from checkpoint.replication.broker_standby import BrokerStandby
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.credentials import Credentials
+from checkpoint.replication.fence import Command, FileLock
+from checkpoint.replication.listener import Listener
+
+Accept = Callable[[Channel], Awaitable[None]]
+
+
+class Following(Protocol):
+    """Used in the thread of the link, but for `may_release`."""
+
+    async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
+        """Give each channel to `accept`, until cancelled. Raises: UffdtrackError: we cannot."""
+
+    async def fence(self) -> bool | None:
+        """Whether the active that was silent can release nothing any more; None: nothing can say so."""
+
+    async def take(self) -> bool:
+        """The active has resigned: whether nobody else can run the guest now."""
+
+    def may_release(self) -> bool:
+        """After one of these: whether the guest may send something at this moment. In any thread."""
+
+
+class DirectFollowing:
+    """Listens at an address. `fence`: what the user has named."""
+
+    def __init__(
+        self,
+        address: Address,
+        credentials: Credentials | None,
+        insecure: bool,
+        fence: FileLock | Command | None,
+    ) -> None:
+        self._address = address
+        self._credentials = credentials
+        self._insecure = insecure
+        self._fence = fence
+
+    async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
+        def refused(error: LinkError) -> None:
+            tell(str(error))
+
+        listener: Listener = await link.listen(
+            self._address, self._credentials, accept, refused, self._insecure
+        )
+        tell(f"listening at {listener.address}")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await listener.close()
+
+    async def fence(self) -> bool | None:
+        return await self._fence.fence() if self._fence else None
+
+    async def take(self) -> bool:
+        return await self._fence.fence() if isinstance(self._fence, FileLock) else True
+
+    def may_release(self) -> bool:
+        return not isinstance(self._fence, FileLock) or self._fence.is_held
+
+
+class BrokerFollowing:
+    """Follows what a broker carries; its lease says who is active."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._broker: BrokerStandby | None = None
+
+    async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
+        async with await BrokerStandby.open(self._address) as broker:
+            self._broker = broker
+            tell(f"following {self._address}")
+            await broker.serve(accept)
+
+    async def fence(self) -> bool | None:
+        return await self._broker.fence() if self._broker else None
+
+    async def take(self) -> bool:
+        return bool(await self.fence())
+
+    def may_release(self) -> bool:
+        return self._broker is not None and self._broker.may_release()

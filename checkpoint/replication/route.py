@@ -1,0 +1,121 @@
+"""How an active reaches its standby, and what says that it may be the active."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+from checkpoint.errors import LinkError
+from checkpoint.replication import link
+from checkpoint.replication.address import Address
+from checkpoint.replication.broker_active import BrokerActive
+from checkpoint.replication.channel import Channel
+from checkpoint.replication.credentials import Credentials
+from checkpoint.replication.fence import FileLock
+from uffdtrack.errors import InvalidInputError, UffdtrackError
+
+
+class Route(Protocol):
+    """Used in the thread of the link, but for `may_release`."""
+
+    async def open(self, lost: Callable[[], None], base_wanted: Callable[[], None]) -> None:
+        """Become the active.
+
+        Args:
+            lost: called when another one is.
+            base_wanted: called when somebody follows who has not what the next epoch is a child of.
+
+        Raises:
+            UffdtrackError: we cannot; it says why.
+        """
+
+    async def connect(self) -> Channel:
+        """One attempt to reach a standby. Raises: LinkError, and others: there is none."""
+
+    def may_release(self) -> bool:
+        """Whether output may go out at this moment. In any thread."""
+
+    def look(self) -> None:
+        """Called now and then, to see whether another one is active."""
+
+    async def resign(self) -> None:
+        """Be the active no more, for good. Idempotent."""
+
+    async def close(self) -> None: ...
+
+
+class DirectRoute:
+    """A link to one address, and a lock, if the user has named one."""
+
+    def __init__(
+        self, address: Address, credentials: Credentials | None, insecure: bool, lock: FileLock | None
+    ) -> None:
+        self._address = address
+        self._credentials = credentials
+        self._insecure = insecure
+        self._lock = lock
+        self._lost: Callable[[], None] = lambda: None
+
+    async def open(self, lost: Callable[[], None], base_wanted: Callable[[], None]) -> None:
+        """Raises: InvalidInputError: another one has the lock; others: see `FileLock.take`."""
+        self._lost = lost
+        if self._lock and not self._lock.take():
+            raise InvalidInputError(
+                f"{self._lock.path} is locked: another active runs, or a standby that has taken over"
+            )
+
+    async def connect(self) -> Channel:
+        return await link.connect(self._address, self._credentials, self._insecure)
+
+    def may_release(self) -> bool:
+        return not self._lock or self._lock.is_held
+
+    def look(self) -> None:
+        if not self.may_release():
+            self._lost()
+
+    async def resign(self) -> None:
+        if self._lock:
+            self._lock.close()
+
+    async def close(self) -> None:
+        await self.resign()
+
+
+class BrokerRoute:
+    """A broker, whose lease says who is active."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._broker: BrokerActive | None = None
+
+    @property
+    def _open(self) -> BrokerActive:
+        if not self._broker:
+            raise LinkError("the broker is not there yet")
+        return self._broker
+
+    async def open(self, lost: Callable[[], None], base_wanted: Callable[[], None]) -> None:
+        """Raises: see `BrokerActive.open`."""
+        broker = await BrokerActive.open(self._address)
+        broker.on_lost, broker.on_base_wanted = lost, base_wanted
+        self._broker = broker
+
+    async def connect(self) -> Channel:
+        return await self._open.connect()
+
+    def may_release(self) -> bool:
+        return self._broker is not None and self._broker.may_release()
+
+    def look(self) -> None:
+        """Does nothing: the broker tells."""
+
+    async def resign(self) -> None:
+        if self._broker:
+            with contextlib.suppress(UffdtrackError):  # the lease ends by itself, and is not renewed
+                await self._broker.resign()
+
+    async def close(self) -> None:
+        if self._broker:
+            await self._broker.close()
