@@ -89,7 +89,8 @@ class Wire:
     async def finish(self) -> None:
         """Send no more, and wait until the other end has read all, and has closed."""
         if isinstance(self.socket, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            # It says that we end, and looks for the other end's word, before which there may be messages.
+            with contextlib.suppress(ssl.SSLError):
                 self.socket.unwrap()
         self.socket.shutdown(socket.SHUT_WR)
         while await self._do(lambda: os.read(self.socket.fileno(), 1 << 16), write=False):

@@ -152,8 +152,9 @@ def test_a_last_word_comes(scheme: str, tmp_path: Path, pair: tuple[Credentials,
     check_last_word(place_of(scheme, tmp_path), pair)
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
 def test_what_waiting_for_the_other_end_is_good_for(
-    tmp_path: Path, pair: tuple[Credentials, Credentials], monkeypatch: pytest.MonkeyPatch
+    scheme: str, tmp_path: Path, pair: tuple[Credentials, Credentials], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: TCP throws away what is on its way if something was not read."""
 
@@ -162,7 +163,7 @@ def test_what_waiting_for_the_other_end_is_good_for(
 
     monkeypatch.setattr(Wire, "finish", nothing)
     with pytest.raises(LinkError, match="is lost"):
-        check_last_word(place_of("tcp", tmp_path), pair)
+        check_last_word(place_of(scheme, tmp_path), pair)
 
 
 def check_last_word(place: Address, pair: tuple[Credentials, Credentials]) -> None:
@@ -173,7 +174,7 @@ def check_last_word(place: Address, pair: tuple[Credentials, Credentials]) -> No
             await channel.receive()
             await channel.send(ANSWER)
             await linked.wait()
-            await channel.send(*[BEAT] * 100)
+            await channel.send(*[BEAT] * 3000)
             unread.set()
             await closing.wait()
             while (await channel.receive()).kind is not Kind.BYE:
