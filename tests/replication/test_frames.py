@@ -139,7 +139,7 @@ def test_anything_at_all(data: bytes, cuts: list[int]) -> None:
         assert decoded(text) == decoded(text, cuts)
 
 
-@pytest.mark.slow  # about two minutes
+@pytest.mark.slow  # about a minute of a processor
 def test_a_million_inputs() -> None:
     chance = random.Random(11)
     noticed = 0
