@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from uffdtrack.errors import InvalidInputError
 
 EXPECTED = "tls://HOST:PORT, unix:PATH, tcp://HOST:PORT or nats://HOST:PORT/NAME"
-_HOST_AND_PORT = re.compile(r"(?:\[([^\[\]/]+)\]|([^\[\]:/@?#\s]+)):([0-9]{1,5})")
+_HOST_NAME = r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}"
+_HOST_AND_PORT = re.compile(rf"(?:\[([^\[\]/]+)\]|({_HOST_NAME})):([0-9]{{1,5}})")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -53,7 +54,7 @@ def parse(text: str) -> Address:
         raise InvalidInputError(f"{text!r} is no address: expected is {EXPECTED}")
     place, slash, name = rest[2:].partition("/")
     found = _HOST_AND_PORT.fullmatch(place)
-    if not found or int(found[3]) > 65535:
+    if not found or int(found[3]) > 65535 or len(place) > 260:
         raise InvalidInputError(
             f"{text!r} lacks a host or a port: {scheme}://HOST:PORT is expected, [HOST] for IPv6"
         )
@@ -75,6 +76,11 @@ def _checked_host(text: str, bracketed: str | None, plain: str | None) -> str:
         return str(ipaddress.IPv6Address(bracketed))
     except ValueError as error:
         raise InvalidInputError(f"{text!r}: [{bracketed}] is no IPv6 address") from error
+
+
+def is_host_name(text: str) -> bool:
+    """Whether it can be the name of a host; a numeric IPv4 address can."""
+    return re.fullmatch(_HOST_NAME, text) is not None and len(text) <= 253
 
 
 def is_loopback(host: str) -> bool:

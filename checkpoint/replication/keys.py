@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from checkpoint.files import translate
+from checkpoint.replication.address import is_host_name
 from checkpoint.replication.credentials import MARK
 from checkpoint.row import Row
 from uffdtrack.errors import InvalidInputError
@@ -123,11 +124,8 @@ def _host(text: str) -> x509.GeneralName:
     """Raises: InvalidInputError: it is no name and no numeric address."""
     with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(text))
-    try:
-        if "/" not in text and ":" not in text and text.strip() == text != "":
-            return x509.DNSName(text)
-    except ValueError:
-        pass
+    if is_host_name(text):
+        return x509.DNSName(text)
     raise InvalidInputError(f"{text!r} is no name of a host, and no numeric address")
 
 

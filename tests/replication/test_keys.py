@@ -75,7 +75,16 @@ def test_keys_are_replaced_by_force_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "hosts", [["one"], ["one", "two", "three"], ["", "two"], ["a/b", "two"], ["a:1", "b"], ["ä", "b"]]
+    "hosts",
+    [
+        ["one"],
+        ["one", "two", "three"],
+        ["", "two"],
+        ["a/b", "two"],
+        ["one", "a..b"],
+        ["a:1", "b"],
+        ["ä", "b"],
+    ],
 )
 def test_hosts_that_are_none(tmp_path: Path, hosts: list[str]) -> None:
     with pytest.raises(InvalidInputError):
