@@ -7,7 +7,7 @@ from kvmglue.kvm import SMALLEST_RING, Capabilities, Kvm
 from kvmglue.network import Tap, UdpPair, open_net
 from kvmglue.outbox import NetBackend, Outbox, SerialBackend
 from kvmglue.output import Output, Positions
-from kvmglue.serial_port import SerialFile, SerialStream, open_serial
+from kvmglue.serial_port import SerialFifo, SerialFile, SerialStream, open_serial
 from kvmglue.tracker import KvmTracker
 from kvmglue.vcpu import Vcpu, VcpuExit, VcpuState
 from kvmglue.vm import Vm
@@ -26,6 +26,7 @@ __all__ = [
     "Output",
     "Positions",
     "SerialBackend",
+    "SerialFifo",
     "SerialFile",
     "SerialStream",
     "Tap",

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 
-from kvmglue.serial_port import can_be_written
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, UnsupportedError
 
 TUN = "/dev/net/tun"
@@ -32,7 +31,6 @@ class _Wire:
                 return True
             except OSError as error:
                 if error.errno in _LATER:
-                    can_be_written(self.fd)
                     return False
                 if error.errno not in _LOST:
                     raise

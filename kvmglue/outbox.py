@@ -162,7 +162,7 @@ class Outbox(Closing):
         """Give the backends what is held up to these positions, each once, in any thread.
 
         Returns:
-            Whether they have it all; False: one is slow, so call it again. It waits for a tenth of a second.
+            Whether they have it all; False: one is slow, so call it again later.
 
         Raises:
             CycleError: so much is not collected, or was taken back; or it is closed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -9,8 +10,6 @@ from pathlib import Path
 
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, StorageError
 
-PATIENCE = 100
-"""Milliseconds that a write waits for a slow reader."""
 _PART = 4096
 """So much can be written to a pipe that is ready without waiting (pipe(7): PIPE_BUF)."""
 
@@ -50,7 +49,9 @@ class SerialStream:
     def write(self, at: int, data: bytes) -> int:
         if self._is_file:
             return os.write(self._fd, data)
-        if not can_be_written(self._fd):
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        if not poll.poll(0):  # nor will it fail
             return 0
         try:
             return os.write(self._fd, data[:_PART])
@@ -62,12 +63,41 @@ class SerialStream:
             os.close(self._fd)
 
 
-def open_serial(path: Path) -> SerialFile | SerialStream:
+class SerialFifo:
+    """A FIFO: all waits for somebody who reads it."""
+
+    repeatable = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: SerialStream | None = None
+
+    def write(self, at: int, data: bytes) -> int:
+        self._stream = self._stream or self._open()
+        return self._stream.write(at, data) if self._stream else 0
+
+    def _open(self) -> SerialStream | None:
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nobody reads
+                return None
+            raise
+        return SerialStream(fd, owned=True)
+
+    def close(self) -> None:
+        if self._stream:
+            self._stream.close()
+
+
+def open_serial(path: Path) -> SerialFile | SerialStream | SerialFifo:
     """Open what the serial port is to be written to; a regular file is made if nothing is there.
 
     Raises:
         PermissionDeniedError, StorageError, InvalidInputError: it cannot be written.
     """
+    if path.is_fifo():
+        return SerialFifo(path)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     except PermissionError as error:
@@ -77,10 +107,3 @@ def open_serial(path: Path) -> SerialFile | SerialStream:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
     return SerialFile(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else SerialStream(fd, owned=True)
-
-
-def can_be_written(fd: int) -> bool:
-    """Whether something can be written within a tenth of a second; also if that will fail."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(PATIENCE))

@@ -298,3 +298,4 @@ def pass_on_rest(outbox: Outbox) -> None:
             until, before = time.monotonic() + LAST, outbox.released
         if time.monotonic() > until:
             raise OutputError(f"nobody has read the guest's output for {LAST:.0f} s, and we have to end")
+        time.sleep(PERIOD)

@@ -236,5 +236,4 @@ def test_from_the_command_line(uffdtrack: Run, kvm: None, tmp_path: Path) -> Non
     again.write_text(truth[:-9] + "x" * 9)
     uffdtrack("vm", "resume", f"{tmp_path / 'c'}@2", "--serial", again)
     assert again.read_text() == truth, "it goes on at its place in the file"
-    assert "neither" in uffdtrack("vm", "run", "beacon", "--net", "wire", code=2).stderr
     assert "No space" in uffdtrack("vm", "run", "count", "--serial", "/dev/full", code=7).stderr

@@ -111,6 +111,15 @@ def test_serial_files(tmp_path: Path) -> None:
     file.close()
     assert out.read_bytes() == b"012abc6789"
     assert isinstance(open_serial(Path("/dev/null")), SerialStream)
+    os.mkfifo(tmp_path / "fifo")
+    fifo = open_serial(tmp_path / "fifo")
+    assert fifo.write(0, b"text") == 0, "nobody reads"
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert fifo.write(0, b"text") == 4 and os.read(reader, 10) == b"text"
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        fifo.write(4, b"x")
+    fifo.close()
     for bad in (tmp_path, tmp_path / "none" / "x", out / "x"):
         with pytest.raises(InvalidInputError):
             open_serial(bad)
