@@ -287,11 +287,7 @@ def passing_on(outbox: Outbox) -> Callable[[], bool]:
 
 
 def pass_on_rest(outbox: Outbox) -> None:
-    """Pass on what is left, as long as somebody takes it.
-
-    Raises:
-        OutputError: nobody does.
-    """
+    """Pass on what is left. Raises: OutputError: nobody takes it."""
     until, before = time.monotonic() + LAST, outbox.released
     while not outbox.pass_on():
         if outbox.released != before:
