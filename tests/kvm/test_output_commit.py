@@ -45,7 +45,7 @@ class Fails:
     def follows(self, drain: Callable[[], None]) -> bool:
         return self.rng.random() > 0.05
 
-    def begin(self) -> Draft:
+    def begin(self, base: bool = False) -> Draft:
         self.fail(0.02)
         return Draft(self)
 
