@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -45,6 +44,7 @@ class Listener:
         self._takers: list[asyncio.Task[None]] = []
         self._serving: set[asyncio.Task[None]] = set()
         self._unknown: dict[asyncio.Task[None], None] = {}  # in the order in which they came
+        self._new: dict[asyncio.Task[None], socket.socket] = {}  # whose tasks have not begun
 
     async def open(self, address: Address, insecure: bool) -> None:
         """Raises: OSError, UffdtrackError: we cannot listen there."""
@@ -93,17 +93,21 @@ class Listener:
             task = asyncio.create_task(self._serve(connection))
             self._serving.add(task)
             self._unknown[task] = None
-            task.add_done_callback(functools.partial(self._forget, connection))
+            self._new[task] = connection
+            task.add_done_callback(self._forget)
 
-    def _forget(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+    def _forget(self, task: asyncio.Task[None]) -> None:
         self._serving.discard(task)
         self._unknown.pop(task, None)
-        connection.close()  # the task may have ended before it began
+        connection = self._new.pop(task, None)
+        if connection:
+            connection.close()  # the task has ended before it began
 
     async def _serve(self, connection: socket.socket) -> None:
         """From a connection to its end."""
         task = asyncio.current_task()
         assert task
+        del self._new[task]  # its channel closes it from now on, which may take longer than this task
         try:
             channel = await self._greeted(Wire(connection))
             del self._unknown[task]
