@@ -62,7 +62,7 @@ class Copy:
         self.memory = [-1] * PAGES
         self.added = 0
 
-    def begin(self) -> Copy:
+    def begin(self, base: bool = False) -> Copy:
         return self
 
     def void(self, ranges: Runs) -> None:
