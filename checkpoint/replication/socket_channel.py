@@ -37,6 +37,7 @@ class SocketChannel:
         self._received: deque[Message] = deque()
         self._sending = asyncio.Lock()
         self._closed = False
+        self._broken = asyncio.Event()
         self._hello_by = asyncio.get_running_loop().time() + HELLO_SECONDS
 
     async def send(self, *messages: Message) -> None:
@@ -100,12 +101,14 @@ class SocketChannel:
         """The socket is of no use any more."""
         self._closed = True
         self._wire.close()
+        self._broken.set()
         if self.peer_pidfd is not None:
             os.close(self.peer_pidfd)
             self.peer_pidfd = None
 
     async def close(self, reason: str = "") -> None:
         if self._closed:
+            await self._broken.wait()  # who listens closes the socket behind this
             return
         self._closed = True
         self._wire.interrupt()
