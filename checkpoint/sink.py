@@ -132,9 +132,14 @@ class Images(Protocol):
 
 
 class ChainSink:
-    """Makes each epoch an image of a chain."""
+    """Makes each epoch an image of a chain.
+
+    Attributes:
+        deltas: whether pages may be stored as deltas to the epoch before.
+    """
 
     at_once = False
+    deltas = True
 
     def __init__(self, chain: Images) -> None:
         self.chain = chain
@@ -194,7 +199,7 @@ class ChainDraft:
 
         self.void(window.reset)
         copies = self._sink.copies
-        if epoch.row.base:
+        if epoch.row.base or not self._sink.deltas:
             copies.forget()
             self.add(window.data, window.zero, window.contents)
         else:

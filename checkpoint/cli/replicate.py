@@ -17,6 +17,7 @@ from checkpoint.replication import address
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.address import Address
 from checkpoint.replication.credentials import Credentials
+from checkpoint.replication.features import DELTAS, FEATURES
 from checkpoint.replication.fence import Command, FileLock, parse_fence
 from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.route import BrokerRoute, DirectRoute, Route
@@ -94,7 +95,8 @@ class Replicate:
         else:
             route = DirectRoute(self.address, self.credentials, self.insecure, self.lock)
         about = {"name": self.name or name, "run": secrets.token_hex(8), "kind": kind, "keyed": bool(key)}
-        edge = ActiveEdge(route, about, key, self.deadline, wake, say, output)
+        features = [DELTAS] if self.address.is_near else FEATURES  # compression takes longer than the way
+        edge = ActiveEdge(route, about, key, self.deadline, wake, say, output, features)
         edge.start()
         edge.await_open()
         if not edge.await_link(PATIENCE):

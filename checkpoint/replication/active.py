@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
 from checkpoint.replication.active_link import ActiveLink, final_message
 from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
+from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.heard import Far
 from checkpoint.replication.held import HeldOutput
@@ -49,6 +50,7 @@ class ActiveEdge(Edge):
         wake: Callable[[], None],
         tell: Callable[[str], None],
         output: HeldOutput | None = None,
+        features: Collection[str] = FEATURES,
     ) -> None:
         """Args:
         route: to the standby; it is given up when the standby takes over by our will.
@@ -56,6 +58,7 @@ class ActiveEdge(Edge):
         key: of the digests.
         tell: called in the thread with what a user should know.
         output: what is held until it is acknowledged.
+        features: what is used, if the standby has it.
         """
         super().__init__(deadline, wake)
         self._route = route
@@ -65,6 +68,7 @@ class ActiveEdge(Edge):
         self._linked = threading.Event()
         self.about = about
         self.output = output
+        self.features = features
         self.news = asyncio.Event()
         self.outgoing = Outgoing(self._note_news)
         self.sink = LinkSink(self.outgoing, key)
@@ -192,7 +196,7 @@ class ActiveEdge(Edge):
         self.far_name = str(hello.get("name", ""))
         self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
         if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
-            self.outgoing.link()
+            self.outgoing.link(agreed(hello) & set(self.features))
             self._tell_once(f"the standby {self.far.name} is linked")
             self._linked.set()
         self.wake()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from checkpoint.errors import LinkError
@@ -14,19 +14,18 @@ from checkpoint.replication.machine import Do, Epoch
 from checkpoint.replication.outgoing import Outgoing
 from checkpoint.replication.table import ActiveAction, ActiveEvent
 
-FEATURES = ["deltas", "zstd"]
-
 
 class Owner(Protocol):
     """The edge that a link belongs to.
 
     Attributes:
-        about: for HELLO.
+        about, features: for HELLO.
         news: set when there is something to send.
     """
 
     deadline: float
     about: Mapping[str, Any]
+    features: Collection[str]
     outgoing: Outgoing
     news: asyncio.Event
 
@@ -51,7 +50,8 @@ class ActiveLink:
         """Until the link ends. Raises: LinkError: why it has."""
         owner, channel = self._owner, self._channel
         try:
-            await channel.send(Message(Kind.HELLO, {"role": "active", "features": FEATURES, **owner.about}))
+            about = {"role": "active", "features": list(owner.features), **owner.about}
+            await channel.send(Message(Kind.HELLO, about))
             async with asyncio.timeout(owner.deadline):
                 hello = (await channel.receive()).meta
         except TimeoutError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -30,6 +31,15 @@ class Address:
     port: int = 0
     path: str = ""
     name: str = ""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether what is sent there stays on this host."""
+        if self.scheme == "unix" or self.host == "localhost":
+            return True
+        with contextlib.suppress(ValueError):  # a host's name
+            return is_loopback(self.host)
+        return False
 
     def __str__(self) -> str:
         if self.scheme == "unix":

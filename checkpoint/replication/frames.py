@@ -95,6 +95,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self._sequence = 0
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
 
     def encode(self, message: Message) -> list[bytes | memoryview]:
         """Buffers that make the frame; the body is not copied.
@@ -107,7 +108,7 @@ class Encoder:
             meta = {**meta, "protocol": PROTOCOL}
         size = len(body)
         if size and meta.get("zstd"):
-            body = zstandard.ZstdCompressor(level=_LEVEL).compress(body)
+            body = self._compressor.compress(body)
             if len(body) >= size:
                 meta, body = {**meta, "zstd": False}, message.body
         text = _to_json(meta).encode()

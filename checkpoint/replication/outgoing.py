@@ -38,6 +38,7 @@ class Outgoing:
         sent: the number of the last one that was sent, -1 for none.
         acknowledged: the number of the last one that a standby has, -1 for none.
         unacknowledged: bytes of epochs that were sent and not acknowledged.
+        features: what the standby that is linked takes, of `FEATURES`.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -45,6 +46,7 @@ class Outgoing:
         self.away = "no standby is connected"
         self.begun = self.sent = self.acknowledged = -1
         self.unacknowledged = 0
+        self.features: frozenset[str] = frozenset()
         self._wake = wake
         self._changed = threading.Condition()
         self._queue: deque[Message] = deque()
@@ -124,11 +126,12 @@ class Outgoing:
             self._changed.notify_all()
         return taken
 
-    def link(self) -> None:
+    def link(self, features: frozenset[str]) -> None:
         """A standby is linked, and epochs can go to it."""
         with self._changed:
             self._life += 1
             self.away = ""
+            self.features = features
             self._changed.notify_all()
 
     def unlink(self, why: str) -> None:
@@ -156,10 +159,10 @@ class Outgoing:
         return True
 
 
-def parts_of(offset: int, data: bytes | bytearray) -> list[Message]:
-    """Messages that carry a part of an image."""
+def parts_of(offset: int, data: bytes | bytearray, zstd: bool) -> list[Message]:
+    """Messages that carry a part of an image; `zstd`: they are compressed on their way."""
     view = memoryview(data)
     return [
-        Message(Kind.PART, {"offset": offset + at}, view[at : at + MAX_BODY])
+        Message(Kind.PART, {"offset": offset + at, "zstd": zstd}, view[at : at + MAX_BODY])
         for at in range(0, len(view), MAX_BODY)
     ]

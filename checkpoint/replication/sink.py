@@ -8,6 +8,7 @@ from checkpoint.epoch import Epoch, EpochRow
 from checkpoint.errors import StandbyAwayError
 from checkpoint.facts import ImageFacts
 from checkpoint.image_writer import ImageWriter
+from checkpoint.replication.features import DELTAS, ZSTD
 from checkpoint.replication.frames import MAX_BODY, Kind, Message
 from checkpoint.replication.outgoing import Outgoing, parts_of
 from checkpoint.sink import ChainDraft, ChainSink, Tip
@@ -27,6 +28,7 @@ class LinkWriter(ImageWriter):
         self._outgoing = outgoing
         self._life = life
         self._number = number
+        self._zstd = ZSTD in outgoing.features
         self._held = bytearray()
         self._at = self._size = 0
         self._sent_digest = ""
@@ -70,7 +72,7 @@ class LinkWriter(ImageWriter):
                 self._flush()
                 self._at = offset
             if len(part) >= MAX_BODY:
-                self._outgoing.send(self._life, *parts_of(offset, bytes(part)))
+                self._outgoing.send(self._life, *parts_of(offset, bytes(part), self._zstd))
                 self._at = offset + len(part)
             else:
                 self._held += part
@@ -80,7 +82,7 @@ class LinkWriter(ImageWriter):
     def _flush(self) -> None:
         if self._held:
             held, self._held = self._held, bytearray()
-            self._outgoing.send(self._life, *parts_of(self._at, held))
+            self._outgoing.send(self._life, *parts_of(self._at, held, self._zstd))
             self._at += len(held)
 
     def _written(self) -> None:
@@ -137,6 +139,7 @@ class LinkSink(ChainSink):
             if tip:
                 self.tip = self._safe = tip
             self._based = tip is not None
+            self.deltas = DELTAS in self._outgoing.features
             self.images.life = life
         return self._based and not self._wanted
 

@@ -11,6 +11,7 @@ from typing import Any
 from checkpoint.errors import ImageError, LinkError
 from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
+from checkpoint.replication.features import FEATURES
 from checkpoint.replication.following import Following
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.heard import Heard
@@ -168,7 +169,7 @@ class StandbyEdge(Edge):
     def _hello(self) -> dict[str, Any]:
         tip = None if self.replica.needs_base else self.machine.tip
         return {
-            "role": "standby", "name": self.name, "features": ["deltas", "zstd"],
+            "role": "standby", "name": self.name, "features": list(FEATURES),
             "tip": {"epoch": tip.number, "digest": tip.digest} if tip else None,
         }  # fmt: skip
 
