@@ -1,0 +1,121 @@
+"""A guest of benchmarks/replication.py, in a process that does with it what `uffdtrack vm run` does.
+
+    python -m benchmarks.replicated_guest GUEST [--replicate ADDRESS ...]
+
+For each line on stdin it says on stdout how far it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from checkpoint.cli.options import Options
+from checkpoint.cli.replicate import Replicate, load_keys
+from checkpoint.cli.vm import Devices, run_vm
+from checkpoint.replication import address
+from checkpoint.replication.active import ActiveEdge, Output
+from checkpoint.replication.fence import FileLock
+from checkpoint.replication.wire import Wire
+from kvmglue import Order, Vm, open_tracker, post, rings_for, written
+from uffdtrack import GuestRam
+
+NEVER = 1 << 62
+ENGINE = "kvm-ring"
+
+
+class Watched(Replicate):
+    """It keeps the link that it opens, and counts what goes over it."""
+
+    edge: ActiveEdge | None = None
+    sent = 0
+
+    def open(
+        self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: Output | None = None
+    ) -> ActiveEdge:
+        write = Wire.write
+
+        async def counted(wire: Wire, buffers: Sequence[bytes | memoryview]) -> None:
+            Watched.sent += sum(map(len, buffers))
+            await write(wire, buffers)
+
+        Wire.write = counted  # type: ignore[method-assign]
+        Watched.edge = super().open(kind, name, key, wake, output)
+        return Watched.edge
+
+
+def fill(ram: GuestRam) -> None:
+    """So that all of it is sent, and held by the standby."""
+    part = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
+    ram.array.reshape(-1, len(part))[:] = part
+
+
+def tell(vm: Vm) -> None:
+    for _ in sys.stdin:
+        edge = Watched.edge
+        said = {
+            "t": time.perf_counter(),
+            "written": written(vm, 0),
+            "sent": Watched.sent,
+            "acknowledged": edge.outgoing.acknowledged if edge else -1,
+        }
+        print(json.dumps(said), flush=True)
+
+
+def track(vm: Vm, every: float) -> None:
+    """Harvest as often as a session would, and nothing else."""
+    tracker = open_tracker(vm, ENGINE)
+    tracker.activate()
+    vm.resume()
+    while True:
+        time.sleep(every)
+        vm.pause()
+        tracker.exchange()
+        vm.resume()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("guest")
+    parser.add_argument("--pages", type=int, default=64)
+    parser.add_argument("--ram", type=int, default=64, help="MiB")
+    parser.add_argument("--fill", action="store_true")
+    parser.add_argument("--track", action="store_true")
+    parser.add_argument("--replicate")
+    parser.add_argument("--name", default="")
+    parser.add_argument("--every", type=float, default=0.01)
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--lock", type=Path)
+    parser.add_argument("--net")
+    given = parser.parse_args()
+    replicate = None
+    if given.replicate:
+        where = address.parse(given.replicate)
+        keys = load_keys(where, given.keys, "active")
+        replicate = Watched(where, given.name, keys, False, FileLock(given.lock) if given.lock else None, 1.0)
+    options = Options(None, given.every, None, None, ENGINE, None, None, False, b"", False)
+    with ExitStack() as stack:
+        ram = stack.enter_context(GuestRam(given.ram << 20, shared=False))
+        if given.fill:
+            fill(ram)
+        vm = stack.enter_context(Vm(ram, ring_entries=rings_for(ENGINE, 1, None)))
+        outbox = stack.enter_context(Devices(Path(os.devnull), given.net).open(vm, False))
+        post(vm, 0, Order(given.guest, pages=given.pages, pace=NEVER))
+        threading.Thread(target=tell, args=(vm,), daemon=True).start()
+        if given.track:
+            track(vm, given.every)
+        else:
+            run_vm(vm, outbox, given.guest, options, replicate)
+
+
+if __name__ == "__main__":
+    main()
