@@ -212,7 +212,7 @@ def kill(guest: Guest) -> float:
 
 def switch_over() -> float:
     """The guest moves to its standby; returns for how many seconds it stood, as the user is told."""
-    argv = [UFFDTRACK, "switchover", NAME, "--json"]
+    argv = [str(UFFDTRACK), "switchover", NAME, "--json"]
     row = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return float(row["stood_us"]) / 1e6
 

@@ -13,18 +13,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from checkpoint.cli.options import Options
-from checkpoint.cli.replicate import Replicate, load_keys
+from checkpoint.cli.replicate import Replicate
+from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.vm import Devices, run_vm
-from checkpoint.replication import address
-from checkpoint.replication.active import ActiveEdge, Output
-from checkpoint.replication.fence import FileLock
+from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.wire import Wire
 from kvmglue import Order, Vm, open_tracker, post, rings_for, written
 from uffdtrack import GuestRam
@@ -33,24 +33,25 @@ NEVER = 1 << 62
 ENGINE = "kvm-ring"
 
 
-class Watched(Replicate):
-    """It keeps the link that it opens, and counts what goes over it."""
+class Watched:
+    """The link of this process, and how many bytes were written to it."""
 
     edge: ActiveEdge | None = None
     sent = 0
 
-    def open(
-        self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: Output | None = None
-    ) -> ActiveEdge:
-        write = Wire.write
+    def __init__(self) -> None:
+        open_link, write = Replicate.open, Wire.write
+
+        def opened(replicate: Replicate, *how: Any) -> ActiveEdge:
+            self.edge = open_link(replicate, *how)
+            return self.edge
 
         async def counted(wire: Wire, buffers: Sequence[bytes | memoryview]) -> None:
-            Watched.sent += sum(map(len, buffers))
+            self.sent += sum(map(len, buffers))
             await write(wire, buffers)
 
-        Wire.write = counted  # type: ignore[method-assign]
-        Watched.edge = super().open(kind, name, key, wake, output)
-        return Watched.edge
+        setattr(Replicate, "open", opened)  # noqa: B010
+        setattr(Wire, "write", counted)  # noqa: B010
 
 
 def fill(ram: GuestRam) -> None:
@@ -59,13 +60,13 @@ def fill(ram: GuestRam) -> None:
     ram.array.reshape(-1, len(part))[:] = part
 
 
-def tell(vm: Vm) -> None:
+def tell(vm: Vm, watched: Watched) -> None:
     for _ in sys.stdin:
-        edge = Watched.edge
+        edge = watched.edge
         said = {
             "t": time.perf_counter(),
             "written": written(vm, 0),
-            "sent": Watched.sent,
+            "sent": watched.sent,
             "acknowledged": edge.outgoing.acknowledged if edge else -1,
         }
         print(json.dumps(said), flush=True)
@@ -94,14 +95,12 @@ def main() -> None:
     parser.add_argument("--name", default="")
     parser.add_argument("--every", type=float, default=0.01)
     parser.add_argument("--keys", type=Path)
-    parser.add_argument("--lock", type=Path)
+    parser.add_argument("--fence", default="")
     parser.add_argument("--net")
     given = parser.parse_args()
-    replicate = None
+    to = None
     if given.replicate:
-        where = address.parse(given.replicate)
-        keys = load_keys(where, given.keys, "active")
-        replicate = Watched(where, given.name, keys, False, FileLock(given.lock) if given.lock else None, 1.0)
+        to = WhereTo(given.replicate, given.name, given.keys, False, given.fence, 1.0)
     options = Options(None, given.every, None, None, ENGINE, None, None, False, b"", False)
     with ExitStack() as stack:
         ram = stack.enter_context(GuestRam(given.ram << 20, shared=False))
@@ -110,11 +109,11 @@ def main() -> None:
         vm = stack.enter_context(Vm(ram, ring_entries=rings_for(ENGINE, 1, None)))
         outbox = stack.enter_context(Devices(Path(os.devnull), given.net).open(vm, False))
         post(vm, 0, Order(given.guest, pages=given.pages, pace=NEVER))
-        threading.Thread(target=tell, args=(vm,), daemon=True).start()
+        threading.Thread(target=tell, args=(vm, Watched()), daemon=True).start()
         if given.track:
             track(vm, given.every)
         else:
-            run_vm(vm, outbox, given.guest, options, replicate)
+            run_vm(vm, outbox, given.guest, options, to)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,8 @@ def failovers(place: Path, seconds: float) -> Iterator[Row]:
     for link in LINKS:
         pair, asker = Pair(place, link), Asker()
         fence = ["--fence", f"lock:{place}/lock"] if link == "tls" else []
-        lock = ["--lock", place / "lock"] if link == "tls" else []
         with pair.standby("--net", asker.standby, *fence):
-            with pair.guest("echo", "--ram", 1024, "--fill", "--net", asker.active, *lock) as guest:
+            with pair.guest("echo", "--ram", 1024, "--fill", "--net", asker.active, *fence) as guest:
                 asker.await_answer()
                 killed = kill(guest)
                 asker.await_answer()
@@ -100,7 +99,7 @@ def switchovers(place: Path, seconds: float) -> Iterator[Row]:
 def sizes(place: Path, seconds: float) -> Iterator[Row]:
     for deltas in (True, False):
         pair = Pair(place, "unix")
-        with pair.standby(deltas=deltas), pair.guest("check", "--pages", 1000) as guest:
+        with pair.standby(deltas=deltas), pair.guest("check", "--pages", 1000, "--every", 0.05) as guest:
             found = guest.over(seconds)
         name = "deltas" if deltas else "whole"
         yield {"series": "bytes", "stored": name, "bytes_per_page": found["bytes_per_epoch"] / 1000}
