@@ -157,7 +157,7 @@ class StandbyEdge(Edge):
             )
         old, self._channel = self._channel, channel
         if old:
-            await old.close("the active has linked anew")
+            self.spawn(old.close("the active has linked anew"))
         self.replica.drop_partial()
         self.heard.note(hello)
         self._process.watch(channel.peer_pidfd)
@@ -255,7 +255,7 @@ class StandbyEdge(Edge):
                 case a.CLOSE if self._channel:
                     channel, self._channel = self._channel, None
                     self.tell(f"nothing was heard from the active for {self.deadline:g} s")
-                    await channel.close("nothing was heard for too long")
+                    self.spawn(channel.close("nothing was heard for too long"))
                 case a.RUN_FENCE:
                     self.spawn(self._ask_fence())
                 case a.TAKE_OVER:
