@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -14,7 +15,6 @@ from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.heard import Far
 from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.machine import Do, Epoch
 from checkpoint.replication.outgoing import Outgoing
@@ -36,7 +36,7 @@ class ActiveEdge(Edge):
         stopped: why nothing may be released any more, so that the session and the guest have to end; or "".
         is_taken: the standby has said that it runs the guest, which was handed over.
         asked: a switchover is due: the session takes its last epoch (`hand_over`).
-        far: of the standby that is linked, or None.
+        generation: of the epochs; another one with each base that begins a link.
         far_name: of the standby that was linked last.
         why: why none is linked.
     """
@@ -63,8 +63,7 @@ class ActiveEdge(Edge):
         super().__init__(deadline, wake)
         self._route = route
         self._opened = threading.Event()
-        self._tell = tell
-        self._told = ""
+        self._tell, self._told = tell, ""
         self._linked = threading.Event()
         self.about = about
         self.output = output
@@ -73,16 +72,11 @@ class ActiveEdge(Edge):
         self.outgoing = Outgoing(self._note_news)
         self.sink = LinkSink(self.outgoing, key)
         self.machine = Active(deadline, self.now(), holds=output is not None)
-        self.stopped = ""
-        self.asked = False
-        self.far: Far | None = None
-        self.far_name = ""
-        self.why = ""
+        self.stopped = self.generation = self.far_name = self.why = ""
+        self.asked = self.is_taken = self._final = False
         self._channel: Channel | None = None
-        self._final = False
         self._stands = 0.0
         self._settled = threading.Event()
-        self.is_taken = False
 
     def _note_news(self) -> None:
         self.loop.call_soon_threadsafe(self.news.set)
@@ -97,10 +91,8 @@ class ActiveEdge(Edge):
     def await_open(self) -> None:
         """Wait until we are the active. Raises: UffdtrackError: we cannot be; see `Route.open`."""
         self._opened.wait()
-        if not self._thread.is_alive() or self.failure:
-            self._thread.join()
-            if self.failure:
-                raise self.failure
+        if self.failure:
+            raise self.failure
 
     def await_link(self, timeout: float) -> bool:
         """Wait until a standby was linked for the first time; returns whether one was."""
@@ -130,6 +122,10 @@ class ActiveEdge(Edge):
         self.do(take_back())
 
     @property
+    def is_linked(self) -> bool:
+        return self._channel is not None
+
+    @property
     def is_resigned(self) -> bool:
         """Whether the guest is the standby's, and does not run here again. It may not run there yet."""
         return self.machine.state is ActiveState.RESIGNED or self.is_taken
@@ -142,11 +138,10 @@ class ActiveEdge(Edge):
 
         async def end() -> bool:
             done = [do.action for do in self.machine.on(ActiveEvent.GUEST_ENDED, self.now())]
-            if ActiveAction.SEND_BYE not in done or not self._channel:
-                return False
-            with contextlib.suppress(LinkError):
-                await self._channel.send(Message(Kind.BYE, {"why": why, **self.told()}))
-                return True
+            if ActiveAction.SEND_BYE in done and self._channel:
+                with contextlib.suppress(LinkError):
+                    await self._channel.send(Message(Kind.BYE, {"why": why, **self.told()}))
+                    return True
             return False
 
         return self.do(end())
@@ -156,10 +151,14 @@ class ActiveEdge(Edge):
     async def work(self) -> None:
         try:
             await self._route.open(self._lost, self.sink.want_base)
-            self._opened.set()
-            await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
+        except BaseException as error:
+            self.failure = error
+            raise
         finally:
             self._opened.set()
+        try:
+            await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
+        finally:
             await self._route.close()
 
     def _lost(self) -> None:
@@ -174,7 +173,7 @@ class ActiveEdge(Edge):
                 await self._link()
             except (UffdtrackError, OSError) as error:
                 self.why = str(error)
-                self._tell_once(self.why + ("; output is held" if self.output and self.far else ""))
+                self._tell_once(self.why + ("; output is held" if self.output and self._channel else ""))
             self._unlink()
             await asyncio.sleep(AGAIN)
         await self.wait_end()
@@ -194,15 +193,14 @@ class ActiveEdge(Edge):
         digest = str(tip.get("digest", ""))
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
-        self.far = Far(str(hello.get("name", "")), int(tip.get("epoch", -1)), self.now())
         if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
             self.outgoing.link(agreed(hello) & set(self.features))
-            self._tell_once(f"the standby {self.far.name} is linked")
+            self._tell_once(f"the standby {self.far_name} is linked")
             self._linked.set()
         self.wake()
 
     def _unlink(self) -> None:
-        self._channel = self.far = None
+        self._channel = None
         if self.machine.state is not ActiveState.ENDED:
             self.on(ActiveEvent.UNLINKED)
         self.wake()
@@ -220,7 +218,8 @@ class ActiveEdge(Edge):
 
     def told(self) -> dict[str, Any]:
         """What an END, BEAT or GO says beside its own."""
-        return {"released": list(self.output.released)} if self.output else {}
+        released = {"released": list(self.output.released)} if self.output else {}
+        return {"generation": self.generation, **released}
 
     # -- the machine ------------------------------------------------------------------------------
 
@@ -242,13 +241,14 @@ class ActiveEdge(Edge):
 
     def _carry_out(self, actions: list[Do[ActiveAction]], event: ActiveEvent | None = None) -> str:
         """Returns what is to be said of it, or ""."""
-        a = ActiveAction
-        said = ""
+        a, said = ActiveAction, ""
         for do in actions:
             match do.action:
                 case a.FOLLOW if do.epoch:
                     self.sink.begin_from(do.epoch.digest)
                 case a.REBASE:
+                    self.generation = secrets.token_hex(8)
+                    self._route.begin(self.generation)
                     self.sink.begin_from("")
                 case a.RELEASE if do.epoch and event is ActiveEvent.ACKED:
                     self.outgoing.acknowledge(do.epoch.digest)

@@ -19,7 +19,13 @@ Accept = Callable[[Channel], Awaitable[None]]
 
 
 class Following(Protocol):
-    """Used in the thread of the link, but for `may_release`."""
+    """Used in the thread of the link, but for `may_release`.
+
+    Attributes:
+        generation: of the last whole epoch, as the active calls it.
+    """
+
+    generation: str
 
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
         """Give each channel to `accept`, until cancelled. Raises: UffdtrackError: we cannot."""
@@ -36,6 +42,8 @@ class Following(Protocol):
 
 class DirectFollowing:
     """Listens at an address. `fence`: what the user has named."""
+
+    generation = ""
 
     def __init__(
         self,
@@ -63,17 +71,21 @@ class DirectFollowing:
             await listener.close()
 
     async def fence(self) -> bool | None:
+        if isinstance(self._fence, FileLock):
+            return self._fence.take_if(self.generation)
         return await self._fence.fence() if self._fence else None
 
     async def take(self) -> bool:
-        return await self._fence.fence() if isinstance(self._fence, FileLock) else True
+        return not isinstance(self._fence, FileLock) or self._fence.take_if(self.generation)
 
     def may_release(self) -> bool:
         return not isinstance(self._fence, FileLock) or self._fence.is_held
 
 
 class BrokerFollowing:
-    """Follows what a broker carries; its lease says who is active."""
+    """Follows what a broker carries; its lease says who is active, and who may be next."""
+
+    generation = ""
 
     def __init__(self, address: Address) -> None:
         self._address = address

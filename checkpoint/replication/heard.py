@@ -1,4 +1,4 @@
-"""What the two ends have said of themselves."""
+"""What an active has said of itself and of its guest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from typing import Any
 from kvmglue import Positions
 
 
-@dataclass(frozen=True, slots=True)
-class Far:
-    """A standby that is linked: its name, its last epoch, and since when."""
-
-    name: str
-    whole: int
-    since: float
-
-
 @dataclass(slots=True)
 class Heard:
-    """What an active says of itself and of its guest.
+    """What was heard last.
 
     Attributes:
         name: of the replication.

@@ -13,7 +13,7 @@ from checkpoint.replication.broker_active import BrokerActive
 from checkpoint.replication.channel import Channel
 from checkpoint.replication.credentials import Credentials
 from checkpoint.replication.fence import FileLock
-from uffdtrack.errors import InvalidInputError, UffdtrackError
+from uffdtrack.errors import InvalidInputError, StorageError, UffdtrackError
 
 
 class Route(Protocol):
@@ -38,6 +38,13 @@ class Route(Protocol):
 
     def look(self) -> None:
         """Called now and then, to see whether another one is active."""
+
+    def begin(self, generation: str) -> None:
+        """A standby gets a base: those that have older epochs may not take over any more.
+
+        Raises:
+            LinkError: that cannot be seen to.
+        """
 
     async def resign(self) -> None:
         """Be the active no more, for good. Idempotent."""
@@ -75,6 +82,13 @@ class DirectRoute:
         if not self.may_release():
             self._lost()
 
+    def begin(self, generation: str) -> None:
+        if self._lock:
+            try:
+                self._lock.write(generation)
+            except StorageError as error:
+                raise LinkError(str(error)) from error
+
     async def resign(self) -> None:
         if self._lock:
             self._lock.close()
@@ -110,6 +124,9 @@ class BrokerRoute:
 
     def look(self) -> None:
         """Does nothing: the broker tells."""
+
+    def begin(self, generation: str) -> None:
+        """Does nothing: the lease names the one who may."""
 
     async def resign(self) -> None:
         if self._broker:

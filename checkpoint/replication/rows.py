@@ -11,7 +11,7 @@ from checkpoint.replication.status import StatusRow
 
 def active_row(edge: ActiveEdge, address: str) -> StatusRow:
     """In any thread."""
-    outgoing, far = edge.outgoing, edge.far
+    outgoing, linked = edge.outgoing, edge.is_linked
     return StatusRow(
         role="active",
         state=edge.machine.state.name.lower(),
@@ -19,7 +19,7 @@ def active_row(edge: ActiveEdge, address: str) -> StatusRow:
         address=address,
         pid=os.getpid(),
         since_ns=edge.since_ns,
-        peer=far.name if far else None,
+        peer=edge.far_name if linked else None,
         taken=outgoing.begun,
         sent=outgoing.sent,
         acknowledged=outgoing.acknowledged,
@@ -27,7 +27,7 @@ def active_row(edge: ActiveEdge, address: str) -> StatusRow:
         lag_bytes=outgoing.unacknowledged,
         lag_us=outgoing.lag_us,
         output_held=edge.output.held if edge.output else None,
-        error=None if far else edge.why or None,
+        error=None if linked else edge.why or None,
     )
 
 

@@ -209,6 +209,7 @@ class StandbyEdge(Edge):
                 self.replica.part(meta, message.body)
             case Kind.END:
                 await self._on(StandbyEvent.EPOCH, epoch=await take_epoch(self.replica, meta, self._fits))
+                self.following.generation = str(meta.get("generation", ""))
             case Kind.BEAT:
                 pass
             case Kind.FINAL:

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ SILENCE = 30.0
 """Seconds: no test waits for it."""
 
 
-@dataclass
-class Told:
-    """What a standby has told its user."""
+class Told(list[str]):
+    """What an end has told its user."""
 
-    lines: list[str] = field(default_factory=list)
+    def __call__(self, text: str) -> None:
+        self.append(text)
 
 
 @contextmanager
@@ -43,9 +42,8 @@ def standby(
 ) -> Iterator[StandbyEdge]:
     """A standby that listens."""
     following = DirectFollowing(Address("unix", path=str(socket)), None, False, fence)
-    told = Told()
     with Replica(Store(directory, force), b"") as replica:
-        edge = StandbyEdge(following, "standby", replica, deadline, lambda: None, told.lines.append)
+        edge = StandbyEdge(following, "standby", replica, deadline, lambda: None, Told())
         with edge:
             edge.start()
             yield edge

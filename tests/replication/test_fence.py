@@ -1,0 +1,83 @@
+"""Fences: who may go on with a guest, and who may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.replication.address import Address
+from checkpoint.replication.fence import Command, FileLock, parse_fence
+from checkpoint.replication.following import DirectFollowing
+from checkpoint.replication.table import ActiveState, StandbyState
+from tests.kvm.conftest import Machine, kvm
+from tests.replication.pair import active, standby, take, until
+from tests.replication.test_mirror import begin, cut, guest
+from uffdtrack.errors import InvalidInputError
+
+assert kvm and guest  # fixtures
+SHORT = 0.3
+"""Seconds of silence."""
+
+
+def test_lock(guest: Callable[[str], Machine], tmp_path: Path) -> None:
+    """The standby takes over when the lock is free, and not before: the active's link alone is cut."""
+    there, lock = guest("kvm-ring"), tmp_path / "lock"
+    with standby(tmp_path / "s", tmp_path / "chain", FileLock(lock), deadline=SHORT) as far:
+        with active(tmp_path / "s", lock=FileLock(lock)) as edge:
+            session, _ = begin(edge, there)
+            take(session)
+            for _ in range(3):
+                cut(far)
+                take(session)
+            edge._route._address = Address("unix", path=str(tmp_path / "gone"))  # type: ignore[attr-defined]
+            cut(far)
+            until(lambda: "may not take over" in str(far.tell), "the fence was not asked")
+            assert not far.outcome
+        until(lambda: far.outcome == "takeover", "the lock is free, and the standby does not take over")
+        assert far.machine.state is StandbyState.RUNNING
+        assert edge.machine.state is not ActiveState.FOLLOWED
+
+
+def test_an_older_standby(tmp_path: Path) -> None:
+    """One whose epochs are behind those of another one may not take over, though the lock is free."""
+    path = tmp_path / "lock"
+    with FileLock(path) as held:
+        assert held.take()
+        held.write("first")
+        older = FileLock(path)
+        assert not older.take_if("first")
+        held.write("second")
+    assert not older.take_if("first")
+    assert older.take_if("second")
+    older.close()
+
+
+def test_a_lock_that_was_replaced(tmp_path: Path) -> None:
+    """Two files of one name are two locks: whose file has gone has none."""
+    with FileLock(tmp_path / "lock") as lock:
+        assert lock.take() and lock.is_held
+        (tmp_path / "lock").unlink()
+        assert not lock.is_held
+        with FileLock(tmp_path / "lock") as another:
+            assert another.take() and another.is_held and not lock.is_held
+
+
+@pytest.mark.parametrize(("command", "fenced"), [("true", True), ("exit 3", False), ("kill -9 $$", False)])
+def test_command(command: str, fenced: bool) -> None:
+    assert asyncio.run(Command(command).fence()) is fenced
+
+
+def test_no_fence() -> None:
+    following = DirectFollowing(Address("unix", path="/nowhere"), None, False, None)
+    assert asyncio.run(following.fence()) is None
+
+
+def test_what_a_user_names() -> None:
+    assert isinstance(parse_fence("lock:/tmp/x"), FileLock)
+    assert isinstance(parse_fence("ssh host poweroff"), Command)
+    for text in ("", "  ", "lock:"):
+        with pytest.raises(InvalidInputError):
+            parse_fence(text)
