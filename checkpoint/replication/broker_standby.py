@@ -39,11 +39,17 @@ _AGAIN_SECONDS = 0.1
 
 
 class BrokerStandby:
-    """A standby of a name; its id is another one each time."""
+    """A standby of a name.
 
-    def __init__(self, connection: NatsConnection, stream: Stream) -> None:
+    Attributes:
+        me: its id.
+        on_lost: called if it has taken the lease, and then somebody else has.
+    """
+
+    def __init__(self, connection: NatsConnection, stream: Stream, me: str) -> None:
         """See `open`."""
-        self.me = f"standby-{secrets.token_hex(8)}"
+        self.me = me
+        self.on_lost: Callable[[], None] = lambda: None
         self.stream = stream
         self._connection = connection
         self._watcher = Watcher(self.me, clock())
@@ -54,11 +60,19 @@ class BrokerStandby:
         self._free_to_link.set()
 
     @classmethod
-    async def open(cls, address: Address, tls: ssl.SSLContext | None = None) -> BrokerStandby:
-        """Connect. Raises: UnsupportedError, LinkError: see `BrokerActive.open`."""
+    async def open(cls, address: Address, me: str = "", tls: ssl.SSLContext | None = None) -> BrokerStandby:
+        """Connect.
+
+        Args:
+            me: the id that this standby had, if it has only lost its connection for good.
+
+        Raises:
+            UnsupportedError, LinkError: see `BrokerActive.open`.
+        """
         connection = await NatsConnection.open(f"nats://{address.host}:{address.port}", tls)
         try:
-            made = cls(connection, Stream(connection, address.name))
+            stream = Stream(connection, address.name)
+            made = cls(connection, stream, me or f"standby-{secrets.token_hex(8)}")
             await connection.subscribe(made.stream.live("beat"), made._beat)
             await connection.subscribe(made.stream.live("down.*"), made._refused)
             await made._start()
@@ -122,6 +136,9 @@ class BrokerStandby:
                     return channel
             except (NotNowError, ValueError):
                 pass
+            except LinkError:  # no answer of an active's, or
+                if self._connection.closed:
+                    raise
             await self._records.wait(_AGAIN_SECONDS)
 
     async def _read(self, channel: FollowerChannel) -> None:
@@ -175,12 +192,18 @@ class BrokerStandby:
                 await self._records.wait(self._watcher.free_at() - now)
                 continue
             head = Head(self.stream, holder)
+            head.on_lost = self._lost
             try:
                 await head.claim()
-                self._head = head
             except LeaseError:
                 await self._look()
+            else:
+                self._head = head
         return True
+
+    def _lost(self) -> None:
+        if self._head:
+            self.on_lost()
 
     async def _look(self) -> None:
         while True:

@@ -17,8 +17,8 @@ from checkpoint.replication.frames import Kind, Message
 from tests.helpers import DEADLINE
 
 T = TypeVar("T")
-SECONDS = 0.6
-"""Of leases in tests."""
+SHORT, MIDDLE, LONG = 0.5, 2.0, 60.0
+"""Seconds of leases: of one that is to end; of one that must not end while a host is busy; of all others."""
 
 
 def run(main: Coroutine[Any, Any, T], seconds: float = 2 * DEADLINE) -> T:
@@ -123,8 +123,8 @@ class Active:
         self.channel: BrokerChannel
 
     @classmethod
-    async def start(cls, address: Address, **options: Any) -> Active:
-        return cls(await BrokerActive.open(address, seconds=SECONDS, **options))
+    async def start(cls, address: Address, seconds: float = LONG, **options: Any) -> Active:
+        return cls(await BrokerActive.open(address, seconds=seconds, **options))
 
     async def link(self) -> None:
         """Be linked to the next standby; the next epoch is a child of its tip if that is ours."""
@@ -148,6 +148,11 @@ class Active:
             pass
         self.acknowledged.append(int(message.meta["epoch"]))
         return self.acknowledged[-1]
+
+    async def renews(self) -> None:
+        """Wait until it may release; a renewal may come late where the host is busy."""
+        while not self.broker.may_release():
+            await self.broker.head.write()
 
     async def close(self) -> None:
         await self.broker.close()

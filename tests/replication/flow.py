@@ -21,34 +21,36 @@ class Flow:
 
     async def go_on(self, until: int) -> None:
         """Send up to epoch `until`, and have it acknowledged."""
-        sending = asyncio.create_task(self._send(until))
-        receiving = asyncio.create_task(self._receive(until))
-        try:
-            await asyncio.gather(sending, receiving)
-        finally:
-            sending.cancel()
-            receiving.cancel()
+        while self._acknowledged() < until:
+            tasks = [asyncio.create_task(self._send(until)), asyncio.create_task(self._receive(until))]
+            try:
+                await asyncio.gather(*tasks)
+            except LinkError:
+                await self._link()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _acknowledged(self) -> int:
+        return self.active.acknowledged[-1] if self.active.acknowledged else 0
 
     async def _send(self, until: int) -> None:
         while self.sent < until:
-            try:
-                await self.active.send(self.sent + 1, SIZES[self.sent % len(SIZES)])
-                self.sent += 1
-            except LinkError:
-                await self._link()
+            await self.active.send(self.sent + 1, SIZES[self.sent % len(SIZES)])
+            self.sent += 1
 
     async def _receive(self, until: int) -> None:
-        while not self.active.acknowledged or self.active.acknowledged[-1] < until:
-            try:
-                await self.active.ack()
-            except LinkError:
-                await asyncio.sleep(0.01)  # the sender links anew
+        while self._acknowledged() < until:
+            await self.active.ack()
 
     async def _link(self) -> None:
         await self.active.channel.close()
         await self.active.link()
-        if self.active.tip:
+        if self.active.tip:  # it has that one whole, acknowledged or not
             self.sent = int(self.active.tip)
+            if self.sent > self._acknowledged():
+                self.active.acknowledged.append(self.sent)
 
     def check(self) -> None:
         """What was acknowledged is there, in order, and each epoch once."""

@@ -13,7 +13,7 @@ from checkpoint.replication.broker_standby import BrokerStandby
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.nats_connection import NatsConnection
 from checkpoint.replication.stream import Stream
-from tests.replication.brokers import SECONDS, messages, pair, run
+from tests.replication.brokers import SHORT, messages, pair, run
 from tests.replication.servers import Server
 from uffdtrack.errors import StorageError, UnsupportedError
 
@@ -91,7 +91,7 @@ def test_slow_standby_holds_up_the_active(server: Server) -> None:
         await active.send(0, 1_500_000)
         await standby.has(0)
         sending = asyncio.create_task(active.send(1, 1_500_000))
-        done, _ = await asyncio.wait([sending], timeout=SECONDS)
+        done, _ = await asyncio.wait([sending], timeout=SHORT)
         assert not done, "it waits"
         standby.acknowledges = True
         assert standby.channel

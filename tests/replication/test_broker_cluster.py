@@ -16,7 +16,7 @@ from checkpoint.replication.head import Head
 from checkpoint.replication.lease import Holder, Record, Watcher, clock
 from checkpoint.replication.nats_connection import NatsConnection, NotNowError, WrongSequenceError, until_done
 from checkpoint.replication.stream import Stream
-from tests.replication.brokers import Active, Standby, run
+from tests.replication.brokers import SHORT, Active, Standby, run
 from tests.replication.flow import Flow
 from tests.replication.servers import Cluster, Server
 
@@ -50,7 +50,7 @@ def test_leader_fails(version: str, failure: str, tmp_path: Path) -> None:
     """The active and the standby are connected to different servers; each of them leads once, and fails."""
 
     async def main(cluster: Cluster) -> None:
-        active = await Active.start(cluster.servers[0].address("cluster"))
+        active = await Active.start(cluster.servers[0].address("cluster"), seconds=SHORT)
         standby = await Standby.start(cluster.servers[1].address("cluster"))
         await active.link()
         assert await replicas(active) == 3
@@ -76,7 +76,7 @@ def test_takeover_while_the_leader_fails(version: str, tmp_path: Path) -> None:
     """The active and the leader end at the same time: the standby goes on from what was acknowledged."""
 
     async def main(cluster: Cluster) -> None:
-        active = await Active.start(cluster.servers[0].address("cluster"))
+        active = await Active.start(cluster.servers[0].address("cluster"), seconds=SHORT)
         standby = await Standby.start(cluster.servers[1].address("cluster"))
         await active.link()
         flow = Flow(active, standby)
@@ -104,7 +104,7 @@ def test_majority_is_gone(version: str, tmp_path: Path) -> None:
     """Nobody takes over, and nobody releases, until there is one again."""
 
     async def main(cluster: Cluster) -> None:
-        active = await Active.start(cluster.servers[0].address("cluster"))
+        active = await Active.start(cluster.servers[0].address("cluster"), seconds=SHORT)
         standby = await Standby.start(cluster.servers[0].address("cluster"))
         await active.link()
         await active.send(1)

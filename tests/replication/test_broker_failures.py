@@ -17,7 +17,7 @@ from checkpoint.replication import nats_connection
 from checkpoint.replication.nats_connection import NatsConnection, NotNowError
 from checkpoint.replication.stream import Stream
 from tests.conftest import missing
-from tests.replication.brokers import Active, Standby, pair, run
+from tests.replication.brokers import SHORT, Active, Standby, pair, run
 from tests.replication.flow import Flow
 from tests.replication.servers import Server
 from uffdtrack.errors import StorageError
@@ -41,8 +41,7 @@ def test_server_is_killed_and_comes_back(own_server: Server) -> None:
             await going
         flow.check()
         assert active.broker.head.holder.record.number == 1
-        await active.broker.head.write()
-        assert active.broker.may_release()
+        await active.renews()
         await ended(active, standby)
 
     run(main())
@@ -52,7 +51,7 @@ def test_server_is_stopped(own_server: Server) -> None:
     """Nothing can be released when the lease has ended; after it goes on, everything does."""
 
     async def main() -> None:
-        active, standby = await pair(own_server.address("stopped"))
+        active, standby = await pair(own_server.address("stopped"), seconds=SHORT)
         flow = Flow(active, standby)
         await flow.go_on(5)
         own_server.signal(signal.SIGSTOP)
@@ -62,8 +61,7 @@ def test_server_is_stopped(own_server: Server) -> None:
         own_server.signal(signal.SIGCONT)
         await going
         flow.check()
-        await active.broker.head.write()
-        assert active.broker.may_release()
+        await active.renews()
         await ended(active, standby)
 
     run(main())
@@ -74,7 +72,7 @@ def test_connection_is_lost_for_good(own_server: Server) -> None:
     """A message that is too large makes the server close the connection; see that this is told."""
 
     async def main() -> None:
-        active, standby = await pair(own_server.address("large"))
+        active, standby = await pair(own_server.address("large"), seconds=SHORT)
         client = active.broker.stream.connection.client
         await client.publish("x", b"x")
         client._max_payload = 1 << 30
@@ -162,7 +160,7 @@ def small_disk(place: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("version", ["2.9", "2.15"])
+@pytest.mark.parametrize("version", [pytest.param("2.9", marks=pytest.mark.slow), "2.15"])
 def test_disk_is_full(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without room just does not answer any more. What was acknowledged is there."""
     monkeypatch.setattr(nats_connection, "PATIENCE", 1.0)

@@ -115,7 +115,7 @@ def test_nothing_waits_for_ever(own_server: Server, monkeypatch: pytest.MonkeyPa
 
     from checkpoint.replication import nats_connection
 
-    monkeypatch.setattr(nats_connection, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(nats_connection, "CONNECT_SECONDS", 0.3)
     own_server.signal(signal.SIGSTOP)
     found = checked(own_server)
     own_server.signal(signal.SIGCONT)

@@ -10,7 +10,7 @@ from checkpoint.errors import LeaseError
 from checkpoint.replication.broker_active import BrokerActive
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.lease import State
-from tests.replication.brokers import Active, Standby, pair, run
+from tests.replication.brokers import MIDDLE, SHORT, Active, Standby, pair, run
 from tests.replication.servers import Server
 
 
@@ -32,7 +32,7 @@ def test_successor_is_named_before_an_acknowledgement_is_given(server: Server) -
 
 def test_stale_active_is_refused(server: Server) -> None:
     async def main() -> None:
-        active, standby = await pair(server.address("stale"))
+        active, standby = await pair(server.address("stale"), seconds=SHORT)
         await active.send(0)
         assert await active.ack() == 0
         await active.broker.head.close()  # it renews no more, as if it were stopped
@@ -40,7 +40,6 @@ def test_stale_active_is_refused(server: Server) -> None:
         active.broker.on_lost = lost.set
         assert await standby.broker.fence()
         assert not active.broker.may_release()
-        assert standby.broker.may_release()
         with pytest.raises(LeaseError):
             await active.send(1, 3_000_000)
         assert lost.is_set()
@@ -54,14 +53,14 @@ def test_stale_active_is_refused(server: Server) -> None:
 
 def test_living_active_is_not_fenced(server: Server) -> None:
     async def main() -> None:
-        active, standby = await pair(server.address("alive"))
+        active, standby = await pair(server.address("alive"), seconds=MIDDLE)
         assert not await standby.broker.fence(), "it is no successor yet"
         await active.channel.close()
         await active.link()
         await active.send(0)
         assert await active.ack() == 0
         assert not await standby.broker.fence()
-        assert active.broker.may_release()
+        await active.renews()
         await active.channel.close()
         await active.link()
         assert active.tip == "0", "it goes on from what it has"
@@ -164,13 +163,22 @@ def test_end_of_the_guest(server: Server) -> None:
 
 def test_second_active_is_refused(server: Server) -> None:
     async def main() -> None:
-        active = await Active.start(server.address("second"))
+        active = await Active.start(server.address("second"), seconds=MIDDLE)
         with pytest.raises(LeaseError, match="active under the name second"):
             await BrokerActive.open(server.address("second"))
         assert active.broker.head.holder.record.state is State.HELD
         await active.close()
-        other = await Active.start(server.address("second"))  # after the lease has ended
+
+    run(main())
+
+
+def test_active_that_is_gone_is_followed_by_another(server: Server) -> None:
+    async def main() -> None:
+        active = await Active.start(server.address("gone"), seconds=SHORT)
+        await active.close()
+        other = await Active.start(server.address("gone"))
         assert other.broker.head.holder.record.number == 2
+        assert not active.broker.may_release()
         await other.close()
 
     run(main())
