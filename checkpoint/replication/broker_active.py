@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 3.0
 """For so long a lease lasts: a standby takes over so long after the last record."""
 MAX_BYTES = 1 << 30
+"""Of the two streams each, where the server has so much room."""
 _STANDBY_SECONDS = 10.0
 
 
@@ -74,7 +75,8 @@ class BrokerActive:
 
         Args:
             address: nats://HOST:PORT/NAME, of any server of the cluster.
-            max_bytes: that the broker keeps, of records and of parts; a base has to fit in half of it.
+            max_bytes: that the broker keeps of records, and of parts, or less if it has not so much room; a
+                base has to fit in half of it.
             seconds: that the lease lasts.
 
         Raises:
@@ -84,7 +86,7 @@ class BrokerActive:
         connection = await NatsConnection.open(f"nats://{address.host}:{address.port}", tls)
         try:
             stream = Stream(connection, address.name)
-            await until_done(lambda: stream.create(max_bytes), connection.url)
+            max_bytes = await until_done(lambda: stream.create(max_bytes), connection.url)
             head = await _claimed(stream, seconds)
             made = cls(connection, stream, head, max_bytes)
             await made.start()

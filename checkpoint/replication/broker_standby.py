@@ -27,7 +27,7 @@ from checkpoint.replication.follower_channel import FollowerChannel
 from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.head import Head
 from checkpoint.replication.lease import State, Watcher, clock
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError
+from checkpoint.replication.nats_connection import NatsConnection, NotNowError, until_done
 from checkpoint.replication.records import Records
 from checkpoint.replication.stream import Stream
 from uffdtrack.errors import UffdtrackError
@@ -216,13 +216,14 @@ class BrokerStandby:
         """After `fence`: whether output may go out at this moment."""
         return self._head is not None and self._head.holder.may_release(clock())
 
-    async def promote(self, max_bytes: int = MAX_BYTES) -> BrokerActive:
+    async def promote(self) -> BrokerActive:
         """Become the active of that name; after `fence` only. This object is of no use then.
 
         Raises:
             LinkError, StorageError
         """
         assert self._head, "fence() first"
+        max_bytes = await until_done(lambda: self.stream.create(MAX_BYTES), self._connection.url)
         active = BrokerActive(self._connection, self.stream, self._head, max_bytes)
         await self._records.close()
         self._head, self._channel = None, None

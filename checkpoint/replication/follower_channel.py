@@ -41,7 +41,8 @@ class FollowerChannel:
         self.mail = Mailbox(_ROOM)
         self.greeted = asyncio.Event()
         self._tip = ""
-        self._fits = False
+        self._fits = False  # from then on each epoch is a child of the one before
+        self._wanted = False  # the epoch that is under way
         self._heard = isinstance(answer.get("hello"), dict)
         self._stream = stream
         self._encoder = Encoder()
@@ -84,7 +85,6 @@ class FollowerChannel:
         ours = entry.batch.link == self.link
         if self.linked and not ours:
             raise LinkError("the active has linked another standby")
-        wanted = True
         async for message in unpack(self._stream, entry):
             if message.kind is Kind.HELLO:
                 if not self._heard:
@@ -93,9 +93,9 @@ class FollowerChannel:
                 continue
             await self.greeted.wait()
             if message.kind is Kind.BEGIN:
-                wanted = self._fits or message.meta.get("parent", "") in ("", None, self._tip)
-                self._fits = self._fits or wanted
-            if wanted and (ours or carries_epoch(message) or message.kind is Kind.BYE):
+                self._wanted = self._fits or message.meta.get("parent", "") in ("", None, self._tip)
+                self._fits = self._wanted
+            if self._wanted if carries_epoch(message) else ours or message.kind is Kind.BYE:
                 await self.mail.put(message)
 
     def beat(self, message: Message) -> None:

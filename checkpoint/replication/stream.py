@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 LEASE, BATCH = "Uffdtrack-Lease", "Uffdtrack-Batch"
 _EXPECTED, _SEQUENCE = "Nats-Expected-Last-Sequence", "Nats-Sequence"
 _NOT_FOUND = "404"
-_NO_SUCH_STREAM = 10059
+_NO_SUCH_STREAM, _NO_ROOM = 10059, 10047
+_LEAST_BYTES = 32 << 20
+"""A stream that is smaller is of no use for memory."""
 _HEADERS = 60_000
 """Bytes of headers that a server takes are 64 KiB."""
 
@@ -92,15 +94,18 @@ class Stream:
         """The subject of what is not kept: "records", "beat", "link", "up.ID", "down.ID"."""
         return f"uffdtrack-live.{self.name}.{what}"
 
-    async def create(self, max_bytes: int) -> None:
+    async def create(self, max_bytes: int) -> int:
         """Make the streams, with three replicas in a cluster that has so many servers, or find them made.
 
         Args:
-            max_bytes: of each of the two.
+            max_bytes: of each of the two; less, if the server has not so much room.
+
+        Returns:
+            How many bytes the server keeps of each.
 
         Raises:
             LinkError: the server cannot.
-            StorageError: it has not so much room.
+            StorageError: it has next to no room.
             NotNowError: try again.
         """
         for stream, subject in ((self.records, self._record), (self.parts, self._part)):
@@ -110,22 +115,30 @@ class Stream:
             }  # fmt: skip
             if stream == self.records:
                 config["republish"] = {"src": subject, "dest": self.live("records")}
-            await self._made(stream, config)
+            max_bytes = await self._made(stream, config)
+        return max_bytes
 
-    async def _made(self, stream: str, config: dict[str, Any]) -> None:
+    async def _made(self, stream: str, config: dict[str, Any]) -> int:
         found = await self.connection.api(f"STREAM.INFO.{stream}")
         if "error" not in found:
-            config["num_replicas"] = found["config"]["num_replicas"]
             if found["config"]["max_bytes"] < config["max_bytes"]:
-                _check(await self.connection.api(f"STREAM.UPDATE.{stream}", config))
-            return
+                larger = {**config, "num_replicas": found["config"]["num_replicas"]}
+                made = await self.connection.api(f"STREAM.UPDATE.{stream}", larger)
+                found = found if "error" in made else made
+            return int(found["config"]["max_bytes"])
         if found["error"].get("err_code") != _NO_SUCH_STREAM:
             _check(found)
-        for replicas in (3, 1) if self.connection.info.get("cluster") else (1,):
+        replicas = 3 if self.connection.info.get("cluster") else 1
+        while True:
             made = await self.connection.api(f"STREAM.CREATE.{stream}", {**config, "num_replicas": replicas})
             if "error" not in made:
-                return
-        _check(made)
+                return int(made["config"]["max_bytes"])
+            if replicas > 1 and made["error"].get("err_code") != _NO_ROOM:
+                replicas = 1
+            elif made["error"].get("err_code") == _NO_ROOM and config["max_bytes"] >= 2 * _LEAST_BYTES:
+                config["max_bytes"] //= 2
+            else:
+                _check(made)
 
     async def put(self, record: Record, batch: Batch | None, body: bytes, after: int) -> int:
         """Store a record as the one that follows number `after`.
@@ -202,6 +215,6 @@ def _check(answer: Mapping[str, Any]) -> None:
     text = error.get("description", "")
     if error.get("code") == 503 or "JetStream not" in text:
         raise LinkError(f"the NATS server has no JetStream ready: {text}; start it with --jetstream")
-    if error.get("err_code") in (10023, 10047, 10028) or "insufficient" in text:
+    if error.get("err_code") in (10023, _NO_ROOM, 10028) or "insufficient" in text:
         raise StorageError(f"the NATS server has not that much room: {text}")
     raise LinkError(f"the NATS server refuses the stream: {text}")

@@ -197,3 +197,16 @@ def test_no_jetstream(tmp_path: Path) -> None:
         while not server.answers():
             assert not server.ended()
         run(main(server))
+
+
+def test_streams_are_as_large_as_there_is_room(tmp_path: Path) -> None:
+    async def main(server: Server) -> None:
+        async with await NatsConnection.open(server.url) as connection:
+            assert await Stream(connection, "small").create(64 << 20) == 64 << 20
+            assert await Stream(connection, "small").create(80 << 20) == 80 << 20, "it is enlarged"
+            assert await Stream(connection, "half").create(1 << 30) < 128 << 20
+            with pytest.raises(StorageError):
+                await Stream(connection, "none").create(1 << 30)
+
+    with Server("2.15", tmp_path, jetstream={"max_file_store": 360 << 20}) as server:
+        run(main(server))
