@@ -20,8 +20,8 @@ import contextlib
 import json
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Self
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Self
 
 from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.address import Address
@@ -61,7 +61,7 @@ class BrokerActive:
         self.channel: BrokerChannel | None = None
         self._connection = connection
         self._waiting: asyncio.Queue[BrokerChannel] = asyncio.Queue()
-        self._answering: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._ends: list[Callable[[], Awaitable[None]]] = []
         head.on_lost = self._lost
@@ -112,9 +112,9 @@ class BrokerActive:
         """Renew the lease no more; it stays ours until it ends. After BYE there is nothing to take over."""
         for end in self._ends:
             await end()
-        for task in self._answering:
+        for task in self._working:
             task.cancel()
-        await asyncio.gather(*self._answering, return_exceptions=True)
+        await asyncio.gather(*self._working, return_exceptions=True)
         if self.channel:
             self.channel.fail(LinkError("the link was closed"))
         await self.head.close()
@@ -156,13 +156,22 @@ class BrokerActive:
         if self.head.holder.record.successor != standby:
             await self.head.write(successor=standby)
 
-    async def seek(self, closed: BrokerChannel) -> None:
-        """A channel was closed: others may be linked. Raises: as `resign`."""
-        async with self._one_at_a_time:
-            if self.channel is closed:
-                self.channel = None
-                if self.head.holder.record.state is State.HELD:
-                    await self.head.write(state=State.SEEKING)
+    def seek(self, closed: BrokerChannel) -> None:
+        """A channel was closed: those that follow are told, when the broker can, that one may be linked."""
+        self._spawn(self._seek(closed))
+
+    async def _seek(self, closed: BrokerChannel) -> None:
+        with contextlib.suppress(UffdtrackError):
+            async with self._one_at_a_time:
+                if self.channel is closed:
+                    self.channel = None
+                    if self.head.holder.record.state is State.HELD:
+                        await self.head.write(state=State.SEEKING)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
 
     def _lost(self) -> None:
         if self.channel:
@@ -172,9 +181,7 @@ class BrokerActive:
     async def _asked(self, message: Msg) -> None:
         """A standby wants to follow."""
         if not self.head.holder.lost:
-            task = asyncio.create_task(self._answer(message))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            self._spawn(self._answer(message))
 
     async def _answer(self, message: Msg) -> None:
         try:

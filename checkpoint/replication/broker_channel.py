@@ -204,8 +204,7 @@ class BrokerChannel:
             with contextlib.suppress(UffdtrackError, NotNowError):
                 await self._send(Message(Kind.REFUSE, {"reason": reason}))
         self.fail(LinkError(reason or "the link was closed"))
-        with contextlib.suppress(UffdtrackError, NotNowError):
-            await self._broker.seek(self)
+        self._broker.seek(self)
 
 
 class Followers:

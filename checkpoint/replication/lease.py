@@ -119,6 +119,8 @@ class Holder:
         """
         self.check()
         assert not self.pending
+        if self._stopped and changes.get("state") not in _STOPPED:
+            changes.pop("state", None)  # it has resigned meanwhile, for good
         self._serial += 1  # never twice: what was thought to be refused is not taken for another one
         self.pending = replace(self.record, serial=self._serial, **changes)
         self._asked = now

@@ -96,8 +96,10 @@ def test_resigned_releases_nothing() -> None:
     one.ask(0.1, state=State.RESIGNED)
     assert not one.may_release(0.1), "before it is known to be stored"
     one.stored(2)
-    one.ask(0.2)
-    assert one.pending and one.pending.state is State.RESIGNED
+    for n, state in enumerate((State.SEEKING, State.HELD), 3):
+        assert one.ask(0.2, state=state).state is State.RESIGNED, "for good"
+        one.stored(n)
+    assert one.ask(0.3, state=State.ENDED).state is State.ENDED
 
 
 def test_no_record_is_like_another() -> None:
