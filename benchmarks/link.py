@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import parse
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.frames import MAX_BODY, Kind, Message
-from checkpoint.replication.keys import make_pair
-from checkpoint.replication.link import connect, listen
-from checkpoint.replication.socket_channel import SocketChannel
+from checkpoint.replication.links.address import parse
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
+from checkpoint.replication.links.keys import make_pair
+from checkpoint.replication.links.link import connect, listen
+from checkpoint.replication.links.socket_channel import SocketChannel
 
 Row = dict[str, object]
 EPOCH = 400_000

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from checkpoint.replication.keys import make_pair
+from checkpoint.replication.links.keys import make_pair
 
 UFFDTRACK = Path(sys.executable).with_name("uffdtrack")
 WHOLE = """

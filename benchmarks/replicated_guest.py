@@ -25,7 +25,7 @@ from checkpoint.cli.replicate import Replicate
 from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.vm import Devices, run_vm
 from checkpoint.replication.active import ActiveEdge
-from checkpoint.replication.wire import Wire
+from checkpoint.replication.links.wire import Wire
 from kvmglue import Order, Vm, open_tracker, post, rings_for, written
 from uffdtrack import GuestRam
 

@@ -1,4 +1,4 @@
-"""Draws the protocol's table (checkpoint/replication/table.py) into docs/fault-tolerance.md:
+"""Draws the protocol's table (checkpoint/replication/protocol/table.py) into docs/fault-tolerance.md:
 
 .venv/bin/python tools/draw_protocol.py
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from checkpoint.replication.peer import Active, Standby
-from checkpoint.replication.table import ACTIVE, STANDBY, ActiveState, Row, StandbyState
+from checkpoint.replication.protocol.peer import Active, Standby
+from checkpoint.replication.protocol.table import ACTIVE, STANDBY, ActiveState, Row, StandbyState
 
 PAGE = Path(__file__).parent.parent / "docs" / "fault-tolerance.md"
 ROLES: dict[str, tuple[Any, Any, Any]] = {

@@ -10,8 +10,8 @@ import click
 from checkpoint import report
 from checkpoint.cli.common import json_option
 from checkpoint.health import checks
-from checkpoint.replication.address import Address, parse
-from checkpoint.replication.broker_health import broker_checks
+from checkpoint.replication.broker.broker_health import broker_checks
+from checkpoint.replication.links.address import Address, parse
 from uffdtrack.errors import InvalidInputError
 
 

@@ -8,7 +8,7 @@ import click
 
 from checkpoint import report
 from checkpoint.cli.common import DIRECTORY, json_option
-from checkpoint.replication.keys import make_pair
+from checkpoint.replication.links.keys import make_pair
 
 
 @click.command("keys", short_help="Make the keys of two hosts that replicate.")

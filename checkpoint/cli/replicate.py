@@ -13,13 +13,13 @@ import click
 
 from checkpoint.cli.common import say
 from checkpoint.cli.replicate_options import WhereTo
-from checkpoint.replication import address
 from checkpoint.replication.active import ActiveEdge
-from checkpoint.replication.address import Address
-from checkpoint.replication.credentials import Credentials
 from checkpoint.replication.features import DELTAS, FEATURES
 from checkpoint.replication.fence import Command, FileLock, parse_fence
 from checkpoint.replication.held import HeldOutput
+from checkpoint.replication.links import address
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.credentials import Credentials
 from checkpoint.replication.route import BrokerRoute, DirectRoute, Route
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 

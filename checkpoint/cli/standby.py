@@ -24,10 +24,10 @@ from checkpoint.cli.take_over import run_taken_over
 from checkpoint.cli.vm import Devices, device_options
 from checkpoint.cli.waits import Interrupt
 from checkpoint.export import export
-from checkpoint.replication.address import Address
 from checkpoint.replication.control import Control, Progress
 from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.following import BrokerFollowing, DirectFollowing, Following
+from checkpoint.replication.links.address import Address
 from checkpoint.replication.replica import Replica
 from checkpoint.replication.rows import standby_row
 from checkpoint.replication.standby import StandbyEdge

@@ -11,17 +11,17 @@ from typing import Any
 
 from checkpoint.errors import LinkError
 from checkpoint.replication.active_link import ActiveLink, final_message
-from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
-from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.held import HeldOutput
-from checkpoint.replication.machine import Do, Epoch
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.outgoing import Outgoing
-from checkpoint.replication.peer import Active
+from checkpoint.replication.protocol.machine import Do, Epoch
+from checkpoint.replication.protocol.peer import Active
+from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
 from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
-from checkpoint.replication.table import ActiveAction, ActiveEvent, ActiveState
 from uffdtrack.errors import UffdtrackError
 
 AGAIN = 0.2

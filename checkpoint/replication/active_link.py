@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import first_of
-from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.machine import Do, Epoch
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.outgoing import Outgoing
-from checkpoint.replication.table import ActiveAction, ActiveEvent
+from checkpoint.replication.protocol.machine import Do, Epoch
+from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent
 
 
 class Owner(Protocol):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import parse
 from checkpoint.replication.control import (
     LONGEST,
     SECONDS,
@@ -19,7 +18,8 @@ from checkpoint.replication.control import (
     ProgressRow,
     run_directory,
 )
-from checkpoint.replication.local import connect_local, remove_dead
+from checkpoint.replication.links.address import parse
+from checkpoint.replication.links.local import connect_local, remove_dead
 from checkpoint.replication.status import StatusRow, SwitchoverRow
 from checkpoint.rollback.request import Failure
 from uffdtrack.errors import InvalidInputError, UffdtrackError

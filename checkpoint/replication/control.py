@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from checkpoint.replication.local import LocalListener, check_user
+from checkpoint.replication.links.local import LocalListener, check_user
 from checkpoint.replication.status import StatusRow, SwitchoverRow
 from checkpoint.rollback.request import Failure
 from checkpoint.row import Row

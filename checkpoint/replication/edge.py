@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.channel import Channel
-from checkpoint.replication.frames import Message
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.frames import Message
 from uffdtrack.closing import Closing
 
 T = TypeVar("T")

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from checkpoint.errors import LinkError
-from checkpoint.replication import link
-from checkpoint.replication.address import Address
-from checkpoint.replication.broker_standby import BrokerStandby
-from checkpoint.replication.channel import Channel
-from checkpoint.replication.credentials import Credentials
+from checkpoint.replication.broker.broker_standby import BrokerStandby
 from checkpoint.replication.fence import Command, FileLock
-from checkpoint.replication.listener import Listener
+from checkpoint.replication.links import link
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.listener import Listener
 
 Accept = Callable[[Channel], Awaitable[None]]
 

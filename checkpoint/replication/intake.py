@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.machine import Epoch
+from checkpoint.replication.protocol.machine import Epoch
 from checkpoint.replication.replica import Received, Replica
 
 LARGE = 4 << 20

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from checkpoint.errors import StandbyAwayError
-from checkpoint.replication.frames import MAX_BODY, Kind, Message
+from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
 
 BYTES = 32 << 20
 """So many bytes may wait for the link before a session has to wait."""

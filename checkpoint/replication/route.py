@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from checkpoint.errors import LinkError
-from checkpoint.replication import link
-from checkpoint.replication.address import Address
-from checkpoint.replication.broker_active import BrokerActive
-from checkpoint.replication.channel import Channel
-from checkpoint.replication.credentials import Credentials
+from checkpoint.replication.broker.broker_active import BrokerActive
 from checkpoint.replication.fence import FileLock
+from checkpoint.replication.links import link
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.credentials import Credentials
 from uffdtrack.errors import InvalidInputError, StorageError, UffdtrackError
 
 

@@ -9,7 +9,7 @@ from checkpoint.errors import StandbyAwayError
 from checkpoint.facts import ImageFacts
 from checkpoint.image_writer import ImageWriter
 from checkpoint.replication.features import DELTAS, ZSTD
-from checkpoint.replication.frames import MAX_BODY, Kind, Message
+from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
 from checkpoint.replication.outgoing import Outgoing, parts_of
 from checkpoint.sink import ChainDraft, ChainSink, Tip
 from uffdtrack import Region

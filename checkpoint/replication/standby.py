@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from checkpoint.errors import ImageError, LinkError
-from checkpoint.replication.channel import Channel
 from checkpoint.replication.edge import BEATS, Edge, first_of
 from checkpoint.replication.features import FEATURES
 from checkpoint.replication.following import Following
-from checkpoint.replication.frames import Kind, Message
 from checkpoint.replication.heard import Heard
 from checkpoint.replication.intake import take_epoch
-from checkpoint.replication.machine import Do, Epoch, Told
-from checkpoint.replication.peer import Standby
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.process_watch import ProcessWatch
+from checkpoint.replication.protocol.machine import Do, Epoch, Told
+from checkpoint.replication.protocol.peer import Standby
+from checkpoint.replication.protocol.table import StandbyAction, StandbyEvent, StandbyState
 from checkpoint.replication.replica import Replica
-from checkpoint.replication.table import StandbyAction, StandbyEvent, StandbyState
 from uffdtrack.errors import UffdtrackError
 
 FOLLOWS = (StandbyState.EMPTY, StandbyState.FOLLOWING)

@@ -8,12 +8,12 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import Address
-from checkpoint.replication.broker_active import BrokerActive
-from checkpoint.replication.broker_channel import BrokerChannel
-from checkpoint.replication.broker_standby import BrokerStandby
-from checkpoint.replication.follower_channel import FollowerChannel
-from checkpoint.replication.frames import Kind, Message
+from checkpoint.replication.broker.broker_active import BrokerActive
+from checkpoint.replication.broker.broker_channel import BrokerChannel
+from checkpoint.replication.broker.broker_standby import BrokerStandby
+from checkpoint.replication.broker.follower_channel import FollowerChannel
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.frames import Kind, Message
 from tests.helpers import DEADLINE
 
 T = TypeVar("T")

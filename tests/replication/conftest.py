@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.keys import make_pair
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.keys import make_pair
 from tests.replication.servers import Server
 
 

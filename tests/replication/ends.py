@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import Address, parse
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.frames import Decoder, Encoder, Kind, Message
-from checkpoint.replication.link import connect, listen
-from checkpoint.replication.listener import Listener
-from checkpoint.replication.socket_channel import SocketChannel
+from checkpoint.replication.links.address import Address, parse
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.frames import Decoder, Encoder, Kind, Message
+from checkpoint.replication.links.link import connect, listen
+from checkpoint.replication.links.listener import Listener
+from checkpoint.replication.links.socket_channel import SocketChannel
 from tests.helpers import DEADLINE
 
 HELLO = Message(Kind.HELLO, {"role": "active"})

@@ -11,9 +11,9 @@ from typing import Any
 
 from checkpoint.errors import StandbyAwayError
 from checkpoint.replication.active import ActiveEdge
-from checkpoint.replication.address import Address
 from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.following import DirectFollowing
+from checkpoint.replication.links.address import Address
 from checkpoint.replication.replica import Replica
 from checkpoint.replication.route import DirectRoute
 from checkpoint.replication.standby import StandbyEdge

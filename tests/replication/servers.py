@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from checkpoint.replication.address import Address
+from checkpoint.replication.links.address import Address
 from tests.conftest import missing
 from tests.helpers import wait_for
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.replication.address import Address, is_loopback, parse
+from checkpoint.replication.links.address import Address, is_loopback, parse
 from uffdtrack.errors import InvalidInputError
 
 

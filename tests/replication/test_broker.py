@@ -8,11 +8,11 @@ import json
 import pytest
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.broker_active import BrokerActive
-from checkpoint.replication.broker_standby import BrokerStandby
-from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.nats_connection import NatsConnection
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker.broker_active import BrokerActive
+from checkpoint.replication.broker.broker_standby import BrokerStandby
+from checkpoint.replication.broker.nats_connection import NatsConnection
+from checkpoint.replication.broker.stream import Stream
+from checkpoint.replication.links.frames import Kind, Message
 from tests.replication.brokers import SHORT, messages, pair, run
 from tests.replication.servers import Server
 from uffdtrack.errors import StorageError, UnsupportedError

@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import LeaseError
-from checkpoint.replication.head import Head
-from checkpoint.replication.lease import Holder, Record, Watcher, clock
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError, WrongSequenceError, until_done
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.lease import Holder, Record, Watcher, clock
+from checkpoint.replication.broker.nats_connection import (
+    NatsConnection,
+    NotNowError,
+    WrongSequenceError,
+    until_done,
+)
+from checkpoint.replication.broker.stream import Stream
 from tests.replication.brokers import SHORT, Active, Standby, run
 from tests.replication.flow import Flow
 from tests.replication.servers import Cluster, Server

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import LinkError
-from checkpoint.replication import nats_connection
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker import nats_connection
+from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError
+from checkpoint.replication.broker.stream import Stream
 from tests.conftest import missing
 from tests.replication.brokers import SHORT, Active, Standby, pair, run
 from tests.replication.flow import Flow

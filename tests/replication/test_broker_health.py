@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from checkpoint.cli import doctor
 from checkpoint.health import Check
-from checkpoint.replication.broker_active import BrokerActive
-from checkpoint.replication.broker_health import broker_checks
-from checkpoint.replication.nats_connection import NatsConnection
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker.broker_active import BrokerActive
+from checkpoint.replication.broker.broker_health import broker_checks
+from checkpoint.replication.broker.nats_connection import NatsConnection
+from checkpoint.replication.broker.stream import Stream
 from tests.replication.brokers import run
 from tests.replication.servers import Server
 from uffdtrack.errors import InvalidInputError
@@ -113,7 +113,7 @@ def test_each_line_has_a_fix_or_needs_none(server: Server) -> None:
 def test_nothing_waits_for_ever(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
-    from checkpoint.replication import nats_connection
+    from checkpoint.replication.broker import nats_connection
 
     monkeypatch.setattr(nats_connection, "CONNECT_SECONDS", 0.3)
     own_server.signal(signal.SIGSTOP)

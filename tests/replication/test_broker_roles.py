@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from checkpoint.errors import LeaseError
-from checkpoint.replication.broker_active import BrokerActive
-from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.lease import State
+from checkpoint.replication.broker.broker_active import BrokerActive
+from checkpoint.replication.broker.lease import State
+from checkpoint.replication.links.frames import Kind, Message
 from tests.replication.brokers import MIDDLE, SHORT, Active, Standby, pair, run
 from tests.replication.servers import Server
 

@@ -20,7 +20,7 @@ from checkpoint.errors import LinkError
 from checkpoint.replication import control
 from checkpoint.replication.asking import Process, chosen, one_to_switch, processes, switch_over
 from checkpoint.replication.control import Control, Progress, run_directory
-from checkpoint.replication.local import connect_local
+from checkpoint.replication.links.local import connect_local
 from checkpoint.replication.status import StatusRow, SwitchoverRow
 from tests.helpers import DEADLINE, wait_for
 from uffdtrack.errors import (
@@ -212,7 +212,7 @@ def test_another_user(start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
     start()
     path = processes(place)[0].path
     monkeypatch.setattr(
-        "checkpoint.replication.local.credentials_of", lambda connection: (7, os.geteuid() + 1)
+        "checkpoint.replication.links.local.credentials_of", lambda connection: (7, os.geteuid() + 1)
     )
     with pytest.raises(PermissionDeniedError, match="user"):
         switch_over(path, print)

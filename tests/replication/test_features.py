@@ -10,9 +10,9 @@ import pytest
 from checkpoint.chain import epoch_name
 from checkpoint.image import EpochFile
 from checkpoint.replication import standby as standby_edge
-from checkpoint.replication.address import parse
 from checkpoint.replication.features import DELTAS, FEATURES, ZSTD, agreed
-from checkpoint.replication.wire import Wire
+from checkpoint.replication.links.address import parse
+from checkpoint.replication.links.wire import Wire
 from tests.kvm.conftest import Machine, kvm
 from tests.replication.pair import active, standby, take
 from tests.replication.test_mirror import begin, differing, guest, write

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.replication.address import Address
 from checkpoint.replication.fence import Command, FileLock, parse_fence
 from checkpoint.replication.following import DirectFollowing
-from checkpoint.replication.table import ActiveState, StandbyState
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.protocol.table import ActiveState, StandbyState
 from tests.kvm.conftest import Machine, kvm
 from tests.replication.pair import active, standby, take, until
 from tests.replication.test_mirror import begin, cut, guest

@@ -13,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.errors import LinkError
-from checkpoint.replication import frames
-from checkpoint.replication.frames import HEADER, MAGIC, MAX_BODY, MAX_META, Decoder, Encoder, Kind, Message
+from checkpoint.replication.links import frames
+from checkpoint.replication.links.frames import (
+    HEADER,
+    MAGIC,
+    MAX_BODY,
+    MAX_META,
+    Decoder,
+    Encoder,
+    Kind,
+    Message,
+)
 
 HELLO = Message(Kind.HELLO, {"role": "active"})
 LATER = [kind for kind in Kind if kind not in (Kind.HELLO, Kind.PART)]

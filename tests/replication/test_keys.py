@@ -18,12 +18,12 @@ from click.testing import CliRunner
 
 from checkpoint.cli.main import cli
 from checkpoint.errors import LinkError
-from checkpoint.replication import credentials, keys
-from checkpoint.replication.address import parse
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.keys import Authority, make_pair
-from checkpoint.replication.link import connect
+from checkpoint.replication.links import credentials, keys
+from checkpoint.replication.links.address import parse
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.frames import Kind, Message
+from checkpoint.replication.links.keys import Authority, make_pair
+from checkpoint.replication.links.link import connect
 from tests.replication.ends import HELLO, Raw, Standby, frames_of, listening, run, serves
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 

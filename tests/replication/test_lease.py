@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from checkpoint.errors import LeaseError, LinkError
-from checkpoint.replication import lease
-from checkpoint.replication.lease import RATE_MARGIN, Holder, Record, State, Watcher
+from checkpoint.replication.broker import lease
+from checkpoint.replication.broker.lease import RATE_MARGIN, Holder, Record, State, Watcher
 
 SECONDS = 3.0
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import Address, parse
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.frames import MAX_BODY, Kind, Message
-from checkpoint.replication.link import connect, listen
-from checkpoint.replication.socket_channel import SocketChannel
-from checkpoint.replication.wire import Wire
+from checkpoint.replication.links.address import Address, parse
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
+from checkpoint.replication.links.link import connect, listen
+from checkpoint.replication.links.socket_channel import SocketChannel
+from checkpoint.replication.links.wire import Wire
 from tests.replication.ends import (
     ANSWER,
     HELLO,
@@ -250,7 +250,7 @@ def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 await listen(address, None, standby.accept)
             await serves(standby)
             monkeypatch.setattr(
-                "checkpoint.replication.local.credentials_of", lambda s: (7, os.geteuid() + 1)
+                "checkpoint.replication.links.local.credentials_of", lambda s: (7, os.geteuid() + 1)
             )
             with pytest.raises(PermissionDeniedError, match="process 7 at the other end is user"):
                 await connect(address)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.replication import listener, socket_channel
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.frames import HEADER, MAX_BODY, Kind, Message
+from checkpoint.replication.links import listener, socket_channel
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.frames import HEADER, MAX_BODY, Kind, Message
 from tests.replication.ends import (
     HELLO,
     Raw,

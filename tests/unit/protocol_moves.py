@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 
-from checkpoint.replication.machine import Epoch
-from checkpoint.replication.table import ActiveEvent, ActiveState, StandbyAction, StandbyEvent, StandbyState
+from checkpoint.replication.protocol.machine import Epoch
+from checkpoint.replication.protocol.table import (
+    ActiveEvent,
+    ActiveState,
+    StandbyAction,
+    StandbyEvent,
+    StandbyState,
+)
 from tests.unit.protocol_world import HELD, World
 
 A, S = ActiveState, StandbyState

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.replication.machine import Do, Epoch, Marks, Told
-from checkpoint.replication.peer import Active, Standby
-from checkpoint.replication.table import (
+from checkpoint.replication.protocol.machine import Do, Epoch, Marks, Told
+from checkpoint.replication.protocol.peer import Active, Standby
+from checkpoint.replication.protocol.table import (
     ACTIVE,
     STANDBY,
     ActiveAction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoint.replication.table import ActiveState, StandbyState
+from checkpoint.replication.protocol.table import ActiveState, StandbyState
 from tests.unit.protocol_world import World
 
 A, S = ActiveState, StandbyState

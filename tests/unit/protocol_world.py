@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar
 
-from checkpoint.replication.machine import Epoch
-from checkpoint.replication.peer import Active, Standby
-from checkpoint.replication.table import ActiveEvent, ActiveState, StandbyEvent, StandbyState
+from checkpoint.replication.protocol.machine import Epoch
+from checkpoint.replication.protocol.peer import Active, Standby
+from checkpoint.replication.protocol.table import ActiveEvent, ActiveState, StandbyEvent, StandbyState
 
 A, S = ActiveState, StandbyState
 HELD, STRICT = 2, ("none", "lock", "command", "pidfd")

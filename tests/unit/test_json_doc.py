@@ -16,7 +16,7 @@ from checkpoint.facts import ProcessFacts
 from checkpoint.health import Check
 from checkpoint.migrate import MigrationRow
 from checkpoint.objects import ObjectFacts
-from checkpoint.replication.keys import KeysRow
+from checkpoint.replication.links.keys import KeysRow
 from checkpoint.replication.status import StatusRow, SwitchoverRow
 from checkpoint.rollback.outcome import Outcome
 from checkpoint.rollback.request import outcome_row

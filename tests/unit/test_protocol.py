@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.replication.machine import Epoch
-from checkpoint.replication.peer import Active, Standby
-from checkpoint.replication.table import (
+from checkpoint.replication.protocol.machine import Epoch
+from checkpoint.replication.protocol.peer import Active, Standby
+from checkpoint.replication.protocol.table import (
     ACTIVE,
     STANDBY,
     ActiveAction,
@@ -58,7 +58,7 @@ def test_no_machine_does_io() -> None:
     """All that they import, of ours and of others."""
     allowed = {"__future__", "collections", "enum", "math", "typing", "checkpoint"}
     for name, ours in (("table", set()), ("machine", {"table"}), ("peer", {"machine", "table"})):
-        names = Imports(ROOT / f"checkpoint/replication/{name}.py").names
+        names = Imports(ROOT / f"checkpoint/replication/protocol/{name}.py").names
         assert {one.split(".")[0] for one in names} <= allowed
         assert {one.split(".")[-1] for one in names if one.startswith("checkpoint.")} == ours
 

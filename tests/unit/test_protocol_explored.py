@@ -1,6 +1,6 @@
 """The protocol of an active and its standby, in all orders of events that small bounds allow.
 
-The search is our own (protocol_search.py), over the real machines of checkpoint/replication/peer.py. `spin`,
+The search is our own (protocol_search.py), over the real machines of peer.py. `spin`,
 the standard tool, checks a model in a language of its own: the table could be generated into it, but guards
 and what the machines know had to be written a second time, and that copy would be checked, not what runs.
 `minicheck` (PyPI) searches Python as we do, and finds shortest ways, too. But it is one author's, with one
@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from checkpoint.replication.machine import Machine, Told
-from checkpoint.replication.peer import Active, Standby
-from checkpoint.replication.table import ACTIVE, STANDBY, ActiveState
+from checkpoint.replication.protocol.machine import Machine, Told
+from checkpoint.replication.protocol.peer import Active, Standby
+from checkpoint.replication.protocol.table import ACTIVE, STANDBY, ActiveState
 from tests.unit.protocol_mutants import MUTANTS
 from tests.unit.protocol_questions import QUESTIONS
 from tests.unit.protocol_search import Found, Search

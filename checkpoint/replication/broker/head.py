@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from checkpoint.errors import LeaseError, LinkError
-from checkpoint.replication.lease import Holder, State, clock
-from checkpoint.replication.nats_connection import NotNowError, WrongSequenceError, until_done
-from checkpoint.replication.stream import Batch, Stream
+from checkpoint.replication.broker.lease import Holder, State, clock
+from checkpoint.replication.broker.nats_connection import NotNowError, WrongSequenceError, until_done
+from checkpoint.replication.broker.stream import Batch, Stream
 from uffdtrack.errors import StorageError
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import Address
-from checkpoint.replication.endpoint import name_of, places, secured, tune
-from checkpoint.replication.local import LocalListener, check_user
-from checkpoint.replication.socket_channel import HELLO_SECONDS, SocketChannel, text_of
-from checkpoint.replication.wire import Wire
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.endpoint import name_of, places, secured, tune
+from checkpoint.replication.links.local import LocalListener, check_user
+from checkpoint.replication.links.socket_channel import HELLO_SECONDS, SocketChannel, text_of
+from checkpoint.replication.links.wire import Wire
 from uffdtrack.errors import PermissionDeniedError
 
 MOST_UNKNOWN = 64

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from blake3 import blake3
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.frames import Decoder, Encoder, Kind, Message
-from checkpoint.replication.nats_connection import AGAIN_SECONDS, NotNowError, until_done
-from checkpoint.replication.stream import Batch, Entry, Stream
+from checkpoint.replication.broker.nats_connection import AGAIN_SECONDS, NotNowError, until_done
+from checkpoint.replication.broker.stream import Batch, Entry, Stream
+from checkpoint.replication.links.frames import Decoder, Encoder, Kind, Message
 
 _AT_ONCE = 8
 """Parts on their way."""

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import Address
-from checkpoint.replication.credentials import Credentials
-from checkpoint.replication.endpoint import places, secured, tune
-from checkpoint.replication.listener import Accept, Listener
-from checkpoint.replication.local import connect_local
-from checkpoint.replication.socket_channel import SocketChannel, text_of
-from checkpoint.replication.wire import Wire
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.credentials import Credentials
+from checkpoint.replication.links.endpoint import places, secured, tune
+from checkpoint.replication.links.listener import Accept, Listener
+from checkpoint.replication.links.local import connect_local
+from checkpoint.replication.links.socket_channel import SocketChannel, text_of
+from checkpoint.replication.links.wire import Wire
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
 
 CONNECT_SECONDS = 10.0

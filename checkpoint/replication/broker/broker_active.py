@@ -24,12 +24,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from checkpoint.errors import LeaseError, LinkError
-from checkpoint.replication.address import Address
-from checkpoint.replication.broker_channel import BrokerChannel, Followers
-from checkpoint.replication.head import Head
-from checkpoint.replication.lease import State, Watcher, clock
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError, until_done
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker.broker_channel import BrokerChannel, Followers
+from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.lease import State, Watcher, clock
+from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError, until_done
+from checkpoint.replication.broker.stream import Stream
+from checkpoint.replication.links.address import Address
 from uffdtrack.errors import UffdtrackError
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.lease import Record
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError
+from checkpoint.replication.broker.lease import Record
+from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError
 from uffdtrack.errors import StorageError
 
 if TYPE_CHECKING:

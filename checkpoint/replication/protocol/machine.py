@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, NamedTuple
 
-from checkpoint.replication.table import Action, Event, Row, State
+from checkpoint.replication.protocol.table import Action, Event, Row, State
 
 Marks = tuple[int, ...]
 """How much of each output of a guest: of its serial port in bytes, of its network device in packets."""

@@ -7,13 +7,13 @@ import contextlib
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.batch import carries_epoch, unpack
-from checkpoint.replication.broker_channel import tip_of
-from checkpoint.replication.frames import Encoder, Kind, Message
-from checkpoint.replication.lease import State
-from checkpoint.replication.mailbox import Mailbox
-from checkpoint.replication.nats_connection import NotNowError
-from checkpoint.replication.stream import Entry, Stream
+from checkpoint.replication.broker.batch import carries_epoch, unpack
+from checkpoint.replication.broker.broker_channel import tip_of
+from checkpoint.replication.broker.lease import State
+from checkpoint.replication.broker.mailbox import Mailbox
+from checkpoint.replication.broker.nats_connection import NotNowError
+from checkpoint.replication.broker.stream import Entry, Stream
+from checkpoint.replication.links.frames import Encoder, Kind, Message
 from uffdtrack.errors import UffdtrackError
 
 _ROOM = 8

@@ -12,15 +12,15 @@ from typing import Any
 
 from checkpoint.errors import LinkError
 from checkpoint.health import Check
-from checkpoint.replication.address import Address, is_loopback
-from checkpoint.replication.lease import Record
-from checkpoint.replication.nats_connection import (
+from checkpoint.replication.broker.lease import Record
+from checkpoint.replication.broker.nats_connection import (
     NatsConnection,
     NotNowError,
     WrongSequenceError,
     until_done,
 )
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker.stream import Stream
+from checkpoint.replication.links.address import Address, is_loopback
 from uffdtrack.errors import StorageError, UffdtrackError
 
 _SMALL_PAYLOAD = 256 << 10

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from checkpoint.files import translate
-from checkpoint.replication.address import is_host_name
-from checkpoint.replication.credentials import MARK
+from checkpoint.replication.links.address import is_host_name
+from checkpoint.replication.links.credentials import MARK
 from checkpoint.row import Row
 from uffdtrack.errors import InvalidInputError
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.lease import Watcher, clock
-from checkpoint.replication.nats_connection import NotNowError
-from checkpoint.replication.stream import Entry, Stream
+from checkpoint.replication.broker.lease import Watcher, clock
+from checkpoint.replication.broker.nats_connection import NotNowError
+from checkpoint.replication.broker.stream import Entry, Stream
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

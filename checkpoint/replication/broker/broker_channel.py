@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.batch import Packer
-from checkpoint.replication.frames import Decoder, Kind, Message
-from checkpoint.replication.head import Head
-from checkpoint.replication.lease import State, clock
-from checkpoint.replication.mailbox import Mailbox
-from checkpoint.replication.nats_connection import NotNowError
+from checkpoint.replication.broker.batch import Packer
+from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.lease import State, clock
+from checkpoint.replication.broker.mailbox import Mailbox
+from checkpoint.replication.broker.nats_connection import NotNowError
+from checkpoint.replication.links.frames import Decoder, Kind, Message
 from uffdtrack.errors import StorageError, UffdtrackError
 
 if TYPE_CHECKING:
-    from checkpoint.replication.broker_active import BrokerActive
+    from checkpoint.replication.broker.broker_active import BrokerActive
 
 _ROOM = 256
 """Messages of a standby's that nobody has received yet; with more, it is refused."""

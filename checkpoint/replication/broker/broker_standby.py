@@ -21,15 +21,15 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from checkpoint.errors import LeaseError, LinkError
-from checkpoint.replication.address import Address
-from checkpoint.replication.broker_active import MAX_BYTES, BrokerActive
-from checkpoint.replication.follower_channel import FollowerChannel
-from checkpoint.replication.frames import Kind, Message
-from checkpoint.replication.head import Head
-from checkpoint.replication.lease import State, Watcher, clock
-from checkpoint.replication.nats_connection import NatsConnection, NotNowError, until_done
-from checkpoint.replication.records import Records
-from checkpoint.replication.stream import Stream
+from checkpoint.replication.broker.broker_active import MAX_BYTES, BrokerActive
+from checkpoint.replication.broker.follower_channel import FollowerChannel
+from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.lease import State, Watcher, clock
+from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError, until_done
+from checkpoint.replication.broker.records import Records
+from checkpoint.replication.broker.stream import Stream
+from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.frames import Kind, Message
 from uffdtrack.errors import UffdtrackError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from checkpoint.replication.machine import Do, Epoch, Machine, Marks, Told
-from checkpoint.replication.table import (
+from checkpoint.replication.protocol.machine import Do, Epoch, Machine, Marks, Told
+from checkpoint.replication.protocol.table import (
     ACTIVE,
     STANDBY,
     ActiveAction,

@@ -11,9 +11,9 @@ import ssl
 from collections import deque
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.frames import Decoder, Encoder, Kind, Message
-from checkpoint.replication.local import credentials_of, pidfd_of
-from checkpoint.replication.wire import Wire
+from checkpoint.replication.links.frames import Decoder, Encoder, Kind, Message
+from checkpoint.replication.links.local import credentials_of, pidfd_of
+from checkpoint.replication.links.wire import Wire
 
 HELLO_SECONDS = 10.0
 """For so long a peer may take for its HELLO; one that listens may take it for TLS before."""

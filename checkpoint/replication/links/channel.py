@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from checkpoint.replication.frames import Message
+from checkpoint.replication.links.frames import Message
 
 
 class Channel(Protocol):

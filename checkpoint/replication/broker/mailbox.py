@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from checkpoint.replication.frames import Message
+from checkpoint.replication.links.frames import Message
 from uffdtrack.errors import UffdtrackError
 
 

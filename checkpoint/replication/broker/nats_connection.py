@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.lease import clock
+from checkpoint.replication.broker.lease import clock
 from uffdtrack.errors import StorageError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class NatsConnection:
             import nats.errors
             from nats.aio.client import Client
 
-            from checkpoint.replication.nats_transport import AbruptTransport
+            from checkpoint.replication.broker.nats_transport import AbruptTransport
         except ImportError as error:
             raise UnsupportedError(
                 "nats:// needs the Python package nats-py: pip install 'uffdtrack[nats]'"

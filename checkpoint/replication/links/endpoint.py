@@ -8,11 +8,11 @@ import ssl
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.address import Address, is_loopback
-from checkpoint.replication.credentials import name_in
-from checkpoint.replication.local import credentials_of
-from checkpoint.replication.socket_channel import SocketChannel, printable
-from checkpoint.replication.wire import BUFFER, Wire
+from checkpoint.replication.links.address import Address, is_loopback
+from checkpoint.replication.links.credentials import name_in
+from checkpoint.replication.links.local import credentials_of
+from checkpoint.replication.links.socket_channel import SocketChannel, printable
+from checkpoint.replication.links.wire import BUFFER, Wire
 from uffdtrack.errors import InvalidInputError
 
 DEAD_AFTER = 10

@@ -1,0 +1,1 @@
+"""Replication through NATS JetStream."""

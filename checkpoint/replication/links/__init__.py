@@ -1,0 +1,1 @@
+"""Direct links between two hosts."""

@@ -1,0 +1,1 @@
+"""What an active and its standby do, without I/O."""
