@@ -79,19 +79,26 @@ class Replicate:
         return cls(where, given.name, keys, given.insecure, lock, given.deadline)
 
     def open(
-        self, kind: str, name: str, key: bytes, wake: Callable[[], None], output: HeldOutput | None = None
+        self,
+        kind: str,
+        name: str,
+        largest: int,
+        key: bytes,
+        wake: Callable[[], None],
+        output: HeldOutput | None = None,
     ) -> ActiveEdge:
         """The link; it is started, and we are the active.
 
         Args:
             kind: "vm" or "process".
             name: if the user has given none.
+            largest: bytes that a base may have, about.
 
         Raises:
             UffdtrackError: we cannot be; see `Route.open`.
         """
         if self.address.scheme == "nats":
-            route: Route = BrokerRoute(self.address)
+            route: Route = BrokerRoute(self.address, largest)
         else:
             route = DirectRoute(self.address, self.credentials, self.insecure, self.lock)
         about = {"name": self.name or name, "run": secrets.token_hex(8), "kind": kind, "keyed": bool(key)}

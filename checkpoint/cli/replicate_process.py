@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from checkpoint import report
 from checkpoint.cli.common import say
@@ -19,7 +20,7 @@ from checkpoint.replication.rows import active_row
 from checkpoint.replication.status import SwitchoverRow
 from checkpoint.session import Session
 from checkpoint.targets.refusals import check_living_target
-from uffdtrack import Process, descriptors, read_maps
+from uffdtrack import PAGE, Process, descriptors, read_maps
 from uffdtrack.errors import InvalidInputError
 
 
@@ -52,7 +53,10 @@ def replicate_process(pid: int, lifeline: int, options: Options, to: WhereTo) ->
             say(f"warning: {warning}")
         interrupt = stack.enter_context(Wait(target, lifeline))
         progress = stack.enter_context(Progress())
-        edge = stack.enter_context(replicate.open("process", pid_name(pid), options.key, interrupt.wake))
+        largest = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        edge = stack.enter_context(
+            replicate.open("process", pid_name(pid), largest, options.key, interrupt.wake)
+        )
         address = str(replicate.address)
         stack.enter_context(Control(lambda: active_row(edge, address), no_switchover))
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)

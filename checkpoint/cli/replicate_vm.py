@@ -58,7 +58,7 @@ def replicate_vm(
     held = HeldOutput(outbox)
     with ExitStack() as stack:
         edge = stack.enter_context(
-            replicate.open("vm", f"{guest}-{os.getpid()}", options.key, interrupt.wake, held)
+            replicate.open("vm", f"{guest}-{os.getpid()}", vm.ram.size, options.key, interrupt.wake, held)
         )
         held.may_release = lambda: edge.may_release
         target = VmTarget(vm, tracker, guest, outbox, held.acknowledged)

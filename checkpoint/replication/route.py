@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.broker.broker_active import BrokerActive
+from checkpoint.replication.broker.broker_active import MAX_BYTES, BrokerActive
 from checkpoint.replication.fence import FileLock
 from checkpoint.replication.links import link
 from checkpoint.replication.links.address import Address
@@ -100,8 +100,10 @@ class DirectRoute:
 class BrokerRoute:
     """A broker, whose lease says who is active."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, largest: int) -> None:
+        """Args: largest: bytes that a base may have."""
         self._address = address
+        self._most = max(MAX_BYTES, 3 * largest)
         self._broker: BrokerActive | None = None
 
     @property
@@ -112,7 +114,7 @@ class BrokerRoute:
 
     async def open(self, lost: Callable[[], None], base_wanted: Callable[[], None]) -> None:
         """Raises: see `BrokerActive.open`."""
-        broker = await BrokerActive.open(self._address)
+        broker = await BrokerActive.open(self._address, self._most)
         broker.on_lost, broker.on_base_wanted = lost, base_wanted
         self._broker = broker
 
