@@ -63,6 +63,10 @@ def emit_json(row: Row | Mapping[str, object]) -> None:
     emit(as_line(row))
 
 
+_WIDEST = 1000
+"""Columns of a terminal that no table needs."""
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Rich ends the process here."""
@@ -77,9 +81,8 @@ def emit_table(columns: Iterable[str], rows: Iterable[Iterable[str]], left: int 
     for row in rows:
         table.add_row(*row)
     console = _Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = _Console(highlight=False, markup=False, width=200)
-    console.width = max(console.width, console.measure(table).maximum)  # it would cut cells short
+    needed = _Console(width=_WIDEST).measure(table).maximum  # with less it would cut cells short
+    console.width = max(console.width if console.is_terminal else 200, needed)
     with writing():
         console.print(table)
 
