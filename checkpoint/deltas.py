@@ -9,6 +9,7 @@ and the XOR of those that differ; one of size 0 has pages that did not change.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -62,6 +63,7 @@ class Coded:
         return _HEAD.pack(len(frames), len(rows)) + frames.tobytes() + rows.tobytes()
 
 
+_DAMAGED = "a frame of deltas is damaged"
 NO_DELTAS = Coded([], np.empty(0, np.uint64), np.empty(0, np.uint64))
 
 
@@ -112,9 +114,26 @@ class Deltas:
         Raises:
             ValueError, OSError: a frame is damaged, or cannot be read.
         """
+        for into, data in self._differences(file, rows, deltas):
+            if not xor_differences(out, into, data):
+                raise ValueError(_DAMAGED)
+
+    def prepared(self, file: BinaryIO, rows: Rows, deltas: Rows) -> Prepared:
+        """What `xor_into` does, to be done later.
+
+        Raises:
+            ValueError, OSError: as `xor_into`.
+        """
+        return Prepared(list(self._differences(file, rows, deltas)))
+
+    def _differences(self, file: BinaryIO, rows: Rows, deltas: Rows) -> Iterator[tuple[Rows, bytes]]:
+        """Of each frame with such deltas: where each is to go, and what `xor_differences` takes."""
+        if not len(deltas):
+            return
         frames = np.searchsorted(self._firsts, deltas, side="right") - 1
         order = np.argsort(frames, kind="stable")
         rows, deltas, frames = rows[order], deltas[order], frames[order]
+        decompressor = new_decompressor()
         for part in equal_neighbours(frames):
             frame = int(frames[part.start])
             offset, size, pages = self._frames[frame].tolist()
@@ -122,8 +141,7 @@ class Deltas:
                 into = np.full(pages, -1)
                 into[deltas[part] - self._firsts[frame]] = rows[part]
                 file.seek(offset)
-                if not xor_differences(out, into, _unpack(file.read(size), pages)):
-                    raise ValueError("a frame of deltas is damaged")
+                yield into, _unpack(decompressor, file.read(size), pages)
 
     def check(self, contents: Contents, rows: Rows, deltas: Rows) -> None:
         """Check that rows of `contents` are what these deltas were made of.
@@ -139,12 +157,36 @@ class Deltas:
             )
 
 
-def _unpack(data: bytes, pages: int) -> bytes:
+class Prepared:
+    """Deltas that are whole, so that they can be XORed into pages, and once more to have these as before.
+
+    Raises:
+        ValueError: a frame is damaged.
+    """
+
+    def __init__(self, differences: list[tuple[Rows, bytes]]) -> None:
+        self._differences = differences
+        nowhere = np.empty((1, PAGE), np.uint8)
+        for into, data in differences:
+            if not xor_differences(nowhere, np.full(len(into), -1), data):
+                raise ValueError(_DAMAGED)
+
+    def xor_into(self, out: Contents) -> None:
+        for into, data in self._differences:
+            done = xor_differences(out, into, data)
+            assert done
+
+
+def new_decompressor() -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
+
+
+def _unpack(decompressor: zstandard.ZstdDecompressor, data: bytes, pages: int) -> bytes:
     try:
         size = zstandard.frame_content_size(data)  # negative: it does not say
         if not 0 <= size <= pages * DIFFERENCE:
             raise ValueError("a frame of deltas has no size that it can have")
-        return bytes(zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW).decompress(data))
+        return bytes(decompressor.decompress(data))
     except zstandard.ZstdError as error:
         raise ValueError(f"a frame of deltas is damaged ({error})") from error
 

@@ -6,18 +6,21 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from checkpoint.deltas import FIRST
+from checkpoint.deltas import FIRST, Prepared
 from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
-from checkpoint.targets.vm_state import get_pages, put_pages, put_vcpus, slots_of, vcpu_states, vm_facts
-from checkpoint.view import Contents, add_deltas, check_deltas, read_full
+from checkpoint.targets.vm_state import put_vcpus, slots_of, vcpu_states, vm_facts
+from checkpoint.view import Contents, read_full
 from kvmglue import VcpuState, Vm
 from uffdtrack import PAGE, GuestRam
 from uffdtrack.closing import Closing
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.runs import BATCH, Pages, Rows, slices
+
+Places = tuple[Rows, Rows]
+"""Where pages of a VM are: rows of its RAM, then those of the memory beside it."""
 
 
 class Mirror(Closing):
@@ -78,35 +81,61 @@ class Mirror(Closing):
 
     def _put(self, epoch: EpochFile) -> None:
         with malformed(epoch.path):
-            self._check_places(epoch.pages)
-        delta = np.flatnonzero(epoch.offsets <= FIRST)
-        whole = np.flatnonzero(epoch.offsets > FIRST)
-        changed = self._with_deltas(epoch, delta)  # they may not fit, so before anything is written
+            places = self._places(epoch.pages)
+        is_delta = epoch.offsets <= FIRST
+        self._put_deltas(epoch, is_delta.nonzero()[0], places)  # they may not fit: so before the others
+        whole = (~is_delta).nonzero()[0]
         for part in slices(len(whole), BATCH):
-            self._write(epoch, whole[part], _contents(epoch, whole[part]))
-        if len(delta):
-            self._write(epoch, delta, changed)
+            self._write(places, whole[part], _contents(epoch, whole[part]))
 
-    def _check_places(self, pages: Pages) -> None:
+    def _put_deltas(self, epoch: EpochFile, rows: Rows, places: Places) -> None:
+        """XOR deltas into the memory: they leave most of it alone. If they do not fit, all is as before."""
+        if not len(rows):
+            return
+        assert epoch.deltas
+        ram, system = _parts(rows, places)
+        of_ram, of_system = np.split(FIRST - epoch.offsets[rows], [len(ram)])
+        beside = self.vm.system_state.reshape(-1, PAGE)
+        done: list[tuple[Prepared, Contents]] = []
+        with malformed(epoch.path), epoch.open() as file:
+            in_ram = epoch.deltas.prepared(file, ram, of_ram)
+            in_system = epoch.deltas.prepared(file, system, of_system)
+            try:
+                for prepared, memory, at, of in (
+                    (in_ram, self.ram.pages(), ram, of_ram), (in_system, beside, system, of_system),
+                ):  # fmt: skip
+                    prepared.xor_into(memory)
+                    done.append((prepared, memory))
+                    epoch.deltas.check(memory, at, of)
+            except BaseException:
+                for prepared, memory in done:
+                    prepared.xor_into(memory)
+                raise
+
+    def _places(self, pages: Pages) -> Places:
+        """Raises: ValueError: the VM has no memory there."""
         system = self.vm.system_address // PAGE
         split = int(np.searchsorted(pages, system))
         try:
-            self.ram.index(pages[:split])
+            ram = self.ram.index(pages[:split])
         except InvalidInputError as error:
             raise ValueError(str(error)) from error
-        if len(pages) > split and int(pages[-1]) - system >= len(self.vm.system_state) // PAGE:
+        beside = (pages[split:] - np.uint64(system)).astype(np.int64)
+        if len(beside) and int(beside[-1]) >= len(self.vm.system_state) // PAGE:
             raise ValueError("it has pages where the VM has no memory")
+        return ram, beside
 
-    def _with_deltas(self, epoch: EpochFile, rows: Rows) -> Contents:
-        if not len(rows):
-            return np.empty((0, PAGE), np.uint8)
-        out = get_pages(self.vm, epoch.pages[rows])
-        for do in (add_deltas, check_deltas):
-            do(epoch, out, np.arange(len(rows)), epoch.offsets[rows])
-        return out
+    def _write(self, places: Places, rows: Rows, contents: Contents) -> None:
+        ram, system = _parts(rows, places)
+        self.ram.pages()[ram] = contents[: len(ram)]
+        self.vm.system_state.reshape(-1, PAGE)[system] = contents[len(ram) :]
 
-    def _write(self, epoch: EpochFile, rows: Rows, contents: Contents) -> None:
-        put_pages(self.vm, self.ram.pages(), self.vm.system_state, epoch.pages[rows], contents)
+
+def _parts(rows: Rows, places: Places) -> Places:
+    """The places of some of an epoch's pages."""
+    ram, system = places
+    split = int(np.searchsorted(rows, len(ram)))
+    return ram[rows[:split]], system[rows[split:] - len(ram)]
 
 
 def _contents(epoch: EpochFile, rows: Rows) -> Contents:

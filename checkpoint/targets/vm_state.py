@@ -136,14 +136,6 @@ def put_pages(
     system.reshape(-1, PAGE)[(pages[split:] - np.uint64(at)).astype(np.int64)] = contents[split:]
 
 
-def get_pages(vm: Vm, pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """The contents of pages of a VM that stands, sorted: shape (n, 4096)."""
-    at = vm.system_address // PAGE
-    split = int(np.searchsorted(pages, at))
-    system = vm.system_state.reshape(-1, PAGE)[(pages[split:] - np.uint64(at)).astype(np.int64)]
-    return np.concatenate((vm.ram.pages()[vm.ram.index(pages[:split])], system))
-
-
 def vm_facts(epoch: EpochFile) -> VmFacts:
     """What the image says of its VM.
 

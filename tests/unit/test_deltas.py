@@ -16,7 +16,7 @@ import zstandard
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.compare import differences
-from checkpoint.deltas import FIRST, NOTE_DELTAS, _unpack
+from checkpoint.deltas import FIRST, NOTE_DELTAS, _unpack, new_decompressor
 from checkpoint.elf import NOTE_META, NOTE_NAME
 from checkpoint.errors import ImageError
 from checkpoint.export import compact, kept_notes
@@ -244,12 +244,12 @@ def test_pages_that_did_not_change_cost_no_file(tmp_path: Path, monkeypatch: pyt
 def test_frames_say_how_large_they_are() -> None:
     """One that does not could make us unpack without end."""
     data = bytes(DIFFERENCE)
-    assert _unpack(zstandard.ZstdCompressor().compress(data), 1) == data
+    assert _unpack(new_decompressor(), zstandard.ZstdCompressor().compress(data), 1) == data
     for wrong, pages in ((zstandard.ZstdCompressor(write_content_size=False).compress(data), 1), (data, 1)):
         with pytest.raises(ValueError, match="frame"):
-            _unpack(wrong, pages)
+            _unpack(new_decompressor(), wrong, pages)
     with pytest.raises(ValueError, match="frame"):
-        _unpack(zstandard.ZstdCompressor().compress(data * 2), 1)
+        _unpack(new_decompressor(), zstandard.ZstdCompressor().compress(data * 2), 1)
 
 
 def test_what_a_rollback_puts_together_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

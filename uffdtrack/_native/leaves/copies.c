@@ -119,6 +119,17 @@ int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const in
 	return end - out;
 }
 
+static inline void xor_stretch(uint8_t *at, const uint8_t *from)
+{
+	uint64_t x[2], y[2];
+
+	memcpy(x, from, UT_STRETCH);
+	memcpy(y, at, UT_STRETCH);
+	y[0] ^= x[0];
+	y[1] ^= x[1];
+	memcpy(at, y, UT_STRETCH);
+}
+
 int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size)
 {
 	const uint8_t *end = from + size;
@@ -129,22 +140,16 @@ int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t
 		if (end - from < UT_STRETCHES / 8)
 			return -EINVAL;
 		from += UT_STRETCHES / 8;
-		for (int k = 0; k < UT_STRETCHES; k++) {
-			if (!(bits[k / 8] >> k % 8 & 1))
-				continue;
-			if (end - from < UT_STRETCH)
-				return -EINVAL;
-			if (rows[i] >= 0) {
-				uint8_t *at = to + rows[i] * UT_PAGE + k * UT_STRETCH;
-				uint64_t x[2], y[2];
+		for (int word = 0; word < UT_STRETCHES / 64; word++) {
+			uint64_t left;
 
-				memcpy(x, from, UT_STRETCH);
-				memcpy(y, at, UT_STRETCH);
-				y[0] ^= x[0];
-				y[1] ^= x[1];
-				memcpy(at, y, UT_STRETCH);
+			memcpy(&left, bits + word * 8, 8);
+			if (end - from < __builtin_popcountll(left) * UT_STRETCH)
+				return -EINVAL;
+			for (; left; left &= left - 1, from += UT_STRETCH) {
+				if (rows[i] >= 0)
+					xor_stretch(to + rows[i] * UT_PAGE + (word * 64 + __builtin_ctzll(left)) * UT_STRETCH, from);
 			}
-			from += UT_STRETCH;
 		}
 	}
 	return from == end ? 0 : -EINVAL;
