@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 
 _PLAIN = frozenset((bool, int, float, str))
 _fields: dict[type, tuple[list[str], Callable[[Any], tuple[Any, ...]]]] = {}
+_keys: dict[type, frozenset[str]] = {}
+_stored: dict[type, list[tuple[str, type[Row] | None, bool]]] = {}
 
 
 def _fields_of(kind: type) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
@@ -20,6 +22,18 @@ def _fields_of(kind: type) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]
         # With one name, or none, attrgetter() is of another kind.
         one_by_one = lambda row: tuple(getattr(row, name) for name in names)  # noqa: E731
         known = _fields[kind] = names, attrgetter(*names) if len(names) > 1 else one_by_one
+    return known
+
+
+def _stored_of(kind: type[Row]) -> list[tuple[str, type[Row] | None, bool]]:
+    """Of each field the name, what it is if it is a row itself, and whether every version has stored it."""
+    known = _stored.get(kind)
+    if known is None:
+        assert is_dataclass(kind)
+        known = _stored[kind] = [
+            (part.name, kind.rows.get(part.name), part.default is MISSING and part.default_factory is MISSING)
+            for part in fields(kind)
+        ]
     return known
 
 
@@ -55,14 +69,15 @@ class Row:
         return out
 
     @classmethod
-    def names(cls) -> set[str]:
+    def names(cls) -> frozenset[str]:
         """The keys that an object can have."""
-        assert is_dataclass(cls)
-        found = {"schema"}
-        for part in fields(cls):
-            kind = cls.rows.get(part.name)
-            found |= kind.names() if kind and kind.among else {part.name}
-        return found
+        known = _keys.get(cls)
+        if known is None:
+            found = {"schema"}
+            for name, kind, _ in _stored_of(cls):
+                found |= kind.names() if kind and kind.among else {name}
+            known = _keys[cls] = frozenset(found)
+        return known
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -71,15 +86,13 @@ class Row:
         Raises:
             KeyError, TypeError: a field is missing that every version has, or is no object.
         """
-        assert is_dataclass(cls)
         values: dict[str, Any] = {}
-        for part in fields(cls):
-            kind = cls.rows.get(part.name)
+        for name, kind, required in _stored_of(cls):
             if kind and kind.among:
-                values[part.name] = kind.of_json(stored)
-            elif part.name in stored:
-                value = stored[part.name]
-                values[part.name] = kind.of_json(value) if kind else value
-            elif part.default is MISSING and part.default_factory is MISSING:
-                raise KeyError(part.name)
+                values[name] = kind.of_json(stored)
+            elif name in stored:
+                value = stored[name]
+                values[name] = kind.of_json(value) if kind else value
+            elif required:
+                raise KeyError(name)
         return cls(**values)

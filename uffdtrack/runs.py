@@ -61,14 +61,18 @@ def run_starts(pages: Pages) -> Rows:
     """Where in `pages` a run of consecutive numbers begins."""
     new = np.ones(len(pages), bool)
     new[1:] = pages[1:] != pages[:-1] + np.uint64(1)
-    return np.flatnonzero(new)
+    return new.nonzero()[0]
 
 
 def page_runs(pages: Pages) -> npt.NDArray[np.uint64]:
     """Page numbers as ranges of page numbers: shape (n, 2), start inclusive and end exclusive."""
     first = run_starts(pages)
-    last = np.append(first[1:], len(pages))[: len(first)] - 1
-    return np.stack((pages[first], pages[last] + np.uint64(1)), axis=1)
+    runs = np.empty((len(first), 2), np.uint64)
+    runs[:, 0] = pages[first]
+    if len(first):
+        runs[:-1, 1], runs[-1, 1] = pages[first[1:] - 1], pages[-1]
+        runs[:, 1] += np.uint64(1)
+    return runs
 
 
 def to_runs(pages: Pages) -> Runs:
@@ -167,6 +171,8 @@ def between(pages: Pages, start: int, end: int) -> slice:
 
 def indices_within(pages: Pages, runs: Runs) -> Rows:
     """The indices of the pages that lie in address ranges: cheap for few ranges and many pages."""
+    if not len(runs):
+        return np.empty(0, np.int64)
     first, end = np.searchsorted(pages, runs // np.uint64(PAGE)).T
     return spread(first, end - first)
 

@@ -181,6 +181,7 @@ class VmTarget:
     def _window(self, taken: Taken) -> Window:
         data, zero, contents = self._parted(taken.pages, taken.copied)
         started, stopped, harvested, done = taken.times
+        full, found = taken.touched
         return Window(
             regions=self.regions,
             threads=[vcpu_thread(i, state) for i, state in enumerate(self.states)],
@@ -191,7 +192,7 @@ class VmTarget:
             unreadable=0,
             compared=1,
             scanned=self.tracker.traits.cost == "O(size)",
-            touched=len(np.union1d(*taken.touched)),
+            touched=len(np.union1d(full, found)) if len(full) else len(found),
             stop_us=(stopped - started) * 1e6,
             harvest_us=(harvested - stopped) * 1e6,
             copy_us=(done - harvested) * 1e6,
@@ -212,7 +213,11 @@ class VmTarget:
 
     def _harvested(self, gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Note harvested pages: they are pending from here on, whatever fails next."""
-        pages = np.unique(gfn)
+        if not len(gfn):
+            return gfn
+        pages = np.sort(gfn)
+        if (pages[1:] == pages[:-1]).any():
+            pages = np.unique(pages)
         self.pending.add(to_runs(pages), _NONE)
         return pages
 
