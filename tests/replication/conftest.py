@@ -1,4 +1,4 @@
-"""Fixtures: keys of two hosts, and NATS servers of both versions."""
+"""Fixtures: keys of two hosts, NATS servers of both versions, a starter of processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from checkpoint.replication.links.credentials import Credentials
 from checkpoint.replication.links.keys import make_pair
+from tests.contract.conftest import need_kvm
 from tests.replication.servers import Server
+from tests.replication.zygote import Zygote
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,11 @@ def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serve
     """A server that the test may kill."""
     with Server(request.param, tmp_path / "nats") as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def zygote(kernel: None) -> Iterator[Zygote]:
+    """It starts the command line, for guests."""
+    need_kvm()
+    with Zygote() as zygote:
+        yield zygote

@@ -1,0 +1,71 @@
+"""What breaks replication on purpose, in a process that the zygote starts: negative controls, and reports.
+
+Each of `PATCHES` makes one rule of docs/fault-tolerance.md untrue; an oracle has to see that.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from checkpoint.cli import handover, standby
+from checkpoint.replication import outgoing, replica, socket_channel
+from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.standby import StandbyEdge
+
+TIP = "tip of the output: "
+"""The standby says so, and up to where it has the guest's output, when it takes over."""
+ANSWER = 1.0
+"""Seconds that a guest stands for the answer to a switchover."""
+
+
+def prepare() -> None:
+    """What is the same in all processes of these tests: reports, and SIGUSR2 asks for a switchover."""
+    run = standby.run_taken_over
+
+    def run_and_tell(edge: StandbyEdge, *rest: Any) -> None:
+        held = edge.replica.output
+        print(TIP, *held.start, *held.end, file=sys.stderr, flush=True)
+        run(edge, *rest)
+
+    standby.run_taken_over = run_and_tell
+    handover.ANSWER = ANSWER
+    start = ActiveEdge.start
+
+    def start_and_listen(edge: ActiveEdge) -> None:
+        start(edge)
+        signal.signal(signal.SIGUSR2, lambda *_: threading.Thread(target=edge.ask, daemon=True).start())
+
+    ActiveEdge.start = start_and_listen  # type: ignore[method-assign]
+
+
+def release_early() -> None:
+    """The active does not wait for acknowledgements (rule 1)."""
+    outgoing.Outgoing.wait = lambda self, life, digest: None  # type: ignore[method-assign]
+
+
+def merge_late() -> None:
+    """The standby acknowledges an epoch that it merges when the next one has come (rule 2)."""
+    merge, late = replica.Replica.merge, list[Any]()
+
+    def merge_one_before(self: replica.Replica, received: replica.Received) -> None:
+        if received.base:
+            late.clear()
+        late.append(received)
+        if len(late) > 1 or received.base:
+            merge(self, late.pop(0))
+
+    replica.Replica.merge = merge_one_before  # type: ignore[method-assign]
+
+
+def close_slowly() -> None:
+    """It does not matter how long it takes to close a link to somebody who reads no more."""
+    socket_channel.CLOSE_SECONDS = 3600.0
+
+
+PATCHES: dict[str, Callable[[], None]] = {
+    "release-early": release_early, "merge-late": merge_late, "close-slowly": close_slowly
+}  # fmt: skip

@@ -1,0 +1,282 @@
+"""One injection: a real active and a real standby, a failure at a step, and what the outside has seen then.
+
+A trial goes like this: both start; the failure comes at its step; what it holds up is let go on after a
+while; a standby that is dead is replaced; the guest has to go on for the outside. Then the active is killed,
+if it lives, and the guest has to go on at the standby. At the end all that was seen is checked, all chains
+are verified, and whoever still runs ends in good order.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint.chain import Chain
+from checkpoint.replication.frames import Kind
+from tests.helpers import DEADLINE
+from tests.replication.faults import TIP
+from tests.replication.outside import OneFile, Outside, OutsideError, Packets, Streams
+from tests.replication.relay import Relay, Trigger
+from tests.replication.zygote import Hook, Started, Zygote
+
+DEADLINE_OF_LINK = 0.15
+"""Seconds, of both sides. If this host is so busy that one is silent for longer, that is a failure more."""
+ASK_EVERY = 0.2
+MORE = 4
+"""So many numbers the guest has to print, or send, to have gone on."""
+PACE = 60_000
+CHECK_PACE = 300
+
+GUESTS: dict[str, Callable[[Path], Outside]] = {
+    "count": Streams,
+    "count to a file": OneFile,
+    "check": lambda directory: Streams(directory, CHECK_PACE),
+    "beacon": lambda directory: Packets(asks=False),
+    "echo": lambda directory: Packets(asks=True),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in a trial.
+
+    Attributes:
+        failure: of `FAILURES`.
+        kind, when, nth: the message at which it comes, see `Trigger`; kind None: by a hook.
+        hold: seconds until what it holds up goes on.
+        hooks: of the active and the standby.
+        switch: the active is asked for a switchover.
+        until: the guest ends after so many numbers; 0: it does not.
+        fence: a command of the standby's, which may say $ACTIVE for the active's pid; "": both have the lock.
+    """
+
+    failure: str
+    kind: Kind | None
+    when: str = "after"
+    nth: int = 1
+    hold: float = 1.5 * DEADLINE_OF_LINK
+    guest: str = "count"
+    every: str = "3ms"
+    hooks: tuple[Sequence[Hook], Sequence[Hook]] = ((), ())
+    switch: bool = False
+    until: int = 0
+    fence: str = ""
+
+
+class Trial:
+    """The processes of one injection, in a directory of their own. A context manager."""
+
+    def __init__(self, zygote: Zygote, plan: Plan, disk: Path | None = None) -> None:
+        """Args: disk: a small one for the chain of the first standby, which can be full."""
+        self.plan = plan
+        self.zygote = zygote
+        self._disk = disk
+        self.standbys: list[Started] = []
+        self.chains: list[Path] = []
+        self.active: Started | None = None
+        self._asked = 0.0
+
+    def __enter__(self) -> Trial:
+        with ExitStack() as stack:
+            self.place = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="uffdtrack-test-"))
+            stack.callback(shutil.rmtree, self.place)
+            self.outside = GUESTS[self.plan.guest](self.place)
+            stack.callback(self.outside.close)
+            self.relay = stack.enter_context(Relay(self.place / "relay", self.place / "standby"))
+            stack.callback(self._kill_all)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._open:
+            pass
+
+    def _kill_all(self) -> None:
+        for process in [*self.standbys, *filter(None, [self.active])]:
+            process.kill()
+            process.wait(DEADLINE)
+
+    # -- who takes part ---------------------------------------------------------------------------
+
+    @property
+    def standby(self) -> Started:
+        return self.standbys[-1]
+
+    def start_standby(self) -> None:
+        n = len(self.standbys)
+        chain = (self._disk or self.place) / "c0" if not n else self.place / f"c{n}"
+        words = ["standby", "--listen", f"unix:{self.place / 'standby'}", "-o", chain, "--fence", self._fence]
+        hooks = self.plan.hooks[1] if not n else ()
+        self.standbys.append(self._start(1, words, self.place / f"standby{n}.log", hooks=hooks))
+        self.chains.append(chain)
+        self.relay.whole = 0
+        until(lambda: "listening" in self.standby.said or self.standby.has_ended(), "it listens", self)
+
+    def start_active(self) -> None:
+        guest, plan = self.plan.guest.split()[0], self.plan
+        words = ["vm", "run", guest, "--ram", "1MiB", "--every", plan.every, "--until", plan.until,
+                 "--replicate", f"unix:{self.place / 'relay'}"]  # fmt: skip
+        words += [] if plan.fence else ["--fence", self._fence]
+        pace = CHECK_PACE if guest == "check" else 1 if guest == "echo" else PACE
+        self.active = self._start(0, words, self.place / "active.log", pace, plan.hooks[0])
+        (self.place / "active.pid").write_text(str(self.active.pid))
+
+    @property
+    def _fence(self) -> str:
+        if not self.plan.fence:
+            return f"lock:{self.place / 'lock'}"
+        return f"ACTIVE=$(cat {self.place / 'active.pid'}); {self.plan.fence}"
+
+    def _start(
+        self, role: int, words: list[object], log: Path, pace: int = 0, hooks: Sequence[Hook] = ()
+    ) -> Started:
+        words += [*self.outside.options[role], "--deadline", f"{DEADLINE_OF_LINK * 1e3:g}ms"]
+        return self.zygote.start(words, log, pace, hooks)
+
+    # -- the course -------------------------------------------------------------------------------
+
+    def run(self) -> Trial:
+        """All of it. Raises: AssertionError: something is wrong; with what both have said."""
+        try:
+            self.begin()
+            self.fail()
+            self.recover()
+            self.move()
+            self.check()
+        except AssertionError as error:
+            raise type(error)(f"{error}\n{self.plan}\n{self.logs()}") from error
+        return self
+
+    def begin(self) -> None:
+        """Both run, and the failure is set."""
+        from tests.replication.failures import FAILURES
+
+        plan, self.fired = self.plan, lambda: True
+        inject, self._let_go = FAILURES[plan.failure]
+        if plan.kind:
+            trigger = Trigger(plan.kind, plan.when, plan.nth, lambda: inject(self))
+            self.relay.trigger, self.fired = trigger, trigger.fired.is_set
+        self.start_standby()
+        self.start_active()
+        if plan.switch:
+            self.await_progress(0)
+
+    def fail(self) -> None:
+        """Wait until the failure has come, and for a while; then let go on what it has held up."""
+        if self.plan.kind:
+            until(lambda: self.fired() or self.was_fenced() or self.ask_again(), "the step comes", self)
+        else:
+            hooks = zip((self.active, self.standby), self.plan.hooks, strict=True)
+            doomed = [p for p, of_it in hooks if p and any(one.where for one in of_it)]
+            until(lambda: all(p.has_ended() or is_stopped(p.pid) for p in doomed), "the step comes", self)
+        time.sleep(self.plan.hold)
+        self._let_go(self)
+
+    def ask_again(self) -> bool:
+        """Ask for a switchover now and then, if that is the plan: there may be no link just then."""
+        assert self.active
+        if self.plan.switch and time.monotonic() > self._asked + ASK_EVERY:
+            self._asked = time.monotonic()
+            self.active.send(signal.SIGUSR2)
+        return False
+
+    def recover(self) -> None:
+        """Whoever is left goes on."""
+        if not self.plan.until:
+            if self.standby.has_ended(0.001) and not self.is_active_over():
+                self.start_standby()
+            self.await_progress(self.outside.count())
+
+    def move(self) -> None:
+        """The guest goes on at the standby, if it is not there yet."""
+        if not self.plan.until:
+            assert self.active
+            self.active.kill()
+            until(lambda: self.has_moved() or self.is_guest_lost(), "the standby takes over", self)
+            self.await_progress(self.outside.count())
+
+    def check(self) -> None:
+        """What the outside has seen, the chains, and how all have ended."""
+        assert self.active
+        if not self.plan.until:
+            self.standby.send(signal.SIGINT)
+        statuses = [self.active.wait(DEADLINE), *(one.wait(DEADLINE) for one in self.standbys)]
+        assert not self.crashed(), "a process has crashed, or the guest is torn"
+        self.outside.check(self.known(), self.tip())
+        if self.outside.count() and not self.relay.acknowledged and not self.has_moved():
+            raise OutsideError("something was released, and nothing was acknowledged")
+        if self.plan.until and self.outside.count() != self.plan.until:
+            raise OutsideError(f"the guest has ended with {self.outside.count()}")
+        assert statuses[-1] in (0, -signal.SIGKILL), statuses
+        for chain in self.chains:
+            if list(chain.glob("*.core")):
+                Chain(chain).verify(b"")
+        assert statuses[-1] or not list(self.chains[-1].glob(".epoch*"))
+
+    # -- what is so -------------------------------------------------------------------------------
+
+    def has_moved(self) -> bool:
+        return TIP in self.standby.said
+
+    def was_fenced(self) -> bool:
+        """Whether the standby has killed the active: it is enough that this host was busy for a moment."""
+        assert self.active
+        return bool(self.plan.fence) and self.active.has_ended()
+
+    def is_active_over(self) -> bool:
+        """Whether it has ended, or has handed the guest over."""
+        assert self.active
+        return self.active.has_ended() or "handed over" in self.active.said
+
+    def is_guest_lost(self) -> bool:
+        """Whether no process may run it: the active has ended, and the standby has no whole epoch."""
+        assert self.active
+        if not self.active.has_ended():
+            return False
+        return self.standby.has_ended() or not self.relay.whole
+
+    def await_progress(self, since: int) -> None:
+        def goes_on() -> bool:
+            return self.outside.count() >= since + MORE or self.is_guest_lost()
+
+        until(goes_on, f"the guest goes on behind {since}", self)
+
+    def crashed(self) -> bool:
+        for process in [*filter(None, [self.active]), *self.standbys]:
+            if "Traceback" in process.said or "ended with code" in process.said:
+                return process.has_ended(DEADLINE)
+        return False
+
+    def known(self) -> int:
+        """What of the output the standby knew to be released."""
+        return self.relay.known[isinstance(self.outside, Packets)]
+
+    def tip(self) -> int | None:
+        """Up to where the standby had the output when it took over."""
+        found = re.search(f"{TIP} (\\d+) (\\d+) (\\d+) (\\d+)", self.standby.said)
+        return int(found[3 + isinstance(self.outside, Packets)]) if found else None
+
+    def logs(self) -> str:
+        said = [
+            (p.log.name, p.pid, p.has_ended(), p.said) for p in (*filter(None, [self.active]), *self.standbys)
+        ]
+        return "\n".join(f"-- {name} ({pid}{', ended' * ended})\n{text}" for name, pid, ended, text in said)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def until(condition: Callable[[], bool], what: str, trial: Trial) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + DEADLINE
+    while not trial.outside.wait(condition, 0.002):
+        assert not trial.crashed(), "a process has crashed, or the guest is torn"
+        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {what} ({trial.outside.count()})"

@@ -1,0 +1,111 @@
+"""The failure matrix: each failure at each step."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from checkpoint.replication.frames import Kind
+from tests.replication.failures import FAILURES
+from tests.replication.injection import DEADLINE_OF_LINK, GUESTS, Plan
+from tests.replication.relay import AFTER, BEFORE, WITHIN
+from tests.replication.zygote import Hook
+
+UNTIL = 40
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step at which something fails.
+
+    Attributes:
+        name: for the table.
+        kind, least, most: of a message, and which one of its kind, by chance.
+        hooks: of the active, and of the standby: places in them.
+    """
+
+    name: str
+    kind: Kind | None = None
+    least: int = 1
+    most: int = 1
+    switch: bool = False
+    until: int = 0
+    active: tuple[str, ...] = ()
+    standby: tuple[str, ...] = ()
+
+
+REPLICATION = "checkpoint.replication"
+STEPS = [
+    Step("greeting (HELLO)", Kind.HELLO, 1, 2),
+    Step("base begins (BEGIN)", Kind.BEGIN),
+    Step("base under way (PART)", Kind.PART),
+    Step("base whole (END)", Kind.END),
+    Step("base acknowledged (ACK)", Kind.ACK),
+    Step("epoch begins (BEGIN)", Kind.BEGIN, 2, 12),
+    Step("epoch under way (PART)", Kind.PART, 2, 12),
+    Step("epoch whole (END)", Kind.END, 2, 12),
+    Step("epoch acknowledged (ACK)", Kind.ACK, 2, 12),
+    Step("heartbeat (BEAT)", Kind.BEAT, 1, 5),
+    Step("switchover asked (FINAL)", Kind.FINAL, switch=True),
+    Step("switchover answered (READY)", Kind.READY, switch=True),
+    Step("handed over (GO)", Kind.GO, switch=True),
+    Step("taken over (TAKEN)", Kind.TAKEN, switch=True),
+    Step("guest ended (BYE)", Kind.BYE, until=UNTIL),
+    Step(
+        "in the active", None, 1, 12,
+        active=(
+            "checkpoint.targets.vm:VmTarget.window",
+            f"{REPLICATION}.sink:LinkDraft.finish",
+            f"{REPLICATION}.active_link:ActiveLink._ended",
+            f"{REPLICATION}.outgoing:Outgoing.acknowledge",
+            f"{REPLICATION}.held:HeldOutput.acknowledged",
+            "kvmglue.outbox:Outbox._release_serial",
+            "kvmglue.outbox:Outbox._release_packets",
+        ),
+    ),
+    Step(
+        "in the standby", None, 1, 12,
+        standby=(
+            f"{REPLICATION}.replica:Replica.part",
+            f"{REPLICATION}.replica:Replica.end",
+            f"{REPLICATION}.replica:Replica.merge",
+            f"{REPLICATION}.mirror:Mirror._write",
+            f"{REPLICATION}.standby:StandbyEdge._merge",
+            f"{REPLICATION}.store:Store._write_group",
+            f"{REPLICATION}.store:Store._name",
+        ),
+    ),
+]  # fmt: skip
+NAMES = [step.name for step in STEPS]
+KILLS = {"active": "active killed", "standby": "standby killed"}
+PAUSES = {"active": "active paused", "standby": "standby paused"}
+MATRIX = [name for name in FAILURES if name != "none"]
+"""The failures, as the columns of the table."""
+
+
+def failures_of(step: Step) -> list[str]:
+    """Those that can come at a step."""
+    for role in ("active", "standby"):
+        if getattr(step, role):
+            return [KILLS[role], PAUSES[role]]
+    return MATRIX
+
+
+def plan(step: Step, failure: str, seed: int) -> Plan:
+    """A trial; all that is by chance in it comes from the seed."""
+    rng = random.Random(f"{step.name} {failure} {seed}")
+    nth = rng.randint(step.least, step.most)
+    hooks: list[list[Hook]] = [[], []]
+    for who, places in enumerate((step.active, step.standby)):
+        if places:
+            do = "kill" if "killed" in failure else "stop"
+            hooks[who].append(Hook(rng.choice(places), do, nth, after=rng.random() < 0.5))
+    return Plan(
+        failure, step.kind, rng.choice((BEFORE, WITHIN, AFTER)), nth,
+        hold=rng.choice((0.0, 0.3, 0.9, 1.1, 2.0)) * DEADLINE_OF_LINK,
+        guest=rng.choice([name for name in GUESTS if not (step.until and name == "check")]),
+        every=rng.choice(("1ms", "3ms", "10ms", "output")),
+        hooks=(hooks[0], hooks[1]),
+        switch=step.switch,
+        until=step.until,
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Failures of an active, its standby and their link: what the outside has seen, and oracles that can fail.
+
+A selection; all of the matrix is in test_failure_matrix.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from checkpoint.replication.frames import Kind
+from tests.replication.injection import DEADLINE_OF_LINK, Plan, Trial
+from tests.replication.outside import OutsideError
+from tests.replication.relay import AFTER, BEFORE, WITHIN
+from tests.replication.zygote import Hook, Zygote
+
+LONG = 4 * DEADLINE_OF_LINK
+REPLICA = "checkpoint.replication.replica:Replica"
+RELEASES = Hook("kvmglue.outbox:Outbox.release", "stop", 4)
+SLOW_CLOSE = Hook("", "close-slowly")
+RELEASED = Hook("checkpoint.replication.held:HeldOutput.acknowledged", "kill", 4, after=True)
+
+SELECTION = [
+    Plan("active killed", Kind.END, WITHIN, 6, guest="echo"),
+    Plan("active killed", Kind.ACK, BEFORE, 5, guest="count to a file"),
+    Plan("active lost", Kind.PART, AFTER, 6, guest="check"),
+    Plan("active paused", Kind.ACK, BEFORE, 4, guest="beacon", hold=LONG),
+    Plan("standby killed", Kind.BEGIN, AFTER, 4, guest="echo", every="output"),
+    Plan("standby paused", Kind.END, BEFORE, 5, guest="count", hold=LONG),
+    Plan("link cut", Kind.ACK, BEFORE, 6, guest="echo"),
+    Plan("partition back", Kind.BEAT, AFTER, 2, guest="count", hold=LONG),
+    Plan("active killed", Kind.READY, AFTER, switch=True, guest="echo"),
+    Plan("link cut", Kind.GO, BEFORE, switch=True, guest="check"),
+    Plan(
+        "active paused", Kind.ACK, BEFORE, 5, hooks=((), [SLOW_CLOSE]), guest="echo", fence="kill -9 $ACTIVE"
+    ),
+    Plan("link cut", Kind.BYE, BEFORE, until=30, guest="beacon"),
+    Plan("standby killed", None, hooks=((), [Hook(f"{REPLICA}.merge", "kill", 5)]), guest="echo"),
+]
+
+
+@pytest.fixture
+def small_disk(root: None, tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs with room for some hundred epochs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("plan", SELECTION, ids=lambda p: f"{p.failure}, {p.kind and p.kind.name}, {p.guest}")
+def test_the_outside_sees_one_guest(zygote: Zygote, plan: Plan) -> None:
+    with Trial(zygote, plan) as trial:
+        trial.run()
+
+
+def test_disk_of_the_standby_is_full(zygote: Zygote, small_disk: Path) -> None:
+    """It follows, and takes over, from memory; what is on disk is a chain up to there."""
+    with Trial(zygote, Plan("disk full", Kind.END, BEFORE, 6, guest="echo"), small_disk) as trial:
+        trial.run()
+
+
+@pytest.mark.parametrize("guest", ["count", "echo"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("active lost", Kind.END, BEFORE, 6, hooks=([Hook("", "release-early")], ())),
+        Plan("active killed", None, hooks=([RELEASED], [Hook("", "merge-late")]), every="40ms"),
+        Plan("active paused", None, hooks=([RELEASES], ()), every="40ms", hold=LONG, fence="true"),
+    ],
+    ids=["release before acknowledge", "acknowledge before merge", "a fence that lies"],
+)
+def test_oracles_see_a_broken_rule(zygote: Zygote, plan: Plan, guest: str) -> None:
+    with pytest.raises(OutsideError):
+        for _ in range(5):  # what is released, or merged, at that instant is up to chance
+            with Trial(zygote, replace(plan, guest=guest)) as trial:
+                trial.run()
