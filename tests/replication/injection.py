@@ -22,7 +22,8 @@ from checkpoint.chain import Chain
 from checkpoint.replication.frames import Kind
 from tests.helpers import DEADLINE
 from tests.replication.faults import TIP
-from tests.replication.outside import OneFile, Outside, OutsideError, Packets, Streams
+from tests.replication.outside import OneFile, Outside, OutsideError, Streams
+from tests.replication.packets import Datagrams, Packets, Taps
 from tests.replication.relay import Relay, Trigger
 from tests.replication.zygote import Hook, Started, Zygote
 
@@ -38,9 +39,14 @@ GUESTS: dict[str, Callable[[Path], Outside]] = {
     "count": Streams,
     "count to a file": OneFile,
     "check": lambda directory: Streams(directory, CHECK_PACE),
-    "beacon": lambda directory: Packets(asks=False),
-    "echo": lambda directory: Packets(asks=True),
+    "beacon": lambda directory: Datagrams(asks=False),
+    "echo": lambda directory: Datagrams(asks=True),
+    "echo on a TAP": lambda directory: Taps(asks=True),
 }
+
+
+class Stalled(AssertionError):
+    """It does not go on."""
 
 
 @dataclass(frozen=True)
@@ -279,4 +285,5 @@ def until(condition: Callable[[], bool], what: str, trial: Trial) -> None:
     deadline = time.monotonic() + DEADLINE
     while not trial.outside.wait(condition, 0.002):
         assert not trial.crashed(), "a process has crashed, or the guest is torn"
-        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {what} ({trial.outside.count()})"
+        if time.monotonic() > deadline:
+            raise Stalled(f"not within {DEADLINE} s: {what} ({trial.outside.count()})")

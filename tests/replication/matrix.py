@@ -12,6 +12,9 @@ from tests.replication.relay import AFTER, BEFORE, WITHIN
 from tests.replication.zygote import Hook
 
 UNTIL = 40
+EVERYWHERE = [name for name in GUESTS if "TAP" not in name]
+BY_THEMSELVES = [name for name in EVERYWHERE if name != "check"]
+"""They end by themselves."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ STEPS = [
             f"{REPLICATION}.replica:Replica.end",
             f"{REPLICATION}.replica:Replica.merge",
             f"{REPLICATION}.mirror:Mirror._write",
-            f"{REPLICATION}.standby:StandbyEdge._merge",
+            f"{REPLICATION}.standby:StandbyEdge._take_epoch",
             f"{REPLICATION}.store:Store._write_group",
             f"{REPLICATION}.store:Store._name",
         ),
@@ -103,7 +106,7 @@ def plan(step: Step, failure: str, seed: int) -> Plan:
     return Plan(
         failure, step.kind, rng.choice((BEFORE, WITHIN, AFTER)), nth,
         hold=rng.choice((0.0, 0.3, 0.9, 1.1, 2.0)) * DEADLINE_OF_LINK,
-        guest=rng.choice([name for name in GUESTS if not (step.until and name == "check")]),
+        guest=rng.choice(BY_THEMSELVES if step.until else EVERYWHERE),
         every=rng.choice(("1ms", "3ms", "10ms", "output")),
         hooks=(hooks[0], hooks[1]),
         switch=step.switch,

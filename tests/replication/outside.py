@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 ACTIVE, STANDBY = 0, 1
-NUMBER = struct.Struct("<Q")
-_SO_RCVBUFFORCE = 33  # socket(7)
-AT = 14
-"""Of the number in a packet (kvmglue/_native/guest.c)."""
 
 
 class OutsideError(AssertionError):
@@ -191,90 +185,6 @@ class OneFile(Outside):
         right = counted(len(data), self._step)
         if not right.startswith(data):
             raise OutsideError(f"the file has {_differs(data, right)}")
-
-
-class Packets(Outside):
-    """Network devices that lead to one socket; an echo guest is asked all the time."""
-
-    _next = 0
-
-    def __init__(self, asks: bool) -> None:
-        super().__init__()
-        Packets._next += 1
-        host = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
-        base = 1 + Packets._next % 80 * 3
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
-        self._socket.bind((f"{host}.{base}", 0))
-        to = "{}:{}".format(*self._socket.getsockname())
-        self._own = [(f"{host}.{base + 1 + who}", 7000) for who in (ACTIVE, STANDBY)]
-        self.options = tuple(("--net", f"udp:{own}:{port},{to}") for own, port in self._own)  # type: ignore[assignment]
-        self.seen: list[tuple[int, int, bytes]] = []
-        self._numbers = [0, 0]
-        self._asked = 0 if asks else None
-        self._slow = 1.0 if asks else None
-        self.start()
-
-    def close(self) -> None:
-        super().close()
-        self._socket.close()
-
-    def _record_all(self) -> None:
-        poll = select.poll()
-        for fd in (self._socket.fileno(), self._ends):
-            poll.register(fd, select.POLLIN)
-        while self._readable(poll) is not None:
-            if self._asked is not None:
-                self._ask()
-            with self.changed:
-                for data, sender in self._received():
-                    who = self._own.index(sender)
-                    number = NUMBER.unpack_from(data, AT)[0]
-                    self.seen.append((who, number, data))
-                    self._numbers[who] = max(self._numbers[who], number)
-                self.changed.notify_all()
-
-    def _received(self) -> Iterator[tuple[bytes, tuple[str, int]]]:
-        while True:
-            try:
-                yield self._socket.recvfrom(2048)
-            except BlockingIOError:
-                return
-
-    def _ask(self) -> None:
-        """A question that was never asked before, so that each answer is one that nobody else could give."""
-        assert self._asked is not None
-        self._asked += 1
-        for own in self._own:
-            self._socket.sendto(NUMBER.pack(self._asked), own)
-
-    @property
-    def has_moved(self) -> bool:
-        return self._numbers[STANDBY] > 0
-
-    def count(self) -> int:
-        return max(self._numbers)
-
-    def check(self, known: int, tip: int | None) -> None:
-        answers: dict[int, bytes] = {}
-        moved = False
-        first = 0
-        for who, number, data in self.seen:
-            moved |= who == STANDBY
-            if who == ACTIVE and moved:
-                raise OutsideError(f"the active has sent packet {number} behind the standby's first one")
-            if answers.setdefault(number, data) != data:
-                raise OutsideError(f"there are two packets {number}, and they differ")
-            if number > len(answers):
-                raise OutsideError(f"packet {number} came, and {len(answers)} before it")
-            if who == STANDBY and number <= known:
-                raise OutsideError(f"the standby repeats packet {number}, and knew of {known}")
-            first = max(first, number) if who == ACTIVE else first
-        sent = [number for who, number, _ in self.seen if who == ACTIVE]
-        if len(sent) != len(set(sent)):
-            raise OutsideError("the active has sent a packet twice")
-        if tip is not None and tip < first:
-            raise OutsideError(f"{first} packets were released, and the standby has {tip} of them")
 
 
 _counted: dict[int, bytes] = {}
