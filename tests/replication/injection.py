@@ -45,7 +45,7 @@ GUESTS: dict[str, Callable[[Path], Outside]] = {
 }
 
 
-class Stalled(AssertionError):
+class StallError(AssertionError):
     """It does not go on."""
 
 
@@ -286,4 +286,4 @@ def until(condition: Callable[[], bool], what: str, trial: Trial) -> None:
     while not trial.outside.wait(condition, 0.002):
         assert not trial.crashed(), "a process has crashed, or the guest is torn"
         if time.monotonic() > deadline:
-            raise Stalled(f"not within {DEADLINE} s: {what} ({trial.outside.count()})")
+            raise StallError(f"not within {DEADLINE} s: {what} ({trial.outside.count()})")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from checkpoint.replication.frames import Kind
-from tests.replication.injection import DEADLINE_OF_LINK, Plan, Stalled, Trial
+from tests.replication.injection import DEADLINE_OF_LINK, Plan, StallError, Trial
 from tests.replication.outside import OutsideError
 from tests.replication.relay import AFTER, BEFORE, WITHIN
 from tests.replication.run_matrix import small_disk
@@ -74,5 +74,5 @@ def test_disk_of_the_standby_is_full(root: None, zygote: Zygote) -> None:
 def test_oracles_see_a_broken_rule(zygote: Zygote, plan: Plan, guest: str) -> None:
     with pytest.raises(OutsideError):
         for _ in range(5):  # what is released, or merged, at that instant is up to chance
-            with Trial(zygote, replace(plan, guest=guest)) as trial, suppress(Stalled):
+            with Trial(zygote, replace(plan, guest=guest)) as trial, suppress(StallError):
                 trial.run()

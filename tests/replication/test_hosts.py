@@ -46,6 +46,7 @@ def cable(root: None) -> Iterator[Cable]:
             _ip("netns", "add", host)
             stack.callback(_ip, "netns", "del", host)
             _ip("link", "add", f"{host}-br", "type", "veth", "peer", "name", "eth0", "netns", host)
+            stack.callback(_ip, "link", "del", f"{host}-br")
             _ip("link", "set", f"{host}-br", "master", "uffdtrack-br", "up")
             _ip("-n", host, "addr", "add", f"{address}/24", "dev", "eth0")
             _ip("-n", host, "link", "set", "eth0", "up")
@@ -65,8 +66,8 @@ def test_a_cable_is_pulled_out(cable: Cable, spawn: Spawn, uffdtrack: Run, tmp_p
 
     def start(host: str, to: Path, *words: object) -> subprocess.Popen[bytes]:
         command = ("ip", "netns", "exec", host, sys.executable, "-m", "checkpoint", *words, *common)
-        with to.open("wb") as said:
-            return spawn(*command, stderr=said)
+        with to.open("wb") as stderr:
+            return spawn(*command, stderr=stderr)
 
     def said(pattern: str, of: Path) -> re.Match[str] | None:
         return re.search(pattern, of.read_text())
@@ -78,14 +79,10 @@ def test_a_cable_is_pulled_out(cable: Cable, spawn: Spawn, uffdtrack: Run, tmp_p
         was = lines()
         until(lambda: lines() >= was + more, what)
 
-    standby = start(
-        cable.hosts[1], log[0], "standby", "--listen", f"tls://{ADDRESSES[1]}:7071", "-o", tmp_path / "c"
-    )
+    where, every = f"tls://{ADDRESSES[1]}:7071", f"{1 + seed}ms"
+    standby = start(cable.hosts[1], log[0], "standby", "--listen", where, "-o", tmp_path / "c")
     until(lambda: said("listening", log[0]), "it listens")
-    where = f"tls://{ADDRESSES[1]}:7071"
-    active = start(
-        cable.hosts[0], log[1], "vm", "run", "count", "--replicate", where, "--every", f"{1 + seed}ms"
-    )
+    active = start(cable.hosts[0], log[1], "vm", "run", "count", "--replicate", where, "--every", every)
     goes_on("both run")
     cable.set(up=False)
     until(lambda: said("may not take over", log[0]), "the standby hears nothing")
