@@ -71,6 +71,7 @@ class Handover:
             why = str(error)
         finally:
             self._target.stands = False
+        edge.take_back()  # from now on it is ours, unless it has been given away by now
         if edge.is_resigned:
             stood_us = (time.perf_counter() - started) * 1e6
             to = edge.far_name
@@ -82,7 +83,6 @@ class Handover:
                 self.verdict = f"the guest was handed over to {to}, and no answer has come: look there"
             return True
         check_stopped(edge)
-        edge.take_back()
         self._target.vm.resume()
         self.verdict = f"no switchover, the guest goes on here: {why}"
         say(self.verdict)
