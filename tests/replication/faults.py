@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from checkpoint.cli import handover, standby
-from checkpoint.replication import outgoing, replica, socket_channel
+from checkpoint.replication import outgoing, replica
 from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.links import socket_channel
 from checkpoint.replication.standby import StandbyEdge
 
 TIP = "tip of the output: "

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint.chain import Chain
-from checkpoint.replication.frames import Kind
+from checkpoint.replication.links.frames import Kind
 from tests.helpers import DEADLINE
 from tests.replication.faults import TIP
 from tests.replication.outside import OneFile, Outside, OutsideError, Streams

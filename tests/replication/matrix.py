@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from checkpoint.replication.frames import Kind
+from checkpoint.replication.links.frames import Kind
 from tests.replication.failures import FAILURES
 from tests.replication.injection import DEADLINE_OF_LINK, GUESTS, Plan
 from tests.replication.relay import AFTER, BEFORE, WITHIN

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoint.replication.frames import HEADER, Kind
+from checkpoint.replication.links.frames import HEADER, Kind
 
 THERE, BACK = "there", "back"
 """From the active to the standby, and back."""

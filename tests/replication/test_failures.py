@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from checkpoint.replication.frames import Kind
+from checkpoint.replication.links.frames import Kind
 from tests.replication.injection import DEADLINE_OF_LINK, Plan, StallError, Trial
 from tests.replication.outside import OutsideError
 from tests.replication.relay import AFTER, BEFORE, WITHIN
