@@ -67,8 +67,14 @@ def replicate_vm(
         address = str(replicate.address)
         stack.enter_context(Control(lambda: active_row(edge, address), handover.request))
 
+        said = ""
+
         def look() -> bool:
+            nonlocal said
             held.release()
+            if held.error != said:
+                said = held.error
+                say(f"{said}; it is held, and tried again" if said else "output goes on")
             check_stopped(edge)
             return options.at_output and vm.has_output
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
 from kvmglue import Outbox, Positions
+from uffdtrack.errors import OutputError
 
 
 class HeldOutput:
@@ -13,12 +15,14 @@ class HeldOutput:
 
     Attributes:
         may_release: asked right before each release, with the lock that `stop` takes.
+        error: why a backend has not taken what it should have (a full disk); it is tried again.
     """
 
     def __init__(self, outbox: Outbox) -> None:
         self.may_release: Callable[[], bool] = lambda: True
         self._outbox = outbox
         self._upto: Positions = outbox.released
+        self.error = ""
         self._stopped = False
         self._lock = threading.Lock()
 
@@ -37,16 +41,26 @@ class HeldOutput:
         return self._outbox.released == self._upto
 
     def acknowledged(self, upto: Positions) -> None:
-        """The epochs that have the output up to there are acknowledged. In any thread.
-
-        Raises:
-            OutputError: a backend has failed; what it has not taken stays held.
-        """
+        """The epochs that have the output up to there are acknowledged. In any thread."""
         self._upto = upto
-        self.release()
+        with contextlib.suppress(OutputError):  # the session's thread tries again
+            self._release()
 
     def release(self) -> None:
-        """Release what a slow backend has not taken yet. Raises: as `acknowledged`."""
+        """Release what a slow backend, or one that has failed, has not taken yet; `error` says why.
+
+        Raises:
+            OutputError: its reader has gone. What it has not taken stays held.
+        """
+        try:
+            self._release()
+            self.error = ""
+        except OutputError as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                raise
+            self.error = str(error)
+
+    def _release(self) -> None:
         with self._lock:
             if not self._stopped and not self.is_all_out and self.may_release():
                 self._outbox.release(self._upto)

@@ -27,7 +27,7 @@ def active_row(edge: ActiveEdge, address: str) -> StatusRow:
         lag_bytes=outgoing.unacknowledged,
         lag_us=outgoing.lag_us,
         output_held=edge.output.held if edge.output else None,
-        error=None if linked else edge.why or None,
+        error=(edge.output.error if edge.output and linked else edge.why) or None,
     )
 
 

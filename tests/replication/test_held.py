@@ -1,0 +1,72 @@
+"""Output that is held: what leaves, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint.replication.held import HeldOutput
+from kvmglue import Order, Outbox, Vm, open_serial, post, wait
+from tests.helpers import DEADLINE
+from tests.kvm.conftest import kvm
+from uffdtrack import GuestRam
+
+assert kvm  # a fixture
+
+
+@pytest.fixture
+def counted(kvm: None, tmp_path: Path) -> Iterator[tuple[Vm, Outbox]]:
+    """A guest that has printed the numbers from 1 to 20."""
+    with GuestRam(64 * 4096, shared=False) as ram, Vm(ram) as vm:
+        with Outbox(vm, open_serial(tmp_path / "serial")) as outbox:
+            post(vm, 0, Order("count", first=0, pages=16, n=20))
+            vm.resume()
+            assert wait(vm, 0, DEADLINE)
+            outbox.collect()
+            yield vm, outbox
+
+
+TEXT = b"".join(b"%d\n" % n for n in range(1, 21))
+
+
+def test_what_is_acknowledged_leaves(counted: tuple[Vm, Outbox], tmp_path: Path) -> None:
+    held = HeldOutput(counted[1])
+    held.release()
+    assert (tmp_path / "serial").read_bytes() == b""
+    for upto in (5, 5, 17, len(TEXT)):
+        held.acknowledged((upto, 0))
+        assert (tmp_path / "serial").read_bytes() == TEXT[:upto] and held.is_all_out
+
+
+@pytest.mark.parametrize("by", ["stopped", "not allowed"])
+def test_nothing_leaves(by: str, counted: tuple[Vm, Outbox], tmp_path: Path) -> None:
+    held = HeldOutput(counted[1])
+    held.acknowledged((4, 0))
+    if by == "stopped":
+        held.stop()
+    else:
+        held.may_release = lambda: False
+    held.acknowledged((len(TEXT), 0))
+    held.release()
+    assert (tmp_path / "serial").read_bytes() == TEXT[:4] and not held.is_all_out
+
+
+def test_a_backend_that_fails(
+    counted: tuple[Vm, Outbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has not taken is held, and leaves when it takes it again."""
+    held, serial = HeldOutput(counted[1]), counted[1].serial
+    write: Callable[[int, bytes], int] = serial.write  # type: ignore[union-attr]
+
+    def full(at: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(serial, "write", full)
+    held.acknowledged((len(TEXT), 0))
+    held.release()
+    assert "No space left" in held.error and not held.is_all_out
+    monkeypatch.setattr(serial, "write", write)
+    held.release()
+    assert (tmp_path / "serial").read_bytes() == TEXT and not held.error
