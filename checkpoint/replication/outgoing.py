@@ -13,6 +13,8 @@ from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
 
 BYTES = 32 << 20
 """So many bytes may wait for the link before a session has to wait."""
+AT_ONCE = 64 << 10
+"""So many bytes are sent before the epoch that they belong to is whole."""
 UNACKNOWLEDGED = 128 << 20
 """So many bytes may be sent, and not acknowledged."""
 
@@ -79,7 +81,9 @@ class Outgoing:
             self._check(life)
             self._queue.extend(messages)
             self._queued += size
-        self._wake()
+            is_much = self._queued >= AT_ONCE
+        if is_much:  # else they go with the end of the epoch
+            self._wake()
 
     def announce(self, life: int, digest: str, number: int, size: int, end: Message) -> None:
         """Send the end of an epoch, which is to be acknowledged from then on. Raises: as `send`."""
@@ -119,11 +123,13 @@ class Outgoing:
         taken: list[Message] = []
         size = 0
         with self._changed:
+            was_full = self._is_full()
             while self._queue and size < MAX_BODY:
                 taken.append(self._queue.popleft())
                 size += len(taken[-1].body)
             self._queued -= size
-            self._changed.notify_all()
+            if was_full:
+                self._changed.notify_all()
         return taken
 
     def link(self, features: frozenset[str]) -> None:
