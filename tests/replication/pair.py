@@ -12,10 +12,10 @@ from typing import Any
 from checkpoint.errors import StandbyAwayError
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.fence import Command, FileLock
-from checkpoint.replication.following import DirectFollowing
+from checkpoint.replication.following import DirectFollowing, Following
 from checkpoint.replication.links.address import Address
 from checkpoint.replication.replica import Replica
-from checkpoint.replication.route import DirectRoute
+from checkpoint.replication.route import DirectRoute, Route
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.store import Store
 from checkpoint.session import R, Taker
@@ -42,6 +42,14 @@ def standby(
 ) -> Iterator[StandbyEdge]:
     """A standby that listens."""
     following = DirectFollowing(Address("unix", path=str(socket)), None, False, fence)
+    with standby_by(following, directory, force, deadline) as edge:
+        yield edge
+
+
+@contextmanager
+def standby_by(
+    following: Following, directory: Path, force: bool = False, deadline: float = SILENCE
+) -> Iterator[StandbyEdge]:
     with Replica(Store(directory, force), b"") as replica:
         edge = StandbyEdge(following, "standby", replica, deadline, lambda: None, Told())
         with edge:
@@ -51,14 +59,19 @@ def standby(
 
 
 @contextmanager
-def active(socket: Path, kind: str = "vm", **more: Any) -> Iterator[ActiveEdge]:
+def active(socket: Path, kind: str = "vm", lock: FileLock | None = None, **more: Any) -> Iterator[ActiveEdge]:
     """An active that connects, again and again."""
-
-    lock = more.pop("lock", None)
     route = DirectRoute(Address("unix", path=str(socket)), None, False, lock)
+    with active_by(route, kind, **more) as edge:
+        yield edge
+
+
+@contextmanager
+def active_by(route: Route, kind: str = "vm", **more: Any) -> Iterator[ActiveEdge]:
     about = {"name": "active", "run": secrets.token_hex(8), "kind": kind, "keyed": False}
     with ActiveEdge(route, about, b"", SILENCE, lambda: None, lambda text: None, **more) as edge:
         edge.start()
+        edge.await_open()
         yield edge
     assert edge.failure is None
 

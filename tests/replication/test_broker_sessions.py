@@ -1,0 +1,49 @@
+"""Sessions through a broker: what standbys have is what the guest has, and one of them goes on with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from checkpoint.replication.following import BrokerFollowing
+from checkpoint.replication.route import BrokerRoute
+from checkpoint.replication.standby import StandbyEdge
+from tests.kvm.conftest import Machine, kvm
+from tests.replication.pair import active_by, standby_by, take, until
+from tests.replication.servers import Server
+from tests.replication.test_mirror import begin, differing, guest, write, write_at_random
+
+assert kvm and guest  # fixtures
+
+
+def test_two_standbys(server: Server, guest: Callable[[str], Machine], tmp_path: Path) -> None:
+    """Both have each epoch in the end; when the active has gone, one runs the guest, and one alone."""
+    there, chance = guest("kvm-ring"), random.Random(1)
+    address = server.address("two")
+    with ExitStack() as stack:
+        standbys = [
+            stack.enter_context(standby_by(BrokerFollowing(address), tmp_path / name, deadline=1.0))
+            for name in ("one", "two")
+        ]
+        with active_by(BrokerRoute(address, 1 << 20)) as edge:
+            session, _ = begin(edge, there)
+            for turn in range(10):
+                write_at_random(there, chance, turn)
+                take(session)
+                assert any(one.replica.mirror and not differing(one, there) for one in standbys)
+            until(lambda: all(whole(one) == edge.outgoing.sent for one in standbys), "one lags behind")
+            assert all(differing(one, there) == [] for one in standbys)
+            write(there, 0, 3, 7)
+            take(session)
+        until(lambda: any(one.outcome for one in standbys), "nobody takes over")
+        (running,) = [one for one in standbys if one.outcome]
+        assert running.outcome == "takeover" and differing(running, there) == []
+        (other,) = [one for one in standbys if one is not running]
+        until(lambda: "may not take over" in str(other.tell), "the other one was not asked")
+        assert not other.outcome
+
+
+def whole(edge: StandbyEdge) -> int:
+    return edge.machine.tip.number if edge.machine.tip else -1
