@@ -139,8 +139,8 @@ class Store(Closing):
                 self._name(replaces, temporary)
             self.last = group[-1].incoming.number
             self.error = ""
-        except UffdtrackError as error:
-            self.error = str(error)
+        except Exception as error:  # whoever waits for the disk must not wait for ever
+            self.error = str(error) or type(error).__name__
             for path, _ in temporary:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
