@@ -43,7 +43,8 @@ def _remark(one: Process) -> None:
     if not one.row:
         say(f"warning: process {one.pid} does not answer")
     elif one.row.error:
-        say(f"warning: {one.row.name}: {one.row.directory or 'the chain'}: {one.row.error}")
+        where = f"{one.row.directory}: " if one.row.directory else ""
+        say(f"warning: {one.row.role} {one.row.name}: {where}{one.row.error}")
 
 
 def _cells(row: StatusRow) -> list[str]:
