@@ -15,7 +15,7 @@ from checkpoint.replication.links.frames import Message
 from uffdtrack.closing import Closing
 
 T = TypeVar("T")
-BEATS = 5
+BEATS = 10
 """So many heartbeats are sent within the deadline after which silence counts."""
 
 

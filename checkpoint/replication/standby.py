@@ -104,7 +104,8 @@ class StandbyEdge(Edge):
     async def _tick(self) -> None:
         last_tick = self.now()
         while True:
-            await asyncio.sleep(self.deadline / BEATS)
+            every, left = self.deadline / BEATS, self.machine.silent_at - self.now()
+            await asyncio.sleep(min(every, left) if left > 0 else every)  # when it is silent, at once
             last_tick, before = self.now(), last_tick
             async with self._busy:
                 if last_tick > before + self.deadline / 2:
