@@ -27,7 +27,7 @@ from tests.replication.packets import Datagrams, Packets, Taps
 from tests.replication.relay import Relay, Trigger
 from tests.replication.zygote import Hook, Started, Zygote
 
-DEADLINE_OF_LINK = 0.15
+DEADLINE_OF_LINK = 0.3
 """Seconds, of both sides. If this host is so busy that one is silent for longer, that is a failure more."""
 ASK_EVERY = 0.2
 MORE = 4

@@ -73,7 +73,7 @@ STEPS = [
             f"{REPLICATION}.replica:Replica.end",
             f"{REPLICATION}.replica:Replica.merge",
             f"{REPLICATION}.mirror:Mirror._write",
-            f"{REPLICATION}.standby:StandbyEdge._take_epoch",
+            f"{REPLICATION}.standby:StandbyEdge._take",
             f"{REPLICATION}.store:Store._write_group",
             f"{REPLICATION}.store:Store._name",
         ),
@@ -105,7 +105,7 @@ def plan(step: Step, failure: str, seed: int) -> Plan:
             hooks[who].append(Hook(rng.choice(places), do, nth, after=rng.random() < 0.5))
     return Plan(
         failure, step.kind, rng.choice((BEFORE, WITHIN, AFTER)), nth,
-        hold=rng.choice((0.0, 0.3, 0.9, 1.1, 2.0)) * DEADLINE_OF_LINK,
+        hold=rng.choice((0.0, 0.2, 0.9, 1.1, 1.7)) * DEADLINE_OF_LINK,
         guest=rng.choice(BY_THEMSELVES if step.until else EVERYWHERE),
         every=rng.choice(("1ms", "3ms", "10ms", "output")),
         hooks=(hooks[0], hooks[1]),
