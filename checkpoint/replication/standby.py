@@ -117,7 +117,9 @@ class StandbyEdge(Edge):
         while True:
             await asyncio.sleep(self.deadline / BEATS)
             if self._channel:
-                last = self.replica.store.last
+                last, error = self.replica.store.last, self.replica.store.error
+                if error:
+                    self._tell_once(f"epochs are not stored until the next base, only in memory: {error}")
                 await self.say(self._channel, Message(Kind.BEAT, {"whole": self._whole(), "stored": last}))
 
     def _whole(self) -> int:

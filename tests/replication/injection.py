@@ -101,6 +101,7 @@ class Trial:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.said = self.logs()
         with self._open:
             pass
 

@@ -59,6 +59,7 @@ def test_disk_of_the_standby_is_full(root: None, zygote: Zygote) -> None:
     plan = Plan("disk full", Kind.END, BEFORE, 6, guest="echo")
     with small_disk() as disk, Trial(zygote, plan, disk) as trial:
         trial.run()
+    assert "epochs are not stored until the next base, only in memory" in trial.said
 
 
 @pytest.mark.parametrize("guest", ["count", "echo"])
