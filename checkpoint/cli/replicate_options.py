@@ -45,7 +45,7 @@ def replicate_options(verb: Verb) -> Verb:
         click.option(
             "--replicate", "where", metavar="ADDRESS",
             help="Send the epochs to a standby, which listens there: tls://HOST:PORT, unix:PATH or "
-            "tcp://HOST:PORT (docs/fault-tolerance.md).",
+            "tcp://HOST:PORT; or to a broker: nats://HOST:PORT/NAME (docs/fault-tolerance.md).",
         ),
         click.option("--name", help="What `status` calls it.  [default: the guest's or the process's name]"),
         tls_option,
