@@ -59,6 +59,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.rate -o out/bench
 	$(BIN)/python -m benchmarks.migration -o out/bench
 	$(BIN)/python -m benchmarks.replication -o out/bench
+	$(BIN)/python -m benchmarks.replicated_steps
 	$(BIN)/python -m benchmarks.rollback -o out/bench
 	$(BIN)/python -m benchmarks.link -o out/bench
 	$(BIN)/uffdtrack bench ab -o out/bench
