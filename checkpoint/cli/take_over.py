@@ -7,7 +7,30 @@ from checkpoint.cli.replicate import ReplicationError
 from checkpoint.cli.vm import Devices, pass_on_rest, tell_verdict, wait_for_guest
 from checkpoint.cli.waits import Interrupt
 from checkpoint.replication.standby import StandbyEdge
-from uffdtrack.errors import InvalidInputError
+from kvmglue import Outbox, Output, Vm
+from uffdtrack.errors import InvalidInputError, UffdtrackError
+
+AGAIN = 0.02
+"""Seconds between two attempts to open the devices."""
+
+
+def open_at_last(devices: Devices, vm: Vm, output: Output, interrupt: Interrupt) -> Outbox:
+    """Open the devices: on one host the active may still have them, and ends when it hears nothing.
+
+    Raises:
+        UffdtrackError: they cannot be opened, and the user waits no longer.
+    """
+    said = ""
+    while True:
+        try:
+            return devices.open(vm, False, output, unseen=True)
+        except UffdtrackError as error:
+            if interrupt.seen():
+                raise
+            if str(error) != said:
+                said = str(error)
+                say(f"standby: the guest waits for its devices: {error}")
+        interrupt.rest(AGAIN)
 
 
 def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt) -> None:
@@ -24,7 +47,7 @@ def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt) ->
     if not edge.do(edge.following.take()):
         raise ReplicationError("another one has the lock: the guest does not run here")
     mirror.ready()
-    with devices.open(mirror.vm, False, replica.output, unseen=True) as outbox:
+    with open_at_last(devices, mirror.vm, replica.output, interrupt) as outbox:
 
         def look() -> bool:
             if edge.failure:
