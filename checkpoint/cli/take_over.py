@@ -31,6 +31,7 @@ def open_at_last(devices: Devices, vm: Vm, output: Output, interrupt: Interrupt)
                 said = str(error)
                 say(f"standby: the guest waits for its devices: {error}")
         interrupt.rest(AGAIN)
+        interrupt.woken()
 
 
 def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt) -> None:
