@@ -18,6 +18,7 @@ from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.cli.worker import SWITCH
 from checkpoint.errors import StandbyAwayError
+from checkpoint.precopy import SessionInterrupted
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.control import Control
 from checkpoint.replication.held import HeldOutput
@@ -110,7 +111,7 @@ def flush(session: Session, edge: ActiveEdge, held: HeldOutput, interrupt: Inter
             held.release()
             if held.is_all_out:
                 return
-        except StandbyAwayError:
+        except (StandbyAwayError, SessionInterrupted):
             check_stopped(edge)
         if time.monotonic() > until or interrupt.seen():
             raise ReplicationError(

@@ -51,16 +51,17 @@ def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt) ->
     with open_at_last(devices, mirror.vm, replica.output, interrupt) as outbox:
 
         def look() -> bool:
-            if edge.failure:
-                raise ReplicationError(f"the guest is stopped here: {edge.failure}")
             if edge.following.may_release():
                 outbox.pass_on()
+                return True
             return False
 
         mirror.vm.resume()
         edge.runs()
         look()
         say(f"standby: the guest {mirror.guest} runs here")
-        wait_for_guest(mirror.vm, look, None, interrupt, None)
+        wait_for_guest(mirror.vm, lambda: look() and False, None, interrupt, None)
+        if not look():
+            raise ReplicationError("the guest's last output was not released: its lock or lease is lost")
         pass_on_rest(outbox)
     tell_verdict(mirror.vm, mirror.guest)

@@ -22,7 +22,7 @@ from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
 from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
-from uffdtrack.errors import UffdtrackError
+from uffdtrack.errors import StorageError, UffdtrackError
 
 AGAIN = 0.2
 """Seconds between two attempts to connect."""
@@ -37,8 +37,7 @@ class ActiveEdge(Edge):
         is_taken: the standby has said that it runs the guest, which was handed over.
         asked: a switchover is due: the session takes its last epoch (`hand_over`).
         generation: of the epochs; another one with each base that begins a link.
-        far_name: of the standby that was linked last.
-        why: why none is linked.
+        far_name: of the standby that was linked last; `why` none is.
     """
 
     def __init__(
@@ -159,6 +158,7 @@ class ActiveEdge(Edge):
         try:
             await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
         finally:
+            self.outgoing.unlink("no standby is connected")
             await self._route.close()
 
     def _lost(self) -> None:
@@ -171,6 +171,8 @@ class ActiveEdge(Edge):
         while not self.stopped:
             try:
                 await self._link()
+            except StorageError:
+                raise  # the broker has no room for an epoch: trying again does not help
             except (UffdtrackError, OSError) as error:
                 self.why = str(error)
                 self._tell_once(self.why + ("; output is held" if self.output and self._channel else ""))

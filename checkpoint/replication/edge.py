@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from checkpoint.errors import LinkError
@@ -19,6 +19,10 @@ BEATS = 10
 """So many heartbeats are sent within the deadline after which silence counts."""
 
 
+CANCEL_AGAIN = 0.1
+"""Seconds."""
+
+
 async def first_of(*work: Coroutine[Any, Any, None]) -> None:
     """Run several at the same time, until one of them ends. Raises: as that one."""
     tasks = [asyncio.ensure_future(one) for one in work]
@@ -27,9 +31,19 @@ async def first_of(*work: Coroutine[Any, Any, None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
+        await end_all(tasks)
+
+
+async def end_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: one may lose that (asyncio.wait_for of Python 3.11 does)."""
+    left = set(tasks)
+    while left:
+        for task in left:
             task.cancel()
-        await asyncio.wait(tasks)
+        ended, left = await asyncio.wait(left, timeout=CANCEL_AGAIN)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # it is known here
 
 
 class Edge(Closing):
@@ -109,9 +123,6 @@ class Edge(Closing):
         except BaseException as error:
             self.failure = error
         finally:
-            tasks = asyncio.all_tasks(self.loop)
-            for task in tasks:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(end_all(asyncio.all_tasks(self.loop)))
             self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.wake()

@@ -206,8 +206,14 @@ class NatsConnection:
     async def _guarded(self, call: Callable[[], Awaitable[Any]]) -> Any:
         from nats import errors
 
+        task = asyncio.current_task()
+        assert task
+        before = task.cancelling()
         try:
-            return await call()
+            found = await call()
+            if task.cancelling() > before:  # asyncio.wait_for of Python 3.11 keeps that from us
+                raise asyncio.CancelledError
+            return found
         except (errors.ConnectionClosedError, errors.ConnectionDrainingError) as error:
             last = self.client.last_error
             raise LinkError(f"the connection to {self.url} is closed{f': {last}' if last else ''}") from error
