@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from checkpoint.cli.devices import Devices
 from checkpoint.cli.options import Options
 from checkpoint.cli.replicate import Replicate
 from checkpoint.cli.replicate_options import WhereTo
-from checkpoint.cli.vm import Devices, run_vm
+from checkpoint.cli.vm import run_vm
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.links.wire import Wire
 from kvmglue import Order, Vm, open_tracker, post, rings_for, written

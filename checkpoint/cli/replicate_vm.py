@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -31,6 +32,9 @@ from uffdtrack.errors import InvalidInputError
 
 FLUSH = 30.0
 """So many seconds the last output waits for its acknowledgement, when the guest has ended."""
+LAST = 5.0
+"""So many seconds it waits when the user ends the session."""
+AGAIN = 0.05
 Wait = Callable[[float, Callable[[], bool]], bool]
 
 
@@ -62,6 +66,8 @@ def replicate_vm(
             replicate.open("vm", f"{guest}-{os.getpid()}", vm.ram.size, options.key, interrupt.wake, held)
         )
         held.may_release = lambda: edge.may_release
+        patience = Patience(interrupt)
+        edge.is_given_up = patience.is_over
         target = VmTarget(vm, tracker, guest, outbox, held.acknowledged)
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)
         handover = Handover(edge, session, target)
@@ -88,7 +94,7 @@ def replicate_vm(
         taken = take_epochs(session, options, interrupt, waiting, lambda row: row.warnings)
         if not edge.is_resigned:
             target.stands = True
-            flush(session, edge, held, interrupt)
+            flush(session, edge, held, patience)
             tracker.close()
             if not edge.end("the guest has ended"):
                 say("no standby knows that the guest has ended")
@@ -97,13 +103,40 @@ def replicate_vm(
         return f"{summary.span} at {replicate.address}; {summary.pauses}"
 
     taken.conclude(text, tell=say)  # stdout is the guest's
+    if edge.is_resigned and not edge.is_taken:
+        raise ReplicationError(handover.verdict)
     if edge.is_resigned:
         say(handover.verdict)
 
 
-def flush(session: Session, edge: ActiveEdge, held: HeldOutput, interrupt: Interrupt) -> None:
-    """The guest stands for good: its last output goes out when a last epoch is acknowledged."""
-    until = time.monotonic() + FLUSH
+class Patience:
+    """How long epochs are waited for at the end: a standby may hear us and acknowledge nothing."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._until = math.inf
+
+    def limit(self, seconds: float) -> None:
+        self._until = min(self._until, time.monotonic() + seconds)
+
+    def is_over(self) -> bool:
+        """In any thread."""
+        if math.isinf(self._until) and self._interrupt.seen():
+            self.limit(LAST)
+        return time.monotonic() > self._until
+
+    def rest(self) -> None:
+        self._interrupt.rest(AGAIN)
+        self._interrupt.woken()
+
+
+def flush(session: Session, edge: ActiveEdge, held: HeldOutput, patience: Patience) -> None:
+    """The guest stands for good: its last output goes out when a last epoch is acknowledged.
+
+    Raises:
+        ReplicationError: no standby has acknowledged it in time.
+    """
+    patience.limit(FLUSH)
     while True:
         try:
             edge.final()
@@ -113,9 +146,8 @@ def flush(session: Session, edge: ActiveEdge, held: HeldOutput, interrupt: Inter
                 return
         except (StandbyAwayError, SessionInterrupted):
             check_stopped(edge)
-        if time.monotonic() > until or interrupt.seen():
+        if patience.is_over():
             raise ReplicationError(
                 "the guest's last output was not acknowledged by a standby, and was not released"
             )
-        interrupt.rest(0.05)
-        interrupt.woken()
+        patience.rest()

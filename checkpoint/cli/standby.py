@@ -12,6 +12,7 @@ import click
 
 from checkpoint.chain import Chain
 from checkpoint.cli.common import DIRECTORY, key_option, say
+from checkpoint.cli.devices import Devices, device_options
 from checkpoint.cli.handover import PATIENCE
 from checkpoint.cli.replicate import (
     AddressType,
@@ -21,7 +22,6 @@ from checkpoint.cli.replicate import (
 )
 from checkpoint.cli.replicate_options import deadline_option, insecure_option, tls_option
 from checkpoint.cli.take_over import run_taken_over
-from checkpoint.cli.vm import Devices, device_options
 from checkpoint.cli.waits import Interrupt
 from checkpoint.export import export
 from checkpoint.replication.control import Control, Progress
@@ -33,7 +33,7 @@ from checkpoint.replication.rows import standby_row
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.status import SwitchoverRow
 from checkpoint.replication.store import Store
-from uffdtrack.errors import InvalidInputError
+from uffdtrack.errors import InvalidInputError, StorageError
 
 RESUME, EXPORT = "vm resume", "export "
 LOOK = 0.5
@@ -87,6 +87,7 @@ def command(
     send nothing any more (docs/fault-tolerance.md). It ends when there is nothing to take over any more.
     """
     following = following_of(where, broker, keys, insecure, fence)
+    devices.check()  # now, not when the guest has nobody else
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         replica = stack.enter_context(Replica(Store(directory, force), key))
@@ -162,6 +163,8 @@ def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devic
     """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
     replica = edge.replica
     say(f"standby: {edge.why}; taking over from epoch {_whole(edge)}")
+    if action not in (None, RESUME):
+        check_whole_on_disk(edge)
     if action is None and not replica.mirror:
         replica.store.drain()
         say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
@@ -179,6 +182,21 @@ def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devic
         say(f"standby: {shlex.quote(action)} has ended with exit status {status}")
         if status:
             raise click.exceptions.Exit(status if status > 0 else 128 - status)
+
+
+def check_whole_on_disk(edge: StandbyEdge) -> None:
+    """What is done with the chain is done with all that was acknowledged.
+
+    Raises:
+        StorageError: the chain lacks it.
+    """
+    store = edge.replica.store
+    store.drain()
+    if store.error or store.last != _whole(edge):
+        raise StorageError(
+            f"{store.directory} has epochs up to {store.last}, and {_whole(edge)} was acknowledged: "
+            f"{store.error or 'not all is written'}. The guest could go on from memory alone (vm resume)"
+        )
 
 
 def _tell(text: str) -> None:

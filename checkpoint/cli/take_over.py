@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from checkpoint.cli.common import say
+from checkpoint.cli.devices import Devices
 from checkpoint.cli.replicate import ReplicationError
-from checkpoint.cli.vm import Devices, pass_on_rest, tell_verdict, wait_for_guest
+from checkpoint.cli.vm import pass_on_rest, tell_verdict, wait_for_guest
 from checkpoint.cli.waits import Interrupt
 from checkpoint.replication.standby import StandbyEdge
 from kvmglue import Outbox, Output, Vm
@@ -51,6 +52,8 @@ def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt) ->
     with open_at_last(devices, mirror.vm, replica.output, interrupt) as outbox:
 
         def look() -> bool:
+            if edge.following.is_lost():
+                raise ReplicationError("the guest is stopped here: its lock is lost")
             if edge.following.may_release():
                 outbox.pass_on()
                 return True

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from checkpoint import report
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.cli.common import Place, say
+from checkpoint.cli.devices import Devices, device_options
 from checkpoint.cli.diff import open_view
-from checkpoint.cli.options import Options, Verb, session_options
+from checkpoint.cli.options import Options, session_options
 from checkpoint.cli.replicate_options import WhereTo, replicate_options
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
@@ -28,13 +26,9 @@ from kvmglue import (
     VM_ENGINES,
     KvmTracker,
     Outbox,
-    Output,
-    SerialStream,
     Vm,
     bind_vcpus,
     done,
-    open_net,
-    open_serial,
     open_tracker,
     post,
     programs,
@@ -71,54 +65,6 @@ vm_options = session_options(
     "Pause the guest and take an epoch as soon as so many pages are dirty, too.",
     at_output=True,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """Where the guest's devices lead to; see `device_options`.
-
-    Attributes:
-        serial: a file; None: stdout, or, if that is for JSON, stderr.
-        net: see `open_net`.
-    """
-
-    serial: Path | None
-    net: str | None
-
-    def open(self, vm: Vm, as_json: bool, before: Output | None = None, unseen: bool = False) -> Outbox:
-        """Args:
-        before: what the guest had sent in the epoch that it goes on from. A file gets that once more, which
-            changes nothing if it had it.
-        unseen: all of that may not have been seen.
-        """
-        serial = open_serial(self.serial) if self.serial else SerialStream(2 if as_json else 1)
-        with ExitStack() as opened:
-            opened.callback(serial.close)
-            outbox = Outbox(vm, serial, open_net(self.net) if self.net else None)
-            opened.pop_all()
-        if before:
-            serial_at = before.serial_at if serial.repeatable else before.end[0]
-            outbox.restore(before.start if unseen else (serial_at, before.end[1]), before)
-        return outbox
-
-
-def device_options(verb: Verb) -> Verb:
-    """The options that say where the devices lead to; the verb gets them as one argument, `devices`."""
-
-    @functools.wraps(verb)
-    def with_devices(serial: Path | None, net: str | None, **given: Any) -> Any:
-        return verb(devices=Devices(serial, net), **given)
-
-    serial = click.option(
-        "--serial", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-        help="Where the serial port goes: a file, each byte to its place since the guest began; or a "
-        "FIFO. Default: stdout.",
-    )  # fmt: skip
-    net = click.option(
-        "--net", metavar="WHERE",
-        help="Where the network device leads to: tap:NAME or udp:HOST:PORT,HOST:PORT, the own address first.",
-    )  # fmt: skip
-    return serial(net(with_devices))
 
 
 @command.command(

@@ -11,7 +11,7 @@ from typing import Any
 
 from checkpoint.errors import LinkError
 from checkpoint.replication.active_link import ActiveLink, final_message
-from checkpoint.replication.edge import BEATS, Edge, first_of
+from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.links.channel import Channel
@@ -24,6 +24,7 @@ from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
 from uffdtrack.errors import StorageError, UffdtrackError
 
+S = ActiveState
 AGAIN = 0.2
 """Seconds between two attempts to connect."""
 
@@ -35,7 +36,8 @@ class ActiveEdge(Edge):
         outgoing, sink: what a session sends goes there.
         stopped: why nothing may be released any more, so that the session and the guest have to end; or "".
         is_taken: the standby has said that it runs the guest, which was handed over.
-        asked: a switchover is due: the session takes its last epoch (`hand_over`).
+        is_given_up: no epoch is waited for any more; asked in the thread.
+        asked: a switchover is due: the session takes its last epoch.
         generation: of the epochs; another one with each base that begins a link.
         far_name: of the standby that was linked last; `why` none is.
     """
@@ -60,13 +62,10 @@ class ActiveEdge(Edge):
         features: what is used, if the standby has it.
         """
         super().__init__(deadline, wake)
-        self._route = route
-        self._opened = threading.Event()
-        self._tell, self._told = tell, ""
-        self._linked = threading.Event()
-        self.about = about
-        self.output = output
-        self.features = features
+        self.is_given_up: Callable[[], bool] = lambda: False
+        self._opened, self._linked, self._settled = (threading.Event() for _ in range(3))
+        self._route, self._tell, self._told = route, tell, ""
+        self.about, self.output, self.features = about, output, features
         self.news = asyncio.Event()
         self.outgoing = Outgoing(self._note_news)
         self.sink = LinkSink(self.outgoing, key)
@@ -75,7 +74,6 @@ class ActiveEdge(Edge):
         self.asked = self.is_taken = self._final = False
         self._channel: Channel | None = None
         self._stands = 0.0
-        self._settled = threading.Event()
 
     def _note_news(self) -> None:
         self.loop.call_soon_threadsafe(self.news.set)
@@ -115,7 +113,7 @@ class ActiveEdge(Edge):
         """The standby has not answered to the last epoch: end the link, so that the guest runs here again."""
 
         async def take_back() -> None:
-            if self._channel and self.machine.state is ActiveState.HANDING:
+            if self._channel and self.machine.state is S.HANDING:
                 await self._channel.close("the guest is not handed over: no answer came in time")
 
         self.do(take_back())
@@ -127,7 +125,7 @@ class ActiveEdge(Edge):
     @property
     def is_resigned(self) -> bool:
         """Whether the guest is the standby's, and does not run here again. It may not run there yet."""
-        return self.machine.state is ActiveState.RESIGNED or self.is_taken
+        return self.machine.state is S.RESIGNED or self.is_taken
 
     def end(self, why: str) -> bool:
         """The session has ended, and all output has left; returns whether the standby knows.
@@ -163,9 +161,9 @@ class ActiveEdge(Edge):
 
     def _lost(self) -> None:
         """Another one is active: the standby that we have handed over to, or one that has taken over."""
-        if self.machine.state is not ActiveState.ENDED:
-            is_resigned = self.machine.state is ActiveState.RESIGNED
-            self.on(ActiveEvent.STAND_IN if is_resigned else ActiveEvent.FENCE_LOST)
+        if self.machine.state is not S.ENDED:
+            resigned = self.machine.state is S.RESIGNED
+            self.on(ActiveEvent.STAND_IN if resigned else ActiveEvent.FENCE_LOST)
 
     async def _link_again_and_again(self) -> None:
         while not self.stopped:
@@ -190,12 +188,13 @@ class ActiveEdge(Edge):
     def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         """A standby has said HELLO."""
         self._channel = channel
+        self.hears(hello)
         self.heard()
-        tip = hello.get("tip") or {}
-        digest = str(tip.get("digest", ""))
+        tip = hello.get("tip")
+        digest = str(tip.get("digest", "")) if isinstance(tip, dict) else ""
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
-        if not self.stopped and self.machine.state in (ActiveState.GREETED, ActiveState.FOLLOWED):
+        if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
             self.outgoing.link(agreed(hello) & set(self.features))
             self._tell_once(f"the standby {self.far_name} is linked")
             self._linked.set()
@@ -203,16 +202,18 @@ class ActiveEdge(Edge):
 
     def _unlink(self) -> None:
         self._channel = None
-        if self.machine.state is not ActiveState.ENDED:
+        if self.machine.state is not S.ENDED:
             self.on(ActiveEvent.UNLINKED)
         self.wake()
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(self.deadline / BEATS)
+            await asyncio.sleep(self.beat_seconds)
+            if self.is_given_up():
+                self.outgoing.unlink("this end has to end")
             if self.machine.may_release:
                 self._route.look()
-            if self._channel and self.machine.state is not ActiveState.ENDED:
+            if self._channel and self.machine.state is not S.ENDED:
                 self._carry_out(self.machine.tick(self.now()))
             if self._channel:
                 beat = {"taken": self.outgoing.begun, "sent": self.outgoing.sent, **self.told()}
@@ -228,7 +229,7 @@ class ActiveEdge(Edge):
     def on(self, event: ActiveEvent, digest: str = "") -> str:
         """Take an event; returns what is to be said of it. Raises: LinkError: the link has to end."""
         before = self.machine.state
-        self.is_taken |= event is ActiveEvent.STAND_IN and before is ActiveState.RESIGNED
+        self.is_taken |= event is ActiveEvent.STAND_IN and before is S.RESIGNED
         done = self.machine.on(event, self.now(), digest=digest)
         self.note_state(before, self.machine.state)
         return self._carry_out(done, event)

@@ -50,7 +50,10 @@ class ActiveLink:
         """Until the link ends. Raises: LinkError: why it has."""
         owner, channel = self._owner, self._channel
         try:
-            about = {"role": "active", "features": list(owner.features), **owner.about}
+            about = {
+                "role": "active", "features": list(owner.features), "deadline": owner.deadline,
+                **owner.about,
+            }  # fmt: skip
             await channel.send(Message(Kind.HELLO, about))
             async with asyncio.timeout(owner.deadline):
                 hello = (await channel.receive()).meta

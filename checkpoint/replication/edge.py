@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from checkpoint.errors import LinkError
@@ -19,6 +19,8 @@ BEATS = 10
 """So many heartbeats are sent within the deadline after which silence counts."""
 
 
+SHORTEST_BEAT = 0.005
+"""Seconds."""
 CANCEL_AGAIN = 0.1
 """Seconds."""
 
@@ -52,12 +54,14 @@ class Edge(Closing):
     Attributes:
         deadline: seconds without a word after which the other side counts as silent.
         failure: what has ended the thread, if something has.
+        beat_seconds: after so long the other side gets a word.
         since_ns: since when the machine is in its state, on the host's clock.
     """
 
     def __init__(self, deadline: float, wake: Callable[[], None]) -> None:
         """Args: wake: called in the thread when the owner should look at what has changed."""
         self.deadline = deadline
+        self.beat_seconds = deadline / BEATS
         self.wake = wake
         self.failure: BaseException | None = None
         self.since_ns = time.time_ns()
@@ -100,6 +104,12 @@ class Edge(Closing):
             self._thread.join()
         if not self.loop.is_closed():
             self.loop.close()
+
+    def hears(self, hello: Mapping[str, Any]) -> None:
+        """Take from the other side's HELLO how often it wants to hear of us."""
+        theirs = hello.get("deadline")
+        if isinstance(theirs, (int, float)) and theirs > 0:
+            self.beat_seconds = max(min(self.deadline, theirs) / BEATS, SHORTEST_BEAT)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine beside all else. In the thread."""

@@ -68,12 +68,16 @@ class FileLock(Closing):
 
     def take_if(self, text: str) -> bool:
         """Take it if nobody has it and the file says that. Raises: as `take`."""
-        if not self.take() or not self.is_held:
-            return False
-        if os.pread(self._fd, len(text) + 1, 0) != text.encode():
-            self.close()
-            return False
-        return True
+        if self.take() and self.is_held and os.pread(self._fd, len(text) + 1, 0) == text.encode():
+            return True
+        self.close()
+        return False
+
+    def says(self, text: str) -> bool:
+        """Whether the file says that, whoever has the lock."""
+        with contextlib.suppress(OSError):
+            return self.path.read_bytes() == text.encode()
+        return False
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

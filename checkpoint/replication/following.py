@@ -36,6 +36,12 @@ class Following(Protocol):
     async def take(self) -> bool:
         """The active has resigned: whether nobody else can run the guest now."""
 
+    def is_lost(self) -> bool:
+        """After one of these: whether another one may run the guest."""
+
+    def check(self) -> None:
+        """Whether `take` can be expected to succeed, once the active has resigned. Raises: LinkError: not."""
+
     def may_release(self) -> bool:
         """After one of these: whether the guest may send something at this moment. In any thread."""
 
@@ -78,6 +84,13 @@ class DirectFollowing:
     async def take(self) -> bool:
         return not isinstance(self._fence, FileLock) or self._fence.take_if(self.generation)
 
+    def check(self) -> None:
+        if isinstance(self._fence, FileLock) and not self._fence.says(self.generation):
+            raise LinkError(f"the active does not lock {self._fence.path}: both need the same --fence")
+
+    def is_lost(self) -> bool:
+        return not self.may_release()
+
     def may_release(self) -> bool:
         return not isinstance(self._fence, FileLock) or self._fence.is_held
 
@@ -102,6 +115,13 @@ class BrokerFollowing:
 
     async def take(self) -> bool:
         return bool(await self.fence())
+
+    def check(self) -> None:
+        """Does nothing: the active names its successor."""
+
+    def is_lost(self) -> bool:
+        """Nobody but a successor can take the lease, and there is none."""
+        return False
 
     def may_release(self) -> bool:
         return self._broker is not None and self._broker.may_release()

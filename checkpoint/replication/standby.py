@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from checkpoint.errors import ImageError, LinkError
-from checkpoint.replication.edge import BEATS, Edge, first_of
+from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.features import FEATURES
 from checkpoint.replication.following import Following
 from checkpoint.replication.heard import Heard
@@ -104,7 +104,7 @@ class StandbyEdge(Edge):
     async def _tick(self) -> None:
         last_tick = self.now()
         while True:
-            every, left = self.deadline / BEATS, self.machine.silent_at - self.now()
+            every, left = self.beat_seconds, self.machine.silent_at - self.now()
             await asyncio.sleep(min(every, left) if left > 0 else every)  # when it is silent, at once
             last_tick, before = self.now(), last_tick
             async with self._busy:
@@ -115,7 +115,7 @@ class StandbyEdge(Edge):
     async def _beat(self) -> None:
         """Whatever else is being done: a base takes its time, and so may the disk."""
         while True:
-            await asyncio.sleep(self.deadline / BEATS)
+            await asyncio.sleep(self.beat_seconds)
             if self._channel:
                 last, error = self.replica.store.last, self.replica.store.error
                 if error:
@@ -146,7 +146,6 @@ class StandbyEdge(Edge):
         if hello.get("role") != "active":
             raise LinkError(f"{channel.peer} is no active")
         run = str(hello.get("run", ""))
-        self.machine.heard(self.now())
         done = self.machine.on(StandbyEvent.LINKED, self.now(), run=run)
         actions = [do.action for do in done]
         if StandbyAction.SEND_TAKEN in actions:
@@ -158,11 +157,13 @@ class StandbyEdge(Edge):
                 if self.machine.state is not StandbyState.FENCING
                 else "this standby is about to take over"
             )
+        self.machine.heard(self.now())  # one that is refused is nobody's word
         old, self._channel = self._channel, channel
         if old:
             self.spawn(old.close("the active has linked anew"))
         self.replica.drop_partial()
         self.heard.note(hello)
+        self.hears(hello)
         self._process.watch(channel.peer_pidfd)
         await channel.send(Message(Kind.HELLO, self._hello()))
         since = f", from epoch {self._whole()} on" if self.machine.tip else ""
@@ -172,7 +173,7 @@ class StandbyEdge(Edge):
     def _hello(self) -> dict[str, Any]:
         tip = None if self.replica.needs_base else self.machine.tip
         return {
-            "role": "standby", "name": self.name, "features": list(FEATURES),
+            "role": "standby", "name": self.name, "features": list(FEATURES), "deadline": self.deadline,
             "tip": {"epoch": tip.number, "digest": tip.digest} if tip else None,
         }  # fmt: skip
 
@@ -216,6 +217,7 @@ class StandbyEdge(Edge):
             case Kind.BEAT:
                 pass
             case Kind.FINAL:
+                self.following.check()
                 await self._on(StandbyEvent.FINAL, digest=str(meta.get("digest", "")))
             case Kind.GO:
                 self._handed_at = self.now()

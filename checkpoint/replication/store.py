@@ -146,13 +146,16 @@ class Store(Closing):
                     path.unlink(missing_ok=True)
 
     def _name(self, replaces: bool, temporary: Sequence[tuple[Path, Path]]) -> None:
+        old = epoch_numbers(self.directory) if replaces else []
         if replaces:
             (self.directory / "head").unlink(missing_ok=True)
-            for number in reversed(epoch_numbers(self.directory)):
-                (self.directory / epoch_name(number)).unlink()
         for path, named in temporary:
             path.replace(named)
             sync_directory(self.directory)
+            for number in reversed(old):  # behind the new base: one of the two is always whole
+                if epoch_name(number) != named.name:
+                    (self.directory / epoch_name(number)).unlink()
+            old = []
         last = temporary[-1][1].name
         head = write_beside(self.directory / "head", f"{int(last[6:-5])}\n".encode(), sync=True)
         head.replace(self.directory / "head")

@@ -61,9 +61,7 @@ class VmTarget:
         safe: Callable[[Positions], None] = lambda upto: None,
     ) -> None:
         self.pid = os.getpid()
-        self.vm = vm
-        self.tracker = tracker
-        self.guest = guest
+        self.vm, self.tracker, self.guest = vm, tracker, guest
         self.outbox = outbox
         self.output: Output | None = None
         self.stands = False
