@@ -5,6 +5,7 @@ Each of `PATCHES` makes one rule of docs/fault-tolerance.md untrue; an oracle ha
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from checkpoint.cli import handover, standby
+from checkpoint.errors import LinkError
 from checkpoint.replication import outgoing, replica
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.links import socket_channel
@@ -37,8 +39,12 @@ def prepare() -> None:
     start = ActiveEdge.start
 
     def start_and_listen(edge: ActiveEdge) -> None:
+        def ask() -> None:
+            with contextlib.suppress(LinkError):  # it has ended
+                edge.ask()
+
         start(edge)
-        signal.signal(signal.SIGUSR2, lambda *_: threading.Thread(target=edge.ask, daemon=True).start())
+        signal.signal(signal.SIGUSR2, lambda *_: threading.Thread(target=ask, daemon=True).start())
 
     ActiveEdge.start = start_and_listen  # type: ignore[method-assign]
 

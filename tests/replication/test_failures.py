@@ -21,7 +21,7 @@ LONG = 4 * DEADLINE_OF_LINK
 REPLICA = "checkpoint.replication.replica:Replica"
 RELEASES = Hook("kvmglue.outbox:Outbox.release", "stop", 4)
 SLOW_CLOSE = Hook("", "close-slowly")
-RELEASED = Hook("checkpoint.replication.held:HeldOutput.acknowledged", "kill", 4, after=True)
+RELEASED = Hook("checkpoint.replication.held:HeldOutput.acknowledged", "kill", 2, after=True)
 
 SELECTION = [
     Plan("active killed", Kind.END, WITHIN, 6, guest="echo"),
@@ -67,7 +67,7 @@ def test_disk_of_the_standby_is_full(root: None, zygote: Zygote) -> None:
     "plan",
     [
         Plan("active lost", Kind.END, BEFORE, 6, hooks=([Hook("", "release-early")], ())),
-        Plan("active killed", None, hooks=([RELEASED], [Hook("", "merge-late")]), every="40ms"),
+        Plan("active killed", None, hooks=([RELEASED], [Hook("", "merge-late")]), every="500ms"),
         Plan("active paused", None, hooks=([RELEASES], ()), every="40ms", hold=LONG, fence="true"),
     ],
     ids=["release before acknowledge", "acknowledge before merge", "a fence that lies"],
