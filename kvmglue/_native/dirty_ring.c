@@ -2,6 +2,7 @@
 #include "mode.h"
 #include "sabotage.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -27,9 +28,29 @@ static int map_rings(kg_tracker *t)
 	return 0;
 }
 
+/* A signal that is pending ends KVM_RESET_DIRTY_RINGS, which then has set no trap for the last entries, 64 at most, that
+ * it has reset, and does not say so (kvm_dirty_ring_reset, seen in Linux 6.18): so signals wait. SIGSTOP does not. */
+static int reset_kernels(kg_tracker *t, int64_t left)
+{
+	sigset_t all, before;
+	int64_t n;
+	int err;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	do {
+		n = ioctl(t->vm->fd, KVM_RESET_DIRTY_RINGS, 0);
+		err = n < 0 && errno != EINTR ? -errno : 0;
+		t->stats.rearm_calls++;
+		left -= n > 0 ? n : 0;
+	} while (!err && left > 0 && n != 0); /* a call with nothing to do returns 0 */
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return err;
+}
+
 static int reset_rings(kg_tracker *t)
 {
-	int64_t left = 0, n;
+	int64_t left = 0;
 
 	if (!t->rings.reset_due)
 		return 0;
@@ -43,14 +64,7 @@ static int reset_rings(kg_tracker *t)
 			__atomic_store_n(&t->rings.of[i][t->rings.reset[i] % t->rings.entries].flags, KVM_DIRTY_GFN_F_RESET,
 					 __ATOMIC_RELEASE);
 	}
-	/* A signal may end it early; a call with nothing to do returns 0. */
-	do {
-		n = ioctl(t->vm->fd, KVM_RESET_DIRTY_RINGS, 0);
-		t->stats.rearm_calls++;
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		left -= n > 0 ? n : 0;
-	} while (left > 0 && n != 0);
+	TRY(reset_kernels(t, left));
 	t->rings.reset_due = 0;
 	ut_mend(UT_BREAK_REARM);
 	return 0;
