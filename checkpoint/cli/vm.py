@@ -20,7 +20,8 @@ from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
-from checkpoint.targets.vm_state import load_vm, output_of, vm_facts
+from checkpoint.targets.vm_output import output_up_to
+from checkpoint.targets.vm_state import load_vm, vm_facts
 from kvmglue import (
     PROGRAMS,
     VM_ENGINES,
@@ -123,7 +124,7 @@ def resume(
         ram, vm = load_vm(view, make)
         stack.enter_context(ram)
         stack.enter_context(vm)
-        outbox = stack.enter_context(devices.open(vm, options.as_json, output_of(view.epoch)))
+        outbox = stack.enter_context(devices.open(vm, options.as_json, output_up_to(view.sources)))
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
         run_vm(vm, outbox, str(vm_facts(view.epoch).guest), options, replicate)
 

@@ -118,7 +118,6 @@ class ActiveEdge(Edge):
 
         self.do(take_back())
 
-    @property
     def is_linked(self) -> bool:
         return self._channel is not None
 

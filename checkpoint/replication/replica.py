@@ -10,6 +10,7 @@ from checkpoint.image import EpochFile
 from checkpoint.replication.incoming import Incoming
 from checkpoint.replication.mirror import Mirror
 from checkpoint.replication.store import Image, Store
+from checkpoint.targets.vm_output import joined
 from checkpoint.targets.vm_state import output_of
 from kvmglue import Output, Positions
 from uffdtrack.closing import Closing
@@ -112,7 +113,7 @@ class Replica(Closing):
         epoch = received.epoch
         output = output_of(epoch)
         if output and not received.base:
-            output = _joined(self.output, output)
+            output = joined(self.output, output)
         if epoch.facts.vm is None:
             if self.mirror:
                 raise ImageError("an epoch of a process came behind those of a VM")
@@ -138,19 +139,6 @@ class Replica(Closing):
         if self.mirror:
             self.mirror.close()
         self.store.close()
-
-
-def _joined(held: Output, new: Output) -> Output:
-    """What is held, and a new epoch's; that begins at its end, or before it if an epoch was dropped there.
-
-    Raises:
-        ImageError: there is a gap.
-    """
-    serial, packets = new.serial_at - held.serial_at, new.packet_at - held.packet_at
-    if not (0 <= serial <= len(held.serial) and 0 <= packets <= len(held.packets)):
-        raise ImageError(f"an epoch has the output from {new.start} on, and that up to {held.end} was here")
-    before = Output(held.serial_at, held.serial[:serial], held.packet_at, held.packets[:packets])
-    return before.then(new)
 
 
 def _within(output: Output, at: Positions) -> Positions:

@@ -11,7 +11,7 @@ from checkpoint.replication.status import StatusRow
 
 def active_row(edge: ActiveEdge, address: str) -> StatusRow:
     """In any thread."""
-    outgoing, linked = edge.outgoing, edge.is_linked
+    outgoing, linked = edge.outgoing, edge.is_linked()
     return StatusRow(
         role="active",
         state=edge.machine.state.name.lower(),

@@ -111,7 +111,7 @@ def test_status(start: Start, place: Path) -> None:
 
 def test_an_error_of_the_chain_is_a_warning(start: Start) -> None:
     start(StatusRow("standby", "following", "web", "unix:/s", 1, 1, directory="d", error="the disk is full"))
-    assert verb("status")[1] == "uffdtrack: warning: web: d: the disk is full\n"
+    assert verb("status")[1] == "uffdtrack: warning: standby web: d: the disk is full\n"
 
 
 def test_switchover(start: Start) -> None:
