@@ -97,7 +97,7 @@ static int begin_cycle(void *core, const ut_log *ended)
 	t->stats.pages += ended->n;
 	t->stats.harvest_ns = ut_now_ns() - t->halted_at;
 	t->stats.rearm_ns = 0;
-	return 0;
+	return t->ops->ended ? t->ops->ended(t) : 0;
 }
 
 static int rearm(void *core, const uint64_t *gfn, size_t n)
@@ -221,7 +221,7 @@ static size_t words_of(const kg_vm *vm)
 /* All that a cycle needs, in one piece. */
 size_t kg_arena_bytes(const kg_vm *vm)
 {
-	return ut_cycle_bytes(vm->rows) + 4 * ut_arena_room(words_of(vm), 8);
+	return ut_cycle_bytes(vm->rows) + 5 * ut_arena_room(words_of(vm), 8);
 }
 
 static void carve(kg_tracker *t, char *at)
@@ -233,6 +233,7 @@ static void carve(kg_tracker *t, char *at)
 	UT_CARVE(at, t->bits.listed, words, 8);
 	UT_CARVE(at, t->bits.host, words, 8);
 	UT_CARVE(at, t->bits.scratch, words, 8);
+	UT_CARVE(at, t->bits.loose, words, 8);
 	memset(t->bits.read, 0, 4 * ut_arena_room(words, 8)); /* each cycle goes over all of them: real from the first on */
 }
 

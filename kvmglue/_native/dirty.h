@@ -17,6 +17,8 @@ typedef struct {
 	uint32_t entries;                                   /* of each */
 	uint32_t taken[KG_MAX_VCPUS], reset[KG_MAX_VCPUS];  /* since the VM was made */
 	int32_t reset_due;                                  /* entries were taken and not reset */
+	uint64_t *batch;                                    /* the rows of one reset */
+	int32_t loose;                                      /* rows may lack their traps: kg_bits has which */
 } kg_rings;
 
 /* One bit a row. */
@@ -26,6 +28,7 @@ typedef struct {
 	uint64_t *host;    /* written by the host, and not listed yet */
 	uint64_t hosted;   /* how many these are */
 	uint64_t *scratch; /* zeroed */
+	uint64_t *loose;   /* may be without a trap */
 } kg_bits;
 
 struct kg_mode_ops;

@@ -15,6 +15,8 @@ typedef struct kg_mode_ops {
 	void (*release)(kg_tracker *t);
 	/* Put what KVM has logged into the open log, with kg_emit(). */
 	int (*harvest)(kg_tracker *t);
+	/* A cycle has ended; if `needs_stop`, the vCPUs stand since before its harvest. */
+	int (*ended)(kg_tracker *t);
 	/* 1: a harvest would find pages of the last cycle again, until they are rearmed. */
 	int32_t harvest_waits;
 	int (*rearm)(kg_tracker *t, const uint64_t *gfn, size_t n);

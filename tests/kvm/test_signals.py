@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
 
 from kvmglue import Order, post
 from tests.kvm.conftest import Machine, run_on
 
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 @contextmanager
@@ -36,14 +41,36 @@ def signals() -> Iterator[None]:
         signal.signal(signal.SIGUSR2, before)
 
 
-def test_no_page_is_without_a_trap(machine: Callable[..., Machine], vm_engine: str) -> None:
+STOPPER = """
+import os, select, signal, sys
+pid = int(sys.argv[1])
+while not select.select([0], [], [], 0)[0]:
+    os.kill(pid, signal.SIGSTOP)
+    while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "T":
+        pass
+    os.kill(pid, signal.SIGCONT)
+"""
+
+
+@contextmanager
+def stops() -> Iterator[None]:
+    """This process is stopped and goes on, again and again."""
+    stopper = [sys.executable, "-c", STOPPER, str(os.getpid())]
+    with subprocess.Popen(stopper, stdin=subprocess.PIPE):  # at the end its input is closed
+        yield
+
+
+@pytest.mark.parametrize("interrupted", [signals, stops])
+def test_no_page_is_without_a_trap(
+    interrupted: Callable[[], AbstractContextManager[None]], machine: Callable[..., Machine], vm_engine: str
+) -> None:
     """KVM_RESET_DIRTY_RINGS is ended by a signal, and has reset entries whose traps it has not set then."""
     made = machine(vm_engine)
     shadow = made.ram.pages().copy()
     post(made.vm, 0, Order("check", first=0, pages=600, pace=1 << 60))
     made.vm.resume()
     until = time.monotonic() + SECONDS
-    with signals():
+    with interrupted():
         while time.monotonic() < until:
             run_on(made.vm, 0, 300)
             made.vm.pause()
