@@ -68,6 +68,37 @@ def test_stale_server_says_nothing() -> None:
     assert one.sequence == 6 and one.may_release(1.0)
 
 
+def test_records_were_lost_and_are_written_anew() -> None:
+    """The broker is back without our last records: the next one is behind what it has of ours."""
+    one = holder()
+    for sequence in range(1, 10):
+        one.ask(float(sequence), successor="b" if sequence > 4 else "a")
+        one.stored(sequence)
+    one.ask(20.0)
+    one.missed(held(successor="a"), 4)
+    assert one.sequence == 4 and one.pending and one.pending.successor == "b"
+    one.stored(5)
+    assert one.may_release(21.0)
+
+
+def test_lost_records_are_seen_to_be_lost() -> None:
+    """An older successor waits for the whole lease, and the writer is faster."""
+    watcher = Watcher("older", 0.0)
+    watcher.seen(held(successor="b"), 9, 10.0)
+    watcher.seen(held(successor="older"), 4, 20.0)
+    assert watcher.claim(20.0 + SECONDS, SECONDS, standby=True) is None
+    watcher.seen(held(successor="b", serial=20), 5, 21.0)
+    assert watcher.claim(100.0, SECONDS, standby=True) is None
+
+
+def test_claim_without_an_answer_is_waited_for() -> None:
+    watcher = Watcher("b", 0.0)
+    watcher.seen(held(2, holder="b"), 8, 10.0)
+    assert watcher.claim(10.0 + SECONDS, SECONDS, standby=True) is None
+    again = watcher.claim(10.0 + SECONDS * RATE_MARGIN, SECONDS, standby=True)
+    assert again and again.record.number == 3
+
+
 def test_records_were_lost_and_somebody_was_faster() -> None:
     one = Holder(held(2, holder="b", serial=0), 5)
     one.ask(0.0)
@@ -176,7 +207,13 @@ def test_text() -> None:
 class World:
     """A stream that takes a record only behind its last one; two hosts whose clocks run as they like."""
 
-    def __init__(self, seed: int, rate: float) -> None:
+    looks = True
+    """After a loss the holder looks at the last record before it writes."""
+
+    def __init__(self, seed: int, rate: float, loses: bool) -> None:
+        """Args: loses: now and then its last records are lost."""
+        self.loses = loses
+        self.connection = 0  # counts the losses
         self.random = random.Random(seed)
         self.now = 0.0
         self.log: list[Record] = []
@@ -203,12 +240,15 @@ def rounds(world: World) -> Iterator[list[bool]]:
     active = Holder(held(serial=0, successor="1", holder="0"), 0)
     watcher = Watcher("1", world.clock(1))
     taken: Holder | None = None
+    connection = 0
     for _ in range(60):
         world.passes()
         if world.random.random() < 0.4 and not active.lost:
             record = active.pending or active.ask(world.clock(0))
             world.passes()
-            if world.put(record, active.sequence):
+            is_known = connection == world.connection or not world.looks
+            connection = world.connection
+            if is_known and world.put(record, active.sequence):
                 world.passes()
                 if world.random.random() < 0.8:  # else the answer is lost
                     active.stored(len(world.log))
@@ -226,6 +266,11 @@ def rounds(world: World) -> Iterator[list[bool]]:
             world.passes()
             if seen > watcher.sequence:
                 watcher.seen(world.log[seen - 1], seen, world.clock(1))
+        if world.loses and not taken and len(world.log) > 1 and world.random.random() < 0.2:
+            del world.log[-world.random.randrange(1, len(world.log)) :]
+            world.connection += 1
+            watcher.connected(world.clock(1))
+            watcher.seen(world.log[-1], len(world.log), world.clock(1))
         if not taken and (claim := watcher.claim(world.clock(1), SECONDS, standby=True)):
             record = claim.ask(world.clock(1))
             world.passes()
@@ -235,11 +280,11 @@ def rounds(world: World) -> Iterator[list[bool]]:
         yield [active.may_release(world.clock(0)), taken is not None and taken.may_release(world.clock(1))]
 
 
-def both(seeds: range, rate: float) -> int:
+def both(seeds: range, rate: float, loses: bool = False) -> int:
     """In how many worlds both may release at the same time; the lease is taken over in most of them."""
     found = took = 0
     for seed in seeds:
-        states = list(rounds(World(seed, rate)))
+        states = list(rounds(World(seed, rate, loses)))
         found += any(all(state) for state in states)
         took += any(state[1] for state in states)
     assert took > len(seeds) / 4
@@ -247,13 +292,20 @@ def both(seeds: range, rate: float) -> int:
 
 
 @pytest.mark.parametrize("rate", [1.0, 1 / 1.009, 1.009])
-def test_never_two(rate: float) -> None:
-    assert both(range(600), rate) == 0
+@pytest.mark.parametrize("loses", [False, True])
+def test_never_two(rate: float, loses: bool) -> None:
+    assert both(range(600), rate, loses) == 0
 
 
 def test_never_two_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative controls: who waits too short a time, or on a clock that is too fast; who reckons too long."""
     assert both(range(600), 1.5) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Watcher, "connected", lambda self, now: None)
+        assert both(range(600), 1.0, loses=True) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(World, "looks", False)
+        assert both(range(600), 1.0, loses=True) > 0
     with monkeypatch.context() as patch:
         patch.setattr(lease, "RATE_MARGIN", 0.5)
         assert both(range(600), 1.0) > 0

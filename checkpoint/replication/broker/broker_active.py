@@ -27,7 +27,7 @@ from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.broker.broker_channel import BrokerChannel, Followers
 from checkpoint.replication.broker.head import Head
 from checkpoint.replication.broker.lease import State, Watcher, clock
-from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError, until_done
+from checkpoint.replication.broker.nats_connection import PATIENCE, NatsConnection, NotNowError, until_done
 from checkpoint.replication.broker.stream import Stream
 from checkpoint.replication.links.address import Address
 from uffdtrack.errors import UffdtrackError
@@ -233,7 +233,7 @@ class BrokerActive:
 async def _claimed(stream: Stream, seconds: float) -> Head:
     """Wait for the lease, and take it."""
     watcher = Watcher(f"active-{secrets.token_hex(8)}", clock())
-    first = 0
+    first, begun = 0, clock()
 
     async def look() -> None:
         last = await stream.last()
@@ -252,6 +252,16 @@ async def _claimed(stream: Stream, seconds: float) -> Head:
             await asyncio.sleep(min(0.2, max(0.0, watcher.free_at() - clock())))
             continue
         head = Head(stream, holder)
-        with contextlib.suppress(LeaseError):  # somebody was faster: we see who
+        try:
             await head.claim()
+        except LeaseError:  # we see who
+            continue
+        except NotNowError as error:
+            if clock() - begun > PATIENCE:
+                raise LinkError(
+                    f"the NATS server at {stream.connection.url} stores nothing: {error}"
+                ) from error
+            watcher.connected(clock())
+            first = 0
+        else:
             return head

@@ -129,10 +129,13 @@ class BrokerStandby:
             try:
                 answer = await self._connection.request(self.stream.live("link"), wish)
                 channel = FollowerChannel(self.stream, json.loads(answer.data))
+                if channel.sequence > self._watcher.sequence:
+                    await self._records.look()
                 record = self._watcher.record
                 known = not record or channel.number >= record.number
+                known &= channel.sequence <= self._watcher.sequence  # else the broker has lost it
                 if known and self._free_to_link.is_set():
-                    self._records.position = channel.sequence
+                    self._records.begin(channel.sequence)
                     return channel
             except (NotNowError, ValueError):
                 pass
@@ -174,19 +177,21 @@ class BrokerStandby:
         try:
             if self._channel:
                 self._channel.mail.end(LinkError("the lease is being taken"))
-            return await self._fence()
+            first = self._watcher.sequence
+            return await until_done(lambda: self._fence(first), self._connection.url)
         finally:
             if not self._head:
                 self._free_to_link.set()
 
-    async def _fence(self) -> bool:
-        first = self._watcher.sequence
+    async def _fence(self, first: int) -> bool:
+        """Raises: NotNowError: our claim got no answer; it is waited for the whole lease again."""
         while not self._head:
             now, record = clock(), self._watcher.record
             if not record or not self._watcher.is_successor:
                 return False
-            if self._watcher.sequence != first and record.state is not State.RESIGNED:
-                return False  # it was renewed
+            is_renewed = self._watcher.sequence != first and record.holder != self.me
+            if is_renewed and record.state is not State.RESIGNED:
+                return False
             holder = self._watcher.claim(now, record.seconds, standby=True)
             if not holder:
                 await self._records.wait(self._watcher.free_at() - now)
@@ -197,6 +202,10 @@ class BrokerStandby:
                 await head.claim()
             except LeaseError:
                 await self._look()
+            except NotNowError:
+                await self._look()
+                self._watcher.connected(clock())
+                raise
             else:
                 self._head = head
         return True

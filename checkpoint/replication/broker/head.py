@@ -28,6 +28,7 @@ class Head:
         self.on_lost: Callable[[], None] = lambda: None
         self._stream = stream
         self._lock = asyncio.Lock()
+        self._number = stream.connection.number  # of the connection on which our sequence was the last
         self._renewing: asyncio.Task[None] | None = None
         self.stored = ""
         self._carried: tuple[Batch | None, bytes] = None, b""  # by what is pending
@@ -36,11 +37,26 @@ class Head:
     async def claim(self) -> None:
         """Write the first record: the lease is ours then, and is renewed until `close`.
 
+        It is sent once, and on the connection on which the lease was waited for. Else a broker that has lost
+        records could take it when it has come to the same number again, and somebody holds the lease there.
+
         Raises:
-            LeaseError: somebody else has it.
+            LeaseError: somebody was faster.
+            NotNowError: it is not known whether it is stored. It does not count: wait for the lease anew.
             StorageError, LinkError: see `write`.
         """
-        await self.write()
+        connection = self._stream.connection
+        number = connection.number
+        if number != self._number:
+            raise NotNowError("the connection is lost")
+        claim = self.holder.ask(clock())
+        try:
+            sequence = await self._stream.put(claim, None, b"", after=self.holder.sequence)
+        except WrongSequenceError as error:
+            raise LeaseError("somebody was faster") from error
+        if connection.number != number:
+            raise NotNowError("the connection was lost")
+        self.holder.stored(sequence)
         self._renewing = asyncio.create_task(self._renew())
 
     async def close(self) -> None:
@@ -88,19 +104,28 @@ class Head:
             raise
 
     async def _sent(self) -> None:
-        """Send what is pending once. Raises: NotNowError: it is not known to be stored."""
-        holder = self.holder
+        """Send what is pending once. Raises: NotNowError: it is not known to be stored.
+
+        On a new connection the last record is looked at first: if the broker has lost records meanwhile, it
+        may have come to our number again, with a record of somebody else.
+        """
+        holder, number = self.holder, self._stream.connection.number
         assert holder.pending
-        try:
-            self._is_stored(await self._stream.put(holder.pending, *self._carried, after=holder.sequence))
-            return
-        except (WrongSequenceError, NotNowError):
-            pass
+        if number < 0:
+            raise NotNowError("the connection is lost")
+        if number == self._number:
+            try:
+                self._is_stored(await self._stream.put(holder.pending, *self._carried, after=holder.sequence))
+                return
+            except (WrongSequenceError, NotNowError):
+                pass
         last = await self._stream.last()
         if last and last.record == holder.pending:
             self._is_stored(last.sequence)
+            self._number = number
             return
-        holder.missed(last.record if last else None, last.sequence if last else 0)
+        may_send = holder.missed(last.record if last else None, last.sequence if last else 0)
+        self._number = number if may_send else -2
         raise NotNowError("it is not stored")
 
     def _is_stored(self, sequence: int) -> None:

@@ -133,21 +133,27 @@ class Holder:
         self.record, self.sequence, self.pending = self.pending, sequence, None
         self.valid_until = self._asked + self.record.seconds
 
-    def missed(self, record: Record | None, sequence: int) -> None:
-        """Learn that the stream's last record is not the one that is pending, which can be sent again then.
+    def missed(self, record: Record | None, sequence: int) -> bool:
+        """Learn that the stream's last record is not the one that is pending.
 
-        An older record than ours, or none, is from a server that does not know yet that it leads no more.
+        An older record than ours may be from a server that does not know yet that it leads no more: then
+        who leads refuses what is sent behind it. Or the broker has lost its last records.
+
+        Returns:
+            Whether what is pending can be sent again now; else look again.
 
         Raises:
             LeaseError: somebody else has the lease.
         """
         if not record:
-            return
+            return self.valid_until == -math.inf  # it is the first one
         if record.holder == self.record.holder:
-            self.sequence = max(self.sequence, sequence)  # one that was given up, and stored all the same
-        elif sequence > self.sequence or record.number > self.record.number:
+            self.sequence = sequence  # also one that was given up, and stored all the same
+            return True
+        if sequence > self.sequence or record.number >= self.record.number:
             self.lost = f"the lease is lost: {record.holder} has it"
             self.check()
+        return False
 
     def check(self) -> None:
         """Raises: LeaseError: it is lost."""
@@ -169,8 +175,8 @@ class Watcher:
     Attributes:
         record: the last one that was seen, or None.
         sequence: its number.
-        since: from when on it is waited for. After the connection was lost, from when it is there again: a
-            broker that has lost its last records by a power failure has told their writer before that.
+        since: from when on it is waited for. After the connection was lost, from when it is there again: the
+            broker may have lost its last records, and who has written them can hold the lease no longer.
     """
 
     def __init__(self, me: str, now: float) -> None:
@@ -190,9 +196,14 @@ class Watcher:
 
     @property
     def is_successor(self) -> bool:
-        """Whether it may take over when the lease has ended."""
+        """Whether it may take over when the lease has ended.
+
+        A claim of its own that was stored without our knowing is waited for like that of another one.
+        """
         record = self.record
-        return record is not None and record.successor == self.me and record.state is not State.ENDED
+        if not record or record.state is State.ENDED:
+            return False
+        return self.me in (record.successor, record.holder)
 
     def free_at(self) -> float:
         """When the lease can be claimed; infinity: not by this one.

@@ -57,6 +57,7 @@ class NatsConnection:
         self._client: Client | None = None
         self._trying: Exception | None = None
         self._first = True
+        self._returns = 0
 
     @classmethod
     async def open(cls, url: str, tls: ssl.SSLContext | None = None) -> NatsConnection:
@@ -85,6 +86,7 @@ class NatsConnection:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await client.connect(
                     url, error_cb=made._failed, reconnected_cb=made._returned, tls=tls, name="uffdtrack",
+                    disconnected_cb=made._disconnected,
                     max_reconnect_attempts=-1, reconnect_time_wait=0, connect_timeout=2,
                     user=os.environ.get("NATS_USER"), password=os.environ.get("NATS_PASSWORD"),
                     ping_interval=_PING_SECONDS, max_outstanding_pings=2, flush_timeout=ANSWER_SECONDS,
@@ -103,8 +105,20 @@ class NatsConnection:
             raise error
         await asyncio.sleep(0.02)  # between attempts to come back
 
+    async def _disconnected(self) -> None:
+        """What was to be sent on this connection is not sent on the next one: records may be lost between."""
+        self.client._pending.clear()
+        self.client._pending_data_size = 0
+
     async def _returned(self) -> None:
+        self._returns = self.client.stats["reconnects"]
         self.on_return()
+
+    @property
+    def number(self) -> int:
+        """Counts the connections; -1: there is none, or `on_return` was not called for it yet."""
+        is_there = self.client.is_connected and self._returns == self.client.stats["reconnects"]
+        return self._returns if is_there else -1
 
     async def __aenter__(self) -> NatsConnection:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ class Records:
         self._came: deque[Entry] = deque()
         self._event = asyncio.Event()
         self._end: Callable[[], Awaitable[None]] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._went_back = False
 
     async def start(self) -> None:
         """Raises: NotNowError, LinkError."""
@@ -50,17 +53,48 @@ class Records:
         self.position = self._watcher.sequence
 
     async def close(self) -> None:
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         if self._end:
             await self._end()
 
+    def begin(self, position: int) -> None:
+        """Give what is behind a number from now on."""
+        self.position, self._went_back = position, False
+
     async def look(self) -> None:
-        """Have the watcher see the last record. Raises: NotNowError, LinkError."""
+        """Have the watcher see the last record, also one from before those that the broker has lost.
+
+        Raises: NotNowError, LinkError.
+        """
+        watcher = self._watcher
+        before = watcher.sequence
         last = await self._stream.last()
-        self._watcher.seen(last.record if last else None, last.sequence if last else 0, clock())
+        if not last or (watcher.sequence != before and last.sequence <= watcher.sequence):
+            return  # what has come meanwhile is newer
+        if last.sequence < before:
+            self._went_back = True
+            self._came.clear()
+        watcher.seen(last.record, last.sequence, clock())
+        self._event.set()
 
     def _returned(self) -> None:
         self._watcher.connected(clock())
+        self._look_again()
         self._event.set()
+
+    def _look_again(self) -> None:
+        if not self._looking or self._looking.done():
+            self._looking = asyncio.create_task(self._look_until_done())
+
+    async def _look_until_done(self) -> None:
+        with contextlib.suppress(LinkError):
+            while True:
+                try:
+                    return await self.look()
+                except NotNowError:
+                    await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _take(self, message: Msg) -> None:
         try:
@@ -69,6 +103,8 @@ class Records:
             return  # whoever has sent that: it is not stored
         if entry.sequence > self._watcher.sequence:
             self._watcher.seen(entry.record, entry.sequence, clock())
+        elif (entry.sequence, entry.record) != (self._watcher.sequence, self._watcher.record):
+            self._look_again()  # it is late, or the broker has lost records
         if len(self._came) < _KEPT:
             self._came.append(entry)
         self._event.set()
@@ -86,9 +122,11 @@ class Records:
         """The next record.
 
         Raises:
-            LinkError: the broker has dropped it already, or the connection is closed for good.
+            LinkError: the broker has dropped it already, or lost it; or the connection is closed for good.
         """
         while True:
+            if self._went_back:
+                raise LinkError("the broker has lost its last records")
             while self._came and self._came[0].sequence <= self.position:
                 self._came.popleft()
             if self._came and self._came[0].sequence == self.position + 1:
