@@ -56,6 +56,7 @@ class Standby:
         self.ends: list[str] = []
         self.linked = False
         self.acknowledges = True
+        self.refuses = ""
         self.channel: FollowerChannel | None = None
         self._changed = asyncio.Condition()
         self._task = asyncio.create_task(broker.serve(self._accept))
@@ -76,6 +77,9 @@ class Standby:
         while True:
             message = await channel.receive()
             match message.kind:
+                case Kind.HELLO if self.refuses:
+                    await channel.close(self.refuses)
+                    raise LinkError(self.refuses)
                 case Kind.HELLO:
                     tip = {"epoch": int(self.tip), "digest": self.tip} if self.tip else None
                     await channel.send(Message(Kind.HELLO, {"tip": tip}))

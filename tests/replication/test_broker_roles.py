@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from checkpoint.errors import LeaseError
+from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.broker.broker_active import BrokerActive
 from checkpoint.replication.broker.lease import State
 from checkpoint.replication.links.frames import Kind, Message
@@ -109,6 +109,33 @@ def test_several_standbys(server: Server) -> None:
         assert third.epochs == [4, 5] and third.linked
         await active.close()
         await third.close()
+
+    run(main())
+
+
+def test_standby_that_refuses_is_behind_the_others(server: Server) -> None:
+    """One that is left from an earlier run says why, linked or not, and another one is linked."""
+
+    async def main() -> None:
+        active, left = await Active.start(server.address("left")), await Standby.start(server.address("left"))
+        left.refuses = "it has epochs of another run"
+        channel = await active.broker.connect()
+        await channel.send(Message(Kind.HELLO, {"role": "active"}))
+        with pytest.raises(LinkError, match="epochs of another run"):
+            await channel.receive()
+        await channel.close()
+        second = await Standby.start(server.address("left"))
+        await active.link()
+        assert active.channel.standby == second.broker.me
+        active.broker._refused.clear()  # it is answered again: it follows, and refuses that, too
+        while left.broker.me not in active.broker._refused:
+            await active.send(len(active.acknowledged))
+            await active.ack()
+        assert left.broker.me not in active.broker.followers.tips
+        assert len(left.ends) == 2 and not left.linked
+        await active.close()
+        await left.close()
+        await second.close()
 
     run(main())
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
@@ -40,6 +41,8 @@ LEASE_SECONDS = 3.0
 MAX_BYTES = 1 << 30
 """Of the two streams each, where the server has so much room."""
 _STANDBY_SECONDS = 10.0
+_REFUSED_SECONDS = 3.0
+"""For so long a standby is not answered that does not want to follow us; who asks again does so sooner."""
 
 
 class BrokerActive:
@@ -63,6 +66,7 @@ class BrokerActive:
         self._waiting: asyncio.Queue[BrokerChannel] = asyncio.Queue()
         self._working: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._refused: dict[str, float] = {}  # standbys, and when they have refused
         self._ends: list[Callable[[], Awaitable[None]]] = []
         head.on_lost = self._lost
 
@@ -168,6 +172,12 @@ class BrokerActive:
                     if self.head.holder.record.state is State.HELD:
                         await self.head.write(state=State.SEEKING)
 
+    def refused(self, standby: str) -> None:
+        """A standby does not want to follow, as it has epochs of another run: others come first."""
+        now = clock()
+        self._refused = {one: at for one, at in self._refused.items() if now < at + _REFUSED_SECONDS}
+        self._refused[standby] = now
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._working.add(task)
@@ -188,6 +198,8 @@ class BrokerActive:
             standby = str(json.loads(message.data)["standby"])
         except (ValueError, TypeError, KeyError):
             return  # it is no standby
+        if clock() < self._refused.get(standby, -math.inf) + _REFUSED_SECONDS:
+            return
         link = secrets.token_hex(8)
         try:
             async with self._one_at_a_time:

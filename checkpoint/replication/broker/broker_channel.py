@@ -58,6 +58,7 @@ class BrokerChannel:
         self._decoder = Decoder()
         self._mail = Mailbox(_ROOM)
         self._given: Message | None = None  # is being received
+        self._greets = False  # it has said HELLO
         self.hello: Message | None = None
         self._packer: Packer | None = None
         self._sending = asyncio.Lock()
@@ -87,11 +88,16 @@ class BrokerChannel:
         message = self._given = self._given or await self._mail.get()
         match message.kind:
             case Kind.HELLO:
+                self._greets = True
                 message = await self._greeted(message)
             case Kind.ACK:
                 await self._has(str(message.meta.get("digest", "")))
             case Kind.REFUSE:
+                if not self._greets:
+                    self._broker.refused(self.standby)
                 self.fail(LinkError(f"{self.standby} refuses: {message.meta.get('reason', '')}"))
+                assert self._mail.error
+                raise self._mail.error
         self._given = None
         return message
 
@@ -230,7 +236,7 @@ class Followers:
         self.heard.pop(standby, None)
 
     def take(self, link: str, data: bytes) -> None:
-        """What a follower has sent: only its HELLO and ACK matter."""
+        """What a follower has sent: only its HELLO, ACK and REFUSE matter."""
         if link not in self._links:
             return
         standby, stored, decoder = self._links[link]
@@ -247,3 +253,6 @@ class Followers:
                     self._broker.on_base_wanted()
             elif message.kind is Kind.ACK:
                 self.tips[standby] = str(message.meta.get("digest", ""))
+            elif message.kind is Kind.REFUSE:
+                self.remove(standby)
+                self._broker.refused(standby)
