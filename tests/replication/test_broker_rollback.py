@@ -14,7 +14,7 @@ from checkpoint.replication.broker.head import Head
 from checkpoint.replication.broker.lease import Holder, Record, clock
 from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError
 from checkpoint.replication.broker.stream import Stream
-from tests.replication.brokers import LONG, MIDDLE, Active, Standby, run
+from tests.replication.brokers import LONG, MIDDLE, SHORT, Active, Standby, run
 from tests.replication.flow import Flow
 from tests.replication.servers import Server
 
@@ -77,6 +77,30 @@ def test_older_successor_takes_nothing(own_server: Server, tmp_path: Path) -> No
         assert newer.epochs[-1] == active.acknowledged[-1] == 30
         await older.close()
         await newer.close()
+
+    run(main())
+
+
+def test_all_is_lost(own_server: Server) -> None:
+    """A server that is back without its store is used as a new one."""
+
+    async def main() -> None:
+        active = await Active.start(own_server.address(NAME), seconds=SHORT)
+        standby = await Standby.start(own_server.address(NAME))
+        await active.link()
+        flow = Flow(active, standby)
+        await flow.go_on(10)
+        own_server.kill()
+        await asyncio.to_thread(shutil.rmtree, own_server.store)
+        await asyncio.to_thread(own_server.start)
+        await flow.go_on(20)
+        flow.check()
+        await active.renews()
+        assert active.broker.head.holder.record.successor == standby.broker.me
+        assert active.broker.head.holder.record.number == 1
+        await active.close()
+        assert await standby.broker.fence()
+        await standby.close()
 
     run(main())
 

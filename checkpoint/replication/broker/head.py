@@ -124,6 +124,8 @@ class Head:
             self._is_stored(last.sequence)
             self._number = number
             return
+        if not last:
+            await self._stream.create_again()
         may_send = holder.missed(last.record if last else None, last.sequence if last else 0)
         self._number = number if may_send else -2
         raise NotNowError("it is not stored")

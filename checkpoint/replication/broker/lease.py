@@ -145,8 +145,10 @@ class Holder:
         Raises:
             LeaseError: somebody else has the lease.
         """
-        if not record:
-            return self.valid_until == -math.inf  # it is the first one
+        if not record:  # or the broker has lost all of them
+            if self.valid_until > -math.inf:
+                self.sequence = 0
+            return True
         if record.holder == self.record.holder:
             self.sequence = sequence  # also one that was given up, and stored all the same
             return True

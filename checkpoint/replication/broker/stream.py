@@ -88,6 +88,7 @@ class Stream:
         self.connection = connection
         self.name = name
         self.records, self.parts = f"uffdtrack-{name}", f"uffdtrack-{name}-parts"
+        self._most = 0  # bytes that were asked for
         self._record, self._part = f"uffdtrack.{name}.record", f"uffdtrack.{name}.part"
 
     def live(self, what: str) -> str:
@@ -108,6 +109,7 @@ class Stream:
             StorageError: it has next to no room.
             NotNowError: try again.
         """
+        self._most = max_bytes
         for stream, subject in ((self.records, self._record), (self.parts, self._part)):
             config: dict[str, Any] = {
                 "name": stream, "subjects": [subject], "storage": "file", "retention": "limits",
@@ -117,6 +119,11 @@ class Stream:
                 config["republish"] = {"src": subject, "dest": self.live("records")}
             max_bytes = await self._made(stream, config)
         return max_bytes
+
+    async def create_again(self) -> None:
+        """After `create`: make the streams again, if the server is back without them. Raises: as `create`."""
+        if self._most:
+            await self.create(self._most)
 
     async def _made(self, stream: str, config: dict[str, Any]) -> int:
         found = await self.connection.api(f"STREAM.INFO.{stream}")
