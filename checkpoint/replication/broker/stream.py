@@ -99,10 +99,10 @@ class Stream:
         """Make the streams, with three replicas in a cluster that has so many servers, or find them made.
 
         Args:
-            max_bytes: of each of the two; less, if the server has not so much room.
+            max_bytes: of each of the two; less of both, if the server has not so much room.
 
         Returns:
-            How many bytes the server keeps of each.
+            How many bytes the server keeps of each, at least.
 
         Raises:
             LinkError: the server cannot.
@@ -110,40 +110,54 @@ class Stream:
             NotNowError: try again.
         """
         self._most = max_bytes
-        for stream, subject in ((self.records, self._record), (self.parts, self._part)):
-            config: dict[str, Any] = {
-                "name": stream, "subjects": [subject], "storage": "file", "retention": "limits",
-                "discard": "old", "max_bytes": max_bytes, "allow_direct": True,
-            }  # fmt: skip
-            if stream == self.records:
-                config["republish"] = {"src": subject, "dest": self.live("records")}
-            max_bytes = await self._made(stream, config)
-        return max_bytes
+        while True:
+            try:
+                return await self._both(max_bytes)
+            except StorageError:
+                if max_bytes < 2 * _LEAST_BYTES:
+                    raise
+                max_bytes //= 2
+
+    async def _both(self, max_bytes: int) -> int:
+        """Make them of one size, or none. Raises: as `create`."""
+        parts, is_new = await self._made(self.parts, self._part, max_bytes)
+        try:
+            republish = {"src": self._record, "dest": self.live("records")}
+            most = min(parts, max_bytes)
+            records, _ = await self._made(self.records, self._record, most, republish=republish)
+        except StorageError:
+            if is_new:
+                await self.connection.api(f"STREAM.DELETE.{self.parts}")
+            raise
+        return min(parts, records)
 
     async def create_again(self) -> None:
         """After `create`: make the streams again, if the server is back without them. Raises: as `create`."""
         if self._most:
             await self.create(self._most)
 
-    async def _made(self, stream: str, config: dict[str, Any]) -> int:
+    async def _made(self, stream: str, subject: str, max_bytes: int, **more: Any) -> tuple[int, bool]:
+        """Returns: its size, and whether it was made now."""
+        config: dict[str, Any] = {
+            "name": stream, "subjects": [subject], "storage": "file", "retention": "limits",
+            "discard": "old", "max_bytes": max_bytes, "allow_direct": True, **more,
+        }  # fmt: skip
         found = await self.connection.api(f"STREAM.INFO.{stream}")
         if "error" not in found:
-            if found["config"]["max_bytes"] < config["max_bytes"]:
+            if found["config"]["max_bytes"] < max_bytes:
                 larger = {**config, "num_replicas": found["config"]["num_replicas"]}
                 made = await self.connection.api(f"STREAM.UPDATE.{stream}", larger)
                 found = found if "error" in made else made
-            return int(found["config"]["max_bytes"])
+            return int(found["config"]["max_bytes"]), False
         if found["error"].get("err_code") != _NO_SUCH_STREAM:
             _check(found)
         replicas = 3 if self.connection.info.get("cluster") else 1
         while True:
             made = await self.connection.api(f"STREAM.CREATE.{stream}", {**config, "num_replicas": replicas})
             if "error" not in made:
-                return int(made["config"]["max_bytes"])
+                return int(made["config"]["max_bytes"]), True
             if replicas > 1 and made["error"].get("err_code") != _NO_ROOM:
                 replicas = 1
-            elif made["error"].get("err_code") == _NO_ROOM and config["max_bytes"] >= 2 * _LEAST_BYTES:
-                config["max_bytes"] //= 2
             else:
                 _check(made)
 
