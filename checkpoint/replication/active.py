@@ -186,7 +186,7 @@ class ActiveEdge(Edge):
 
     def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         """A standby has said HELLO."""
-        self._channel = channel
+        self._channel, self._final = channel, False
         self.hears(hello)
         self.heard()
         tip = hello.get("tip")

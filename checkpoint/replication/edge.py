@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -19,6 +20,8 @@ BEATS = 10
 """So many heartbeats are sent within the deadline after which silence counts."""
 
 
+LOOK = 0.5
+"""Seconds between two looks at whether the thread lives."""
 SHORTEST_BEAT = 0.005
 """Seconds."""
 CANCEL_AGAIN = 0.1
@@ -94,8 +97,13 @@ class Edge(Closing):
         return self.do(call())
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread and wait for what it returns."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        """Run a coroutine in the thread and wait for what it returns. Raises: LinkError: it has ended."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        while self._thread.is_alive():
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return future.result(LOOK)
+        work.close()
+        raise LinkError(f"the link has ended: {self.failure}")
 
     def close(self) -> None:
         """End the thread. Idempotent."""
