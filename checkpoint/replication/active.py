@@ -159,10 +159,9 @@ class ActiveEdge(Edge):
             await self._route.close()
 
     def _lost(self) -> None:
-        """Another one is active: the standby that we have handed over to, or one that has taken over."""
-        if self.machine.state is not S.ENDED:
-            resigned = self.machine.state is S.RESIGNED
-            self.on(ActiveEvent.STAND_IN if resigned else ActiveEvent.FENCE_LOST)
+        """Another one is active. When we have resigned, that is no answer: who runs the guest says TAKEN."""
+        if self.machine.state not in (S.RESIGNED, S.ENDED):
+            self.on(ActiveEvent.FENCE_LOST)
 
     async def _link_again_and_again(self) -> None:
         while not self.stopped:

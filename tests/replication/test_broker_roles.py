@@ -154,6 +154,13 @@ def test_switchover(server: Server) -> None:
         await active.channel.send(Message(Kind.GO, {}))
         await standby.heard(Kind.GO)
         assert await standby.broker.fence()
+        records, head = standby.broker._records, standby.broker._head
+        while head and records.position < head.holder.sequence:
+            await asyncio.sleep(0.01)  # it reads that it has the lease
+        assert standby.channel
+        await standby.channel.send(Message(Kind.TAKEN))
+        while (await active.channel.receive()).kind is not Kind.TAKEN:
+            pass
         third = await Standby.start(server.address("switchover"))
         now = Active(await standby.broker.promote())
         await now.link()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.following import BrokerFollowing
+from checkpoint.replication.protocol.table import ActiveEvent, ActiveState
 from checkpoint.replication.route import BrokerRoute
 from checkpoint.replication.standby import StandbyEdge
 from tests.kvm.conftest import Machine, kvm
@@ -43,6 +45,24 @@ def test_two_standbys(server: Server, guest: Callable[[str], Machine], tmp_path:
         (other,) = [one for one in standbys if one is not running]
         until(lambda: "may not take over" in str(other.tell), "the other one was not asked")
         assert not other.outcome
+
+
+def test_lost_lease_is_no_answer_to_a_handover(server: Server) -> None:
+    """Who has resigned has not heard that the guest runs before the standby says so."""
+    for resigned in (True, False):
+        with active_by(BrokerRoute(server.address(f"resigned-{resigned}"), 1 << 20)) as edge:
+
+            async def lose(edge: ActiveEdge = edge, resigned: bool = resigned) -> None:
+                if resigned:
+                    edge.machine.state = ActiveState.RESIGNED
+                edge._lost()
+
+            edge.do(lose())
+            assert edge.is_resigned == resigned and not edge.is_taken
+            assert bool(edge.stopped) != resigned
+            if resigned:
+                edge.call(lambda edge=edge: edge.on(ActiveEvent.STAND_IN))  # type: ignore[misc]
+                assert edge.is_taken and edge.stopped
 
 
 def whole(edge: StandbyEdge) -> int:

@@ -184,7 +184,7 @@ class BrokerActive:
         task.add_done_callback(self._working.discard)
 
     def _lost(self) -> None:
-        if self.channel:
+        if self.channel and self.head.holder.record.state is not State.RESIGNED:  # TAKEN may come
             self.channel.fail(LeaseError(self.head.holder.lost))
         self.on_lost()
 

@@ -146,8 +146,8 @@ class BrokerStandby:
 
     async def _read(self, channel: FollowerChannel) -> None:
         try:
-            while True:
-                await channel.take(await self._records.next())
+            while (entry := await self._records.next()).record.holder != self.me:
+                await channel.take(entry)
         except UffdtrackError as error:
             channel.mail.end(error)
 
@@ -164,7 +164,8 @@ class BrokerStandby:
         """Wait until nobody else can hold the lease, and take it.
 
         The channel is closed, so nothing is acknowledged any more, and no other one is taken up before this
-        has returned. It waits as long as the broker has no leader.
+        has returned; of an active that has resigned it stays, for TAKEN. It waits as long as the broker has
+        no leader.
 
         Returns:
             True: it is ours, and the one before can release nothing any more. False: the active lives, or
@@ -175,7 +176,8 @@ class BrokerStandby:
         """
         self._free_to_link.clear()
         try:
-            if self._channel:
+            record = self._watcher.record
+            if self._channel and not (record and record.state is State.RESIGNED):
                 self._channel.mail.end(LinkError("the lease is being taken"))
             first = self._watcher.sequence
             return await until_done(lambda: self._fence(first), self._connection.url)
