@@ -30,6 +30,9 @@ class Following(Protocol):
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
         """Give each channel to `accept`, until cancelled. Raises: UffdtrackError: we cannot."""
 
+    def why_unheard(self) -> str:
+        """Why the active does not hear what we ask it, and whom to ask; "": it does, if there is a link."""
+
     async def fence(self) -> bool | None:
         """Whether the active that was silent can release nothing any more; None: nothing can say so."""
 
@@ -76,6 +79,9 @@ class DirectFollowing:
         finally:
             await listener.close()
 
+    def why_unheard(self) -> str:
+        return ""
+
     async def fence(self) -> bool | None:
         if isinstance(self._fence, FileLock):
             return self._fence.take_if(self.generation)
@@ -109,6 +115,11 @@ class BrokerFollowing:
             self._broker = broker
             tell(f"following {self._address}")
             await broker.serve(accept)
+
+    def why_unheard(self) -> str:
+        if self._broker and self._broker.only_follows:
+            return "this standby only follows; ask at the active, or at the standby that is linked to it"
+        return ""
 
     async def fence(self) -> bool | None:
         return await self._broker.fence() if self._broker else None

@@ -88,7 +88,7 @@ class StandbyEdge(Edge):
         """A user wants a switchover; returns why there can be none, or ""."""
 
         async def ask() -> str:
-            return await self._on(StandbyEvent.SWITCHOVER)
+            return self.following.why_unheard() or await self._on(StandbyEvent.SWITCHOVER)
 
         return self.do(ask())
 

@@ -39,6 +39,10 @@ def test_two_standbys(server: Server, guest: Callable[[str], Machine], tmp_path:
             assert all(differing(one, there) == [] for one in standbys)
             write(there, 0, 3, 7)
             take(session)
+            linked = [not one.ask() for one in standbys]
+            assert sorted(linked) == [False, True], "one only follows"
+            assert "only follows; ask at the active" in standbys[linked.index(False)].ask()
+            until(lambda: edge.asked, "the active was not asked")
         until(lambda: any(one.outcome for one in standbys), "nobody takes over")
         (running,) = [one for one in standbys if one.outcome]
         assert running.outcome == "takeover" and differing(running, there) == []

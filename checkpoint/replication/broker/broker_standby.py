@@ -185,6 +185,11 @@ class BrokerStandby:
             if not self._head:
                 self._free_to_link.set()
 
+    @property
+    def only_follows(self) -> bool:
+        """Whether another standby is linked."""
+        return self._channel is not None and not self._channel.linked
+
     async def _fence(self, first: int) -> bool:
         """Raises: NotNowError: our claim got no answer; it is waited for the whole lease again."""
         while not self._head:
