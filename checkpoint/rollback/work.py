@@ -81,6 +81,14 @@ class ProcessRollback(Closing):
         # First: what is compared before the stop is not to grow old.
         self.sharing = Sharing(pid, view.epoch.regions, mappers or Mappers([pid]))
         self.image = Image(view)
+        try:
+            self._plan(mappers)
+        except BaseException:
+            self.image.close()
+            raise
+
+    def _plan(self, mappers: Mappers | None) -> None:
+        pid, view, changes = self.pid, self.view, self.changes
         known = changes.before(self.image) if changes else None
         self.mappings = Mappings(pid, view, SMAPS_SECONDS if known is None else QUICK)
         # What only differences need, and takes longer to read than the rest of a stop.

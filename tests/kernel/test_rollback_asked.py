@@ -156,7 +156,7 @@ def test_a_session_of_a_tree(spawn: Spawn, rollee: Rollee, tmp_path: Path, uffdt
     assert "1 processes of the tree are back at epoch 0" in done.stdout
     assert rollee.ask("c") == "1" and traps(rollee.pid)
     failed = uffdtrack("rollback", os.getpid(), tmp_path / "t", code=5)
-    assert "does not belong to epoch 0" in failed.stderr
+    assert "does not belong to epoch " in failed.stderr
     assert session.poll() is None
 
 
