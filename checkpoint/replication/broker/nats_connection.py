@@ -224,15 +224,15 @@ class NatsConnection:
         assert task
         before = task.cancelling()
         try:
-            found = await call()
-            if task.cancelling() > before:  # asyncio.wait_for of Python 3.11 keeps that from us
-                raise asyncio.CancelledError
-            return found
+            return await call()
         except (errors.ConnectionClosedError, errors.ConnectionDrainingError) as error:
             last = self.client.last_error
             raise LinkError(f"the connection to {self.url} is closed{f': {last}' if last else ''}") from error
         except (TimeoutError, errors.Error) as error:
             raise NotNowError(str(error) or type(error).__name__) from error
+        finally:
+            if task.cancelling() > before:  # asyncio.wait_for of Python 3.11 keeps that from us
+                raise asyncio.CancelledError
 
 
 async def until_done(call: Callable[[], Awaitable[T]], url: str) -> T:
