@@ -59,7 +59,7 @@ class StandbyEdge(Edge):
         self.following = following
         self.name = name
         self._channel: Channel | None = None
-        self._said = ""
+        self._said = self._not_stored = ""
         self._process = ProcessWatch(self.loop, self._process_ended)
         self._busy = asyncio.Lock()
         self._runs, self._ran = asyncio.Event(), threading.Event()
@@ -116,10 +116,11 @@ class StandbyEdge(Edge):
         """Whatever else is being done: a base takes its time, and so may the disk."""
         while True:
             await asyncio.sleep(self.beat_seconds)
+            last, error = self.replica.store.last, self.replica.store.error
+            if error and error != self._not_stored:
+                self.tell(f"epochs are not stored until the next base, only in memory: {error}")
+            self._not_stored = error
             if self._channel:
-                last, error = self.replica.store.last, self.replica.store.error
-                if error:
-                    self._tell_once(f"epochs are not stored until the next base, only in memory: {error}")
                 await self.say(self._channel, Message(Kind.BEAT, {"whole": self._whole(), "stored": last}))
 
     def _whole(self) -> int:

@@ -57,9 +57,12 @@ def test_frames_on_a_tap(root: None, zygote: Zygote) -> None:
 def test_disk_of_the_standby_is_full(root: None, zygote: Zygote) -> None:
     """It follows, and takes over, from memory; what is on disk is a chain up to there."""
     plan = Plan("disk full", Kind.END, BEFORE, 6, guest="echo")
-    with small_disk() as disk, Trial(zygote, plan, disk) as trial:
-        trial.run()
-    assert "epochs are not stored until the next base, only in memory" in trial.said
+    for _ in range(5):  # whether the disk is full when an epoch is written is up to the disk's writer
+        with small_disk() as disk, Trial(zygote, plan, disk) as trial:
+            trial.run()
+        if "epochs are not stored until the next base, only in memory" in trial.said:
+            return
+    raise AssertionError("no standby had a full disk")
 
 
 @pytest.mark.parametrize("guest", ["count", "echo"])
