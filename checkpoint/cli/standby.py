@@ -144,8 +144,7 @@ class Asked:
         progress("the active was asked")
         if not edge.await_run(PATIENCE):
             raise ReplicationError("the active has not handed its guest over")
-        epoch = edge.machine.tip.number if edge.machine.tip else -1
-        return SwitchoverRow(edge.heard.name, epoch, edge.heard.stood_us, edge.name)
+        return SwitchoverRow(edge.heard.name, edge.machine.whole, edge.heard.stood_us, edge.name)
 
 
 def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
@@ -162,7 +161,7 @@ def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
 def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devices: Devices) -> None:
     """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
     replica = edge.replica
-    say(f"standby: {edge.why}; taking over from epoch {_whole(edge)}")
+    say(f"standby: {edge.why}; taking over from epoch {edge.machine.whole}")
     if action not in (None, RESUME):
         check_whole_on_disk(edge)
     if action is None and not replica.mirror:
@@ -171,12 +170,10 @@ def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devic
     elif action in (None, RESUME):
         run_taken_over(edge, devices, interrupt)
     elif action.startswith(EXPORT):
-        replica.store.drain()
         file = Path(action.removeprefix(EXPORT).strip())
         export(Chain(replica.store.directory).view(replica.store.last), file, force=True)
         say(f"standby: {_place(replica)} is in {file}")
     else:
-        replica.store.drain()
         environment = {**os.environ, "UFFDTRACK_PLACE": _place(replica)}
         status = subprocess.run(action, shell=True, env=environment, check=False).returncode
         say(f"standby: {shlex.quote(action)} has ended with exit status {status}")
@@ -192,19 +189,15 @@ def check_whole_on_disk(edge: StandbyEdge) -> None:
     """
     store = edge.replica.store
     store.drain()
-    if store.error or store.last != _whole(edge):
+    if store.error or store.last != edge.machine.whole:
         raise StorageError(
-            f"{store.directory} has epochs up to {store.last}, and {_whole(edge)} was acknowledged: "
+            f"{store.directory} has epochs up to {store.last}, and {edge.machine.whole} was acknowledged: "
             f"{store.error or 'not all is written'}. The guest could go on from memory alone (vm resume)"
         )
 
 
 def _tell(text: str) -> None:
     say(f"standby: {text}")
-
-
-def _whole(edge: StandbyEdge) -> int:
-    return edge.machine.tip.number if edge.machine.tip else -1
 
 
 def _place(replica: Replica) -> str:

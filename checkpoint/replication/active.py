@@ -16,7 +16,7 @@ from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Kind, Message
-from checkpoint.replication.outgoing import Outgoing
+from checkpoint.replication.outgoing import NO_STANDBY, Outgoing
 from checkpoint.replication.protocol.machine import Do, Epoch
 from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
@@ -155,7 +155,7 @@ class ActiveEdge(Edge):
         try:
             await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
         finally:
-            self.outgoing.unlink("no standby is connected")
+            self.outgoing.unlink(NO_STANDBY)
             await self._route.close()
 
     def _lost(self) -> None:
@@ -255,7 +255,7 @@ class ActiveEdge(Edge):
                     self.outgoing.acknowledge(do.epoch.digest)
                 case a.TAKE_BACK:
                     self._final = False
-                    self.outgoing.unlink("no standby is connected")
+                    self.outgoing.unlink(NO_STANDBY)
                 case a.HAND_OVER:
                     self.asked = True
                     self.wake()

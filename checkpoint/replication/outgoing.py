@@ -11,6 +11,8 @@ from typing import NamedTuple
 from checkpoint.errors import StandbyAwayError
 from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
 
+NO_STANDBY = "no standby is connected"
+
 BYTES = 32 << 20
 """So many bytes may wait for the link before a session has to wait."""
 AT_ONCE = 64 << 10
@@ -45,7 +47,7 @@ class Outgoing:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """Args: wake: called in any thread when there is something to send."""
-        self.away = "no standby is connected"
+        self.away = NO_STANDBY
         self.begun = self.sent = self.acknowledged = -1
         self.unacknowledged = 0
         self.features: frozenset[str] = frozenset()

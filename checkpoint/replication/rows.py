@@ -34,7 +34,7 @@ def active_row(edge: ActiveEdge, address: str) -> StatusRow:
 def standby_row(edge: StandbyEdge, address: str) -> StatusRow:
     """In any thread."""
     store = edge.replica.store
-    whole = edge.machine.tip.number if edge.machine.tip else -1
+    whole = edge.machine.whole
     return StatusRow(
         role="standby",
         state=edge.machine.state.name.lower(),

@@ -121,10 +121,8 @@ class StandbyEdge(Edge):
                 self.tell(f"epochs are not stored until the next base, only in memory: {error}")
             self._not_stored = error
             if self._channel:
-                await self.say(self._channel, Message(Kind.BEAT, {"whole": self._whole(), "stored": last}))
-
-    def _whole(self) -> int:
-        return self.machine.tip.number if self.machine.tip else -1
+                beat = {"whole": self.machine.whole, "stored": last}
+                await self.say(self._channel, Message(Kind.BEAT, beat))
 
     async def _accept(self, channel: Channel) -> None:
         try:
@@ -167,7 +165,7 @@ class StandbyEdge(Edge):
         self.hears(hello)
         self._process.watch(channel.peer_pidfd)
         await channel.send(Message(Kind.HELLO, self._hello()))
-        since = f", from epoch {self._whole()} on" if self.machine.tip else ""
+        since = f", from epoch {self.machine.whole} on" if self.machine.tip else ""
         self.tell(f"{hello.get('name', 'an active')} is linked{since}")
         self._said = ""
 

@@ -11,7 +11,6 @@ from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.following import BrokerFollowing
 from checkpoint.replication.protocol.table import ActiveEvent, ActiveState
 from checkpoint.replication.route import BrokerRoute
-from checkpoint.replication.standby import StandbyEdge
 from tests.kvm.conftest import Machine, kvm
 from tests.replication.pair import active_by, standby_by, take, until
 from tests.replication.servers import Server
@@ -35,7 +34,7 @@ def test_two_standbys(server: Server, guest: Callable[[str], Machine], tmp_path:
                 write_at_random(there, chance, turn)
                 take(session)
                 assert any(one.replica.mirror and not differing(one, there) for one in standbys)
-            until(lambda: all(whole(one) == edge.outgoing.sent for one in standbys), "one lags behind")
+            until(lambda: all(one.machine.whole == edge.outgoing.sent for one in standbys), "one lags behind")
             assert all(differing(one, there) == [] for one in standbys)
             write(there, 0, 3, 7)
             take(session)
@@ -67,7 +66,3 @@ def test_lost_lease_is_no_answer_to_a_handover(server: Server) -> None:
             if resigned:
                 edge.call(lambda edge=edge: edge.on(ActiveEvent.STAND_IN))  # type: ignore[misc]
                 assert edge.is_taken and edge.stopped
-
-
-def whole(edge: StandbyEdge) -> int:
-    return edge.machine.tip.number if edge.machine.tip else -1

@@ -171,6 +171,11 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
 
     # -- guards -----------------------------------------------------------------------------------
 
+    @property
+    def whole(self) -> int:
+        """The number of the last whole epoch, -1 for none."""
+        return self.tip.number if self.tip else -1
+
     def is_fits(self, told: Told) -> bool:
         """The epoch is a base, or the child of the tip."""
         tip = self.tip.digest if self.tip else ""
