@@ -98,7 +98,8 @@ class Deltas:
             raise ValueError("its deltas are cut off")
         if (full["pages"] > MOST).any() or int(self._frames["pages"].sum(dtype=np.uint64)) != rows:
             raise ValueError("its table of deltas makes no sense")
-        if (self.pages >= 1 << 52).any() or len(np.unique(self.pages)) != rows:
+        ordered = np.sort(self.pages)
+        if rows and (int(ordered[-1]) >= 1 << 52 or (ordered[1:] == ordered[:-1]).any()):
             raise ValueError("its deltas make no sense")
         self.unchanged: Mask = np.repeat(self._frames["size"] == 0, self._frames["pages"])
 
@@ -118,13 +119,21 @@ class Deltas:
             if not xor_differences(out, into, data):
                 raise ValueError(_DAMAGED)
 
-    def prepared(self, file: BinaryIO, rows: Rows, deltas: Rows) -> Prepared:
-        """What `xor_into` does, to be done later.
+    def prepared(self, data: Contents, decompressor: zstandard.ZstdDecompressor) -> Prepared:
+        """All of them, to be XORed into pages.
+
+        Args:
+            data: of the file.
 
         Raises:
-            ValueError, OSError: as `xor_into`.
+            ValueError: a frame is damaged.
         """
-        return Prepared(list(self._differences(file, rows, deltas)))
+        frames = []
+        for first, (offset, size, pages) in zip(self._firsts.tolist(), self._frames.tolist(), strict=True):
+            if size:
+                unpacked = _unpack(decompressor, data[offset : offset + size].data, pages)
+                frames.append((slice(first, first + pages), unpacked))
+        return Prepared(frames)
 
     def _differences(self, file: BinaryIO, rows: Rows, deltas: Rows) -> Iterator[tuple[Rows, bytes]]:
         """Of each frame with such deltas: where each is to go, and what `xor_differences` takes."""
@@ -164,16 +173,18 @@ class Prepared:
         ValueError: a frame is damaged.
     """
 
-    def __init__(self, differences: list[tuple[Rows, bytes]]) -> None:
-        self._differences = differences
+    def __init__(self, frames: list[tuple[slice, bytes]]) -> None:
+        """Args: frames: which deltas each has, and what `xor_differences` takes."""
+        self._frames = frames
         nowhere = np.empty((1, PAGE), np.uint8)
-        for into, data in differences:
-            if not xor_differences(nowhere, np.full(len(into), -1), data):
+        for deltas, data in frames:
+            if not xor_differences(nowhere, np.full(deltas.stop - deltas.start, -1), data):
                 raise ValueError(_DAMAGED)
 
-    def xor_into(self, out: Contents) -> None:
-        for into, data in self._differences:
-            done = xor_differences(out, into, data)
+    def xor_into(self, out: Contents, rows: Rows) -> None:
+        """Args: rows: of `out`, one for each delta, -1 for none."""
+        for deltas, data in self._frames:
+            done = xor_differences(out, rows[deltas], data)
             assert done
 
 
@@ -181,7 +192,7 @@ def new_decompressor() -> zstandard.ZstdDecompressor:
     return zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
 
 
-def _unpack(decompressor: zstandard.ZstdDecompressor, data: bytes, pages: int) -> bytes:
+def _unpack(decompressor: zstandard.ZstdDecompressor, data: bytes | memoryview, pages: int) -> bytes:
     try:
         size = zstandard.frame_content_size(data)  # negative: it does not say
         if not 0 <= size <= pages * DIFFERENCE:

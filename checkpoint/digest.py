@@ -36,16 +36,21 @@ def new_digest(key: bytes, kind: int = NOTE_BLAKE3) -> State:
 
 def file_digest(file: Any, digest_at: int, key: bytes, kind: int = NOTE_BLAKE3) -> bytes:
     """The digest of an open file with the 32 bytes at `digest_at` taken as zeros."""
-    size = os.fstat(file.fileno()).st_size
+    if not os.fstat(file.fileno()).st_size:
+        return new_digest(key, kind).digest()
+    with (
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
+        memoryview(whole) as view,
+    ):
+        return image_digest(view, digest_at, key, kind)
+
+
+def image_digest(image: memoryview, digest_at: int, key: bytes, kind: int = NOTE_BLAKE3) -> bytes:
+    """As `file_digest`, of a file's contents."""
     state = new_digest(key, kind)
     first = HEAD if kind == NOTE_BLAKE3 else 0
-    if size:
-        with (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
-            memoryview(whole) as view,
-        ):
-            state.update(view[first:digest_at])
-            state.update(bytes(DIGEST_SIZE))
-            state.update(view[digest_at + DIGEST_SIZE :])
-            state.update(view[:first])
+    state.update(image[first:digest_at])
+    state.update(bytes(DIGEST_SIZE))
+    state.update(image[digest_at + DIGEST_SIZE :])
+    state.update(image[:first])
     return state.digest()

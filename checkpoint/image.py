@@ -74,7 +74,7 @@ class EpochFile:
                 raise self._replaced() from error
             with file:
                 self.identity = identity(file)
-                self._load(file)
+                self._load(file, os.fstat(file.fileno()).st_size)
 
     def open(self) -> BinaryIO:
         """Open the parsed file again: a long chain has more files than we may have open.
@@ -97,8 +97,13 @@ class EpochFile:
             "directory; try again"
         )
 
-    def _load(self, file: Any) -> None:
-        self.size = os.fstat(file.fileno()).st_size
+    def data(self) -> npt.NDArray[np.uint8]:
+        """The bytes of the file, shape (size,). Raises: as `open`."""
+        with self.open() as file:
+            return np.memmap(file, np.uint8, "r")
+
+    def _load(self, file: BinaryIO, size: int) -> None:
+        self.size = size
         head = file.read(64)
         if len(head) < 64:
             raise ValueError(f"it is cut off: {len(head)} bytes" if head else "it is empty")
@@ -124,6 +129,9 @@ class EpochFile:
         self._load_deltas(notes_at)
 
     def _load_segments(self, load: npt.NDArray[Any]) -> None:
+        if not len(load):
+            self.pages, self.offsets = np.empty(0, np.uint64), np.empty(0, np.int64)
+            return
         zero = load["filesz"] == 0
         ends = load["offset"] + load["filesz"]
         unaligned = (load["vaddr"] | load["memsz"]) % PAGE != 0
@@ -145,6 +153,10 @@ class EpochFile:
     def _load_deltas(self, end: int) -> None:
         self.deltas = deltas_of(self.notes, NOTE_NAME, end)
         if not self.deltas:
+            return
+        if not len(self.pages):
+            order = np.argsort(self.deltas.pages)
+            self.pages, self.offsets = self.deltas.pages[order], FIRST - order
             return
         pages = np.concatenate((self.pages, self.deltas.pages))
         offsets = np.concatenate((self.offsets, FIRST - np.arange(len(self.deltas.pages))))
@@ -196,11 +208,15 @@ class EpochFile:
 
     def verify(self, key: bytes) -> None:
         """Raises: ImageError: the file is not what was written, or the key is another."""
-        with malformed(self.path), self.open() as file:
-            found = file_digest(file, self._digest_at, key, self._digest_kind)
+        with malformed(self.path):
+            found = self._digested(key)
         if hmac.compare_digest(found.hex(), self.digest):
             return
         raise not_as_written(self.path, bool(self.facts.keyed), key)
+
+    def _digested(self, key: bytes) -> bytes:
+        with self.open() as file:
+            return file_digest(file, self._digest_at, key, self._digest_kind)
 
     @property
     def compacted(self) -> bool:

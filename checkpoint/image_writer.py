@@ -91,6 +91,8 @@ class ImageWriter(ABC):
         Args:
             chosen: which of their pages count; None: all.
         """
+        if chosen is not None and not chosen.any():
+            return
         pages = expand(runs)
         parts, digested = [contents], iter([contents])
         if chosen is not None and not chosen.all():
@@ -119,6 +121,8 @@ class ImageWriter(ABC):
         self._deltas = deltas
 
     def add_zero(self, runs: Runs) -> None:
+        if not len(runs):
+            return
         pages = expand(runs)
         self._index(pages, np.full(len(pages), ZERO, np.int64))
 
@@ -150,7 +154,8 @@ class ImageWriter(ABC):
         Raises:
             StorageError: the disk is full or broken.
         """
-        self._pages, self._offsets = latest(self._pages, self._offsets)
+        if len(self._pages):
+            self._pages, self._offsets = latest(self._pages, self._offsets)
         deltas = self._deltas
         content = int((self._offsets != ZERO).sum()) * PAGE + deltas.size
         facts = describe(len(self._pages) + len(deltas.pages), content).to_json()
@@ -182,17 +187,19 @@ class ImageWriter(ABC):
 
     def _headers(self, regions: list[Region], note_size: int) -> npt.NDArray[Any]:
         pages, offsets = self._pages, self._offsets
+        notes = (4, 4, self._end, 0, 0, note_size, 0, 4)
+        if not len(pages):
+            return np.array([notes], PHDR)
         new = np.ones(len(pages), bool)
-        if len(pages):
-            zero = offsets == ZERO
-            follows = (pages[1:] == pages[:-1] + 1) & (
-                (zero[1:] & zero[:-1]) | (~zero[1:] & ~zero[:-1] & (offsets[1:] == offsets[:-1] + PAGE))
-            )
-            new[1:] = ~follows
+        zero = offsets == ZERO
+        follows = (pages[1:] == pages[:-1] + 1) & (
+            (zero[1:] & zero[:-1]) | (~zero[1:] & ~zero[:-1] & (offsets[1:] == offsets[:-1] + PAGE))
+        )
+        new[1:] = ~follows
         first = np.flatnonzero(new)
         counts = np.diff(np.append(first, len(pages))).astype(np.uint64)
         headers = np.zeros(len(first) + 1, PHDR)
-        headers[0] = (4, 4, self._end, 0, 0, note_size, 0, 4)
+        headers[0] = notes
         load = headers[1:]
         zero = offsets[first] == ZERO
         load["type"] = 1

@@ -12,7 +12,7 @@ import zstandard
 from checkpoint.deltas import NO_DELTAS, Coded
 from checkpoint.room import Room
 from checkpoint.view import stored_ranges
-from uffdtrack import DIFFERENCE, NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, differences_to
+from uffdtrack import BITS, DIFFERENCE, NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, differences_to
 from uffdtrack.runs import (
     Mask,
     Pages,
@@ -22,14 +22,17 @@ from uffdtrack.runs import (
     indices_within,
     merge_runs,
     rows_of,
+    slices,
 )
 
 DEPTH = 16
 """After so many deltas a page is stored whole."""
 CLOSE = PAGE // STRETCH // 2
 """A page is worth a delta if at most so many stretches of it differ."""
-FRAME = 64
-"""About so many pages are in a frame."""
+FRAME = 128
+"""So many pages are in a frame."""
+TOGETHER = 1024
+"""So many pages are compared with one call."""
 LEVELS = 4
 """Of 2 ** level pages that have no copy one gets one: more where copies are of use."""
 _TRIED, _EPOCHS = 2048, 16
@@ -44,7 +47,7 @@ class _Tools:
     """What one thread needs while it makes deltas."""
 
     def __init__(self) -> None:
-        self.room = np.empty(2 * FRAME * DIFFERENCE, np.uint8)
+        self.room = np.empty(TOGETHER * DIFFERENCE, np.uint8)
         self.compressor = zstandard.ZstdCompressor(level=-1)
 
 
@@ -109,9 +112,10 @@ class LastCopies:
         self._of = None
         self._epoch += 1
         stored = self._stored_ranges(window.regions)
-        for void in (window.reset, window.zero, *([e[:2]] for e in window.elsewhere)):
-            self._drop(indices_within(self._pages, np.asarray(void, np.uint64).reshape(-1, 2)))
-        pages = expand(window.data)
+        for void in (window.reset, window.zero, [e[:2] for e in window.elsewhere]):
+            if len(void):
+                self._drop(indices_within(self._pages, np.asarray(void, np.uint64).reshape(-1, 2)))
+        pages = expand(window.data) if window.data_pages is None else window.data_pages
         if not len(pages):
             return Split(np.zeros(0, bool), NO_DELTAS)
         if (pages[1:] <= pages[:-1]).any():
@@ -124,11 +128,13 @@ class LastCopies:
         keep[had] = self._places[rows[had]]
         self._last[keep[had]] = self._epoch
         old = np.where(had & (np.append(self._depth, 0)[keep] < DEPTH), keep, -1)
-        new = np.flatnonzero(~had & self._is_sampled(pages))
-        new = new[rows_of(pages[new] * np.uint64(PAGE), stored) >= 0]
-        places = self._places_for(len(new))
-        new = new[: len(places)]
-        keep[new] = places
+        new = places = np.empty(0, np.int64)
+        if not had.all():
+            new = np.flatnonzero(~had & self._is_sampled(pages))
+            new = new[rows_of(pages[new] * np.uint64(PAGE), stored) >= 0]
+            places = self._places_for(len(new))
+            new = new[: len(places)]
+            keep[new] = places
         whole, deltas = self._code(pages, contents, old, keep)
         held = keep[whole & (keep >= 0)]
         self._depth[held] = 0
@@ -156,30 +162,22 @@ class LastCopies:
         copies = np.frombuffer(self._memory, np.uint8).reshape(-1, PAGE)
         checks = np.empty(len(pages), np.uint64)
         same: list[Rows] = []
-        waiting: list[Rows] = []
-        size = 0
         tools = _tools()
-
-        def pack() -> None:
-            nonlocal size
-            if size:
-                n = sum(map(len, waiting))
-                frames.append((tools.compressor.compress(tools.room[:size].data), n))
-                order.extend(waiting)
-                waiting.clear()
-                size = 0
-
-        for first in (np.unique(np.flatnonzero(keep >= 0) // FRAME) * FRAME).tolist():
-            part = slice(first, min(first + FRAME, len(pages)))
-            more, differing, checks[part] = differences_to(
-                contents[part], copies, old[part], keep[part], CLOSE, tools.room[size:]
+        for part in slices(len(pages), TOGETHER):
+            if (keep[part] < 0).all():
+                continue
+            _, differing, checks[part] = differences_to(
+                contents[part], copies, old[part], keep[part], CLOSE, tools.room
             )
-            size += more
-            same.append(np.flatnonzero(differing == 0) + part.start)
-            waiting.append(np.flatnonzero((differing != 0) & (differing != NOT_CLOSE)) + part.start)
-            if sum(map(len, waiting)) >= FRAME:
-                pack()
-        pack()
+            same.append((differing == 0).nonzero()[0] + part.start)
+            close = ((differing != 0) & (differing != NOT_CLOSE)).nonzero()[0]
+            ends = np.cumsum(differing[close].astype(np.int64) * STRETCH + BITS).tolist()
+            begin = 0
+            for some in slices(len(close), FRAME):
+                end = ends[some.stop - 1]
+                frames.append((tools.compressor.compress(tools.room[begin:end].data), some.stop - some.start))
+                begin = end
+            order.append(close + part.start)
         _spare.append(tools)
         for rows in order:
             self._depth[keep[rows]] += 1

@@ -18,6 +18,9 @@ BYTES = 64 << 20
 """So many epochs, of so many bytes together, wait to be written before the next stop has to wait.
 
 Of those that are kept in memory so many."""
+SMALL = 1 << 20
+"""An epoch of so many bytes at most takes longer to hand over to another thread than to write, if no disk is
+waited for."""
 UNSAFE = 256
 """So many files may be written and not safe; each is open."""
 
@@ -32,13 +35,14 @@ class Pipeline:
         durable: an epoch is safe so many seconds after it was taken, if the disk can do that: until half of
             them are over it waits for others, to become safe with them. None: it does not wait.
         together: an epoch is safe as soon as it is written, so that one thread does both.
+        here: no disk is waited for while an epoch is written: the session's thread writes small ones.
         wake: called in any thread when something has failed; `calm`: in the session's thread, when it knows.
     """
 
     def __init__(self) -> None:
         self.tell: Callable[[Any], None] = lambda job: None
         self.durable: float | None = None
-        self.together = False
+        self.together = self.here = False
         self.wake: Callable[[], None] = lambda: None
         self.calm: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
@@ -67,9 +71,15 @@ class Pipeline:
             self.tell(job)
             return
         with self._changed:
-            self._waiting.append(job)
             self._bytes += job.size
-            self._changed.notify_all()
+            here = self.here and job.size <= SMALL and not (self._waiting or self._writing)
+            if here:
+                self._writing += 1
+            else:
+                self._waiting.append(job)
+                self._changed.notify_all()
+        if here:
+            self._write(job)
 
     def run(self, job: Job) -> None:
         """Write an epoch and make it safe now, in this thread.
@@ -194,25 +204,29 @@ class Pipeline:
                     return
                 job = self._waiting.popleft()
                 self._writing += 1
-            drafts: Sequence[Draft] | None = None
-            error: BaseException | None = None
-            try:
-                if not self._error:
-                    drafts = job.write()
-                    if self.together:
-                        make_safe(drafts)
-                        job.commit(last=True)
-                        self._tell(job)
-            except BaseException as caught:
-                error = caught
-            with self._changed:
-                if drafts is None or error:
-                    self._fail([job], error)
-                elif not self.together:
-                    self._written.append((job, drafts))
-                self._writing -= 1
-                self._bytes -= job.size
-                self._changed.notify_all()
+            self._write(job)
+
+    def _write(self, job: Job) -> None:
+        """One that counts as `_writing`; a failure is told by `check`."""
+        drafts: Sequence[Draft] | None = None
+        error: BaseException | None = None
+        try:
+            if not self._error:
+                drafts = job.write()
+                if self.together:
+                    make_safe(drafts)
+                    job.commit(last=True)
+                    self._tell(job)
+        except BaseException as caught:
+            error = caught
+        with self._changed:
+            if drafts is None or error:
+                self._fail([job], error)
+            elif not self.together:
+                self._written.append((job, drafts))
+            self._writing -= 1
+            self._bytes -= job.size
+            self._changed.notify_all()
 
     def _sync_all(self) -> None:
         while True:

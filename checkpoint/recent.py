@@ -34,6 +34,7 @@ class RecentSink(Closing):
     """
 
     at_once = True
+    quick = False
 
     def __init__(self, most: int) -> None:
         self.most = most

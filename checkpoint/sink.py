@@ -73,9 +73,11 @@ class Sink(Protocol):
 
     Attributes:
         at_once: an epoch is written faster than it is handed over to another thread.
+        quick: so is a small one: no disk is waited for while it is written.
     """
 
     at_once: bool
+    quick: bool
 
     def follows(self, drain: Callable[[], None]) -> bool:
         """Whether the next epoch may follow the last one; False: it has to be a base.
@@ -138,7 +140,7 @@ class ChainSink:
         deltas: whether pages may be stored as deltas to the epoch before.
     """
 
-    at_once = False
+    at_once = quick = False
     deltas = True
 
     def __init__(self, chain: Images) -> None:

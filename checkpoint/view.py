@@ -155,8 +155,7 @@ class View:
 def read_full(file: EpochFile, out: Contents, rows: Rows, places: Offsets) -> None:
     """Read whole pages of a file into rows of `out`. Raises: ImageError: as `View.read`."""
     with malformed(file.path):
-        with file.open() as opened:
-            data = np.memmap(opened, np.uint8, "r")
+        data = file.data()
         if int(places[-1]) - int(places[0]) == (len(places) - 1) * PAGE and (np.diff(places) == PAGE).all():
             first = int(places[0])
             out[rows] = data[first : first + len(places) * PAGE].reshape(-1, PAGE)

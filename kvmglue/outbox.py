@@ -169,13 +169,19 @@ class Outbox(Closing):
             OutputError: a backend has failed. What it has not taken is held, and can be released again.
         """
         with self._releasing:
-            with self._lock:
-                self._check_open()
-                if not all_before(upto, later(self._mark, self._granted)):
-                    raise CycleError(f"no output is collected that goes from {self._mark} to {upto}")
-                self._granted = later(self._granted, upto)
+            self._grant(upto)
             done = [self._release_serial(upto[0]), self._release_packets(upto[1])]
             return all(done)
+
+    def release_packets(self, upto: Positions) -> bool:
+        """As `release`, but only packets, and only if no other release is under way: it waits for nothing."""
+        if not self._releasing.acquire(blocking=False):
+            return False
+        try:
+            self._grant(upto)
+            return self._release_packets(upto[1])
+        finally:
+            self._releasing.release()
 
     def pass_on(self) -> bool:
         """Collect and release all, of a VM whose output is not held. Returns, raises: as `release`."""
@@ -221,6 +227,13 @@ class Outbox(Closing):
         """The VM's devices count what is held here."""
         if self._vm.is_open:
             lib.kg_hold(self._vm.native, serial, packets)
+
+    def _grant(self, upto: Positions) -> None:
+        with self._lock:
+            self._check_open()
+            if not all_before(upto, later(self._mark, self._granted)):
+                raise CycleError(f"no output is collected that goes from {self._mark} to {upto}")
+            self._granted = later(self._granted, upto)
 
     # -- one thread at a time ---------------------------------------------------------------------
 

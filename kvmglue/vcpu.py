@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
-
-import numpy as np
 
 from kvmglue._sys import check, ffi, lib
 from kvmglue.kvm import Kvm
@@ -61,16 +61,15 @@ class VcpuState:
     @property
     def segments(self) -> dict[str, int]:
         """Selectors, and the bases of fs and gs."""
-        sregs = ffi.new("uint8_t[]", self.parts[lib.KG_STATE_SREGS])
         values = ffi.new("uint64_t[8]")
-        lib.kg_segments(sregs, values)
+        lib.kg_segments(ffi.from_buffer(self.parts[lib.KG_STATE_SREGS]), values)
         names = ("cs", "ds", "es", "fs", "gs", "ss", "fs_base", "gs_base")
-        return {name: int(values[i]) for i, name in enumerate(names)}
+        return dict(zip(names, ffi.unpack(values, 8), strict=True))
 
     @property
     def registers(self) -> dict[str, int]:
         """rax, rbx, ..., rip, rflags."""
-        values = np.frombuffer(self.parts[lib.KG_STATE_REGS], np.uint64).tolist()
+        values = _REGISTERS.unpack(self.parts[lib.KG_STATE_REGS])
         return dict(zip(REGISTERS, values, strict=True))
 
 
@@ -78,6 +77,7 @@ REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15", "rip", "rflags",
 )  # fmt: skip
+_REGISTERS = struct.Struct("<18Q")
 
 
 class Machine(Protocol):
@@ -143,13 +143,25 @@ class Vcpu:
     def state(self) -> VcpuState:
         """All of its state. The vCPU has to stand: `Vm.pause()`."""
         self._must_stand()
+        native, room = self._vm.native, self._room
+        xsave = self._vm.kvm.capabilities.xsave_bytes
+        check(lib.kg_get_state(native, self.number, xsave, room), "read a vCPU's state")
+        data, at = bytes(ffi.buffer(room)), 0
         parts = []
-        for part in range(lib.KG_STATES):
-            size = lib.kg_state_bytes(part, self._vm.kvm.capabilities.xsave_bytes)
-            data = ffi.new("uint8_t[]", size)
-            check(lib.kg_get_state(self._vm.native, self.number, part, data), "read a vCPU's state")
-            parts.append(bytes(ffi.buffer(data)))
+        for size in self._sizes:
+            parts.append(data[at : at + size])
+            at += size
         return VcpuState(tuple(parts), tuple(self._msrs()))
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Of the parts of its state, in bytes."""
+        xsave = self._vm.kvm.capabilities.xsave_bytes
+        return [int(lib.kg_state_bytes(part, xsave)) for part in range(lib.KG_STATES)]
+
+    @cached_property
+    def _room(self) -> Any:
+        return ffi.new("uint8_t[]", sum(self._sizes))
 
     def _msrs(self) -> list[tuple[int, int]]:
         indexes = self._vm.msr_indexes

@@ -14,12 +14,15 @@ from uffdtrack.compare import (
     write_pages,
 )
 from uffdtrack.copies import (
+    BITS,
     DIFFERENCE,
     NOT_CLOSE,
     STRETCH,
+    copy_changed,
     differences_to,
     exchange_rows,
     fill_rows,
+    not_zero,
     page_checks,
     xor_differences,
 )
@@ -99,6 +102,7 @@ from uffdtrack.whereabouts import frozen_cgroup
 from uffdtrack.window import Heads, Pending, StopTimes, Window
 
 __all__ = [
+    "BITS",
     "DIFFERENCE",
     "DIFFERS",
     "ENGINES",
@@ -175,6 +179,7 @@ __all__ = [
     "command_name",
     "compare_copies",
     "compare_pages",
+    "copy_changed",
     "descriptors",
     "differences_to",
     "dumps_core",
@@ -190,6 +195,7 @@ __all__ = [
     "join",
     "leave_watchdog",
     "look_early",
+    "not_zero",
     "open_files",
     "open_tracker",
     "page_checks",

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from uffdtrack._sys import ffi, lib
-from uffdtrack.runs import Pages, Rows
+from uffdtrack.runs import Mask, Pages, Rows
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back: shape (n, 4096)."""
 Checks = npt.NDArray[np.uint64]
 STRETCH: int = lib.UT_STRETCH
 """So many bytes, aligned, count as one that differs."""
+BITS: int = lib.UT_DIFFERENCE - 4096
+"""Bytes of a difference before its first stretch."""
 DIFFERENCE: int = lib.UT_DIFFERENCE
 """Bytes of the longest difference: a bit for each stretch, then the XOR of those that differ."""
 NOT_CLOSE: int = lib.UT_NOT_CLOSE
@@ -64,6 +66,21 @@ def page_checks(pages: Contents, rows: Rows) -> Checks:
     out = np.empty(len(rows), np.uint64)
     lib.ut_page_checks(_of("uint8_t[]", pages), _rows(rows), len(rows), _of("uint64_t[]", out))
     return out
+
+
+def not_zero(pages: Contents) -> Mask:
+    """Which of some pages, contiguous, are not all zeros."""
+    out = np.empty(len(pages), bool)
+    lib.ut_not_zero(_of("uint8_t[]", pages), len(pages), _of("uint8_t[]", out))
+    return out
+
+
+def copy_changed(pages: Contents, copies: Contents) -> Rows:
+    """Make copies, contiguous as the pages are, what these are; returns the rows that differed."""
+    rows = np.empty(len(pages), np.int64)
+    was = _of("uint8_t[]", copies)
+    n = lib.ut_copy_changed(_of("uint8_t[]", pages), len(pages), was, _of("int64_t[]", rows))
+    return rows[:n]
 
 
 def fill_rows(to: Contents, rows: Rows, contents: memoryview) -> None:

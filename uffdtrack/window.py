@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from uffdtrack.maps import Region
-from uffdtrack.runs import Runs, merge_runs, no_runs
+from uffdtrack.runs import Pages, Runs, merge_runs, no_runs
 from uffdtrack.tracee import ThreadState
 
 Heads = dict[tuple[str, int], bytes]
@@ -60,6 +60,7 @@ class Window(StopTimes):
         heads: the first page of mapped ELF files that was not handed over yet.
         elsewhere: shared mappings that another process of a tree stores: start, end, the address there, and
             the number of that member (`ProcessTree`).
+        data_pages: the page numbers of `data`, if they are at hand.
         ran: when it ran on, in time.perf_counter(); `time_ns`: on the host's clock.
         late: how many intervals had passed since the window was due, of one that was taken ahead (`Series`).
     """
@@ -76,6 +77,7 @@ class Window(StopTimes):
     touched: int
     heads: Heads = field(default_factory=dict)
     elsewhere: list[tuple[int, int, int, int]] = field(default_factory=list)
+    data_pages: Pages | None = None
     ran: float = field(default_factory=time.perf_counter)
     time_ns: int = field(default_factory=time.time_ns)
     late: int = 0

@@ -67,7 +67,7 @@ class ActiveEdge(Edge):
         self._route, self._tell, self._told = route, tell, ""
         self.about, self.output, self.features = about, output, features
         self.news = asyncio.Event()
-        self.outgoing = Outgoing(self._note_news)
+        self.outgoing = Outgoing(self._note_news, output)
         self.sink = LinkSink(self.outgoing, key)
         self.machine = Active(deadline, self.now(), holds=output is not None)
         self.stopped = self.generation = self.far_name = self.why = ""

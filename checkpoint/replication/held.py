@@ -40,6 +40,16 @@ class HeldOutput:
         """Whether all that was acknowledged has been released."""
         return self._outbox.released == self._upto
 
+    def packets_acknowledged(self, upto: Positions) -> None:
+        """Release packets at once, as far as that waits for nobody; `acknowledged` follows."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._stopped and self.may_release():
+                    with contextlib.suppress(OutputError):
+                        self._outbox.release_packets(upto)
+            finally:
+                self._lock.release()
+
     def acknowledged(self, upto: Positions) -> None:
         """The epochs that have the output up to there are acknowledged. In any thread."""
         self._upto = upto

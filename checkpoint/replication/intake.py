@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
@@ -15,7 +15,12 @@ LARGE = 4 << 20
 _ROOM_AGAIN = 0.002
 
 
-async def take_epoch(replica: Replica, meta: Mapping[str, Any], fits: Callable[[Epoch], bool]) -> Epoch:
+async def take_epoch(
+    replica: Replica,
+    meta: Mapping[str, Any],
+    fits: Callable[[Epoch], bool],
+    taken: Callable[[Epoch], Awaitable[None]],
+) -> None:
     """All of an epoch has come: make it the replica's last one, if it fits.
 
     That of a process is on disk then: nothing but its file would be here. That of a VM is in memory.
@@ -23,9 +28,10 @@ async def take_epoch(replica: Replica, meta: Mapping[str, Any], fits: Callable[[
     Args:
         meta: of the END.
         fits: whether it may be merged.
+        taken: acknowledges it; what can be done behind that is.
 
     Raises:
-        LinkError, ImageError: it is not what was sent, does not fit, or cannot be stored.
+        LinkError, ImageError: it is not what was sent, does not fit, or cannot be stored; or as `taken`.
     """
     received = await _perhaps_in_thread(replica.coming_bytes, lambda: replica.end(meta))
     epoch = Epoch(received.number, received.digest, "" if received.base else received.parent)
@@ -36,10 +42,11 @@ async def take_epoch(replica: Replica, meta: Mapping[str, Any], fits: Callable[[
         if fits(epoch):
             await _merge(replica, received)
             merged = True
+        await taken(epoch)
     finally:
         if not merged:
             received.close()
-    return epoch
+        replica.store.write()
 
 
 async def _merge(replica: Replica, received: Received) -> None:

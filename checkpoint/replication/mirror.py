@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from checkpoint.deltas import FIRST, Prepared
+from checkpoint.deltas import FIRST, new_decompressor
 from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed
@@ -40,6 +40,7 @@ class Mirror(Closing):
 
     def __init__(self, base: EpochFile) -> None:
         self._states = vcpu_states(base)
+        self._decompressor = new_decompressor()
         self.guest = str(vm_facts(base).guest)
         with ExitStack() as stack:
             self.ram = stack.enter_context(GuestRam(slots=slots_of(base), shared=False))
@@ -96,20 +97,19 @@ class Mirror(Closing):
         ram, system = _parts(rows, places)
         of_ram, of_system = np.split(FIRST - epoch.offsets[rows], [len(ram)])
         beside = self.vm.system_state.reshape(-1, PAGE)
-        done: list[tuple[Prepared, Contents]] = []
-        with malformed(epoch.path), epoch.open() as file:
-            in_ram = epoch.deltas.prepared(file, ram, of_ram)
-            in_system = epoch.deltas.prepared(file, system, of_system)
+        done: list[tuple[Contents, Rows]] = []
+        with malformed(epoch.path):
+            prepared = epoch.deltas.prepared(epoch.data(), self._decompressor)
             try:
-                for prepared, memory, at, of in (
-                    (in_ram, self.ram.pages(), ram, of_ram), (in_system, beside, system, of_system),
-                ):  # fmt: skip
-                    prepared.xor_into(memory)
-                    done.append((prepared, memory))
+                for memory, at, of in ((self.ram.pages(), ram, of_ram), (beside, system, of_system)):
+                    where = np.full(len(rows), -1)
+                    where[of] = at
+                    prepared.xor_into(memory, where)
+                    done.append((memory, where))
                     epoch.deltas.check(memory, at, of)
             except BaseException:
-                for prepared, memory in done:
-                    prepared.xor_into(memory)
+                for memory, where in done:
+                    prepared.xor_into(memory, where)
                 raise
 
     def _places(self, pages: Pages) -> Places:

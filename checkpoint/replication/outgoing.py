@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from checkpoint.errors import StandbyAwayError
+from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
+from kvmglue import Positions
 
 NO_STANDBY = "no standby is connected"
 
@@ -22,12 +24,13 @@ UNACKNOWLEDGED = 128 << 20
 
 
 class _Flying(NamedTuple):
-    """An epoch that was sent; `at`: when, on the monotonic clock."""
+    """An epoch that was sent; `at`: when, on the monotonic clock; `output`: up to where it has that."""
 
     digest: str
     number: int
     size: int
     at: float
+    output: Positions
 
 
 class Outgoing:
@@ -45,13 +48,16 @@ class Outgoing:
         features: what the standby that is linked takes, of `FEATURES`.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """Args: wake: called in any thread when there is something to send."""
+    def __init__(self, wake: Callable[[], None], held: HeldOutput | None = None) -> None:
+        """Args:
+        wake: called in any thread when there is something to send.
+        held: the output of which epochs tell up to where they have it.
+        """
         self.away = NO_STANDBY
         self.begun = self.sent = self.acknowledged = -1
         self.unacknowledged = 0
         self.features: frozenset[str] = frozenset()
-        self._wake = wake
+        self._wake, self._held = wake, held
         self._changed = threading.Condition()
         self._queue: deque[Message] = deque()
         self._queued = 0
@@ -87,11 +93,17 @@ class Outgoing:
         if is_much:  # else they go with the end of the epoch
             self._wake()
 
-    def announce(self, life: int, digest: str, number: int, size: int, end: Message) -> None:
-        """Send the end of an epoch, which is to be acknowledged from then on. Raises: as `send`."""
+    def announce(
+        self, life: int, digest: str, number: int, size: int, output: Positions, end: Message
+    ) -> None:
+        """Send the end of an epoch, which is to be acknowledged from then on. Raises: as `send`.
+
+        Args:
+            output: up to where the guest's output is in epochs then.
+        """
         with self._changed:
             self._check(life)
-            self._flying.append(_Flying(digest, number, size, time.monotonic()))
+            self._flying.append(_Flying(digest, number, size, time.monotonic(), output))
             self.unacknowledged += size
             self.sent = number
             self._queue.append(end)
@@ -155,8 +167,12 @@ class Outgoing:
     def acknowledge(self, digest: str) -> bool:
         """An epoch was acknowledged, and all before it. False: it was not sent by this link."""
         with self._changed:
-            if not self._flies(digest):
-                return False
+            upto = [flying.output for flying in self._flying if flying.digest == digest]
+        if not upto:
+            return False
+        if self._held:
+            self._held.packets_acknowledged(upto[0])  # before the session's threads have anything to do
+        with self._changed:
             while True:
                 flown = self._flying.popleft()
                 self.unacknowledged -= flown.size

@@ -104,7 +104,7 @@ class Replica(Closing):
             coming.close()
 
     def merge(self, received: Received) -> None:
-        """Make the memory that of an epoch, and write it to the chain behind that.
+        """Make the memory that of an epoch, which is in the store then, whose `write` has to be called.
 
         Raises:
             ImageError: it does not fit; nothing has changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from checkpoint.digest import HEAD
 from checkpoint.epoch import Epoch, EpochRow
 from checkpoint.errors import StandbyAwayError
 from checkpoint.facts import ImageFacts
@@ -12,6 +13,7 @@ from checkpoint.replication.features import DELTAS, ZSTD
 from checkpoint.replication.links.frames import MAX_BODY, Kind, Message
 from checkpoint.replication.outgoing import Outgoing, parts_of
 from checkpoint.sink import ChainDraft, ChainSink, Tip
+from kvmglue import Positions
 from uffdtrack import Region
 
 KNOWN = 512
@@ -19,7 +21,11 @@ KNOWN = 512
 
 
 class LinkWriter(ImageWriter):
-    """Makes an image of what it sends, in parts of a megabyte at most. It is safe when it is acknowledged."""
+    """Makes an image of what it sends, in parts of a megabyte at most. It is safe when it is acknowledged.
+
+    Attributes:
+        output: up to where it has what a guest has sent.
+    """
 
     directory = None
 
@@ -29,11 +35,12 @@ class LinkWriter(ImageWriter):
         self._life = life
         self._number = number
         self._zstd = ZSTD in outgoing.features
-        self._held = bytearray()
+        self._held = bytearray(HEAD)  # its place: it comes last
         self._at = self._size = 0
         self._sent_digest = ""
+        self.output: Positions = (0, 0)
         outgoing.begun = number
-        outgoing.send(self._life, Message(Kind.BEGIN, {"epoch": number, "parent": parent}))
+        self._first = [Message(Kind.BEGIN, {"epoch": number, "parent": parent})]
 
     def finish(self, describe: Callable[[int, int], ImageFacts], notes: bytes, regions: list[Region]) -> str:
         about: list[ImageFacts] = []
@@ -49,7 +56,7 @@ class LinkWriter(ImageWriter):
             "parent": about[0].parent,
         }  # fmt: skip
         end = Message(Kind.END, meta)
-        self._outgoing.announce(self._life, digest, self._number, self._size, end)
+        self._outgoing.announce(self._life, digest, self._number, self._size, self.output, end)
         self._sent_digest = digest
         return digest
 
@@ -68,11 +75,16 @@ class LinkWriter(ImageWriter):
 
     def _write(self, parts: Sequence[bytes | memoryview], offset: int) -> None:
         for part in parts:
+            within = offset - self._at
+            if 0 <= within <= len(self._held) - len(part):
+                self._held[within : within + len(part)] = part
+                continue
             if offset != self._at + len(self._held) or len(self._held) + len(part) > MAX_BODY:
                 self._flush()
                 self._at = offset
             if len(part) >= MAX_BODY:
-                self._outgoing.send(self._life, *parts_of(offset, bytes(part), self._zstd))
+                self._flush()
+                self._send(offset, bytes(part))
                 self._at = offset + len(part)
             else:
                 self._held += part
@@ -82,8 +94,12 @@ class LinkWriter(ImageWriter):
     def _flush(self) -> None:
         if self._held:
             held, self._held = self._held, bytearray()
-            self._outgoing.send(self._life, *parts_of(self._at, held, self._zstd))
+            self._send(self._at, held)
             self._at += len(held)
+
+    def _send(self, offset: int, data: bytes | bytearray) -> None:
+        self._outgoing.send(self._life, *self._first, *parts_of(offset, data, self._zstd))
+        self._first = []
 
     def _written(self) -> None:
         """The rest goes with the end."""
@@ -117,6 +133,8 @@ class LinkSink(ChainSink):
     it. So it is known of the last epochs that were sent how another one follows them.
     """
 
+    quick = True
+
     def __init__(self, outgoing: Outgoing, key: bytes) -> None:
         self.images = LinkImages(outgoing, key)
         super().__init__(self.images)
@@ -146,7 +164,7 @@ class LinkSink(ChainSink):
     def begin(self, base: bool = False) -> LinkDraft:
         if base:
             self._wanted = False
-        return LinkDraft(self, self.chain.begin(self.tip.number, "" if base else self.tip.digest))
+        return LinkDraft(self, self.images.begin(self.tip.number, "" if base else self.tip.digest))
 
     def want_base(self) -> None:
         """The next epoch has to be a base: somebody follows who has none. By the link's thread."""
@@ -166,11 +184,14 @@ class LinkSink(ChainSink):
 class LinkDraft(ChainDraft):
     """One epoch on its way to a standby."""
 
-    def __init__(self, sink: LinkSink, file: ImageWriter) -> None:
+    def __init__(self, sink: LinkSink, file: LinkWriter) -> None:
         super().__init__(sink, file)
         self._link = sink
+        self._writer = file
 
     def finish(self, epoch: Epoch) -> EpochRow:
+        if epoch.facts.output:
+            self._writer.output = epoch.facts.output.end
         row = super().finish(epoch)
         self._link.sent(self._tip)
         return row

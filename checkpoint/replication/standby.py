@@ -211,7 +211,7 @@ class StandbyEdge(Edge):
             case Kind.PART:
                 self.replica.part(meta, message.body)
             case Kind.END:
-                await self._on(StandbyEvent.EPOCH, epoch=await take_epoch(self.replica, meta, self._fits))
+                await take_epoch(self.replica, meta, self._fits, self._note_epoch)
                 self.following.generation = str(meta.get("generation", ""))
             case Kind.BEAT:
                 pass
@@ -232,6 +232,9 @@ class StandbyEdge(Edge):
 
     def _fits(self, epoch: Epoch) -> bool:
         return self.machine.state in FOLLOWS and self.machine.is_fits(Told(epoch=epoch))
+
+    async def _note_epoch(self, epoch: Epoch) -> None:
+        await self._on(StandbyEvent.EPOCH, epoch=epoch)
 
     # -- the machine ------------------------------------------------------------------------------
 

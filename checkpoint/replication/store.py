@@ -88,15 +88,20 @@ class Store(Closing):
         return self._bytes <= BYTES
 
     def put(self, image: Image) -> None:
-        """Take an image; its memory is given back when it is written."""
+        """Take an image, which is written by `write`; its memory is given back then."""
         with self._changed:
             self._waiting.append(image)
             self._bytes += image.incoming.size
+
+    def write(self) -> None:
+        """Have the thread write what was put; it does not wait for that."""
+        with self._changed:
             self._changed.notify_all()
 
     def drain(self) -> None:
         """Wait until all is written, or dropped."""
         with self._changed:
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._bytes)
 
     def close(self) -> None:
@@ -177,12 +182,7 @@ def _copy(incoming: Incoming, path: Path) -> None:
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            done = 0
-            while done < incoming.size:
-                sent = os.sendfile(fd, incoming.fd, done, incoming.size - done)
-                if not sent:
-                    raise OSError(0, "the image was cut off")
-                done += sent
+            incoming.write_to(fd)
             os.fdatasync(fd)
         finally:
             os.close(fd)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from checkpoint.elf import Notes
 from checkpoint.errors import RollbackRefusedError
 from checkpoint.facts import ProcessFacts, TargetFacts, VmFacts
 from checkpoint.source import Handed
+from checkpoint.targets.vm_pending import VmPending
 from checkpoint.targets.vm_state import (
     output_note,
     read_memory,
@@ -26,7 +26,7 @@ from checkpoint.targets.vm_state import (
 from checkpoint.targets.vm_stop import Taken, exchange_running, leave_own_gate, stopping
 from checkpoint.view import View
 from kvmglue import KvmTracker, Outbox, Output, Positions, VcpuState, Vm
-from uffdtrack import PAGE, Pending, Region, Rhythm, Runs, UffdTracker, Window
+from uffdtrack import PAGE, Pending, Region, Rhythm, Runs, UffdTracker, Window, copy_changed, not_zero
 from uffdtrack.runs import expand, no_runs, to_runs
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class VmTarget:
         self._system_at = vm.system_address // PAGE
         self._system = np.zeros((len(state) // PAGE, PAGE), np.uint8)
         self._whole_system = True
-        self.pending = _Pending()
+        self.pending = VmPending()
         self.states: list[VcpuState] = []
         slots = [(slot.gfn, slot.pages) for slot in vm.ram.slots]
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
@@ -92,7 +92,7 @@ class VmTarget:
             pages = exchange_running(self.tracker)
         if not everything:
             return to_runs(pages), _NONE
-        self.pending = _Pending()
+        self.pending = VmPending()
         self._whole_system = True
         if self.outbox:  # who gets a base has nothing of what came before
             self.outbox.take_back(self.outbox.released)
@@ -103,7 +103,8 @@ class VmTarget:
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         pages = expand(runs)
-        return self._parted(pages, self._copy(pages))
+        data, zero, contents = self._parted(pages, self._copy(pages))
+        return to_runs(data), zero, contents
 
     def window(self) -> Window:
         with stopping():
@@ -128,7 +129,7 @@ class VmTarget:
         pending = self.pending
         output = self.output
         pending.output_from = output.start if output else None
-        self.pending, self.output = _Pending(), None
+        self.pending, self.output = VmPending(), None
 
         def safe() -> None:
             if output:
@@ -138,7 +139,7 @@ class VmTarget:
 
     def take_back(self, pending: Pending) -> None:
         self.pending.merge(pending)
-        if self.outbox and isinstance(pending, _Pending) and pending.output_from:
+        if self.outbox and isinstance(pending, VmPending) and pending.output_from:
             self.outbox.take_back(pending.output_from)
 
     def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
@@ -167,23 +168,24 @@ class VmTarget:
         started = time.perf_counter()
         full = self._stop()
         stopped = time.perf_counter()
-        found = self._harvested(self.tracker.exchange().gfn)
+        found = self.pending.note(self.tracker.exchange().gfn)
         self.states = [vcpu.state() for vcpu in self.vm.vcpus]
         self._collect()
-        self._harvested(self._system_changed())
+        self.pending.note(self._system_changed())
         harvested = time.perf_counter()
-        pages = expand(self.pending.pages)
+        pages = self.pending.settle()
         copied = self._copy(pages)
         return Taken(pages, copied, (full, found), (started, stopped, harvested, time.perf_counter()))
 
     def _window(self, taken: Taken) -> Window:
-        data, zero, contents = self._parted(taken.pages, taken.copied)
+        pages, zero, contents = self._parted(taken.pages, taken.copied)
         started, stopped, harvested, done = taken.times
         full, found = taken.touched
         return Window(
             regions=self.regions,
             threads=[vcpu_thread(i, state) for i, state in enumerate(self.states)],
-            data=data,
+            data=to_runs(pages),
+            data_pages=pages,
             zero=zero,
             reset=_NONE,
             contents=contents,
@@ -205,19 +207,9 @@ class VmTarget:
         the full lists first, and return the pages.
         """
         self.vm.gate.close()
-        full = self._harvested(leave_own_gate(self.vm, self.tracker))
+        full = self.pending.note(leave_own_gate(self.vm, self.tracker))
         self.vm.pause()
         return full
-
-    def _harvested(self, gfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        """Note harvested pages: they are pending from here on, whatever fails next."""
-        if not len(gfn):
-            return gfn
-        pages = np.sort(gfn)
-        if (pages[1:] == pages[:-1]).any():
-            pages = np.unique(pages)
-        self.pending.add(to_runs(pages), _NONE)
-        return pages
 
     def _collect(self) -> None:
         """Note what the guest has sent, with that of a window that was not handed over."""
@@ -227,10 +219,10 @@ class VmTarget:
             self.output = self.outbox.collect()
 
     def _system_changed(self) -> npt.NDArray[np.uint64]:
-        now = self.vm.system_state.reshape(-1, PAGE)
-        changed = np.flatnonzero((now != self._system).any(axis=1) | self._whole_system)
+        changed = copy_changed(self.vm.system_state.reshape(-1, PAGE), self._system)
+        if self._whole_system:
+            changed = np.arange(len(self._system))
         self._whole_system = False
-        self._system[changed] = now[changed]
         return (changed + self._system_at).astype(np.uint64)
 
     def _copy(self, pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
@@ -244,10 +236,12 @@ class VmTarget:
 
     def _parted(
         self, pages: npt.NDArray[np.uint64], copied: npt.NDArray[np.uint8]
-    ) -> tuple[Runs, Runs, memoryview]:
-        full = copied.view(np.uint64).any(axis=1)
-        contents = copied if full.all() else copied[full]
-        return to_runs(pages[full]), to_runs(pages[~full]), contents.reshape(-1).data
+    ) -> tuple[npt.NDArray[np.uint64], Runs, memoryview]:
+        """Pages with contents, ranges of zeros, the contents."""
+        full = not_zero(copied)
+        if full.all():
+            return pages, _NONE, copied.reshape(-1).data
+        return pages[full], to_runs(pages[~full]), copied[full].reshape(-1).data
 
     # -- the way back -----------------------------------------------------------------------------
 
@@ -285,13 +279,6 @@ class VmTarget:
             if not was_paused:
                 self.vm.resume()
         return len(rows)
-
-
-@dataclass(slots=True)
-class _Pending(Pending):
-    """It goes back to the VM with the output from there on; None: without output."""
-
-    output_from: Positions | None = None
 
 
 def _region(gfn: int, pages: int, name: str) -> Region:

@@ -34,6 +34,7 @@ _USER_REGISTERS = (
     "rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
 )  # fmt: skip
 """struct user_regs_struct (sys/user.h); orig_rax is rax."""
+_REGISTERS = struct.Struct(f"<{len(_USER_REGISTERS)}Q")
 
 
 def encode_vcpu(number: int, state: VcpuState) -> dict[str, Any]:
@@ -55,12 +56,15 @@ def decode_vcpus(stored: list[dict[str, Any]]) -> list[VcpuState]:
     return [found[i] for i in range(len(found))]
 
 
+def _json_of(number: int, state: VcpuState) -> str:
+    """`encode_vcpu`, as JSON: faster than its module, which looks at each digit."""
+    parts = '", "'.join([part.hex() for part in state.parts])
+    return f'{{"vcpu": {number}, "parts": ["{parts}"], "msrs": {json.dumps(state.msrs)}}}'
+
+
 def vcpu_notes(states: list[VcpuState]) -> bytes:
     """A note for each vCPU."""
-    return b"".join(
-        note(NOTE_NAME, NOTE_VCPU, json.dumps(encode_vcpu(i, state)).encode())
-        for i, state in enumerate(states)
-    )
+    return b"".join(note(NOTE_NAME, NOTE_VCPU, _json_of(i, state).encode()) for i, state in enumerate(states))
 
 
 def output_note(output: Output) -> bytes:
@@ -97,8 +101,8 @@ def _decode_output(data: bytes) -> Output:
 
 def vcpu_thread(number: int, state: VcpuState) -> ThreadState:
     """A vCPU as a thread of a core: debuggers show its registers."""
-    values = {**dict.fromkeys(_USER_REGISTERS, 0), **state.registers, **state.segments}
-    regs = b"".join(values[name].to_bytes(8, "little") for name in _USER_REGISTERS)
+    values = {**state.registers, **state.segments}
+    regs = _REGISTERS.pack(*[values[name] for name in _USER_REGISTERS])
     return ThreadState(number + 1, regs, state.xsave, 0, False)
 
 

@@ -27,15 +27,17 @@ int kg_state_bytes(int part, int xsave)
 	return xsave > (int)sizeof(struct kvm_xsave) ? xsave : (int)sizeof(struct kvm_xsave);
 }
 
-int kg_get_state(kg_vm *vm, int vcpu, int part, void *to)
+int kg_get_state(kg_vm *vm, int vcpu, int xsave, void *to)
 {
 	int fd = vm->vcpu[vcpu].fd;
 
-	if (!ioctl(fd, parts[part].get, to))
-		return 0;
-	if (part == KG_STATE_XSAVE && !ioctl(fd, KVM_GET_XSAVE, to)) /* before 5.17 */
-		return 0;
-	return -errno;
+	for (int part = 0; part < KG_STATES; part++) {
+		if (ioctl(fd, parts[part].get, to) &&
+		    (part != KG_STATE_XSAVE || ioctl(fd, KVM_GET_XSAVE, to))) /* before 5.17 */
+			return -errno;
+		to = (char *)to + kg_state_bytes(part, xsave);
+	}
+	return 0;
 }
 
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from)

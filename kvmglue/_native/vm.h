@@ -133,7 +133,7 @@ enum {
 };
 /* The size of one part in bytes; `xsave`: that of the XSAVE area (KVM_CAP_XSAVE2). */
 int kg_state_bytes(int part, int xsave);
-int kg_get_state(kg_vm *vm, int vcpu, int part, void *to);
+int kg_get_state(kg_vm *vm, int vcpu, int xsave, void *to);
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from);
 /* Selectors of cs, ds, es, fs, gs, ss, and the bases of fs and gs. */
 void kg_segments(const void *sregs, uint64_t out[8]);

@@ -40,7 +40,7 @@ class Fails:
     safe: Output = field(default_factory=Output)
     dropped: int = 0
     faults: set[str] = field(default_factory=set)
-    at_once = False
+    at_once = quick = False
 
     def follows(self, drain: Callable[[], None]) -> bool:
         return self.rng.random() > 0.05

@@ -301,6 +301,8 @@ int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t
 void ut_places_fill(uint8_t *to, const int64_t *places, size_t n, const uint8_t *from);
 size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, const uint64_t *later,
 			  int64_t *later_places, size_t nlater, int64_t *room);
+void ut_not_zero(const uint8_t *pages, size_t n, uint8_t *out);
+size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows);
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out);
 #define UT_STRETCH ...
 #define UT_DIFFERENCE ...

@@ -155,6 +155,27 @@ int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t
 	return from == end ? 0 : -EINVAL;
 }
 
+void ut_not_zero(const uint8_t *pages, size_t n, uint8_t *out)
+{
+	static const uint8_t zeros[UT_PAGE];
+
+	for (size_t i = 0; i < n; i++)
+		out[i] = !!memcmp(pages + i * UT_PAGE, zeros, UT_PAGE);
+}
+
+size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows)
+{
+	size_t changed = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (!memcmp(pages + i * UT_PAGE, copies + i * UT_PAGE, UT_PAGE))
+			continue;
+		memcpy(copies + i * UT_PAGE, pages + i * UT_PAGE, UT_PAGE);
+		rows[changed++] = i;
+	}
+	return changed;
+}
+
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out)
 {
 	for (size_t i = 0; i < n; i++)
