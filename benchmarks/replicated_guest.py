@@ -27,7 +27,7 @@ from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.vm import run_vm
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.links.wire import Wire
-from kvmglue import Order, Vm, open_tracker, post, rings_for, written
+from kvmglue import Order, Vm, huge_for, open_tracker, post, rings_for, written
 from uffdtrack import GuestRam
 
 NEVER = 1 << 62
@@ -104,7 +104,7 @@ def main() -> None:
         to = WhereTo(given.replicate, given.name, given.keys, False, given.fence, 1.0)
     options = Options(None, given.every, None, None, ENGINE, None, None, False, b"", False)
     with ExitStack() as stack:
-        ram = stack.enter_context(GuestRam(given.ram << 20, shared=False))
+        ram = stack.enter_context(GuestRam(given.ram << 20, shared=False, huge=huge_for(ENGINE)))
         if given.fill:
             fill(ram)
         vm = stack.enter_context(Vm(ram, ring_entries=rings_for(ENGINE, 1, None)))

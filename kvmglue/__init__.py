@@ -1,10 +1,18 @@
 """KVM guests, and KVM's own dirty trackers behind the interface of uffdtrack."""
 
 from kvmglue.dirty_ring import ring_entries
-from kvmglue.engines import KVM_ENGINES, VM_ENGINES, bind_vcpus, checked_engine, open_tracker, rings_for
+from kvmglue.engines import (
+    KVM_ENGINES,
+    VM_ENGINES,
+    bind_vcpus,
+    checked_engine,
+    huge_for,
+    open_tracker,
+    rings_for,
+)
 from kvmglue.guests import PROGRAMS, Order, done, post, programs, stop, take_log, wait, written
 from kvmglue.kvm import SMALLEST_RING, Capabilities, Kvm
-from kvmglue.network import Tap, UdpPair, open_net
+from kvmglue.network import Tap, UdpPair, check_net, open_net
 from kvmglue.outbox import NetBackend, Outbox, SerialBackend
 from kvmglue.output import Output, Positions
 from kvmglue.serial_port import SerialFifo, SerialFile, SerialStream, open_serial
@@ -36,8 +44,10 @@ __all__ = [
     "VcpuState",
     "Vm",
     "bind_vcpus",
+    "check_net",
     "checked_engine",
     "done",
+    "huge_for",
     "open_net",
     "open_serial",
     "open_tracker",

@@ -41,6 +41,12 @@ def rings_for(engine: str, vcpus: int, max_dirty_pages: int | None = None) -> in
     return dirty_ring.ring_entries(max_dirty_pages, vcpus) if max_dirty_pages else 4096
 
 
+def huge_for(engine: str) -> bool:
+    """`GuestRam(huge=...)` for an engine: KVM's own set no traps in the host's page tables, which would split
+    huge pages; and a process with few pages has ended soon, where a standby waits for its end."""
+    return engine in KVM_ENGINES
+
+
 def open_tracker(vm: Vm, engine: str, *, max_dirty_pages: int | None = None) -> KvmTracker | UffdTracker:
     """A tracker of a VM's RAM, not active yet; as a context manager it is active in the block.
 

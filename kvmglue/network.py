@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import struct
+from typing import Any
 
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError, UnsupportedError
 
@@ -45,9 +47,7 @@ class Tap(_Wire):
     """
 
     def __init__(self, name: str) -> None:
-        request = name.encode(errors="surrogateescape")
-        if not 0 < len(request) < 16 or b"/" in request:
-            raise InvalidInputError(f"{name!r} is no name of a network interface: 1 to 15 bytes, no slash")
+        request = _interface(name)
         try:
             self.fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except PermissionError as error:
@@ -71,6 +71,14 @@ class Tap(_Wire):
         os.close(self.fd)
 
 
+def _interface(name: str) -> bytes:
+    """Raises: InvalidInputError: no interface can have that name."""
+    request = name.encode(errors="surrogateescape")
+    if not 0 < len(request) < 16 or b"/" in request:
+        raise InvalidInputError(f"{name!r} is no name of a network interface: 1 to 15 bytes, no slash")
+    return request
+
+
 def _bring_up(name: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         _, flags = _IFREQ.unpack(fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _IFREQ.pack(name, 0)))
@@ -89,8 +97,8 @@ class UdpPair(_Wire):
     """
 
     def __init__(self, local: tuple[str, int], remote: tuple[str, int]) -> None:
+        family, kind, protocol, _, to = _resolved(*remote)
         try:
-            family, kind, protocol, _, to = socket.getaddrinfo(*remote, type=socket.SOCK_DGRAM)[0]
             self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         except OSError as error:
             raise InvalidInputError(f"cannot send to {remote[0]} port {remote[1]}: {error}") from error
@@ -114,15 +122,55 @@ def open_net(where: str) -> Tap | UdpPair:
         InvalidInputError: it is neither.
         Others: see `Tap`, `UdpPair`.
     """
+    name, ends = _named(where)
+    return UdpPair(*ends) if ends else Tap(name)
+
+
+def check_net(where: str) -> None:
+    """What can be known of it before it is opened, when another process may have it still.
+
+    It resolves names, and so the first time of that in a process, which takes longest, is over.
+
+    Raises:
+        InvalidInputError: as `open_net`.
+    """
+    name, ends = _named(where)
+    for end in ends or ():
+        _resolved(*end)
+    if not ends:
+        _interface(name)
+
+
+Ends = tuple[tuple[str, int], tuple[str, int]]
+
+
+def _named(where: str) -> tuple[str, Ends | None]:
+    """The name of a TAP, or both ends of a pair."""
     kind, _, rest = where.partition(":")
     if kind == "tap":
-        return Tap(rest)
-    ends = [_address(end) for end in rest.split(",")]
-    if kind != "udp" or len(ends) != 2 or None in ends:
-        raise InvalidInputError(f"{where!r} is neither tap:NAME nor udp:HOST:PORT,HOST:PORT")
-    local, remote = ends
-    assert local and remote
-    return UdpPair(local, remote)
+        return rest, None
+    match kind, [_address(end) for end in rest.split(",")]:
+        case "udp", [(_, _) as local, (_, _) as remote]:
+            return "", (local, remote)
+    raise InvalidInputError(f"{where!r} is neither tap:NAME nor udp:HOST:PORT,HOST:PORT")
+
+
+def _resolved(host: str, port: int) -> tuple[Any, ...]:
+    """An address of getaddrinfo(3), which looks into files for a name, and not for a number.
+
+    Raises:
+        InvalidInputError: the host is not known.
+    """
+    try:
+        with contextlib.suppress(socket.gaierror):
+            return _addresses(host, port, socket.AI_NUMERICHOST)[0]
+        return _addresses(host, port, 0)[0]
+    except OSError as error:
+        raise InvalidInputError(f"{host} port {port} is no address: {error.strerror or error}") from error
+
+
+def _addresses(host: str, port: int, flags: int) -> list[tuple[Any, ...]]:
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=flags))
 
 
 def _address(text: str) -> tuple[str, int] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from checkpoint.cli.options import Verb
-from kvmglue import Outbox, Output, SerialStream, Vm, open_net, open_serial
+from kvmglue import Outbox, Output, SerialStream, Vm, check_net, open_net, open_serial
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,11 @@ class Devices:
     net: str | None
 
     def check(self) -> None:
-        """Whether the serial port's file can be written. Raises: as `open_serial`."""
+        """Whether they can be opened, as far as is known before. Raises: as `open_serial`, `check_net`."""
         if self.serial:
             open_serial(self.serial).close()
+        if self.net:
+            check_net(self.net)
 
     def open(self, vm: Vm, as_json: bool, before: Output | None = None, unseen: bool = False) -> Outbox:
         """Args:

@@ -30,6 +30,7 @@ from kvmglue import (
     Vm,
     bind_vcpus,
     done,
+    huge_for,
     open_tracker,
     post,
     programs,
@@ -96,7 +97,7 @@ def run(
     It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
     """
     with ExitStack() as stack:
-        memory = stack.enter_context(GuestRam(ram, shared=False))
+        memory = stack.enter_context(GuestRam(ram, shared=False, huge=huge_for(options.engine)))
         orders = programs(guest, vcpus, memory.size // PAGE, until)
         rings = rings_for(options.engine, vcpus, options.max_dirty)
         vm = stack.enter_context(Vm(memory, vcpus, ring_entries=rings))
@@ -121,7 +122,7 @@ def resume(
         return Vm(ram, vcpus, ring_entries=rings_for(options.engine, vcpus, options.max_dirty))
 
     with ExitStack() as stack:
-        ram, vm = load_vm(view, make)
+        ram, vm = load_vm(view, make, huge_for(options.engine))
         stack.enter_context(ram)
         stack.enter_context(vm)
         outbox = stack.enter_context(devices.open(vm, options.as_json, output_up_to(view.sources)))

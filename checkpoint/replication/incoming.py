@@ -70,7 +70,7 @@ class Incoming(Closing):
             raise LinkError(f"a part of epoch {self.number} is at {offset}, where no image has anything")
         if self._fd < 0 and end > SMALL:
             self._fd = os.memfd_create(f"epoch-{self.number}", os.MFD_CLOEXEC)
-            write_all(self._fd, [self._memory], 0)
+            write_all(self._fd, [memoryview(self._memory)], 0)
             self._memory = bytearray()
         if self._fd >= 0:
             write_all(self._fd, [body], offset)
@@ -101,7 +101,7 @@ class Incoming(Closing):
     def write_to(self, fd: int) -> None:
         """Write the image to a file. Raises: OSError."""
         if self._fd < 0:
-            write_all(fd, [self._memory], 0)
+            write_all(fd, [memoryview(self._memory)], 0)
             return
         done = 0
         while done < self.size:

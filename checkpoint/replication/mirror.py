@@ -43,7 +43,7 @@ class Mirror(Closing):
         self._decompressor = new_decompressor()
         self.guest = str(vm_facts(base).guest)
         with ExitStack() as stack:
-            self.ram = stack.enter_context(GuestRam(slots=slots_of(base), shared=False))
+            self.ram = stack.enter_context(GuestRam(slots=slots_of(base), shared=False, huge=True))
             self.vm = stack.enter_context(Vm(self.ram, len(self._states)))
             if vm_facts(base).system_bytes != self.vm.system_state.size:
                 raise ImageError(f"{base.path} was made by another version: its system memory is another")

@@ -190,18 +190,19 @@ def check_same_lists(vm: Vm, vcpu: Vcpu, what: str) -> None:
         raise ImageError(f"{what} is of a VM with other lists of orders (list_rows)")
 
 
-def load_vm(view: View, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, Vm]:
+def load_vm(view: View, make: Callable[[GuestRam, int], Vm], huge: bool = False) -> tuple[GuestRam, Vm]:
     """A fresh VM in the state of an epoch, paused.
 
     Args:
         make: makes the VM, of a RAM and a number of vCPUs; with the same `list_rows` as the one before.
+        huge: of its `GuestRam`.
 
     Raises:
         ImageError: it is not an epoch of a VM, or not whole.
         UnsupportedError: this host's KVM refuses the state.
     """
     states = vcpu_states(view.epoch)
-    ram = GuestRam(slots=slots_of(view.epoch), shared=False)
+    ram = GuestRam(slots=slots_of(view.epoch), shared=False, huge=huge)
     try:
         vm = make(ram, len(states))
         try:

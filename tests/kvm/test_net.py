@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmglue import Order, Outbox, UdpPair, Vm, done, open_net, post, stop, take_log, wait
+from kvmglue import Order, Outbox, UdpPair, Vm, check_net, done, open_net, post, stop, take_log, wait
 from tests.helpers import DEADLINE, Run, broken, wait_for
 from tests.kvm.conftest import Machine, run_on
 from uffdtrack.errors import InvalidInputError, PermissionDeniedError
@@ -161,6 +161,11 @@ def test_places_that_cannot_be(kvm: None) -> None:
     ):  # fmt: skip
         with pytest.raises(InvalidInputError):
             open_net(bad)
+        if "192.0.2.1" in bad:
+            check_net(bad)  # an address, but none of this host's
+        else:
+            with pytest.raises(InvalidInputError):
+                check_net(bad)
 
 
 def test_a_tap_without_rights(kvm: None, root: None) -> None:

@@ -138,8 +138,8 @@ def test_own_events_are_not_heard_from_the_other_side() -> None:
 def test_a_lost_standby_asks_its_fence_again_after_each_deadline() -> None:
     standby = following()
     standby.on(SE.UNLINKED, 0.5)
-    assert standby.tick(1.4) == []
-    assert names(standby.tick(1.5)) == ["RUN_FENCE"]
+    assert standby.tick(0.9) == []
+    assert names(standby.tick(1.0)) == ["RUN_FENCE"]  # since the last word, not since the link's end
     assert names(standby.on(SE.NOT_FENCED, 3.0)) == ["SAY_MAY_NOT"]
     assert standby.tick(3.9) == []
     assert names(standby.tick(4.0)) == ["RUN_FENCE"]

@@ -35,6 +35,7 @@ class Wire:
         self.socket = connected
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[bool, list[asyncio.Future[None]]] = {False: [], True: []}
+        self._watched: set[bool] = set()  # what the loop looks at: reading, writing (True)
         self._closed = False
         self._moved = 0
 
@@ -133,21 +134,24 @@ class Wire:
 
     async def _wait(self, write: bool) -> None:
         self._moved = 0
-        waiting = self._waiting[write]
-        if not waiting:
+        if write not in self._watched:
+            self._watched.add(write)
             add = self._loop.add_writer if write else self._loop.add_reader
             add(self.socket, self._wake, write)
+        waiting = self._waiting[write]
         future = self._loop.create_future()
         waiting.append(future)
         try:
             await future
         finally:
             waiting.remove(future)
-            if not waiting and not self._closed:
-                remove = self._loop.remove_writer if write else self._loop.remove_reader
-                remove(self.socket)
 
     def _wake(self, write: bool) -> None:
+        """The socket is watched on, for who waits next: until it is ready and nobody waits."""
+        if not self._waiting[write]:
+            self._watched.remove(write)
+            remove = self._loop.remove_writer if write else self._loop.remove_reader
+            remove(self.socket)
         for future in self._waiting[write]:
             if not future.done():
                 future.set_result(None)

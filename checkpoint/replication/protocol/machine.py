@@ -81,12 +81,13 @@ class Machine(Generic[State, Event, Action]):
     """What both roles have in common. Its attributes are values: `copy.copy` of a machine is another one.
 
     Attributes:
-        state: of the table; `silent_at`: when `tick` is due.
+        state: of the table; `silent_at`: when `tick` is due. The end of a link does not put it off.
         deadline: seconds without a frame after which the other side counts as silent.
     """
 
     rows: tuple[Row[State, Event, Action], ...]
     silence: Event
+    loss: Event
     refusal: Action
     state: State
 
@@ -112,7 +113,7 @@ class Machine(Generic[State, Event, Action]):
         if row is None:
             reason = f"{event.name} is not expected while {self.state.name}"
             return [Do(self.refusal, None, reason)]
-        if row.next is not self.state or event is self.silence:
+        if event is self.silence or (row.next is not self.state and event is not self.loss):
             self.silent_at = now + self.deadline
         self.state = row.next
         return [self._do(action, event, told) for action in row.actions]

@@ -33,7 +33,7 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     """
 
     rows = ACTIVE
-    silence = ActiveEvent.SILENT
+    silence, loss = ActiveEvent.SILENT, ActiveEvent.UNLINKED
     refusal = ActiveAction.REFUSE
 
     def __init__(self, deadline: float, now: float = 0.0, *, holds: bool = False) -> None:
@@ -155,7 +155,7 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
     """
 
     rows = STANDBY
-    silence = StandbyEvent.SILENT
+    silence, loss = StandbyEvent.SILENT, StandbyEvent.UNLINKED
     refusal = StandbyAction.REFUSE
 
     def __init__(self, deadline: float, now: float = 0.0, tip: Epoch | None = None) -> None:
