@@ -20,12 +20,13 @@ from uffdtrack import children
 
 __all__ = ["file"]
 TWO = """
-import mmap, os, sys, threading
+import ctypes, mmap, os, signal, sys, threading
 memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096)
 memory[0] = 0
 pipes = os.pipe(), os.pipe()
 child = os.fork()
 if not child:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.read(pipes[0][0], 1)
 else:
     print(child, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,11 +25,13 @@ class Cable:
     """Two hosts and what joins them. Nothing tells them that it was pulled out: what is sent is lost."""
 
     def __init__(self) -> None:
-        self.hosts = "uffdtrack-a", "uffdtrack-s"
+        name = f"ut{os.getpid()}"  # tests may run side by side
+        self.hosts = f"{name}a", f"{name}s"
+        self.bridge = f"{name}b"
 
     def set(self, up: bool) -> None:
         """The bridge between the hosts passes frames on, or drops them."""
-        _ip("link", "set", "uffdtrack-br", "up" if up else "down")
+        _ip("link", "set", self.bridge, "up" if up else "down")
 
 
 def _ip(*words: str) -> None:
@@ -40,14 +43,14 @@ def cable(root: None) -> Iterator[Cable]:
     need_kvm()
     made = Cable()
     with ExitStack() as stack:
-        _ip("link", "add", "uffdtrack-br", "type", "bridge")
-        stack.callback(_ip, "link", "del", "uffdtrack-br")
+        _ip("link", "add", made.bridge, "type", "bridge")
+        stack.callback(_ip, "link", "del", made.bridge)
         for host, address in zip(made.hosts, ADDRESSES, strict=True):
             _ip("netns", "add", host)
             stack.callback(_ip, "netns", "del", host)
-            _ip("link", "add", f"{host}-br", "type", "veth", "peer", "name", "eth0", "netns", host)
-            stack.callback(_ip, "link", "del", f"{host}-br")
-            _ip("link", "set", f"{host}-br", "master", "uffdtrack-br", "up")
+            _ip("link", "add", f"{host}b", "type", "veth", "peer", "name", "eth0", "netns", host)
+            stack.callback(_ip, "link", "del", f"{host}b")
+            _ip("link", "set", f"{host}b", "master", made.bridge, "up")
             _ip("-n", host, "addr", "add", f"{address}/24", "dev", "eth0")
             _ip("-n", host, "link", "set", "eth0", "up")
             _ip("-n", host, "link", "set", "lo", "up")
