@@ -27,6 +27,7 @@ class Machine(Protocol):
     @property
     def is_open(self) -> bool: ...
     def connect(self, fd: int) -> None: ...
+    def disconnect(self) -> None: ...
 
 
 class SerialBackend(Protocol):
@@ -85,7 +86,7 @@ class Outbox(Closing):
     def __init__(
         self, vm: Machine, serial: SerialBackend | None = None, net: NetBackend | None = None
     ) -> None:
-        self._vm = vm
+        self.vm = vm
         self.serial = serial
         self.net = net
         if net:
@@ -206,7 +207,7 @@ class Outbox(Closing):
             raise CycleError("the outbox is closed")
 
     def _take(self) -> None:
-        native = self._vm.native
+        native = self.vm.native
         while n := lib.kg_take_serial(native, self._text, _CHUNK):
             self._bytes += ffi.buffer(self._text, n)
         while n := lib.kg_take_packets(native, self._data, self._lengths, _TOGETHER):
@@ -225,8 +226,8 @@ class Outbox(Closing):
 
     def _hold(self, serial: int, packets: int) -> None:
         """The VM's devices count what is held here."""
-        if self._vm.is_open:
-            lib.kg_hold(self._vm.native, serial, packets)
+        if self.vm.is_open:
+            lib.kg_hold(self.vm.native, serial, packets)
 
     def _grant(self, upto: Positions) -> None:
         with self._lock:

@@ -193,6 +193,10 @@ class Vm(Closing, Pausable):
         """
         check(lib.kg_connect(self.native, fd), "connect the network device")
 
+    def disconnect(self) -> None:
+        """Undo `connect`: another process may need what it has led to. The vCPUs have to stand."""
+        check(lib.kg_disconnect(self.native), "disconnect the network device")
+
     def check(self) -> None:
         """Raises: GuestError: a vCPU has ended as no guest intends."""
         for vcpu in self.vcpus:

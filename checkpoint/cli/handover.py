@@ -58,7 +58,7 @@ class Handover:
     def _hand_over(self) -> bool:
         edge = self._edge
         edge.asked = False
-        stood_us, epoch = 0.0, -1
+        started, epoch = time.perf_counter(), -1
         why = "the standby has not answered"
         try:
             self._session.take()  # while it runs on: the last one is small then
@@ -67,11 +67,11 @@ class Handover:
             started = time.perf_counter()
             epoch = self._session.take().epoch
             edge.await_handover(ANSWER)
-            stood_us = (time.perf_counter() - started) * 1e6
         except StandbyAwayError as error:
             why = str(error)
         finally:
             self._target.stands = False
+        stood_us = (time.perf_counter() - started) * 1e6
         edge.take_back()  # from now on it is ours, unless it has been given away by now
         if edge.is_resigned:
             to = edge.far_name

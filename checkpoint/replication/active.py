@@ -25,8 +25,8 @@ from checkpoint.replication.sink import LinkSink
 from uffdtrack.errors import StorageError, UffdtrackError
 
 S = ActiveState
-AGAIN = 0.2
-"""Seconds between two attempts to connect."""
+AGAIN, LONGEST_REST = 0.2, 10.0
+"""Seconds between two attempts to connect: longer behind links on which no epoch was acknowledged."""
 
 
 class ActiveEdge(Edge):
@@ -67,16 +67,13 @@ class ActiveEdge(Edge):
         self._route, self._tell, self._told = route, tell, ""
         self.about, self.output, self.features = about, output, features
         self.news = asyncio.Event()
-        self.outgoing = Outgoing(self._note_news, output)
+        self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
         self.machine = Active(deadline, self.now(), holds=output is not None)
         self.stopped = self.generation = self.far_name = self.why = ""
         self.asked = self.is_taken = self._final = False
         self._channel: Channel | None = None
         self._stands = 0.0
-
-    def _note_news(self) -> None:
-        self.loop.call_soon_threadsafe(self.news.set)
 
     # -- the session's thread ---------------------------------------------------------------------
 
@@ -164,7 +161,9 @@ class ActiveEdge(Edge):
             self.on(ActiveEvent.FENCE_LOST)
 
     async def _link_again_and_again(self) -> None:
+        rest = AGAIN
         while not self.stopped:
+            acknowledged = self.outgoing.acknowledged
             try:
                 await self._link()
             except StorageError:
@@ -172,8 +171,10 @@ class ActiveEdge(Edge):
             except (UffdtrackError, OSError) as error:
                 self.why = str(error)
                 self._tell_once(self.why + ("; output is held" if self.output and self._channel else ""))
+            in_vain = self._channel is not None and self.outgoing.acknowledged == acknowledged
+            rest = min(2 * rest, LONGEST_REST) if in_vain else AGAIN
             self._unlink()
-            await asyncio.sleep(AGAIN)
+            await asyncio.sleep(rest)
         await self.wait_end()
 
     async def _link(self) -> None:
@@ -264,7 +265,7 @@ class ActiveEdge(Edge):
                     self.wake()
                 case a.RESIGN:
                     if self.output:
-                        self.output.stop()
+                        self.output.resign()
                 case a.SEND_GO if self._channel:
                     self.spawn(self._go(self._channel))
                 case a.SEND_FINAL if self._channel and do.epoch:

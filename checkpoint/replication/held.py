@@ -75,6 +75,12 @@ class HeldOutput:
             if not self._stopped and not self.is_all_out and self.may_release():
                 self._outbox.release(self._upto)
 
+    def resign(self) -> None:
+        """`stop`, and give up what the devices lead to: on one host a standby needs it. The guest stands."""
+        self.stop()
+        self._outbox.close()
+        self._outbox.vm.disconnect()
+
     def stop(self) -> None:
         """Release nothing any more. A release that is under way is finished first."""
         with self._lock:

@@ -19,7 +19,7 @@ async def take_epoch(
     replica: Replica,
     meta: Mapping[str, Any],
     fits: Callable[[Epoch], bool],
-    taken: Callable[[Epoch], Awaitable[None]],
+    taken: Callable[[Epoch], Awaitable[object]],
 ) -> None:
     """All of an epoch has come: make it the replica's last one, if it fits.
 

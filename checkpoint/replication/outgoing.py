@@ -48,7 +48,7 @@ class Outgoing:
         features: what the standby that is linked takes, of `FEATURES`.
     """
 
-    def __init__(self, wake: Callable[[], None], held: HeldOutput | None = None) -> None:
+    def __init__(self, wake: Callable[[], object], held: HeldOutput | None = None) -> None:
         """Args:
         wake: called in any thread when there is something to send.
         held: the output of which epochs tell up to where they have it.
@@ -63,6 +63,7 @@ class Outgoing:
         self._queued = 0
         self._life = 0  # of the link
         self._flying: deque[_Flying] = deque()
+        self._come = -1, -1  # of which link which epoch was acknowledged last
 
     # -- threads of a session ---------------------------------------------------------------------
 
@@ -109,19 +110,19 @@ class Outgoing:
             self._queue.append(end)
         self._wake()
 
-    def wait(self, life: int, digest: str) -> None:
-        """Wait until an epoch is acknowledged.
+    def wait(self, life: int, number: int) -> None:
+        """Wait until an epoch that was sent is acknowledged.
 
         Raises:
             StandbyAwayError: the link has gone before that.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._life != life or not self._flies(digest))
-            if self._flies(digest) or self._life != life:
+            self._changed.wait_for(lambda: self._life != life or self._has_come(life, number))
+            if not self._has_come(life, number):  # it may have, and the link may have gone since
                 self._check(life)
 
-    def _flies(self, digest: str) -> bool:
-        return any(flying.digest == digest for flying in self._flying)
+    def _has_come(self, life: int, number: int) -> bool:
+        return self._come[0] == life and number <= self._come[1]
 
     def _is_full(self) -> bool:
         return self._queued > BYTES or self.unacknowledged > UNACKNOWLEDGED
@@ -177,6 +178,7 @@ class Outgoing:
                 flown = self._flying.popleft()
                 self.unacknowledged -= flown.size
                 self.acknowledged = flown.number
+                self._come = self._life, flown.number
                 if flown.digest == digest:
                     break
             self._changed.notify_all()

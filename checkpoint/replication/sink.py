@@ -37,7 +37,6 @@ class LinkWriter(ImageWriter):
         self._zstd = ZSTD in outgoing.features
         self._held = bytearray(HEAD)  # its place: it comes last
         self._at = self._size = 0
-        self._sent_digest = ""
         self.output: Positions = (0, 0)
         outgoing.begun = number
         self._first = [Message(Kind.BEGIN, {"epoch": number, "parent": parent})]
@@ -57,12 +56,11 @@ class LinkWriter(ImageWriter):
         }  # fmt: skip
         end = Message(Kind.END, meta)
         self._outgoing.announce(self._life, digest, self._number, self._size, self.output, end)
-        self._sent_digest = digest
         return digest
 
     def sync(self) -> None:
         """Wait until it is acknowledged. Raises: StandbyAwayError: the link has gone before that."""
-        self._outgoing.wait(self._life, self._sent_digest)
+        self._outgoing.wait(self._life, self._number)
 
     def rename(self) -> None:
         """Does nothing: the standby gives it its name."""

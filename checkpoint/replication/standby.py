@@ -110,6 +110,8 @@ class StandbyEdge(Edge):
             async with self._busy:
                 if last_tick > before + self.deadline / 2:
                     self.machine.heard(last_tick)  # it is we who did not run
+                if self._channel and self._channel.heard_at + self.deadline > self.machine.silent_at:
+                    self.machine.heard(self._channel.heard_at)  # a part of a message
                 await self._carry_out(self.machine.tick(self.now()))
 
     async def _beat(self) -> None:
@@ -211,7 +213,8 @@ class StandbyEdge(Edge):
             case Kind.PART:
                 self.replica.part(meta, message.body)
             case Kind.END:
-                await take_epoch(self.replica, meta, self._fits, self._note_epoch)
+                whole = lambda epoch: self._on(StandbyEvent.EPOCH, epoch=epoch)  # noqa: E731
+                await take_epoch(self.replica, meta, self._fits, whole)
                 self.following.generation = str(meta.get("generation", ""))
             case Kind.BEAT:
                 pass
@@ -232,9 +235,6 @@ class StandbyEdge(Edge):
 
     def _fits(self, epoch: Epoch) -> bool:
         return self.machine.state in FOLLOWS and self.machine.is_fits(Told(epoch=epoch))
-
-    async def _note_epoch(self, epoch: Epoch) -> None:
-        await self._on(StandbyEvent.EPOCH, epoch=epoch)
 
     # -- the machine ------------------------------------------------------------------------------
 

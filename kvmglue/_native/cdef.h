@@ -82,6 +82,7 @@ size_t kg_take_packets(kg_vm *vm, uint8_t *to, uint16_t *bytes, size_t most);
 void kg_hold(kg_vm *vm, int64_t serial, int64_t packets);
 int kg_has_output(kg_vm *vm);
 int kg_connect(kg_vm *vm, int fd);
+int kg_disconnect(kg_vm *vm);
 typedef struct {
 	uint64_t runs, kicks, ports, fulls;
 } kg_counts;

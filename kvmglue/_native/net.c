@@ -110,6 +110,17 @@ int kg_connect(kg_vm *vm, int fd)
 	return 0;
 }
 
+int kg_disconnect(kg_vm *vm)
+{
+	for (int i = 0; i < vm->nvcpus; i++)
+		if (!kg_stands(vm, i))
+			return -EBUSY;
+	if (vm->net.wire >= 0)
+		close(vm->net.wire);
+	vm->net.wire = -1;
+	return 0;
+}
+
 static int await_packet(kg_vm *vm, int64_t timeout_ns, const sigset_t *mask)
 {
 	struct timespec ts = {timeout_ns / 1000000000, timeout_ns % 1000000000};

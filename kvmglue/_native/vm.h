@@ -125,6 +125,7 @@ void kg_hold(kg_vm *vm, int64_t serial, int64_t packets);
 int kg_has_output(kg_vm *vm);
 /* The guest gets the packets that can be read from this descriptor, which does not block; before it first runs. */
 int kg_connect(kg_vm *vm, int fd);
+int kg_disconnect(kg_vm *vm);
 
 /* state.c. KVM wants the parts set in this order. */
 enum {

@@ -49,6 +49,7 @@ class BrokerChannel:
 
     peer_pid: int | None = None
     peer_pidfd: int | None = None
+    heard_at = 0.0
 
     def __init__(self, broker: BrokerActive, link: str, standby: str) -> None:
         self.peer = f"{standby} at {broker.stream.connection.url}/{broker.stream.name}"

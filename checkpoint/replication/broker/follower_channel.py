@@ -29,6 +29,7 @@ class FollowerChannel:
 
     peer_pid: int | None = None
     peer_pidfd: int | None = None
+    heard_at = 0.0
 
     def __init__(self, stream: Stream, answer: dict[str, Any]) -> None:
         """Raises: LinkError: the answer to our wish to follow is malformed."""

@@ -13,6 +13,7 @@ class Channel(Protocol):
     Attributes:
         peer: the other end, for people.
         peer_pid: of a Unix socket: the process that has connected or that listens; None: not known.
+        heard_at: when something came last, if only a part of a message, in time.monotonic(); 0.0: not known.
         peer_pidfd: a pidfd (pidfd_open(2)) of that process, which no later process with its number can have.
             It is closed with the channel: who needs it longer makes a copy (os.dup).
     """
@@ -20,6 +21,7 @@ class Channel(Protocol):
     peer: str
     peer_pid: int | None
     peer_pidfd: int | None
+    heard_at: float
 
     async def send(self, *messages: Message) -> None:
         """Send messages in their order, and wait as long as the other end is slow.

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 from collections import deque
 
 from checkpoint.errors import LinkError
@@ -28,6 +29,7 @@ class SocketChannel:
         self.peer = peer
         self.peer_pid: int | None = None
         self.peer_pidfd: int | None = None
+        self.heard_at = 0.0
         if wire.socket.family == socket.AF_UNIX:
             self.peer_pidfd = pidfd_of(wire.socket)
             self.peer_pid = credentials_of(wire.socket)[0] or None  # 0: it is in another PID namespace
@@ -85,6 +87,7 @@ class SocketChannel:
             n = await self._wire.read(self._decoder.room())
             if not n:
                 raise ConnectionResetError(errno.ECONNRESET, "it has closed the link")
+            self.heard_at = time.monotonic()
             self._received.extend(self._decoder.filled(n))
 
     async def _refused(self, error: LinkError) -> LinkError:
