@@ -62,6 +62,7 @@ STEPS = [
             f"{REPLICATION}.active_link:ActiveLink._ended",
             f"{REPLICATION}.outgoing:Outgoing.acknowledge",
             f"{REPLICATION}.held:HeldOutput.acknowledged",
+            f"{REPLICATION}.held:HeldOutput.packets_acknowledged",
             "kvmglue.outbox:Outbox._release_serial",
             "kvmglue.outbox:Outbox._release_packets",
         ),
