@@ -135,10 +135,13 @@ def check_net(where: str) -> None:
         InvalidInputError: as `open_net`.
     """
     name, ends = _named(where)
-    for end in ends or ():
-        _resolved(*end)
     if not ends:
         _interface(name)
+        return
+    local, remote = ends
+    if local[0]:  # else any address of this host
+        _resolved(*local)
+    _resolved(*remote)
 
 
 Ends = tuple[tuple[str, int], tuple[str, int]]

@@ -29,7 +29,11 @@ deadline_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class WhereTo:
-    """Where a session's epochs go, as the user gave it; `name` and `fence` may be empty."""
+    """Where a session's epochs go, as the user gave it; `name` and `fence` may be empty.
+
+    Attributes:
+        hold_net: the packets of a process are held, see `HeldNet`.
+    """
 
     address: str
     name: str
@@ -37,6 +41,7 @@ class WhereTo:
     insecure: bool
     fence: str
     deadline: float
+    hold_net: bool = False
 
 
 def replicate_options(verb: Verb) -> Verb:

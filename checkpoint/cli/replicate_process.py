@@ -16,6 +16,7 @@ from checkpoint.cli.take import Progress, take_epochs
 from checkpoint.cli.waits import Wait
 from checkpoint.epoch import EpochRow
 from checkpoint.replication.control import Control
+from checkpoint.replication.held_net import HeldNet
 from checkpoint.replication.rows import active_row
 from checkpoint.replication.status import SwitchoverRow
 from checkpoint.session import Session
@@ -32,7 +33,8 @@ def no_switchover(progress: Callable[[str], None]) -> SwitchoverRow:
 def replicate_process(pid: int, lifeline: int, options: Options, to: WhereTo) -> None:
     """A whole session on one process, with its output.
 
-    The process is checkpointed, and not fault tolerant: what it sends to the outside is not held.
+    The process is checkpointed, and not fault tolerant: what it sends to the outside is not held, but for its
+    packets, if the user wants it.
     """
     if options.directory or options.keep or options.force:
         raise InvalidInputError(
@@ -54,6 +56,8 @@ def replicate_process(pid: int, lifeline: int, options: Options, to: WhereTo) ->
         interrupt = stack.enter_context(Wait(target, lifeline))
         progress = stack.enter_context(Progress())
         largest = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        if to.hold_net:
+            target.net = stack.enter_context(HeldNet(pid))
         edge = stack.enter_context(
             replicate.open("process", pid_name(pid), largest, options.key, interrupt.wake)
         )
@@ -66,7 +70,8 @@ def replicate_process(pid: int, lifeline: int, options: Options, to: WhereTo) ->
             check_stopped(edge)
             return ended
 
-        say(f"epochs of process {pid} go to {replicate.address}; what it sends to others is not held")
+        held = "its packets are held" if to.hold_net else "what it sends to others is not held"
+        say(f"epochs of process {pid} go to {replicate.address}; {held}")
         taken = take_epochs(session, options, interrupt, wait, lambda row: row.warnings, progress.show)
         taken.ended = taken.ended or handle.has_ended()
         edge.end("the process has ended" if taken.ended else "the session has ended")

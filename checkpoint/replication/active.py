@@ -26,7 +26,7 @@ from uffdtrack.errors import StorageError, UffdtrackError
 
 S = ActiveState
 AGAIN, LONGEST_REST = 0.2, 10.0
-"""Seconds between two attempts to connect: longer behind links on which no epoch was acknowledged."""
+"""Seconds between two attempts to connect: longer where a standby with nothing got no base."""
 
 
 class ActiveEdge(Edge):
@@ -65,13 +65,12 @@ class ActiveEdge(Edge):
         self.is_given_up: Callable[[], bool] = lambda: False
         self._opened, self._linked, self._settled = (threading.Event() for _ in range(3))
         self._route, self._tell, self._told = route, tell, ""
-        self.about, self.output, self.features = about, output, features
-        self.news = asyncio.Event()
+        self.about, self.output, self.features, self.news = about, output, features, asyncio.Event()
         self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
         self.machine = Active(deadline, self.now(), holds=output is not None)
         self.stopped = self.generation = self.far_name = self.why = ""
-        self.asked = self.is_taken = self._final = False
+        self.asked = self.is_taken = self._final = self._is_bare = False
         self._channel: Channel | None = None
         self._stands = 0.0
 
@@ -171,7 +170,7 @@ class ActiveEdge(Edge):
             except (UffdtrackError, OSError) as error:
                 self.why = str(error)
                 self._tell_once(self.why + ("; output is held" if self.output and self._channel else ""))
-            in_vain = self._channel is not None and self.outgoing.acknowledged == acknowledged
+            in_vain = self._is_bare and self.outgoing.acknowledged == acknowledged
             rest = min(2 * rest, LONGEST_REST) if in_vain else AGAIN
             self._unlink()
             await asyncio.sleep(rest)
@@ -191,6 +190,7 @@ class ActiveEdge(Edge):
         self.heard()
         tip = hello.get("tip")
         digest = str(tip.get("digest", "")) if isinstance(tip, dict) else ""
+        self._is_bare = not digest
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
         if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
@@ -200,7 +200,7 @@ class ActiveEdge(Edge):
         self.wake()
 
     def _unlink(self) -> None:
-        self._channel = None
+        self._channel, self._is_bare = None, False
         if self.machine.state is not S.ENDED:
             self.on(ActiveEvent.UNLINKED)
         self.wake()

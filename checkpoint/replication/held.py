@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from kvmglue import Outbox, Positions
-from uffdtrack.errors import OutputError
+from uffdtrack.errors import CycleError, OutputError, UffdtrackError
 
 
 class HeldOutput:
@@ -45,7 +45,7 @@ class HeldOutput:
         if self._lock.acquire(blocking=False):
             try:
                 if not self._stopped and self.may_release():
-                    with contextlib.suppress(OutputError):
+                    with contextlib.suppress(OutputError, CycleError):
                         self._outbox.release_packets(upto)
             finally:
                 self._lock.release()
@@ -78,8 +78,9 @@ class HeldOutput:
     def resign(self) -> None:
         """`stop`, and give up what the devices lead to: on one host a standby needs it. The guest stands."""
         self.stop()
-        self._outbox.close()
-        self._outbox.vm.disconnect()
+        with contextlib.suppress(UffdtrackError, OSError):  # the standby says what it waits for
+            self._outbox.close()
+            self._outbox.vm.disconnect()
 
     def stop(self) -> None:
         """Release nothing any more. A release that is under way is finished first."""

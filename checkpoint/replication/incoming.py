@@ -101,6 +101,8 @@ class Incoming(Closing):
     def write_to(self, fd: int) -> None:
         """Write the image to a file. Raises: OSError."""
         if self._fd < 0:
+            if len(self._memory) != self.size:
+                raise OSError(0, "the image was given up")
             write_all(fd, [memoryview(self._memory)], 0)
             return
         done = 0

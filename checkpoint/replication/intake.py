@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -35,17 +36,14 @@ async def take_epoch(
     """
     received = await _perhaps_in_thread(replica.coming_bytes, lambda: replica.end(meta))
     epoch = Epoch(received.number, received.digest, "" if received.base else received.parent)
-    merged = False
     try:
         while not replica.store.has_room:
             await asyncio.sleep(_ROOM_AGAIN)
         if fits(epoch):
             await _merge(replica, received)
-            merged = True
         await taken(epoch)
     finally:
-        if not merged:
-            received.close()
+        received.close()
         replica.store.write()
 
 
@@ -62,4 +60,10 @@ async def _merge(replica: Replica, received: Received) -> None:
 async def _perhaps_in_thread(size: int, work: Callable[[], Any]) -> Any:
     if size < LARGE:
         return work()
-    return await asyncio.get_running_loop().run_in_executor(None, work)
+    done = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(done)
+    finally:
+        while not done.done():  # we are cancelled: it uses what would be closed now
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([done])

@@ -23,6 +23,10 @@ UNACKNOWLEDGED = 128 << 20
 """So many bytes may be sent, and not acknowledged."""
 
 
+Ticket = tuple[int, int]
+"""Of an epoch that was announced: of which link, and the how manieth; no other one has it."""
+
+
 class _Flying(NamedTuple):
     """An epoch that was sent; `at`: when, on the monotonic clock; `output`: up to where it has that."""
 
@@ -31,6 +35,7 @@ class _Flying(NamedTuple):
     size: int
     at: float
     output: Positions
+    ticket: Ticket
 
 
 class Outgoing:
@@ -63,7 +68,8 @@ class Outgoing:
         self._queued = 0
         self._life = 0  # of the link
         self._flying: deque[_Flying] = deque()
-        self._come = -1, -1  # of which link which epoch was acknowledged last
+        self._announced = 0
+        self._come: Ticket = (-1, 0)  # of what was acknowledged last
 
     # -- threads of a session ---------------------------------------------------------------------
 
@@ -96,33 +102,40 @@ class Outgoing:
 
     def announce(
         self, life: int, digest: str, number: int, size: int, output: Positions, end: Message
-    ) -> None:
+    ) -> Ticket:
         """Send the end of an epoch, which is to be acknowledged from then on. Raises: as `send`.
 
         Args:
             output: up to where the guest's output is in epochs then.
+
+        Returns:
+            What `wait` takes.
         """
         with self._changed:
             self._check(life)
-            self._flying.append(_Flying(digest, number, size, time.monotonic(), output))
+            self._announced += 1
+            ticket = life, self._announced
+            self._flying.append(_Flying(digest, number, size, time.monotonic(), output, ticket))
             self.unacknowledged += size
             self.sent = number
             self._queue.append(end)
         self._wake()
+        return ticket
 
-    def wait(self, life: int, number: int) -> None:
+    def wait(self, ticket: Ticket) -> None:
         """Wait until an epoch that was sent is acknowledged.
 
         Raises:
             StandbyAwayError: the link has gone before that.
         """
+        life, _ = ticket
         with self._changed:
-            self._changed.wait_for(lambda: self._life != life or self._has_come(life, number))
-            if not self._has_come(life, number):  # it may have, and the link may have gone since
+            self._changed.wait_for(lambda: self._life != life or self._has_come(ticket))
+            if not self._has_come(ticket):  # it may have, and the link may have gone since
                 self._check(life)
 
-    def _has_come(self, life: int, number: int) -> bool:
-        return self._come[0] == life and number <= self._come[1]
+    def _has_come(self, ticket: Ticket) -> bool:
+        return self._come[0] == ticket[0] and ticket[1] <= self._come[1]
 
     def _is_full(self) -> bool:
         return self._queued > BYTES or self.unacknowledged > UNACKNOWLEDGED
@@ -178,7 +191,7 @@ class Outgoing:
                 flown = self._flying.popleft()
                 self.unacknowledged -= flown.size
                 self.acknowledged = flown.number
-                self._come = self._life, flown.number
+                self._come = flown.ticket
                 if flown.digest == digest:
                     break
             self._changed.notify_all()

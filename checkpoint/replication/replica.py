@@ -21,6 +21,7 @@ class Received(Closing):
 
     Attributes:
         number, digest, parent, base: of the epoch; `parent` is a digest.
+        is_stored: the store has it, and gives its memory back.
     """
 
     def __init__(self, incoming: Incoming, epoch: EpochFile) -> None:
@@ -30,9 +31,12 @@ class Received(Closing):
         self.digest = epoch.digest
         self.parent = epoch.parent
         self.base = bool(epoch.facts.base)
+        self.is_stored = False
 
     def close(self) -> None:
-        self.incoming.close()
+        """Give its memory back, unless the store has it."""
+        if not self.is_stored:
+            self.incoming.close()
 
 
 class Replica(Closing):
@@ -128,6 +132,7 @@ class Replica(Closing):
         follows = bool(received.parent) and received.parent == self._last_digest
         self._last_digest = received.digest
         self.output = output or Output()
+        received.is_stored = True
         self.store.put(Image(received.incoming, received.base, received.base and not follows))
 
     def forget_output(self, released: Positions) -> None:

@@ -55,12 +55,12 @@ class LinkWriter(ImageWriter):
             "parent": about[0].parent,
         }  # fmt: skip
         end = Message(Kind.END, meta)
-        self._outgoing.announce(self._life, digest, self._number, self._size, self.output, end)
+        self._ticket = self._outgoing.announce(self._life, digest, self._number, self._size, self.output, end)
         return digest
 
     def sync(self) -> None:
         """Wait until it is acknowledged. Raises: StandbyAwayError: the link has gone before that."""
-        self._outgoing.wait(self._life, self._number)
+        self._outgoing.wait(self._ticket)
 
     def rename(self) -> None:
         """Does nothing: the standby gives it its name."""
@@ -76,6 +76,8 @@ class LinkWriter(ImageWriter):
             within = offset - self._at
             if 0 <= within <= len(self._held) - len(part):
                 self._held[within : within + len(part)] = part
+                offset += len(part)
+                self._size = max(self._size, offset)
                 continue
             if offset != self._at + len(self._held) or len(self._held) + len(part) > MAX_BODY:
                 self._flush()

@@ -106,10 +106,10 @@ class StandbyEdge(Edge):
         while True:
             every, left = self.beat_seconds, self.machine.silent_at - self.now()
             await asyncio.sleep(min(every, left) if left > 0 else every)  # when it is silent, at once
-            last_tick, before = self.now(), last_tick
             async with self._busy:
+                last_tick, before = self.now(), last_tick
                 if last_tick > before + self.deadline / 2:
-                    self.machine.heard(last_tick)  # it is we who did not run
+                    self.machine.heard(last_tick)  # it is we who did not run, or did not listen
                 if self._channel and self._channel.heard_at + self.deadline > self.machine.silent_at:
                     self.machine.heard(self._channel.heard_at)  # a part of a message
                 await self._carry_out(self.machine.tick(self.now()))

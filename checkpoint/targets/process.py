@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from checkpoint.elf import NT_AUXV, Notes, file_note, note
 from checkpoint.facts import ProcessFacts, TargetFacts
@@ -46,11 +46,19 @@ from uffdtrack.errors import (
 T = TypeVar("T")
 
 
+class Net(Protocol):
+    """Holds what a process sends; see checkpoint/replication/held_net.py."""
+
+    def mark(self) -> None: ...
+    def taken(self) -> Callable[[], None]: ...
+
+
 class ProcessTarget(Closing):
     """A process that is being checkpointed. Closing it takes every trap away; the process runs on.
 
     Attributes:
         wake: descriptors that are readable when a session has something else to do than to take windows.
+        net: what it sends is held until its epochs are safe; None: it is not.
     """
 
     wake: Sequence[int] = ()
@@ -69,6 +77,7 @@ class ProcessTarget(Closing):
         self.behind = False
         self.follow_shared = follow_shared
         self.rhythm = Rhythm()
+        self.net: Net | None = None
         self._pending = Pending()
         self.process = Process(pid)
         self._warned: set[str] = set()
@@ -163,6 +172,8 @@ class ProcessTarget(Closing):
         return self.space.split_zero(runs)
 
     def window(self) -> Window:
+        if self.net:
+            self.net.mark()
         series, pending = self._series, self._pending
         if not pending.is_empty:
             series.give_up(pending)
@@ -177,7 +188,8 @@ class ProcessTarget(Closing):
         return series.next(pending)
 
     def hand_over(self, at_once: bool = False) -> Handed:
-        handed = Handed(self._pending, nothing_lent if at_once else self._lend())
+        release = nothing_lent if at_once else self._lend()
+        handed = Handed(self._pending, release, self.net.taken() if self.net else nothing_lent)
         self._pending = Pending()
         return handed
 

@@ -153,6 +153,12 @@ def test_guests_notice_old_memory(machine: Make, kind: str, ends: tuple[UdpPair,
         assert (ended.reason, ended.code) == ("exit", 1)
 
 
+def test_any_address_of_this_host(kvm: None) -> None:
+    where = f"udp::{free_port()},127.0.0.1:{free_port()}"
+    check_net(where)
+    open_net(where).close()
+
+
 def test_places_that_cannot_be(kvm: None) -> None:
     for bad in (
         "", "tap", "tap:", "tap:a/b", "tap:" + 16 * "x", "udp", "udp:1", "udp:127.0.0.1:1", "bus:1,2",

@@ -54,22 +54,14 @@ def test_a_message_that_takes_longer_than_silence(tmp_path: Path) -> None:
         assert "nothing was heard" in str(far.tell)
 
 
-class InVain:
-    """A route to standbys that greet, and end the link then."""
-
-    def __init__(self) -> None:
-        self.links = 0
-
-    async def connect(self) -> Channel:
-        self.links += 1
-        return _Ends()  # type: ignore[return-value]
-
-
 class _Ends:
+    """A channel to a standby that greets, and ends the link then."""
+
     peer, peer_pid, peer_pidfd, heard_at = "a standby", None, None, 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, tip: str) -> None:
         self.greets = True
+        self.tip = {"epoch": 3, "digest": tip} if tip else None
 
     async def send(self, *messages: Message) -> None:
         await asyncio.sleep(0)
@@ -77,16 +69,16 @@ class _Ends:
     async def receive(self) -> Message:
         if self.greets:
             self.greets = False
-            return Message(Kind.HELLO, {"role": "standby", "features": []})
+            return Message(Kind.HELLO, {"role": "standby", "features": [], "tip": self.tip})
         raise LinkError("the disk is full")
 
     async def close(self, reason: str = "") -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_links_that_achieve_nothing(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are taken up again less and less often; where nobody listens, we look as often as before."""
+@pytest.mark.parametrize("there", ["with nothing", "with an epoch", ""])
+def test_links_that_achieve_nothing(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a standby has nothing, they are taken up less and less often; else silence would count."""
     monkeypatch.setattr(active_end, "AGAIN", 0.01)
     monkeypatch.setattr(active_end, "LONGEST_REST", 0.05)
     rests: list[float] = []
@@ -99,13 +91,17 @@ def test_links_that_achieve_nothing(there: bool, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(active_end.asyncio, "sleep", noted)
     route = DirectRoute(Address("unix", path="/nowhere"), None, False, None)
+
+    async def connect() -> Channel:
+        return _Ends("digest" if "epoch" in there else "")  # type: ignore[return-value]
+
     if there:
-        monkeypatch.setattr(route, "connect", InVain().connect)
+        monkeypatch.setattr(route, "connect", connect)
     about = {"name": "active", "run": "r", "kind": "vm", "keyed": False}
     with ActiveEdge(route, about, b"", DEADLINE, lambda: None, lambda text: None) as edge:
         edge.start()
         until(lambda: len(rests) >= 5, "it tries again")
-    assert rests[:5] == ([0.02, 0.04, 0.05, 0.05, 0.05] if there else [0.01] * 5)
+    assert rests[:5] == ([0.02, 0.04, 0.05, 0.05, 0.05] if there == "with nothing" else [0.01] * 5)
 
 
 @pytest.mark.parametrize("net", [True, False])
@@ -148,17 +144,20 @@ def test_an_acknowledgement_that_came_before_the_end_of_the_link(acknowledged: b
     """Who waits for it may look only when the link has gone, and another one is there."""
     outgoing = Outgoing(lambda: None)
     outgoing.link(frozenset())
-    life = outgoing.life
-    for number in (5, 6):
-        outgoing.announce(life, f"digest {number}", number, 1, (0, 0), Message(Kind.END))
+    five, six = (
+        outgoing.announce(outgoing.life, f"digest {n}", n, 1, (0, 0), Message(Kind.END)) for n in (5, 6)
+    )
     assert outgoing.acknowledge("digest 5" if not acknowledged else "digest 6")
     outgoing.unlink("it has gone")
     outgoing.link(frozenset())
-    outgoing.wait(life, 5)
+    again = outgoing.announce(outgoing.life, "other digest", 5, 1, (0, 0), Message(Kind.END))
+    outgoing.wait(five)
     if acknowledged:
-        outgoing.wait(life, 6)
+        outgoing.wait(six)
     else:
         with pytest.raises(StandbyAwayError):
-            outgoing.wait(life, 6)
+            outgoing.wait(six)
+    assert outgoing.acknowledge("other digest")
+    outgoing.wait(again)
     with pytest.raises(StandbyAwayError):
-        outgoing.wait(life - 1, 5)
+        outgoing.wait(six)

@@ -73,11 +73,13 @@ class Listener:
         tasks = [*self._takers, *self._serving]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._local:
-            self._local.close()
-        for one in self._sockets:
-            one.close()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # whoever waits for us may wait no longer
+            if self._local:
+                self._local.close()
+            for one in self._sockets:
+                one.close()
 
     async def _take_all(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
