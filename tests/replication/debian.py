@@ -29,6 +29,7 @@ console = os.open("/dev/ttyS0", os.O_RDWR)
 for fd in range(3):
     os.dup2(console, fd)
 sys.path[:0] = {path!r}
+os.environ["PYTHONPATH"] = ":".join({path!r})
 try:
     for name in {modules!r}:
         module = os.open("/modules/" + name + ".ko", os.O_RDONLY)
