@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from checkpoint.chain import Chain
+from checkpoint.errors import StandbyAwayError
 from checkpoint.image import EpochFile
 from checkpoint.replication import store
 from checkpoint.session import Session
@@ -47,6 +49,44 @@ def test_each_epoch(process_engine: str, spawn: Spawn, build: Build, tmp_path: P
                 cut(edge if chance.random() < 0.5 else far)
     assert memory.checked > 500 and memory.deltas
     Chain(in_memory / "chain").verify(b"")
+
+
+class Net:
+    """Notes what a target asks of what holds its packets."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+        self.safe: list[int] = []
+
+    def mark(self) -> None:
+        self.stops += 1
+
+    def taken(self) -> Callable[[], None]:
+        stop = self.stops
+        return lambda: self.safe.append(stop)
+
+
+def test_packets_are_let_out_by_the_acknowledgement(
+    process_engine: str, spawn: Spawn, build: Build, tmp_path: Path, in_memory: Path
+) -> None:
+    pid, _ = start_writer(spawn, build, 2, 5)
+    with (
+        standby(tmp_path / "s", in_memory / "chain") as far,
+        active(tmp_path / "s", "process") as edge,
+        ProcessTarget(pid, process_engine) as target,
+    ):
+        net = target.net = Net()
+        session = Session(target, edge.sink.images, sink=edge.sink)
+        for n in range(3):
+            take(session)
+            assert net.safe[n:] == [net.stops]
+        cut(far)
+        with pytest.raises(StandbyAwayError):
+            while True:  # until the end of the link is seen
+                session.take()
+        stops, safe = net.stops, len(net.safe)
+        take(session)
+        assert net.safe[safe:] == [net.stops] and net.stops > stops
 
 
 def test_disk_of_the_standby_fails(
