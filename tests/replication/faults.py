@@ -51,7 +51,7 @@ def prepare() -> None:
 
 def release_early() -> None:
     """The active does not wait for acknowledgements (rule 1)."""
-    outgoing.Outgoing.wait = lambda self, life, digest: None  # type: ignore[method-assign]
+    outgoing.Outgoing.wait = lambda self, ticket: None  # type: ignore[method-assign]
 
 
 def merge_late() -> None:

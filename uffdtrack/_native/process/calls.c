@@ -387,6 +387,7 @@ int ut_tracee_settle(ut_tracee *t, int64_t timeout_ns)
 	int64_t deadline = ut_now_ns() + timeout_ns;
 	struct timespec nap = {0, 1000000};
 
+	ut_ask_again(t);
 	for (;;) {
 		int pending;
 

@@ -28,6 +28,15 @@ int ut_add_thread(ut_tracee *t, int tid)
 	return VEC_PUSH(t->threads, t->n, t->cap, (ut_thread){.tid = tid});
 }
 
+/* Another thread may have the number of one that we wait for: it has called exec, and nobody has asked it since. To ask twice
+ * does no harm: whoever stands is let go by detaching, which takes back what is pending. */
+void ut_ask_again(const ut_tracee *t)
+{
+	for (size_t i = 0; i < t->n; i++)
+		if (t->threads[i].state == UT_THREAD_ASKED)
+			trace(PTRACE_INTERRUPT, t->threads[i].tid, NULL, NULL);
+}
+
 void ut_keep_asked(ut_tracee *t)
 {
 	size_t kept = 0;

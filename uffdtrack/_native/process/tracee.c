@@ -216,7 +216,7 @@ static void interrupt(const ut_tracee *t, size_t first)
 {
 	for (int awake = 1; awake >= 0; awake--)
 		for (size_t i = first; i < t->n; i++)
-			if (t->threads[i].awake == awake)
+			if (t->threads[i].awake == awake && t->threads[i].state == UT_THREAD_ASKED)
 				trace(PTRACE_INTERRUPT, t->threads[i].tid, NULL, NULL);
 }
 
@@ -360,6 +360,7 @@ int ut_tracee_stop_now(ut_tracee *t, int64_t timeout_ns)
 	}
 	/* A thread that an earlier stop still waits for is ours already. */
 	ut_keep_asked(t);
+	ut_ask_again(t);
 	ut_seizing_begin(t);
 	r = stop_all(t, deadline);
 	ut_seizing_end(t);

@@ -115,6 +115,8 @@ int ut_poll_thread(ut_tracee *t, ut_thread *th);
 int ut_add_thread(ut_tracee *t, int tid);
 /* Between two stops: keep only the threads that have not stopped yet. */
 void ut_keep_asked(ut_tracee *t);
+/* Ask those to stop that have not stopped yet, once more. */
+void ut_ask_again(const ut_tracee *t);
 /* We have reaped a thread. The first thread's status is that of the process. */
 static inline void note_end(ut_tracee *t, int tid, int status)
 {
