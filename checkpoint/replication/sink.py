@@ -83,7 +83,6 @@ class LinkWriter(ImageWriter):
                 self._flush()
                 self._at = offset
             if len(part) >= MAX_BODY:
-                self._flush()
                 self._send(offset, bytes(part))
                 self._at = offset + len(part)
             else:

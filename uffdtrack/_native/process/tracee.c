@@ -216,7 +216,7 @@ static void interrupt(const ut_tracee *t, size_t first)
 {
 	for (int awake = 1; awake >= 0; awake--)
 		for (size_t i = first; i < t->n; i++)
-			if (t->threads[i].awake == awake && t->threads[i].state == UT_THREAD_ASKED)
+			if (t->threads[i].awake == awake)
 				trace(PTRACE_INTERRUPT, t->threads[i].tid, NULL, NULL);
 }
 
