@@ -14,6 +14,7 @@ from checkpoint.replication.protocol.table import (
     StandbyEvent,
     StandbyState,
 )
+from tests.unit.protocol_lease import of_the_lease
 from tests.unit.protocol_world import HELD, World
 
 A, S = ActiveState, StandbyState
@@ -26,7 +27,7 @@ def moves(w: World) -> Iterator[Move]:
     yield from _of_the_standby(w)
     yield from _of_the_link(w)
     if w.setup.fence == "lease":
-        yield from _of_the_lease(w)
+        yield from of_the_lease(w)
 
 
 # -- the active -----------------------------------------------------------------------------------
@@ -52,12 +53,27 @@ def _of_the_active(w: World) -> Iterator[Move]:
                 yield "the guest ends", partial(World.take, final=True, ended=True)
     if w.permitted > w.let_out:
         yield "the active lets output out", World.let_all_out
+    if w.active.unprotected and (not w.window or w.setup.lets_out) and w.active.lease_until > 0:
+        yield from _of_the_heir(w)
     if w.setup.ends and (w.ended or not w.setup.holds) and state is not A.RESIGNED and not w.window:
         yield "the active tells of the guest's end", partial(World.tell_active, event=ActiveEvent.GUEST_ENDED)
     if w.budget[4] and not w.ended:
         yield "a user asks the active", _ask_active
     if w.budget[1]:
         yield "the active dies", _kill_active
+
+
+def _of_the_heir(w: World) -> Iterator[Move]:
+    if w.unheld and not w.ended:
+        yield "the guest sends, and nothing is held", World.send_unheld
+    if w.out > w.let_out:
+        yield "what was held for an epoch is let out", partial(World.send_unheld, more=0)
+    if w.setup.ends and not w.ended and w.out == w.let_out:
+        yield "the guest ends, and nothing is held", _end_guest
+
+
+def _end_guest(w: World) -> None:
+    w.ended = True
 
 
 def _ask_active(w: World) -> None:
@@ -84,7 +100,7 @@ def _of_the_standby(w: World) -> Iterator[Move]:
     state = w.standby.state
     if w.fencing:
         yield from _answers(w)
-    if w.setup.fence == "pidfd" and not w.active and not (w.standby_open and w.down):
+    if w.setup.fence == "pidfd" and not w.active and w.is_named and not (w.standby_open and w.down):
         yield "the standby sees the active's end", partial(World.tell_standby, event=StandbyEvent.ACTIVE_DEAD)
     if state in (S.LOST, S.FENCING, S.RUNNING, S.OVER) and not w.standby_open:
         yield "the standby has heard nothing", partial(World.tell_standby, event=StandbyEvent.SILENT)
@@ -92,7 +108,7 @@ def _of_the_standby(w: World) -> Iterator[Move]:
         yield "the standby's guest goes on", _go_on
     if w.budget[4]:
         yield "a user asks the standby", _ask_standby
-    if w.budget[5] and state is not S.EMPTY:
+    if w.budget[5] and w.standby.run:
         yield "another active's hello", _stranger
     if w.budget[2]:
         yield "the standby restarts, empty", partial(_restart, tip=None)
@@ -106,10 +122,10 @@ def _answers(w: World) -> Iterator[Move]:
     fence = w.setup.fence
     gained = {
         "none": False,
-        "lock": w.holder == "",
+        "lock": w.holder == "" and w.is_named,
         "command": True,
-        "pidfd": w.active is None,
-        "lease": w.holder == "" or (w.observed and w.waited >= w.setup.patience),
+        "pidfd": w.active is None and w.is_named,
+        "lease": w.is_named and (w.holder == "" or (w.observed and w.waited >= w.setup.patience)),
         "liar": True,
     }[fence]
     if gained:
@@ -141,10 +157,11 @@ def _ask_standby(w: World) -> None:
 
 
 def _stranger(w: World) -> None:
-    """A session of another guest comes by, on a link of its own."""
+    """A session of another guest comes by, on a link of its own; or of this one, from before a takeover."""
     w.spend(5)
-    for do in w.standby.on(StandbyEvent.LINKED, 0.0, run="another"):
-        w.check(do.action is StandbyAction.REFUSE, "another session is not refused")
+    for told in [{"run": "another"}] * (w.standby.state is not S.EMPTY) + [{"run": "run", "term": -1}]:
+        for do in w.standby.on(StandbyEvent.LINKED, 0.0, **told):  # type: ignore[arg-type]
+            w.check(do.action is StandbyAction.REFUSE, "another session is not refused")
 
 
 def _restart(w: World, tip: Epoch | None) -> None:
@@ -228,7 +245,7 @@ def _down(w: World) -> None:
     (kind, *rest), w.down = w.down[0], w.down[1:]
     match kind:
         case "HELLO":
-            w.tell_standby(StandbyEvent.LINKED, run="run")
+            w.tell_standby(StandbyEvent.LINKED, run="run", term=int(w.setup.heir > 0))
         case "END":
             epoch, since, released = rest
             w.standby.noted((released,))
@@ -245,54 +262,3 @@ def _damaged(w: World) -> None:
     w.spend(0)
     w.down = w.down[1:]
     w.tell_standby(StandbyEvent.BAD)
-
-
-# -- the lease ------------------------------------------------------------------------------------
-
-
-def _of_the_lease(w: World) -> Iterator[Move]:
-    if w.renewal is not None:
-        yield "the server renews the lease", _renew
-    elif w.active and w.active.may_release and w.active.lease_until < w.setup.lease:
-        yield "the active asks for its lease", _ask_for_lease
-    if w.active and w.active.may_release and w.active.lease_until <= 0:
-        yield "the active looks at its clock", partial(World.tell_active, event=ActiveEvent.SILENT)
-    if w.holder == "A" and not w.observed:
-        yield "the standby sees the lease renewed", _observe
-    for ticks in (1, 2):
-        if ticks == 1 or not w.hasty:
-            yield f"a tick, and {ticks} of the standby's", partial(_tick, ticks=ticks)
-
-
-def _ask_for_lease(w: World) -> None:
-    w.renewal = 0
-
-
-def _renew(w: World) -> None:
-    """The server takes a renewal only if nobody else has written the lease since.
-
-    The active hears at once that it did. Where it hears later, its lease ends when it would have ended now.
-    """
-    assert w.renewal is not None
-    if w.holder == "A":
-        w.observed = False
-        if w.active:
-            w.active.renewed(max(w.active.lease_until, w.setup.lease - w.renewal))
-    else:
-        w.tell_active(ActiveEvent.FENCE_LOST)
-    w.renewal = None
-
-
-def _observe(w: World) -> None:
-    w.observed, w.waited = True, 0
-
-
-def _tick(w: World, ticks: int) -> None:
-    """Clocks go at different rates, but never at more than 3 : 2."""
-    w.hasty = ticks == 2
-    if w.active and w.active.lease_until != inf:
-        w.active.lease_until = max(0, w.active.lease_until - 1)
-    if w.renewal is not None:
-        w.renewal = min(w.renewal + 1, w.setup.lease)
-    if w.observed:
-        w.waited = min(w.waited + ticks, w.setup.patience)

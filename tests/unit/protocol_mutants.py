@@ -184,6 +184,31 @@ MUTANTS = {
     "takes any session for its own": Mutant(
         Setup(**LOCK, strangers=1, standby=standby(is_foreign=no)), "another session is not refused"
     ),
+    "an heir holds nothing": Mutant(
+        Setup(**LOCK, heir=1, active=active(Row(A.GREETED, AE.TAKEN, "follows", A.GREETED, (AA.SEND_END,)))),
+        "before what was released",
+    ),
+    "an heir holds when its epoch is acknowledged": Mutant(
+        Setup(
+            **LOCK,
+            heir=1,
+            active=active(
+                Row(A.GREETED, AE.TAKEN, "follows", A.GREETED, (AA.SEND_END,)),
+                Row(A.GREETED, AE.ACKED, "sent", A.FOLLOWED, (AA.HOLD, AA.RELEASE)),
+            ),
+        ),
+        "before what was released",
+    ),
+    "an heir lets output out while its base is under way": Mutant(
+        Setup(**LOCK, heir=1, windows=1, lets_out=True), "before what was released"
+    ),
+    "takes over from before the takeover": Mutant(
+        Setup("pidfd", 1, 1, 1, 0, heir=1, old=True, standby=standby(is_newer=no, is_foreign=no)),
+        "before what was released",
+    ),
+    "takes a stale active for its own": Mutant(
+        Setup(**LOCK, heir=1, old=True, strangers=1, standby=standby(is_stale=no)), "is not refused"
+    ),
     "takes over with nothing": Mutant(
         Setup("pidfd", 2, 1, standby=standby(Row(S.EMPTY, SE.ACTIVE_DEAD, None, S.RUNNING, (SA.TAKE_OVER,)))),
         "a takeover without an epoch",

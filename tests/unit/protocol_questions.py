@@ -15,7 +15,7 @@ def takes_over(w: World) -> tuple[bool, bool]:
     """
     asks = w.active is None and w.standby.state in (S.FOLLOWING, S.LOST, S.FENCING)
     goal = w.standby.state is S.RUNNING or (w.over and w.standby.state is S.OVER)
-    return asks and w.setup.fence != "none", goal
+    return asks and w.is_named and w.setup.fence != "none", goal
 
 
 def hands_over(w: World) -> tuple[bool, bool]:

@@ -17,6 +17,7 @@ from checkpoint.replication.protocol.table import ActiveEvent, ActiveState, Stan
 
 A, S = ActiveState, StandbyState
 HELD, STRICT = 2, ("none", "lock", "command", "pidfd")
+OLD = Epoch(0, "old", "", (0,))
 
 
 class ViolationError(Exception):
@@ -35,6 +36,9 @@ class Setup:
         switches: how often a user asks, at either side. ends: the guest may end.
         holds: its output is held. strangers: sessions of other guests that come by.
         keeps_output: a mistake: RESIGN does not stop output that was released before.
+        heir: the active has taken over, and is unprotected; so often the guest sends something then.
+        old: the standby followed the active before it, was cut off, and has its last epoch.
+        lets_out: a mistake: the heir lets output out while its base is under way.
         lease, patience: ticks of the active's clock, and of the standby's before it takes the lease.
     """
 
@@ -52,6 +56,9 @@ class Setup:
     lease: int = 2
     patience: int = 4
     keeps_output: bool = False
+    heir: int = 0
+    old: bool = False
+    lets_out: bool = False
     active: type[Active] = Active
     standby: type[Standby] = Standby
 
@@ -71,7 +78,7 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.active: Active | None = setup.active(inf, holds=setup.holds)
+        self.active: Active | None = setup.active(inf, holds=setup.holds, unprotected=bool(setup.heir))
         self.standby = setup.standby(inf)
         self.active_open = self.standby_open = self.cut = False
         self.down: tuple[Any, ...] = ()
@@ -102,6 +109,14 @@ class World:
         self.renewal: int | None = None
         if setup.fence == "lease":
             self.active.renewed(setup.lease)
+        # Whether the fence knows that the standby's chain is of this active; what an heir's guest may send.
+        self.is_named, self.unheld = not setup.heir, setup.heir
+        if setup.heir:
+            self.out = self.safe = self.let_out = self.permitted = 1
+            self.seen = "A"
+        if setup.old:
+            self.standby.state, self.standby.run, self.standby.tip = S.FOLLOWING, "run", OLD
+            self.memory, self.standby_open = 0, True
 
     def key(self) -> tuple[Any, ...]:
         values = list(vars(self).values())
@@ -163,6 +178,7 @@ class World:
         self.check(epoch.digest in self.whole, "output is released that no standby has acknowledged")
         on_time = self.active is None or self.active.lease_until > 0
         self.check(on_time, "output is released after the end of the lease")
+        self.is_named |= self.setup.fence == "lease"
         self.permitted = max(self.permitted, epoch.output[0])
         self.safe = max(self.safe, epoch.output[0])
 
@@ -195,6 +211,13 @@ class World:
         self.tell_active(ActiveEvent.TAKEN, epoch=self.window[0], final=self.window[2])
         self.window = None
 
+    def send_unheld(self, more: int = 1) -> None:
+        """The guest sends something, and nothing is held. `more`: 0: what was held for an epoch."""
+        self.unheld -= more
+        self.out += more
+        self.permitted = self.safe = self.out
+        self.let_all_out()
+
     def let_all_out(self) -> None:
         strict = self.setup.fence in STRICT
         self.check(not (strict and self.ran), "the active lets output out after the takeover")
@@ -218,16 +241,20 @@ class World:
                 closes = True
             elif name == "SEND_HELLO":
                 self.check(not self.decided, "a tip is told after the decision to take over")
+                self.is_named |= self.setup.fence == "pidfd"  # it watches that process from now on
                 self.send_up("HELLO", do.epoch.digest if do.epoch else "")
             elif name == "MERGE":
                 assert do.epoch
                 self.check(since <= self.memory, "an epoch is merged into memory that it does not follow")
                 self.older = before if self.setup.disk else None
+                self.is_named |= self.setup.fence == "lock"
                 self.memory, self.whole = do.epoch.output[0], self.whole | {do.epoch.digest}
             elif name == "SEND_ACK":
                 assert do.epoch
                 self.check(not self.decided, "an ACK after the decision to take over")
                 self.send_up("ACK", do.epoch.digest)
+            elif name == "FORGET":
+                self.memory = -1
             elif name == "SEND_READY":
                 self.send_up("READY", do.epoch.digest if do.epoch else "")
             elif name in ("SEND_ASK", "SEND_TAKEN"):

@@ -102,6 +102,16 @@ def test_what_the_head_of_the_table_says() -> None:
     going = [row for row in ACTIVE if AA.SEND_GO in row.actions and row.state is not A.RESIGNED]
     assert [row.actions for row in going] == [(AA.RESIGN, AA.SEND_GO)]
     assert {row.next for row in ACTIVE if row.state is A.RESIGNED} == {A.RESIGNED, A.ENDED}
+    first = [row for row in ACTIVE if AA.SEND_END in row.actions and row.state is A.GREETED]
+    assert [row.actions for row in first] == [(AA.HOLD, AA.SEND_END)]
+    later = {row.state for row in ACTIVE if AA.SEND_END in row.actions and AA.HOLD not in row.actions}
+    entering_later = {
+        (row.state, row.event) for row in ACTIVE if row.next in later and row.state not in later
+    }
+    assert entering_later == {(A.GREETED, AE.ACKED), (A.SEEKING, AE.LINKED)}, "both know what was sent"
+    forgetting = {(row.event, row.guard, row.next) for row in STANDBY if SA.FORGET in row.actions}
+    assert forgetting == {(SE.LINKED, "newer", S.EMPTY)}
+    assert {row.state for row in STANDBY if SA.FORGET in row.actions} == {S.FOLLOWING, S.LOST}
 
 
 def test_what_has_no_row_is_refused_and_changes_nothing() -> None:
@@ -189,6 +199,42 @@ def test_where_output_is_held_a_guest_has_ended_when_its_last_epoch_is_acknowled
     assert names(active.on(AE.GUEST_ENDED, 0.0)) == ["SEND_BYE"]
 
 
+def test_an_heir_holds_output_from_its_first_epoch_on() -> None:
+    """What was not sent was taken back. When the guest ends before that, there is nothing more."""
+    active = Active(1.0, holds=True, unprotected=True)
+    assert names(active.on(AE.TAKEN, 0.0, epoch=BASE)) == ["TAKE_BACK"]
+    active.on(AE.LINKED, 0.0)
+    active.on(AE.UNLINKED, 0.0)
+    active.on(AE.LINKED, 0.0)
+    assert active.unprotected and names(active.on(AE.SWITCHOVER, 0.0)) == ["SAY_MAY_NOT"]
+    assert names(active.on(AE.TAKEN, 0.0, epoch=BASE)) == ["HOLD", "SEND_END"]
+    active.on(AE.UNLINKED, 0.0)
+    assert not active.unprotected, "a standby may have it"
+    for links, told in ((0, []), (1, ["SEND_BYE"])):
+        active = Active(1.0, holds=True, unprotected=True)
+        for _ in range(links):
+            active.on(AE.LINKED, 0.0)
+        assert names(active.on(AE.GUEST_ENDED, 0.0)) == told and active.state is A.ENDED
+
+
+def test_a_standby_forgets_what_is_from_before_a_takeover() -> None:
+    """And takes nothing from that time any more."""
+    for lost in (False, True):
+        standby = following()
+        if lost:
+            standby.on(SE.UNLINKED, 0.0)
+        done = standby.on(SE.LINKED, 0.0, run="run", term=2)
+        assert names(done)[-2:] == ["FORGET", "SEND_HELLO"] and done[-1].epoch is None
+        assert (standby.state, standby.tip, standby.term) == (S.EMPTY, None, 2)
+        assert names(standby.on(SE.LINKED, 0.0, run="run", term=1)) == ["REFUSE"]
+        assert names(standby.on(SE.ACTIVE_DEAD, 0.0)) == ["DROP_PARTIAL", "SAY_MAY_NOT"]
+        standby.on(SE.EPOCH, 0.0, epoch=BASE)
+        assert names(standby.on(SE.LINKED, 0.0, run="run", term=1)) == ["REFUSE"]
+        standby.on(SE.ACTIVE_DEAD, 0.0)
+        for term, told in ((1, "REFUSE"), (2, "SEND_TAKEN"), (3, "REFUSE")):
+            assert names(standby.on(SE.LINKED, 0.0, run="run", term=term)) == [told]
+
+
 def test_takeover_has_what_was_released() -> None:
     standby = following()
     standby.noted((2,))
@@ -204,6 +250,7 @@ told = st.fixed_dictionaries(
         "epoch": st.sampled_from(EPOCHS),
         "final": st.booleans(),
         "run": st.sampled_from(("run", "another")),
+        "term": st.integers(0, 2),
     },
 )
 
@@ -211,8 +258,9 @@ told = st.fixed_dictionaries(
 @given(st.lists(st.tuples(st.sampled_from(AE), told), max_size=40))
 def test_no_events_whatever_confuse_an_active(events: list[Any]) -> None:
     """A peer that says anything at any time gets no output out that it has not acknowledged."""
-    active, sent, said = Active(1.0), set(), set()
+    active, sent, said = Active(1.0, unprotected=True), set(), set()
     for event, data in events:
+        assert not (sent and active.unprotected)
         ended = active.state in (A.RESIGNED, A.ENDED)
         said |= {data.get("digest")} if event in (AE.LINKED, AE.ACKED) else set()
         done = active.on(event, 0.0, **data)
@@ -230,7 +278,7 @@ def test_no_events_whatever_confuse_a_standby(events: list[Any]) -> None:
     for event, data in events:
         before = standby.state
         for do in standby.on(event, 0.0, **data):
-            merged = do.epoch if do.action is SA.MERGE else merged
+            merged = do.epoch if do.action is SA.MERGE else None if do.action is SA.FORGET else merged
             assert do.action is not SA.TAKE_OVER or (do.epoch and do.epoch == merged)
             assert do.action not in (SA.SEND_ACK, SA.SEND_HELLO) or before in (S.EMPTY, S.FOLLOWING, S.LOST)
         assert before not in (S.RUNNING, S.OVER) or standby.state is before

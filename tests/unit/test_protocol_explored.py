@@ -62,6 +62,10 @@ SETUPS = {
     "a process ends": Setup("lock", 2, 1, 0, 0, ends=True, holds=False, **NOTED),
     "windows while the link changes": Setup("lock", 3, 1, 0, 0, windows=1, **NOTED),
     "a standby with a disk": Setup("lock", 3, 1, 1, 1, disk=True, switches=0, **NOTED),
+    "an heir": Setup("lock", 2, 1, 1, 0, heir=1, windows=1, **NOTED),
+    "an heir whose guest ends": Setup("pidfd", 2, 1, 1, 0, heir=1, ends=True, switches=0, **NOTED),
+    "an heir, and who was cut off": Setup("pidfd", 2, 1, 1, 0, heir=1, old=True, strangers=1, **NOTED),
+    "an heir under its lease": Setup("lease", 1, 0, 1, 0, switches=0, heir=1, old=True, **NOTED),
 }
 SLOW = {
     "no fence": Setup("none", 4, 1, switches=2),
@@ -73,6 +77,8 @@ SLOW = {
     "a command that lies": Setup("liar", 4, 2, 1, 0, switches=2),
     "windows while the link changes": Setup("lock", 4, 1, 1, 0, windows=2),
     "a standby with a disk": Setup("lock", 4, 1, 1, 2, disk=True, switches=0),
+    "an heir": Setup("lock", 3, 2, heir=2, windows=1, old=True),
+    "an heir under its lease": Setup("lease", 2, 1, 1, 0, switches=0, heir=1, old=True),
 }
 NEVER = {
     (ActiveState.GREETED, "STAND_IN"),

@@ -12,7 +12,7 @@ What an event is told with:
 |---|---|
 | active: LINKED, ACKED, READY | `digest`: of the standby's tip ("" for none), of the message |
 | active: TAKEN | `epoch`, and `final` if the guest stands since then, or has ended |
-| standby: LINKED | `run`: of the active's hello |
+| standby: LINKED | `run`, `term`: of the active's hello |
 | standby: EPOCH | `epoch` |
 | standby: FINAL | `digest` |
 
@@ -57,6 +57,7 @@ class Told(NamedTuple):
     epoch: Epoch | None = None
     final: bool = False
     run: str = ""
+    term: int = 0
 
 
 class Do(NamedTuple, Generic[Action]):
@@ -105,9 +106,10 @@ class Machine(Generic[State, Event, Action]):
         epoch: Epoch | None = None,
         final: bool = False,
         run: str = "",
+        term: int = 0,
     ) -> list[Do[Action]]:
         """Take an event; returns what is to be done. `now`: seconds of a clock that never goes back."""
-        told = Told(digest, epoch, final, run)
+        told = Told(digest, epoch, final, run, term)
         event = self._at(event, now)
         row = self._row(event, told)
         if row is None:

@@ -23,6 +23,8 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     Attributes:
         holds: whether the guest's output is held, so that there is no BYE before the epoch that has the
             guest's end (`final`) is acknowledged. What was taken back is in no epoch that is on its way.
+        unprotected: this one has taken over, and has sent no epoch: nobody else can come to run the guest, so
+            that output need not be held but for what was sent behind an epoch that is on its way.
         acked: the last epoch that the standby is known to have; output up to it may be released.
         known: epochs from one of which we can go on, if it is the standby's tip: what has changed since the
             first of them is in the next epoch.
@@ -36,9 +38,12 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     silence, loss = ActiveEvent.SILENT, ActiveEvent.UNLINKED
     refusal = ActiveAction.REFUSE
 
-    def __init__(self, deadline: float, now: float = 0.0, *, holds: bool = False) -> None:
+    def __init__(
+        self, deadline: float, now: float = 0.0, *, holds: bool = False, unprotected: bool = False
+    ) -> None:
         super().__init__(ActiveState.SEEKING, deadline, now)
         self.holds = holds
+        self.unprotected = unprotected
         self.acked: Epoch | None = None
         self.known: tuple[Epoch, ...] = ()
         self.sent: tuple[Epoch, ...] = ()
@@ -93,7 +98,9 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
 
     def is_settled(self, told: Told) -> bool:
         """All that was sent is acknowledged; if output is held, the epoch with the guest's end, too."""
-        return not self.sent and (not self.holds or (self.final is not None and self.final == self.acked))
+        if self.sent:
+            return False
+        return not self.holds or self.unprotected or (self.final is not None and self.final == self.acked)
 
     def is_ready(self, told: Told) -> bool:
         """The standby means the final epoch, and has acknowledged it."""
@@ -108,6 +115,8 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     def _do(self, action: ActiveAction, event: ActiveEvent, told: Told) -> Do[ActiveAction]:
         a = ActiveAction
         match action:
+            case a.HOLD:
+                self.unprotected = False
             case a.FOLLOW:
                 self.known = tuple(epoch for epoch in self.known if epoch.digest == told.digest)
                 return Do(action, self.known[0])
@@ -149,7 +158,8 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
     Attributes:
         tip: the last whole epoch. One that a chain on disk has at the start is told to the active, which may
             go on from it, but nobody takes over from it (EMPTY): more may have been released since.
-        run: the active's session whose epochs these are; another one's are refused.
+        run: the guest whose epochs these are, from its first active on; those of another one are refused.
+        term: how often it was taken over until these epochs were taken.
         ready: digest of the epoch that we have said we are ready to take over from, on this link.
         released: what the active has said last that it has released (END, BEAT, GO); it may be more by now.
     """
@@ -161,7 +171,7 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
     def __init__(self, deadline: float, now: float = 0.0, tip: Epoch | None = None) -> None:
         super().__init__(StandbyState.EMPTY, deadline, now)
         self.tip = tip
-        self.run = ""
+        self.run, self.term = "", 0
         self.ready = ""
         self.released: Marks = ()
 
@@ -181,9 +191,17 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
         tip = self.tip.digest if self.tip else ""
         return told.epoch is not None and told.epoch.parent in ("", tip)
 
+    def is_newer(self, told: Told) -> bool:
+        """The hello is of this guest, which was taken over since the tip."""
+        return told.run == self.run and told.term > self.term
+
+    def is_stale(self, told: Told) -> bool:
+        """The hello is of this guest, from before a takeover that we know of."""
+        return told.run == self.run and told.term < self.term
+
     def is_foreign(self, told: Told) -> bool:
-        """The hello is that of another session than the tip's."""
-        return told.run != self.run
+        """The hello is of another guest than the tip, or from before or behind a takeover of it."""
+        return (told.run, told.term) != (self.run, self.term)
 
     def is_whole(self, told: Told) -> bool:
         """The final epoch is the tip."""
@@ -198,8 +216,10 @@ class Standby(Machine[StandbyState, StandbyEvent, StandbyAction]):
     def _do(self, action: StandbyAction, event: StandbyEvent, told: Told) -> Do[StandbyAction]:
         a = StandbyAction
         match action:
+            case a.FORGET:
+                self.tip, self.ready = None, ""
             case a.SEND_HELLO:
-                self.run = told.run
+                self.run, self.term = told.run, told.term
                 return Do(action, self.tip)
             case a.DROP_PARTIAL:
                 self.ready = ""

@@ -17,6 +17,8 @@ What to look for (and what tests/unit/test_protocol.py looks for):
 5. `TAKE_BACK` stands at each end of a link; `FOLLOW` only behind the guard `known`, else there is a `REBASE`.
 6. `STAND_IN` and `FENCE_LOST` lead to `ENDED` with `STOP`.
 7. `RESIGN` comes before `SEND_GO`, and nothing leads from `RESIGNED` to a state in which the guest runs.
+8. `HOLD` comes before the first `SEND_END`: from then on a standby may come to run the guest from that epoch.
+9. Who has heard of a later term forgets its tip (`FORGET`), which is from before that takeover.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 
 class ActiveState(Enum):
-    SEEKING = "no standby is linked; the guest runs, its output is held"
+    SEEKING = "no standby is linked; the guest runs, its output is held, unless it is unprotected"
     GREETED = "linked; a base is due or under way"
     FOLLOWED = "the standby has a whole epoch and is sent the next ones"
     HANDING = "the guest stands since its last epoch, for a switchover"
@@ -48,6 +50,7 @@ class ActiveEvent(Enum):
 
 
 class ActiveAction(Enum):
+    HOLD = "hold what the guest has sent since the epoch was taken, if it was unprotected so far"
     FOLLOW = "the next epoch is the child of the standby's tip"
     REBASE = "the next epoch is a base"
     SEND_END = "send END of the epoch: it is whole"
@@ -92,6 +95,7 @@ class StandbyEvent(Enum):
 
 
 class StandbyAction(Enum):
+    FORGET = "the guest has gone on elsewhere: what is here is no epoch to take over from any more"
     SEND_HELLO = "send HELLO, with the tip"
     DROP_PARTIAL = "drop the epoch that is under way"
     MERGE = "merge the epoch into the memory; if that fails, end"
@@ -136,7 +140,7 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
         Row(s.SEEKING, e.FENCE_LOST, None, s.ENDED, (a.STOP,)),
         Row(s.GREETED, e.UNLINKED, None, s.SEEKING, (a.TAKE_BACK,)),
         Row(s.GREETED, e.SILENT, None, s.SEEKING, (a.CLOSE, a.TAKE_BACK)),
-        Row(s.GREETED, e.TAKEN, "follows", s.GREETED, (a.SEND_END,)),
+        Row(s.GREETED, e.TAKEN, "follows", s.GREETED, (a.HOLD, a.SEND_END)),
         Row(s.GREETED, e.TAKEN, None, s.GREETED, (a.TAKE_BACK,)),
         Row(s.GREETED, e.ACKED, "sent", s.FOLLOWED, (a.RELEASE,)),
         Row(s.GREETED, e.SWITCHOVER, None, s.GREETED, (a.SAY_MAY_NOT,)),
@@ -176,6 +180,7 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
 def _standby() -> tuple[Row[StandbyState, StandbyEvent, StandbyAction], ...]:
     s, e, a = StandbyState, StandbyEvent, StandbyAction
     return (
+        Row(s.EMPTY, e.LINKED, "stale", s.EMPTY, (a.REFUSE,)),
         Row(s.EMPTY, e.LINKED, None, s.EMPTY, (a.DROP_PARTIAL, a.SEND_HELLO)),
         Row(s.EMPTY, e.UNLINKED, None, s.EMPTY, (a.DROP_PARTIAL,)),
         Row(s.EMPTY, e.SILENT, None, s.EMPTY, (a.CLOSE, a.DROP_PARTIAL)),
@@ -184,6 +189,7 @@ def _standby() -> tuple[Row[StandbyState, StandbyEvent, StandbyAction], ...]:
         Row(s.EMPTY, e.BYE, None, s.OVER),
         Row(s.EMPTY, e.SWITCHOVER, None, s.EMPTY, (a.SAY_MAY_NOT,)),
         Row(s.EMPTY, e.ACTIVE_DEAD, None, s.EMPTY, (a.DROP_PARTIAL, a.SAY_MAY_NOT)),
+        Row(s.FOLLOWING, e.LINKED, "newer", s.EMPTY, (a.DROP_PARTIAL, a.FORGET, a.SEND_HELLO)),
         Row(s.FOLLOWING, e.LINKED, "foreign", s.FOLLOWING, (a.REFUSE,)),
         Row(s.FOLLOWING, e.LINKED, None, s.FOLLOWING, (a.DROP_PARTIAL, a.SEND_HELLO)),
         Row(s.FOLLOWING, e.UNLINKED, None, s.LOST, (a.DROP_PARTIAL,)),
@@ -195,6 +201,7 @@ def _standby() -> tuple[Row[StandbyState, StandbyEvent, StandbyAction], ...]:
         Row(s.FOLLOWING, e.BYE, None, s.OVER),
         Row(s.FOLLOWING, e.SWITCHOVER, None, s.FOLLOWING, (a.SEND_ASK,)),
         Row(s.FOLLOWING, e.ACTIVE_DEAD, None, s.RUNNING, (a.DROP_PARTIAL, a.TAKE_OVER)),
+        Row(s.LOST, e.LINKED, "newer", s.EMPTY, (a.FORGET, a.SEND_HELLO)),
         Row(s.LOST, e.LINKED, "foreign", s.LOST, (a.REFUSE,)),
         Row(s.LOST, e.LINKED, None, s.FOLLOWING, (a.SEND_HELLO,)),
         Row(s.LOST, e.UNLINKED, None, s.LOST),
