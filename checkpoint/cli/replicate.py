@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from checkpoint.cli.common import say
+from checkpoint.cli.options import Options
 from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.features import DELTAS, FEATURES
@@ -83,7 +84,7 @@ class Replicate:
         kind: str,
         name: str,
         largest: int,
-        key: bytes,
+        options: Options,
         wake: Callable[[], None],
         output: HeldOutput | None = None,
     ) -> ActiveEdge:
@@ -93,6 +94,7 @@ class Replicate:
             kind: "vm" or "process".
             name: if the user has given none.
             largest: bytes that a base may have, about.
+            options: of the session.
 
         Raises:
             UffdtrackError: we cannot be; see `Route.open`.
@@ -101,14 +103,30 @@ class Replicate:
             route: Route = BrokerRoute(self.address, largest)
         else:
             route = DirectRoute(self.address, self.credentials, self.insecure, self.lock)
-        about = {"name": self.name or name, "run": secrets.token_hex(8), "kind": kind, "keyed": bool(key)}
-        features = [DELTAS] if self.address.is_near else FEATURES  # compression takes longer than the way
-        edge = ActiveEdge(route, about, key, self.deadline, wake, say, output, features)
+        about = about_session(self.name or name, kind, options)
+        features = features_for(self.address)
+        edge = ActiveEdge(route, about, options.key, self.deadline, wake, say, output, features)
         edge.start()
         edge.await_open()
         if not edge.await_link(PATIENCE):
             say(f"no standby at {self.address} yet: epochs are taken when one is there")
         return edge
+
+
+def about_session(name: str, kind: str, options: Options, run: str = "", term: int = 0) -> dict[str, Any]:
+    """What an active says of its session.
+
+    Args:
+        run: of the guest, if it was taken over; term: how often it was.
+    """
+    return {
+        "name": name, "run": run or secrets.token_hex(8), "term": term, "kind": kind,
+        "keyed": bool(options.key), "every": "output" if options.at_output else options.every,
+    }  # fmt: skip
+
+
+def features_for(where: Address) -> Sequence[str]:
+    return [DELTAS] if where.is_near else FEATURES  # compression takes longer than the way
 
 
 def load_keys(where: Address, keys: Path | None, role: str) -> Credentials | None:

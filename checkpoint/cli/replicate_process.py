@@ -58,9 +58,7 @@ def replicate_process(pid: int, lifeline: int, options: Options, to: WhereTo) ->
         largest = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
         if to.hold_net:
             target.net = stack.enter_context(HeldNet(pid))
-        edge = stack.enter_context(
-            replicate.open("process", pid_name(pid), largest, options.key, interrupt.wake)
-        )
+        edge = stack.enter_context(replicate.open("process", pid_name(pid), largest, options, interrupt.wake))
         address = str(replicate.address)
         stack.enter_context(Control(lambda: active_row(edge, address), no_switchover))
         session = Session(target, edge.sink.images, interrupt.seen, edge.sink)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from checkpoint.cli.replicate import (
     load_keys,
 )
 from checkpoint.cli.replicate_options import deadline_option, insecure_option, tls_option
-from checkpoint.cli.take_over import run_taken_over
+from checkpoint.cli.replicate_vm import Switchover
+from checkpoint.cli.take_over import Onward, run_taken_over
 from checkpoint.cli.waits import Interrupt
 from checkpoint.export import export
 from checkpoint.replication.control import Control, Progress
@@ -29,9 +31,10 @@ from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.following import BrokerFollowing, DirectFollowing, Following
 from checkpoint.replication.links.address import Address
 from checkpoint.replication.replica import Replica
+from checkpoint.replication.route import DirectRoute
 from checkpoint.replication.rows import standby_row
 from checkpoint.replication.standby import StandbyEdge
-from checkpoint.replication.status import SwitchoverRow
+from checkpoint.replication.status import StatusRow, SwitchoverRow
 from checkpoint.replication.store import Store
 from uffdtrack.errors import InvalidInputError, StorageError
 
@@ -53,6 +56,11 @@ LOOK = 0.5
     "-o", "--output", "directory", type=DIRECTORY, required=True, help="Directory of the chain that comes."
 )
 @click.option(
+    "--replicate", "onward", type=AddressType(), metavar="ADDRESS",
+    help="When it has taken over, send the guest's epochs to another standby, which listens there, with the "
+    "same --tls, --insecure and --fence. With --follow, those that follow go on to do so by themselves.",
+)  # fmt: skip
+@click.option(
     "--on-failover", "action", metavar="WHAT",
     help=f'"{RESUME}" (a guest\'s default), "export FILE", or a command, for which UFFDTRACK_PLACE is the '
     "epoch (DIR@N).",
@@ -71,6 +79,7 @@ LOOK = 0.5
 def command(
     where: Address | None,
     broker: Address | None,
+    onward: Address | None,
     directory: Path,
     action: str | None,
     keys: Path | None,
@@ -86,7 +95,9 @@ def command(
     What comes is an ordinary chain, for all verbs. It takes over only if a fence says that the active can
     send nothing any more (docs/fault-tolerance.md). It ends when there is nothing to take over any more.
     """
-    following = following_of(where, broker, keys, insecure, fence)
+    following = following_of(where, broker, onward, keys, insecure, fence)
+    if onward and action not in (None, RESUME):
+        raise InvalidInputError(f'--replicate is for a guest that goes on here: --on-failover "{RESUME}"')
     devices.check()  # now, not when the guest has nobody else
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
@@ -94,18 +105,20 @@ def command(
         name = os.uname().nodename
         edge = stack.enter_context(StandbyEdge(following, name, replica, deadline, interrupt.wake, _tell))
         edge.start()
-        asked = Asked(edge)
-        stack.enter_context(Control(lambda: standby_row(edge, str(where or broker)), asked.request))
+        answers = Answers(edge, str(where or broker))
+        stack.enter_context(Control(lambda: answers.status(), lambda progress: answers.switchover(progress)))
         follow(edge, interrupt)
         if edge.outcome == "over":
             say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
         elif edge.outcome == "takeover":
-            take_over(edge, interrupt, action, devices)
+            to = onward or broker
+            take_over(edge, interrupt, action, devices, Onward(to, key, answers.become) if to else None)
 
 
 def following_of(
     where: Address | None,
     broker: Address | None,
+    onward: Address | None,
     keys: Path | None,
     insecure: bool,
     fence: FileLock | Command | None,
@@ -116,22 +129,52 @@ def following_of(
     if where:
         if where.scheme == "nats":
             raise InvalidInputError(f"{where} is a broker's address: --follow {where}")
-        return DirectFollowing(where, load_keys(where, keys, "standby"), insecure, fence)
+        own = load_keys(where, keys, "standby") if where.scheme == "tls" or not onward else None
+        return DirectFollowing(where, own, insecure, fence, _route(onward, keys, insecure, fence))
     assert broker
     if broker.scheme != "nats":
         raise InvalidInputError(f"{broker} is no broker's address: nats://HOST:PORT/NAME is expected")
-    if keys or insecure or fence:
-        raise InvalidInputError("--tls, --insecure and --fence go with --listen; a broker has a lease")
+    if keys or insecure or fence or onward:
+        raise InvalidInputError(
+            "--replicate, --tls, --insecure and --fence go with --listen; a broker has a lease, and standbys "
+            "that follow whoever is active"
+        )
     return BrokerFollowing(broker)
 
 
-class Asked:
-    """A switchover that a user asks the standby for."""
+def _route(
+    onward: Address | None, keys: Path | None, insecure: bool, fence: FileLock | Command | None
+) -> DirectRoute | None:
+    """To the next standby; a host of a pair may have one key for both directions.
 
-    def __init__(self, edge: StandbyEdge) -> None:
+    Raises:
+        InvalidInputError: the options make no sense.
+    """
+    if not onward:
+        return None
+    if onward.scheme == "nats":
+        raise InvalidInputError(f"{onward} is a broker's address: all standbys follow it, --follow {onward}")
+    role = "active" if keys and (keys / "active.pem").exists() else "standby"
+    credentials = load_keys(onward, keys, role) if onward.scheme == "tls" else None
+    return DirectRoute(onward, credentials, insecure, fence if isinstance(fence, FileLock) else None)
+
+
+class Answers:
+    """What the process answers to those who ask it.
+
+    Attributes:
+        status, switchover: as a standby; when it has become an active, as that.
+    """
+
+    def __init__(self, edge: StandbyEdge, address: str) -> None:
         self._edge = edge
+        self.status: Callable[[], StatusRow] = lambda: standby_row(edge, address)
+        self.switchover: Switchover = self._ask
 
-    def request(self, progress: Progress) -> SwitchoverRow:
+    def become(self, status: Callable[[], StatusRow], switchover: Switchover) -> None:
+        self.status, self.switchover = status, switchover
+
+    def _ask(self, progress: Progress) -> SwitchoverRow:
         """Ask the active for one, and wait until the guest runs here.
 
         Raises:
@@ -158,7 +201,9 @@ def follow(edge: StandbyEdge, interrupt: Interrupt) -> None:
         raise edge.failure
 
 
-def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devices: Devices) -> None:
+def take_over(
+    edge: StandbyEdge, interrupt: Interrupt, action: str | None, devices: Devices, onward: Onward | None
+) -> None:
     """Go on with what has come. Raises: InvalidInputError: that cannot be done with it."""
     replica = edge.replica
     say(f"standby: {edge.why}; taking over from epoch {edge.machine.whole}")
@@ -168,7 +213,7 @@ def take_over(edge: StandbyEdge, interrupt: Interrupt, action: str | None, devic
         replica.store.drain()
         say(f"standby: the last epoch is {_place(replica)}; no --on-failover says what to do with it")
     elif action in (None, RESUME):
-        run_taken_over(edge, devices, interrupt)
+        run_taken_over(edge, devices, interrupt, onward)
     elif action.startswith(EXPORT):
         file = Path(action.removeprefix(EXPORT).strip())
         export(Chain(replica.store.directory).view(replica.store.last), file, force=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.active_link import ActiveLink, final_message
+from checkpoint.replication.active_link import final_message
+from checkpoint.replication.attempts import seek
 from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.held import HeldOutput
@@ -22,11 +23,8 @@ from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
 from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
-from uffdtrack.errors import StorageError, UffdtrackError
 
 S = ActiveState
-AGAIN, LONGEST_REST = 0.2, 10.0
-"""Seconds between two attempts to connect: longer where a standby with nothing got no base."""
 
 
 class ActiveEdge(Edge):
@@ -39,7 +37,7 @@ class ActiveEdge(Edge):
         is_given_up: no epoch is waited for any more; asked in the thread.
         asked: a switchover is due: the session takes its last epoch.
         generation: of the epochs; another one with each base that begins a link.
-        far_name: of the standby that was linked last; `why` none is.
+        far_name: of the standby that was linked last; `why` none is; is_bare: it has nothing.
     """
 
     def __init__(
@@ -52,14 +50,16 @@ class ActiveEdge(Edge):
         tell: Callable[[str], None],
         output: HeldOutput | None = None,
         features: Collection[str] = FEATURES,
+        is_heir: bool = False,
     ) -> None:
         """Args:
         route: to the standby; it is given up when the standby takes over by our will.
-        about: for HELLO: name, run, kind, keyed.
+        about: for HELLO: name, run, term, kind, keyed, every.
         key: of the digests.
         tell: called in the thread with what a user should know.
         output: what is held until it is acknowledged.
         features: what is used, if the standby has it.
+        is_heir: this end has taken the guest over.
         """
         super().__init__(deadline, wake)
         self.is_given_up: Callable[[], bool] = lambda: False
@@ -68,9 +68,9 @@ class ActiveEdge(Edge):
         self.about, self.output, self.features, self.news = about, output, features, asyncio.Event()
         self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
-        self.machine = Active(deadline, self.now(), holds=output is not None)
+        self.machine = Active(deadline, self.now(), holds=output is not None, unprotected=is_heir)
         self.stopped = self.generation = self.far_name = self.why = ""
-        self.asked = self.is_taken = self._final = self._is_bare = False
+        self.asked = self.is_taken = self._final = self.is_bare = False
         self._channel: Channel | None = None
         self._stands = 0.0
 
@@ -80,6 +80,11 @@ class ActiveEdge(Edge):
     def may_release(self) -> bool:
         """Whether output that is acknowledged may go out. It is asked right before."""
         return not self.stopped and self.machine.may_release and self._route.may_release()
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether no epoch was sent since we have taken over: output need not be held, see `Active`."""
+        return self.machine.unprotected
 
     def await_open(self) -> None:
         """Wait until we are the active. Raises: UffdtrackError: we cannot be; see `Route.open`."""
@@ -142,14 +147,14 @@ class ActiveEdge(Edge):
 
     async def work(self) -> None:
         try:
-            await self._route.open(self._lost, self.sink.want_base)
+            await first_of(self._route.open(self._lost, self.sink.want_base), self.wait_end())
         except BaseException as error:
             self.failure = error
             raise
         finally:
             self._opened.set()
         try:
-            await first_of(self.wait_end(), self._tick(), self._link_again_and_again())
+            await first_of(self.wait_end(), self._tick(), seek(self, self._route))
         finally:
             self.outgoing.unlink(NO_STANDBY)
             await self._route.close()
@@ -159,29 +164,11 @@ class ActiveEdge(Edge):
         if self.machine.state not in (S.RESIGNED, S.ENDED):
             self.on(ActiveEvent.FENCE_LOST)
 
-    async def _link_again_and_again(self) -> None:
-        rest = AGAIN
-        while not self.stopped:
-            acknowledged = self.outgoing.acknowledged
-            try:
-                await self._link()
-            except StorageError:
-                raise  # the broker has no room for an epoch: trying again does not help
-            except (UffdtrackError, OSError) as error:
-                self.why = str(error)
-                self._tell_once(self.why + ("; output is held" if self.output and self._channel else ""))
-            in_vain = self._is_bare and self.outgoing.acknowledged == acknowledged
-            rest = min(2 * rest, LONGEST_REST) if in_vain else AGAIN
-            self._unlink()
-            await asyncio.sleep(rest)
-        await self.wait_end()
-
-    async def _link(self) -> None:
-        channel = await self._route.connect()
-        try:
-            await ActiveLink(self, channel).serve()
-        finally:
-            await channel.close()
+    def failed(self, error: Exception) -> None:
+        """There is no link, or none any more."""
+        self.why = str(error)
+        held = "; output is held" if self.output and self._channel and not self.machine.unprotected else ""
+        self._tell_once(self.why + held)
 
     def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         """A standby has said HELLO."""
@@ -190,7 +177,7 @@ class ActiveEdge(Edge):
         self.heard()
         tip = hello.get("tip")
         digest = str(tip.get("digest", "")) if isinstance(tip, dict) else ""
-        self._is_bare = not digest
+        self.is_bare = not digest
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
         if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
@@ -199,8 +186,9 @@ class ActiveEdge(Edge):
             self._linked.set()
         self.wake()
 
-    def _unlink(self) -> None:
-        self._channel, self._is_bare = None, False
+    def unlinked(self) -> None:
+        """A link has ended, or could not be made."""
+        self._channel, self.is_bare = None, False
         if self.machine.state is not S.ENDED:
             self.on(ActiveEvent.UNLINKED)
         self.wake()
@@ -236,7 +224,11 @@ class ActiveEdge(Edge):
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
         """An epoch is whole; returns what is to be sent of that."""
         final, self._final = self._final, False
-        return self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
+        was_unprotected = self.machine.unprotected
+        done = self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
+        if was_unprotected and not self.machine.unprotected:
+            self._tell_once(f"the standby {self.far_name} gets the guest; its output is held from now on")
+        return [do for do in done if do.action is not ActiveAction.HOLD]  # whoever lets output out asks
 
     def heard(self) -> None:
         self.machine.heard(self.now())

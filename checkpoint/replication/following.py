@@ -14,6 +14,7 @@ from checkpoint.replication.links.address import Address
 from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.credentials import Credentials
 from checkpoint.replication.links.listener import Listener
+from checkpoint.replication.route import HeirRoute, Route
 
 Accept = Callable[[Channel], Awaitable[None]]
 
@@ -48,6 +49,13 @@ class Following(Protocol):
     def may_release(self) -> bool:
         """After one of these: whether the guest may send something at this moment. In any thread."""
 
+    def onward(self, largest: int) -> Route | None:
+        """After one of these: how the guest's next standby is reached; None: it gets none. In any thread.
+
+        Args:
+            largest: bytes that a base may have, about.
+        """
+
 
 class DirectFollowing:
     """Listens at an address. `fence`: what the user has named."""
@@ -60,11 +68,14 @@ class DirectFollowing:
         credentials: Credentials | None,
         insecure: bool,
         fence: FileLock | Command | None,
+        onward: Route | None = None,
     ) -> None:
+        """Args: onward: to the next standby, with the same lock."""
         self._address = address
         self._credentials = credentials
         self._insecure = insecure
         self._fence = fence
+        self._onward = onward
 
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
         def refused(error: LinkError) -> None:
@@ -100,6 +111,9 @@ class DirectFollowing:
     def may_release(self) -> bool:
         return not isinstance(self._fence, FileLock) or self._fence.is_held
 
+    def onward(self, largest: int) -> Route | None:
+        return self._onward
+
 
 class BrokerFollowing:
     """Follows what a broker carries; its lease says who is active, and who may be next."""
@@ -109,10 +123,11 @@ class BrokerFollowing:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._broker: BrokerStandby | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
         async with await BrokerStandby.open(self._address) as broker:
-            self._broker = broker
+            self._broker, self._loop = broker, asyncio.get_running_loop()
             tell(f"following {self._address}")
             await broker.serve(accept)
 
@@ -136,3 +151,7 @@ class BrokerFollowing:
 
     def may_release(self) -> bool:
         return self._broker is not None and self._broker.may_release()
+
+    def onward(self, largest: int) -> Route | None:
+        assert self._broker and self._loop
+        return HeirRoute(self._address, largest, self._broker, self._loop)

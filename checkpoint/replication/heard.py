@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from kvmglue import Positions
@@ -14,13 +15,14 @@ class Heard:
     """What was heard last.
 
     Attributes:
-        name: of the replication.
+        name: of the replication. every: seconds between two epochs; infinity: at each output.
         taken: the last epoch that it has begun, -1 for none.
         released: up to where it has released its guest's output; it may be more by now.
         stood_us: for how long the guest stood until it was handed over.
     """
 
     name: str = ""
+    every: float = 1.0
     taken: int = -1
     released: Positions = (0, 0)
     stood_us: float = 0.0
@@ -37,3 +39,8 @@ class Heard:
                 self.stood_us = stood_us
             case {"role": "active", "name": str(name)}:
                 self.name = name
+        match meta.get("every"):
+            case "output":
+                self.every = inf
+            case int(every) | float(every) if 0 < every < inf:
+                self.every = every

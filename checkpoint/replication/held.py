@@ -56,24 +56,38 @@ class HeldOutput:
         with contextlib.suppress(OutputError):  # the session's thread tries again
             self._release()
 
-    def release(self) -> None:
+    def release(self, everything: bool = False) -> bool:
         """Release what a slow backend, or one that has failed, has not taken yet; `error` says why.
+
+        Args:
+            everything: also what no epoch has: nobody else can run the guest from one.
+
+        Returns:
+            Whether all is out that may be.
 
         Raises:
             OutputError: its reader has gone. What it has not taken stays held.
         """
         try:
-            self._release()
+            is_out = self._release(everything)
             self.error = ""
+            return is_out
         except OutputError as error:
             if isinstance(error.__cause__, BrokenPipeError):
                 raise
             self.error = str(error)
+            return False
 
-    def _release(self) -> None:
+    def _release(self, everything: bool = False) -> bool:
         with self._lock:
-            if not self._stopped and not self.is_all_out and self.may_release():
-                self._outbox.release(self._upto)
+            if not everything and self.is_all_out:
+                return True
+            if self._stopped or not self.may_release():
+                return False
+            if everything:
+                self._outbox.collect()
+                self._upto = self._outbox.collected
+            return self._outbox.release(self._upto)
 
     def resign(self) -> None:
         """`stop`, and give up what the devices lead to: on one host a standby needs it. The guest stands."""

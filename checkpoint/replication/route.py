@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
-from checkpoint.errors import LinkError
+from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.broker.broker_active import MAX_BYTES, BrokerActive
+from checkpoint.replication.broker.broker_standby import BrokerStandby
+from checkpoint.replication.broker.lease import Holder
 from checkpoint.replication.fence import FileLock
 from checkpoint.replication.links import link
 from checkpoint.replication.links.address import Address
 from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.credentials import Credentials
 from uffdtrack.errors import InvalidInputError, StorageError, UffdtrackError
+
+AGAIN = 0.2
+"""Seconds between two attempts to reach a broker."""
 
 
 class Route(Protocol):
@@ -138,3 +144,41 @@ class BrokerRoute:
     async def close(self) -> None:
         if self._broker:
             await self._broker.close()
+
+
+class HeirRoute(BrokerRoute):
+    """The same, under the lease that a standby of this process has taken.
+
+    The link of an active has a loop and a connection of its own: when that is there, the standby gives the
+    lease away.
+    """
+
+    def __init__(
+        self, address: Address, largest: int, standby: BrokerStandby, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Args: loop: the standby's."""
+        super().__init__(address, largest)
+        self._standby = standby
+        self._loop = loop
+
+    async def open(self, lost: Callable[[], None], base_wanted: Callable[[], None]) -> None:
+        """Tries until it succeeds; the standby renews the lease meanwhile. Raises: LeaseError: it is lost."""
+
+        async def give() -> Holder:
+            if not self._loop.is_running():
+                raise LeaseError("the lease is not renewed any more: the standby's connection has ended")
+            giving = asyncio.run_coroutine_threadsafe(self._standby.give(), self._loop)
+            return await asyncio.wrap_future(giving)
+
+        while True:
+            try:
+                broker = await BrokerActive.open(self._address, self._most, heir_of=give)
+            except LinkError:
+                await asyncio.sleep(AGAIN)
+                continue
+            broker.on_lost, broker.on_base_wanted = lost, base_wanted
+            self._broker = broker
+            return
+
+    def may_release(self) -> bool:
+        return self._standby.may_release()

@@ -8,13 +8,16 @@ from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.status import StatusRow
 
+UNPROTECTED = "unprotected"
+"""The guest was taken over, and no standby has an epoch of it yet: its output is not held."""
+
 
 def active_row(edge: ActiveEdge, address: str) -> StatusRow:
     """In any thread."""
     outgoing, linked = edge.outgoing, edge.is_linked()
     return StatusRow(
         role="active",
-        state=edge.machine.state.name.lower(),
+        state=UNPROTECTED if edge.is_unprotected else edge.machine.state.name.lower(),
         name=str(edge.about["name"]),
         address=address,
         pid=os.getpid(),

@@ -10,8 +10,8 @@ from typing import Any
 
 from checkpoint.errors import ImageError, LinkError
 from checkpoint.replication.edge import Edge, first_of
-from checkpoint.replication.features import FEATURES
 from checkpoint.replication.following import Following
+from checkpoint.replication.greeting import standby_hello, text_of, why_refused
 from checkpoint.replication.heard import Heard
 from checkpoint.replication.intake import take_epoch
 from checkpoint.replication.links.channel import Channel
@@ -146,18 +146,18 @@ class StandbyEdge(Edge):
     async def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         if hello.get("role") != "active":
             raise LinkError(f"{channel.peer} is no active")
-        run = str(hello.get("run", ""))
-        done = self.machine.on(StandbyEvent.LINKED, self.now(), run=run)
+        run, term = str(hello.get("run", "")), hello.get("term", 0)
+        before = self.machine.state
+        done = self.machine.on(
+            StandbyEvent.LINKED, self.now(), run=run, term=term if isinstance(term, int) else -1
+        )
+        self.note_state(before, self.machine.state)
         actions = [do.action for do in done]
         if StandbyAction.SEND_TAKEN in actions:
             await channel.send(Message(Kind.HELLO, {**self._hello(), "runs": True}), Message(Kind.TAKEN))
             raise LinkError("this standby runs the guest")
         if StandbyAction.SEND_HELLO not in actions:
-            raise LinkError(
-                "this standby has epochs of another run"
-                if self.machine.state is not StandbyState.FENCING
-                else "this standby is about to take over"
-            )
+            raise LinkError(why_refused(self.machine.state))
         self.machine.heard(self.now())  # one that is refused is nobody's word
         old, self._channel = self._channel, channel
         if old:
@@ -167,16 +167,11 @@ class StandbyEdge(Edge):
         self.hears(hello)
         self._process.watch(channel.peer_pidfd)
         await channel.send(Message(Kind.HELLO, self._hello()))
-        since = f", from epoch {self.machine.whole} on" if self.machine.tip else ""
-        self.tell(f"{hello.get('name', 'an active')} is linked{since}")
+        self.tell(text_of(actions, str(hello.get("name", "an active")), self.machine.whole))
         self._said = ""
 
     def _hello(self) -> dict[str, Any]:
-        tip = None if self.replica.needs_base else self.machine.tip
-        return {
-            "role": "standby", "name": self.name, "features": list(FEATURES), "deadline": self.deadline,
-            "tip": {"epoch": tip.number, "digest": tip.digest} if tip else None,
-        }  # fmt: skip
+        return standby_hello(self.name, self.deadline, None if self.replica.needs_base else self.machine.tip)
 
     async def _lose(self, channel: Channel, error: Exception) -> None:
         """A link has ended, or is ended by us for what came on it."""

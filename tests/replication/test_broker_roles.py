@@ -162,14 +162,14 @@ def test_switchover(server: Server) -> None:
         while (await active.channel.receive()).kind is not Kind.TAKEN:
             pass
         third = await Standby.start(server.address("switchover"))
-        now = Active(await standby.broker.promote())
+        now = Active(await BrokerActive.open(server.address("switchover"), heir_of=standby.broker.give))
         await now.link()
         await now.send(7)
         assert await now.ack() == 7
         assert third.epochs == [7]
-        await active.close()
-        await now.close()
-        await third.close()
+        assert now.broker.head.holder.record.number == 2
+        for one in (active, now, third, standby):
+            await one.close()
 
     run(main())
 

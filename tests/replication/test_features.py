@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint.chain import epoch_name
 from checkpoint.image import EpochFile
-from checkpoint.replication import standby as standby_edge
+from checkpoint.replication import greeting
 from checkpoint.replication.features import DELTAS, FEATURES, ZSTD, agreed
 from checkpoint.replication.links.address import parse
 from checkpoint.replication.links.wire import Wire
@@ -44,7 +44,7 @@ def test_what_both_have_is_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(standby_edge, "FEATURES", named)
+    monkeypatch.setattr(greeting, "FEATURES", named)
     there: Machine = guest("kvm-ring")  # type: ignore[operator]
     with (
         standby(tmp_path / "s", tmp_path / "chain") as far,

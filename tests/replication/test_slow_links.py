@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint.errors import LinkError, StandbyAwayError
-from checkpoint.replication import active as active_end
+from checkpoint.replication import attempts
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.links.address import Address
 from checkpoint.replication.links.channel import Channel
@@ -79,8 +79,8 @@ class _Ends:
 @pytest.mark.parametrize("there", ["with nothing", "with an epoch", ""])
 def test_links_that_achieve_nothing(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a standby has nothing, they are taken up less and less often; else silence would count."""
-    monkeypatch.setattr(active_end, "AGAIN", 0.01)
-    monkeypatch.setattr(active_end, "LONGEST_REST", 0.05)
+    monkeypatch.setattr(attempts, "AGAIN", 0.01)
+    monkeypatch.setattr(attempts, "LONGEST_REST", 0.05)
     rests: list[float] = []
     sleep = asyncio.sleep
 
@@ -89,7 +89,7 @@ def test_links_that_achieve_nothing(there: str, monkeypatch: pytest.MonkeyPatch)
             rests.append(seconds)
         await sleep(seconds)
 
-    monkeypatch.setattr(active_end.asyncio, "sleep", noted)
+    monkeypatch.setattr(attempts.asyncio, "sleep", noted)
     route = DirectRoute(Address("unix", path="/nowhere"), None, False, None)
 
     async def connect() -> Channel:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.broker.broker_channel import BrokerChannel, Followers
 from checkpoint.replication.broker.head import Head
-from checkpoint.replication.broker.lease import State, Watcher, clock
+from checkpoint.replication.broker.lease import Holder, State, Watcher, clock
 from checkpoint.replication.broker.nats_connection import PATIENCE, NatsConnection, NotNowError, until_done
 from checkpoint.replication.broker.stream import Stream
 from checkpoint.replication.links.address import Address
@@ -55,7 +55,7 @@ class BrokerActive:
     """
 
     def __init__(self, connection: NatsConnection, stream: Stream, head: Head, max_bytes: int) -> None:
-        """See `open`, and `BrokerStandby.promote`."""
+        """See `open`."""
         self.on_lost: Callable[[], None] = lambda: None
         self.on_base_wanted: Callable[[], None] = lambda: None
         self.stream, self.head, self.max_bytes = stream, head, max_bytes
@@ -73,7 +73,7 @@ class BrokerActive:
     @classmethod
     async def open(
         cls, address: Address, max_bytes: int = MAX_BYTES, seconds: float = LEASE_SECONDS,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None, heir_of: Callable[[], Awaitable[Holder]] | None = None,
     ) -> BrokerActive:  # fmt: skip
         """Connect, and take the lease; wait for it if the one before has ended without a word.
 
@@ -82,19 +82,24 @@ class BrokerActive:
             max_bytes: that the broker keeps of records, and of parts, or less if it has not so much room; a
                 base has to fit in half of it.
             seconds: that the lease lasts.
+            heir_of: the lease was taken by a standby of this process: called when we are connected, it gives
+                it away. It is not waited for, and goes on as it is.
 
         Raises:
             LeaseError: somebody is active under that name.
             UnsupportedError, LinkError, StorageError: there is no such broker, or it has no room.
         """
         connection = await NatsConnection.open(f"nats://{address.host}:{address.port}", tls)
+        head: Head | None = None
         try:
             stream = Stream(connection, address.name)
             max_bytes = await until_done(lambda: stream.create(max_bytes), connection.url)
-            head = await _claimed(stream, seconds)
+            head = await (_inherited(stream, heir_of) if heir_of else _claimed(stream, seconds))
             made = cls(connection, stream, head, max_bytes)
             await made.start()
         except BaseException:
+            if head:
+                await head.close()
             await connection.close()
             raise
         return made
@@ -240,6 +245,15 @@ class BrokerActive:
             await self.channel.take(message.data)
         else:
             self.followers.take(link, message.data)
+
+
+async def _inherited(stream: Stream, give: Callable[[], Awaitable[Holder]]) -> Head:
+    """Raises: LeaseError: it is lost."""
+    holder = await give()
+    holder.check()
+    head = Head(stream, holder)
+    head.go_on()
+    return head
 
 
 async def _claimed(stream: Stream, seconds: float) -> Head:

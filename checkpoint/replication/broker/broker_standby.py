@@ -4,8 +4,8 @@
         following = asyncio.create_task(broker.serve(accept))   # accept(channel), for each link
         ...
         if await broker.fence():                                # at silence, and at GO
-            following.cancel()                                  # the guest may run here
-            async with await broker.promote() as active: ...    # if it is to be replicated again
+            ...                                                 # the guest may run here
+            await BrokerActive.open(address, heir_of=broker.give)   # it is replicated again
 
 A channel of a standby that is not linked gives HELLO, epochs and BYE alone; what it sends is for `status`.
 """
@@ -21,10 +21,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from checkpoint.errors import LeaseError, LinkError
-from checkpoint.replication.broker.broker_active import MAX_BYTES, BrokerActive
 from checkpoint.replication.broker.follower_channel import FollowerChannel
 from checkpoint.replication.broker.head import Head
-from checkpoint.replication.broker.lease import State, Watcher, clock
+from checkpoint.replication.broker.lease import Holder, State, Watcher, clock
 from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError, until_done
 from checkpoint.replication.broker.records import Records
 from checkpoint.replication.broker.stream import Stream
@@ -152,7 +151,7 @@ class BrokerStandby:
             channel.mail.end(error)
 
     async def _beat(self, message: Msg) -> None:
-        if self._channel:
+        if self._channel and not self._head:
             self._channel.beat(Message(Kind.BEAT, _meta(message.data)))
 
     async def _refused(self, message: Msg) -> None:
@@ -229,22 +228,18 @@ class BrokerStandby:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def may_release(self) -> bool:
-        """After `fence`: whether output may go out at this moment."""
+        """After `fence`: whether output may go out at this moment. Also when the lease was given away."""
         return self._head is not None and self._head.holder.may_release(clock())
 
-    async def promote(self) -> BrokerActive:
-        """Become the active of that name; after `fence` only. This object is of no use then.
+    async def give(self) -> Holder:
+        """The lease, which is not renewed here any more: whoever gets it does that. After `fence` only.
 
-        Raises:
-            LinkError, StorageError
+        A channel of before stays, for TAKEN. Idempotent.
         """
         assert self._head, "fence() first"
-        max_bytes = await until_done(lambda: self.stream.create(MAX_BYTES), self._connection.url)
-        active = BrokerActive(self._connection, self.stream, self._head, max_bytes)
+        await self._head.close()
         await self._records.close()
-        self._head, self._channel = None, None
-        await active.start()
-        return active
+        return self._head.holder
 
 
 def _meta(data: bytes) -> dict[str, Any]:

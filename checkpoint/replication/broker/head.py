@@ -13,6 +13,9 @@ from checkpoint.replication.broker.nats_connection import NotNowError, WrongSequ
 from checkpoint.replication.broker.stream import Batch, Stream
 from uffdtrack.errors import StorageError
 
+_UNKNOWN = -2
+"""The number of no connection: whatever there is, our sequence may not be the last."""
+
 
 class Head:
     """The end of the stream of records, as its one writer has it.
@@ -33,6 +36,15 @@ class Head:
         self.stored = ""
         self._carried: tuple[Batch | None, bytes] = None, b""  # by what is pending
         self._epoch = ""
+
+    def go_on(self) -> None:
+        """Renew a lease that another connection of this process has held until now, and holds no more.
+
+        What that has sent last may be stored or not, so the last record is looked at before the next is
+        written, as behind a connection that was lost.
+        """
+        self._number = _UNKNOWN
+        self._renewing = asyncio.create_task(self._renew())
 
     async def claim(self) -> None:
         """Write the first record: the lease is ours then, and is renewed until `close`.
@@ -127,7 +139,7 @@ class Head:
         if not last:
             await self._stream.create_again()
         may_send = holder.missed(last.record if last else None, last.sequence if last else 0)
-        self._number = number if may_send else -2
+        self._number = number if may_send else _UNKNOWN
         raise NotNowError("it is not stored")
 
     def _is_stored(self, sequence: int) -> None:
