@@ -173,6 +173,8 @@ class BrokerStandby:
         Raises:
             LinkError, StorageError: the broker cannot say.
         """
+        if self._head:
+            return True
         self._free_to_link.clear()
         try:
             record = self._watcher.record
