@@ -73,6 +73,7 @@ FAILURES: dict[str, tuple[Deed, Deed]] = {
     "partition there": (_parted(THERE), _heal),
     "partition back": (_parted(BACK), _heal),
     "active lost": (_parted(THERE), _lose),
+    "answers lost": (_parted(BACK), _lose),
     "link slow": (_slowed, _heal),
     "disk full": (_fill, _free),
     "none": (_nothing, _nothing),

@@ -16,13 +16,18 @@ from checkpoint.cli import handover, standby
 from checkpoint.errors import LinkError
 from checkpoint.replication import outgoing, replica
 from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.broker.broker_active import BrokerActive
+from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.links import socket_channel
 from checkpoint.replication.standby import StandbyEdge
+from kvmglue import Positions
 
 TIP = "tip of the output: "
 """The standby says so, and up to where it has the guest's output, when it takes over."""
 ANSWER = 1.0
 """Seconds that a guest stands for the answer to a switchover."""
+LEASE = 2.0
+"""Seconds of a short lease."""
 
 
 def prepare() -> None:
@@ -73,6 +78,40 @@ def close_slowly() -> None:
     socket_channel.CLOSE_SECONDS = 3600.0
 
 
+def be_an_heir() -> None:
+    """No mistake: a guest that begins is as one that was taken over: its output is not held at first."""
+    make = ActiveEdge.__init__
+
+    def make_heir(self: ActiveEdge, *given: Any, **named: Any) -> None:
+        make(self, *given, **named, is_heir=True)
+
+    ActiveEdge.__init__ = make_heir  # type: ignore[method-assign]
+
+
+def hold_late() -> None:
+    """And it holds output when its first epoch is acknowledged, not from where that was taken on."""
+    be_an_heir()
+    release, acknowledged, known = HeldOutput.release, HeldOutput.acknowledged, set[HeldOutput]()
+
+    def note(self: HeldOutput, upto: Positions) -> None:
+        known.add(self)
+        acknowledged(self, upto)
+
+    HeldOutput.acknowledged = note  # type: ignore[method-assign]
+    HeldOutput.release = lambda self, everything=False: release(self, self not in known)  # type: ignore[method-assign]
+
+
+def lease_briefly() -> None:
+    """No mistake: leases are short."""
+    opened = BrokerActive.open
+
+    async def briefly(*given: Any, **named: Any) -> BrokerActive:
+        return await opened(*given, **{"seconds": LEASE, **named})
+
+    BrokerActive.open = briefly  # type: ignore[method-assign, assignment]
+
+
 PATCHES: dict[str, Callable[[], None]] = {
-    "release-early": release_early, "merge-late": merge_late, "close-slowly": close_slowly
+    "release-early": release_early, "merge-late": merge_late, "close-slowly": close_slowly,
+    "heir": be_an_heir, "hold-late": hold_late, "lease-briefly": lease_briefly,
 }  # fmt: skip
