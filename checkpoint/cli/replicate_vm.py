@@ -144,10 +144,7 @@ def run_replicated(
     taken = take_epochs(session, options, interrupt, waiting, lambda row: row.warnings)
     if not edge.is_resigned:
         target.stands = True
-        if edge.is_unprotected:
-            let_out(guest.vm, held, patience)
-        else:
-            flush(session, edge, held, patience)
+        flush(session, edge, held, patience, guest.vm)
         guest.tracker.close()
         if not edge.end("the guest has ended") and not edge.is_unprotected:
             say("no standby knows that the guest has ended")
@@ -184,7 +181,7 @@ class Patience:
         self._interrupt.woken()
 
 
-def flush(session: Session, edge: ActiveEdge, held: HeldOutput, patience: Patience) -> None:
+def flush(session: Session, edge: ActiveEdge, held: HeldOutput, patience: Patience, vm: Vm) -> None:
     """The guest stands for good: its last output goes out when a last epoch is acknowledged.
 
     Raises:
@@ -192,6 +189,9 @@ def flush(session: Session, edge: ActiveEdge, held: HeldOutput, patience: Patien
     """
     patience.limit(FLUSH)
     while True:
+        if edge.is_unprotected:
+            let_out(vm, held, patience)
+            return
         try:
             edge.final()
             session.take()
@@ -213,7 +213,6 @@ def let_out(vm: Vm, held: HeldOutput, patience: Patience) -> None:
     Raises:
         ReplicationError: it may not, or nobody has taken it in time.
     """
-    patience.limit(FLUSH)
     vm.pause()
     while not held.release(everything=True):
         if patience.is_over():

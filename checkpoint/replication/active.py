@@ -68,7 +68,7 @@ class ActiveEdge(Edge):
         self.about, self.output, self.features, self.news = about, output, features, asyncio.Event()
         self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
-        self.machine = Active(deadline, self.now(), holds=output is not None, unprotected=is_heir)
+        self.machine = Active(deadline, self.now(), holds=output is not None, is_heir=is_heir)
         self.stopped = self.generation = self.far_name = self.why = ""
         self.asked = self.is_taken = self._final = self.is_bare = False
         self._channel: Channel | None = None
@@ -83,7 +83,7 @@ class ActiveEdge(Edge):
 
     @property
     def is_unprotected(self) -> bool:
-        """Whether no epoch was sent since we have taken over: output need not be held, see `Active`."""
+        """Whether nobody may have an epoch of ours since we have taken over, see `Active`."""
         return self.machine.unprotected
 
     def await_open(self) -> None:

@@ -55,7 +55,14 @@ def _of_the_active(w: World) -> Iterator[Move]:
         yield "the active lets output out", World.let_all_out
     if w.active.unprotected and (not w.window or w.setup.lets_out) and w.active.lease_until > 0:
         yield from _of_the_heir(w)
-    if w.setup.ends and (w.ended or not w.setup.holds) and state is not A.RESIGNED and not w.window:
+    all_out = not w.active.unprotected or w.out == w.let_out
+    if (
+        w.setup.ends
+        and (w.ended or not w.setup.holds)
+        and state is not A.RESIGNED
+        and not w.window
+        and all_out
+    ):
         yield "the active tells of the guest's end", partial(World.tell_active, event=ActiveEvent.GUEST_ENDED)
     if w.budget[4] and not w.ended:
         yield "a user asks the active", _ask_active

@@ -199,6 +199,18 @@ MUTANTS = {
         ),
         "before what was released",
     ),
+    "an heir lets output out when its link has ended": Mutant(
+        Setup(
+            **LOCK,
+            heir=1,
+            active=active(Row(A.GREETED, AE.UNLINKED, None, A.SEEKING, (AA.TAKE_BACK, AA.LET_OUT))),
+        ),
+        "before what was released",
+    ),
+    "an heir lets output out whatever its standby has": Mutant(
+        Setup("pidfd", 2, 1, 1, 0, heir=1, active=active(is_known=no, is_anew=yes)),
+        "before what was released",
+    ),
     "an heir lets output out while its base is under way": Mutant(
         Setup(**LOCK, heir=1, windows=1, lets_out=True), "before what was released"
     ),

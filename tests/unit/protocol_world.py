@@ -78,7 +78,7 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.active: Active | None = setup.active(inf, holds=setup.holds, unprotected=bool(setup.heir))
+        self.active: Active | None = setup.active(inf, holds=setup.holds, is_heir=bool(setup.heir))
         self.standby = setup.standby(inf)
         self.active_open = self.standby_open = self.cut = False
         self.down: tuple[Any, ...] = ()
@@ -109,11 +109,10 @@ class World:
         self.renewal: int | None = None
         if setup.fence == "lease":
             self.active.renewed(setup.lease)
-        # Whether the fence knows that the standby's chain is of this active; what an heir's guest may send.
+        # Whether the fence says yes to this standby's chain; what an heir's guest may send.
         self.is_named, self.unheld = not setup.heir, setup.heir
         if setup.heir:
-            self.out = self.safe = self.let_out = self.permitted = 1
-            self.seen = "A"
+            self.out, self.safe, self.let_out, self.permitted, self.seen = 1, 1, 1, 1, "A"
         if setup.old:
             self.standby.state, self.standby.run, self.standby.tip = S.FOLLOWING, "run", OLD
             self.memory, self.standby_open = 0, True
@@ -151,6 +150,8 @@ class World:
                 self.send_down("END", do.epoch, self.window[1], self.let_out)
             elif name == "RELEASE":
                 self._release(do.epoch)
+            elif name == "REBASE":  # the lock's file names another generation
+                self.is_named &= not (self.setup.heir and self.setup.fence == "lock")
             elif name == "HAND_OVER":
                 self.stands = self.last_due = True
             elif name == "SEND_FINAL":

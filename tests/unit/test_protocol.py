@@ -104,11 +104,11 @@ def test_what_the_head_of_the_table_says() -> None:
     assert {row.next for row in ACTIVE if row.state is A.RESIGNED} == {A.RESIGNED, A.ENDED}
     first = [row for row in ACTIVE if AA.SEND_END in row.actions and row.state is A.GREETED]
     assert [row.actions for row in first] == [(AA.HOLD, AA.SEND_END)]
+    letting = [(row.guard, row.actions) for row in ACTIVE if AA.LET_OUT in row.actions]
+    assert letting == [("anew", (AA.REBASE, AA.LET_OUT))]
     later = {row.state for row in ACTIVE if AA.SEND_END in row.actions and AA.HOLD not in row.actions}
-    entering_later = {
-        (row.state, row.event) for row in ACTIVE if row.next in later and row.state not in later
-    }
-    assert entering_later == {(A.GREETED, AE.ACKED), (A.SEEKING, AE.LINKED)}, "both know what was sent"
+    into = {(row.state, row.event) for row in ACTIVE if row.next in later and row.state not in later}
+    assert into == {(A.GREETED, AE.ACKED), (A.SEEKING, AE.LINKED)}, "both know what was sent"
     forgetting = {(row.event, row.guard, row.next) for row in STANDBY if SA.FORGET in row.actions}
     assert forgetting == {(SE.LINKED, "newer", S.EMPTY)}
     assert {row.state for row in STANDBY if SA.FORGET in row.actions} == {S.FOLLOWING, S.LOST}
@@ -201,7 +201,7 @@ def test_where_output_is_held_a_guest_has_ended_when_its_last_epoch_is_acknowled
 
 def test_an_heir_holds_output_from_its_first_epoch_on() -> None:
     """What was not sent was taken back. When the guest ends before that, there is nothing more."""
-    active = Active(1.0, holds=True, unprotected=True)
+    active = Active(1.0, holds=True, is_heir=True)
     assert names(active.on(AE.TAKEN, 0.0, epoch=BASE)) == ["TAKE_BACK"]
     active.on(AE.LINKED, 0.0)
     active.on(AE.UNLINKED, 0.0)
@@ -210,8 +210,13 @@ def test_an_heir_holds_output_from_its_first_epoch_on() -> None:
     assert names(active.on(AE.TAKEN, 0.0, epoch=BASE)) == ["HOLD", "SEND_END"]
     active.on(AE.UNLINKED, 0.0)
     assert not active.unprotected, "a standby may have it"
+    assert names(active.on(AE.LINKED, 0.0)) == ["REBASE", "LET_OUT"], "this one has nothing"
+    assert active.unprotected and names(active.on(AE.TAKEN, 0.0, epoch=BASE)) == ["HOLD", "SEND_END"]
+    active.on(AE.ACKED, 0.0, digest="base")
+    active.on(AE.UNLINKED, 0.0)
+    assert names(active.on(AE.LINKED, 0.0)) == ["REBASE"] and not active.unprotected, "somebody had it"
     for links, told in ((0, []), (1, ["SEND_BYE"])):
-        active = Active(1.0, holds=True, unprotected=True)
+        active = Active(1.0, holds=True, is_heir=True)
         for _ in range(links):
             active.on(AE.LINKED, 0.0)
         assert names(active.on(AE.GUEST_ENDED, 0.0)) == told and active.state is A.ENDED
@@ -258,9 +263,9 @@ told = st.fixed_dictionaries(
 @given(st.lists(st.tuples(st.sampled_from(AE), told), max_size=40))
 def test_no_events_whatever_confuse_an_active(events: list[Any]) -> None:
     """A peer that says anything at any time gets no output out that it has not acknowledged."""
-    active, sent, said = Active(1.0, unprotected=True), set(), set()
+    active, sent, said = Active(1.0, is_heir=True), set(), set()
     for event, data in events:
-        assert not (sent and active.unprotected)
+        assert not (active.acked and active.unprotected)
         ended = active.state in (A.RESIGNED, A.ENDED)
         said |= {data.get("digest")} if event in (AE.LINKED, AE.ACKED) else set()
         done = active.on(event, 0.0, **data)

@@ -23,7 +23,8 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     Attributes:
         holds: whether the guest's output is held, so that there is no BYE before the epoch that has the
             guest's end (`final`) is acknowledged. What was taken back is in no epoch that is on its way.
-        unprotected: this one has taken over, and has sent no epoch: nobody else can come to run the guest, so
+        is_heir: this one has taken over.
+        unprotected: and has sent no epoch that somebody may have: nobody else can come to run the guest, so
             that output need not be held but for what was sent behind an epoch that is on its way.
         acked: the last epoch that the standby is known to have; output up to it may be released.
         known: epochs from one of which we can go on, if it is the standby's tip: what has changed since the
@@ -39,11 +40,11 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     refusal = ActiveAction.REFUSE
 
     def __init__(
-        self, deadline: float, now: float = 0.0, *, holds: bool = False, unprotected: bool = False
+        self, deadline: float, now: float = 0.0, *, holds: bool = False, is_heir: bool = False
     ) -> None:
         super().__init__(ActiveState.SEEKING, deadline, now)
         self.holds = holds
-        self.unprotected = unprotected
+        self.is_heir = self.unprotected = is_heir
         self.acked: Epoch | None = None
         self.known: tuple[Epoch, ...] = ()
         self.sent: tuple[Epoch, ...] = ()
@@ -83,6 +84,14 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
         """The standby's tip is one from which we can go on."""
         return any(epoch.digest == told.digest for epoch in self.known)
 
+    def is_anew(self, told: Told) -> bool:
+        """We have taken over, no epoch of ours was acknowledged, and this standby has none.
+
+        One that has come to have one before, and was cut off, may not take over from it: `REBASE` has seen to
+        that, as always.
+        """
+        return self.is_heir and self.acked is None and not told.digest
+
     def is_sent(self, told: Told) -> bool:
         """The epoch is on its way."""
         return any(epoch.digest == told.digest for epoch in self.sent)
@@ -115,8 +124,8 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
     def _do(self, action: ActiveAction, event: ActiveEvent, told: Told) -> Do[ActiveAction]:
         a = ActiveAction
         match action:
-            case a.HOLD:
-                self.unprotected = False
+            case a.HOLD | a.LET_OUT:
+                self.unprotected = action is a.LET_OUT
             case a.FOLLOW:
                 self.known = tuple(epoch for epoch in self.known if epoch.digest == told.digest)
                 return Do(action, self.known[0])

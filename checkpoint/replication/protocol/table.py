@@ -18,6 +18,7 @@ What to look for (and what tests/unit/test_protocol.py looks for):
 6. `STAND_IN` and `FENCE_LOST` lead to `ENDED` with `STOP`.
 7. `RESIGN` comes before `SEND_GO`, and nothing leads from `RESIGNED` to a state in which the guest runs.
 8. `HOLD` comes before the first `SEND_END`: from then on a standby may come to run the guest from that epoch.
+   Before the first `ACKED`, `LET_OUT` is its opposite, behind `REBASE`, where a standby has nothing of ours.
 9. Who has heard of a later term forgets its tip (`FORGET`), which is from before that takeover.
 """
 
@@ -51,6 +52,7 @@ class ActiveEvent(Enum):
 
 class ActiveAction(Enum):
     HOLD = "hold what the guest has sent since the epoch was taken, if it was unprotected so far"
+    LET_OUT = "hold nothing any more: nobody may take over from what was sent, it is unprotected again"
     FOLLOW = "the next epoch is the child of the standby's tip"
     REBASE = "the next epoch is a base"
     SEND_END = "send END of the epoch: it is whole"
@@ -129,6 +131,7 @@ def _active() -> tuple[Row[ActiveState, ActiveEvent, ActiveAction], ...]:
     s, e, a = ActiveState, ActiveEvent, ActiveAction
     return (
         Row(s.SEEKING, e.LINKED, "known", s.FOLLOWED, (a.FOLLOW, a.RELEASE)),
+        Row(s.SEEKING, e.LINKED, "anew", s.GREETED, (a.REBASE, a.LET_OUT)),
         Row(s.SEEKING, e.LINKED, None, s.GREETED, (a.REBASE,)),
         Row(s.SEEKING, e.UNLINKED, None, s.SEEKING),
         Row(s.SEEKING, e.SILENT, None, s.SEEKING, (a.CLOSE,)),
