@@ -121,3 +121,26 @@ def test_a_standby_that_was_cut_off_follows_again(hosts: Hosts, server: Server) 
     hosts.kill("c")
     hosts.await_state("b", "active unprotected")
     hosts.goes_on()
+
+
+@pytest.mark.slow
+def test_a_standby_that_refuses_makes_nobody_silent(hosts: Hosts) -> None:
+    """It has another key: it never has an epoch, so the guest's output goes on. Then the right one comes."""
+    b, c = (f"unix:{hosts.place / one}" for one in "bc")
+    key = hosts.place / "key"
+    key.write_bytes(b"another key, of 32 bytes or more.")
+    hosts.start_standby("b", "--listen", b, "--replicate", c)
+    hosts.start("a", "vm", "run", "count", "--replicate", b, "--every", "5ms")
+    hosts.await_protected("a")
+    hosts.start_standby("c", "--listen", c, "--key-file", key)
+    hosts.kill("a")
+    hosts.await_said("b", "refuses")
+    for _ in range(3):
+        hosts.goes_on()
+    assert not hosts.state("b").endswith("followed")
+    hosts.kill("c")
+    hosts.start_standby("c", "--listen", c)
+    hosts.await_protected("b")
+    hosts.kill("b")
+    hosts.await_said("c", "taking over")
+    hosts.goes_on()
