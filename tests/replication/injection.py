@@ -200,6 +200,10 @@ class Trial:
             if self.standby.has_ended(0.001) and not self.is_active_over():
                 self.start_standby()
             self.await_progress(self.outside.count())
+            if self._is_heir():  # its output says nothing of its standby
+                was = self.relay.acknowledged
+                over = self.active.has_ended if self.active else bool
+                until(lambda: self.relay.acknowledged > was or over(), "it is protected", self)
 
     def move(self) -> None:
         """The guest goes on at the standby, if it is not there yet."""
@@ -217,8 +221,7 @@ class Trial:
         statuses = [self.active.wait(DEADLINE), *(one.wait(DEADLINE) for one in self.standbys)]
         assert not self.crashed(), "a process has crashed, or the guest is torn"
         self.outside.check(self.known(), self.tip())
-        is_heir = any(hook.do in ("heir", "hold-late") for hook in self.plan.hooks[0])
-        if self.outside.count() and not (is_heir or self.relay.acknowledged or self.has_moved()):
+        if self.outside.count() and not (self._is_heir() or self.relay.acknowledged or self.has_moved()):
             raise OutsideError("something was released, and nothing was acknowledged")
         if self.plan.until and self.outside.count() != self.plan.until:
             raise OutsideError(f"the guest has ended with {self.outside.count()}")
@@ -229,6 +232,9 @@ class Trial:
         assert statuses[-1] or not list(self.chains[-1].glob(".epoch*"))
 
     # -- what is so -------------------------------------------------------------------------------
+
+    def _is_heir(self) -> bool:
+        return any(hook.do in ("heir", "hold-late") for hook in self.plan.hooks[0])
 
     def has_moved(self) -> bool:
         return TIP in self.standby.said

@@ -70,3 +70,21 @@ def test_a_backend_that_fails(
     monkeypatch.setattr(serial, "write", write)
     held.release()
     assert (tmp_path / "serial").read_bytes() == TEXT and not held.error
+
+
+def test_what_nobody_else_can_run_on_from_leaves_at_once(counted: tuple[Vm, Outbox], tmp_path: Path) -> None:
+    """It is behind what epochs have; one that is taken back then has what has not left."""
+    vm, outbox = counted
+    held = HeldOutput(outbox)
+    held.may_release = lambda: False
+    assert not held.release(everything=True) and held.released == (0, 0)
+    held.may_release = lambda: True
+    assert held.release(everything=True) and held.is_all_out
+    assert (tmp_path / "serial").read_bytes() == TEXT
+    outbox.take_back((3, 0))
+    assert outbox.collected == (len(TEXT), 0), "what was released is not taken back"
+    post(vm, 0, Order("count", first=0, pages=16, n=1))
+    assert wait(vm, 0, DEADLINE)
+    assert held.release() and (tmp_path / "serial").read_bytes() == TEXT, "it is held again"
+    held.stop()
+    assert not held.release(everything=True)
