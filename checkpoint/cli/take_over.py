@@ -19,6 +19,7 @@ from checkpoint.replication.mirror import Mirror
 from checkpoint.replication.route import Route
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.status import StatusRow
+from checkpoint.replication.tracking import track
 from kvmglue import KvmTracker, Outbox, Output, Vm
 from uffdtrack import UffdTracker
 from uffdtrack.errors import InvalidInputError, UffdtrackError
@@ -95,7 +96,7 @@ def run_taken_over(edge: StandbyEdge, devices: Devices, interrupt: Interrupt, on
 def _tracked(mirror: Mirror) -> KvmTracker | UffdTracker | None:
     """None: its writes cannot be noticed here, which is no reason not to run it."""
     try:
-        return mirror.tracking.begin(mirror.vm)
+        return track(mirror.vm, mirror.engine)
     except UffdtrackError as error:
         say(f"standby: warning: no standby can follow the guest from here: {error}")
         return None
@@ -122,16 +123,15 @@ def _replicate(
     edge: StandbyEdge, guest: Guest, mirror: Mirror, route: Route, onward: Onward, interrupt: Interrupt
 ) -> None:
     """As its active before did; until a standby has it, its output goes out at once."""
-    vm, tracking = guest.vm, mirror.tracking
     options = Options(
-        directory=None, every=edge.heard.every, count=None, duration=None, engine=tracking.engine,
-        max_dirty=tracking.max_dirty, durable=None, force=False, key=onward.key, as_json=False,
+        directory=None, every=edge.heard.every, count=None, duration=None, engine=mirror.engine,
+        max_dirty=None, durable=None, force=False, key=onward.key, as_json=False,
     )  # fmt: skip
     held = HeldOutput(guest.outbox)
     about = about_session(edge.heard.name, "vm", options, edge.machine.run, edge.machine.term + 1)
 
     def wait(seconds: float, look: Callable[[], bool]) -> bool:
-        return wait_for_guest(vm, look, guest.tracker if options.max_dirty else None, interrupt, seconds)
+        return wait_for_guest(guest.vm, look, None, interrupt, seconds)
 
     active = ActiveEdge(
         route, about, options.key, edge.deadline, interrupt.wake, say, held, features_for(onward.address),

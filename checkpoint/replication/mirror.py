@@ -11,7 +11,7 @@ from checkpoint.elf import ZERO
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
-from checkpoint.replication.tracking import tracking_of
+from checkpoint.replication.tracking import engine_of, make_vm
 from checkpoint.targets.vm_state import put_vcpus, slots_of, vcpu_states, vm_facts
 from checkpoint.view import Contents, read_full
 from kvmglue import VcpuState, huge_for
@@ -31,7 +31,7 @@ class Mirror(Closing):
         base: an epoch that has all of the memory.
 
     Attributes:
-        vm, ram: the VM. Only `ready` makes it one that can run. tracking: how its writes can be noticed then.
+        vm, ram: the VM. Only `ready` makes it one that can run. engine: that notices its writes then.
         guest: its name, for people.
 
     Raises:
@@ -43,11 +43,11 @@ class Mirror(Closing):
         self._states = vcpu_states(base)
         self._decompressor = new_decompressor()
         self.guest = str(vm_facts(base).guest)
-        self.tracking = tracking_of(base)
+        self.engine = engine_of(base)
         with ExitStack() as stack:
-            huge = huge_for(self.tracking.engine)
+            huge = huge_for(self.engine)
             self.ram = stack.enter_context(GuestRam(slots=slots_of(base), shared=False, huge=huge))
-            self.vm = stack.enter_context(self.tracking.make_vm(self.ram, len(self._states)))
+            self.vm = stack.enter_context(make_vm(self.engine, self.ram, len(self._states)))
             if vm_facts(base).system_bytes != self.vm.system_state.size:
                 raise ImageError(f"{base.path} was made by another version: its system memory is another")
             self.vm.system_state[:] = 0
