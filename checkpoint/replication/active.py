@@ -35,6 +35,7 @@ class ActiveEdge(Edge):
         stopped: why nothing may be released any more, so that the session and the guest have to end; or "".
         is_taken: the standby has said that it runs the guest, which was handed over.
         is_given_up: no epoch is waited for any more; asked in the thread.
+        is_unprotected: nobody can come to run the guest, see `Active`. It ends before an epoch is sent.
         asked: a switchover is due: the session takes its last epoch.
         generation: of the epochs; another one with each base that begins a link.
         far_name: of the standby that was linked last; `why` none is; is_bare: it has nothing.
@@ -70,6 +71,7 @@ class ActiveEdge(Edge):
         self.sink = LinkSink(self.outgoing, key)
         self.machine = Active(deadline, self.now(), holds=output is not None, is_heir=is_heir)
         self.stopped = self.generation = self.far_name = self.why = ""
+        self.is_unprotected = is_heir
         self.asked = self.is_taken = self._final = self.is_bare = False
         self._channel: Channel | None = None
         self._stands = 0.0
@@ -80,11 +82,6 @@ class ActiveEdge(Edge):
     def may_release(self) -> bool:
         """Whether output that is acknowledged may go out. It is asked right before."""
         return not self.stopped and self.machine.may_release and self._route.may_release()
-
-    @property
-    def is_unprotected(self) -> bool:
-        """Whether nobody may have an epoch of ours since we have taken over, see `Active`."""
-        return self.machine.unprotected
 
     def await_open(self) -> None:
         """Wait until we are the active. Raises: UffdtrackError: we cannot be; see `Route.open`."""
@@ -167,7 +164,7 @@ class ActiveEdge(Edge):
     def failed(self, error: Exception) -> None:
         """There is no link, or none any more."""
         self.why = str(error)
-        held = "; output is held" if self.output and self._channel and not self.machine.unprotected else ""
+        held = "; output is held" if self.output and self._channel and not self.is_unprotected else ""
         self._tell_once(self.why + held)
 
     def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
@@ -224,11 +221,12 @@ class ActiveEdge(Edge):
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
         """An epoch is whole; returns what is to be sent of that."""
         final, self._final = self._final, False
-        was_unprotected = self.machine.unprotected
         done = self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
-        if was_unprotected and not self.machine.unprotected:
+        sent = [do for do in done if do.action is not ActiveAction.HOLD]
+        if self.is_unprotected and sent != done:
+            self.is_unprotected = False
             self._tell_once(f"the standby {self.far_name} gets the guest; its output is held from now on")
-        return [do for do in done if do.action is not ActiveAction.HOLD]  # whoever lets output out asks
+        return sent
 
     def heard(self) -> None:
         self.machine.heard(self.now())
@@ -244,6 +242,8 @@ class ActiveEdge(Edge):
                     self.generation = secrets.token_hex(8)
                     self._route.begin(self.generation)
                     self.sink.begin_from("")
+                case a.LET_OUT:  # behind that
+                    self.is_unprotected = self._route.nobody_may()
                 case a.RELEASE if do.epoch and event is ActiveEvent.ACKED:
                     self.outgoing.acknowledge(do.epoch.digest)
                 case a.TAKE_BACK:

@@ -52,6 +52,9 @@ class Route(Protocol):
             LinkError: that cannot be seen to.
         """
 
+    def nobody_may(self) -> bool:
+        """Behind `begin`, before anything was acknowledged: whether no standby may take over."""
+
     async def resign(self) -> None:
         """Be the active no more, for good. Idempotent."""
 
@@ -95,6 +98,9 @@ class DirectRoute:
             except StorageError as error:
                 raise LinkError(str(error)) from error
 
+    def nobody_may(self) -> bool:
+        return True
+
     async def resign(self) -> None:
         if self._lock:
             self._lock.close()
@@ -135,6 +141,10 @@ class BrokerRoute:
 
     def begin(self, generation: str) -> None:
         """Does nothing: the lease names the one who may."""
+
+    def nobody_may(self) -> bool:
+        """One may be named whose acknowledgement was lost on its last way."""
+        return self._open.head.holder.successors == {""}
 
     async def resign(self) -> None:
         if self._broker:

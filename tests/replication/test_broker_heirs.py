@@ -11,6 +11,7 @@ from checkpoint.errors import LeaseError
 from checkpoint.replication.broker.broker_active import BrokerActive
 from checkpoint.replication.broker.nats_connection import NotNowError
 from checkpoint.replication.links.address import Address
+from checkpoint.replication.route import HeirRoute
 from tests.replication.brokers import LONG, Active, Standby, pair, run
 from tests.replication.servers import Server
 
@@ -82,6 +83,45 @@ def test_a_record_is_under_way(server: Server, stored: bool) -> None:
         last = await heir.broker.stream.last()
         assert last and last.record == holder.record and last.record.number == 2
         assert last.sequence == holder.sequence and first.broker.may_release()
+        for one in (heir, first, second):
+            await one.close()
+
+    run(main())
+
+
+def test_a_successor_may_be_named_without_our_knowing(server: Server) -> None:
+    """Then another standby that has nothing does not make the heir unprotected."""
+
+    async def main() -> None:
+        address = server.address("named-unknown")
+        first, second = await taken_over(address)
+        loop = asyncio.get_running_loop()
+        route = HeirRoute(address, 1 << 20, first.broker, loop)
+        await route.open(lambda: None, lambda: None)
+        assert route.nobody_may()
+        broker = route._broker
+        assert broker
+        heir = Active(broker)
+        await heir.link()
+        await heir.send(1)
+        put = broker.stream.put
+        asked = asyncio.Event()
+
+        async def no_answer(*record: Any, **after: Any) -> int:
+            asked.set()
+            raise NotNowError("no answer")
+
+        broker.stream.put = no_answer  # type: ignore[method-assign]
+        acknowledging = asyncio.create_task(heir.ack())
+        await asked.wait()
+        while broker.head.holder.pending and not broker.head.holder.pending.successor:
+            await asyncio.sleep(0)  # that was a renewal
+        acknowledging.cancel()
+        await asyncio.gather(acknowledging, return_exceptions=True)
+        assert heir.acknowledged == [] and not route.nobody_may()
+        broker.stream.put = put  # type: ignore[method-assign]
+        await broker.head.write()
+        assert broker.head.holder.record.successor == second.broker.me and not route.nobody_may()
         for one in (heir, first, second):
             await one.close()
 

@@ -17,6 +17,8 @@ def of_the_lease(w: World) -> Iterator[tuple[str, Callable[[World], None]]]:
         yield "the active asks for its lease", _ask_for_lease
     if w.active and w.active.may_release and w.active.lease_until <= 0:
         yield "the active looks at its clock", partial(World.tell_active, event=ActiveEvent.SILENT)
+    if w.setup.heir and w.budget[0] and w.active_open and w.up and w.up[0][0] == "ACK":
+        yield "the successor is named, and the heir does not hear of it", _name
     if w.holder == "A" and not w.observed:
         yield "the standby sees the lease renewed", _observe
     for ticks in (1, 2):
@@ -41,6 +43,11 @@ def _renew(w: World) -> None:
     else:
         w.tell_active(ActiveEvent.FENCE_LOST)
     w.renewal = None
+
+
+def _name(w: World) -> None:
+    w.spend(0)
+    w.is_named, w.cut, w.up, w.down = True, True, (), ()
 
 
 def _observe(w: World) -> None:

@@ -187,6 +187,8 @@ def _of_the_link(w: World) -> Iterator[Move]:
     a, s = w.active_open, w.standby_open
     if w.active and not a and w.active.state in (A.SEEKING, A.RESIGNED):
         yield "the active connects", _connect
+        if w.setup.heir and w.budget[5] and w.active.state is A.SEEKING:
+            yield "another standby is linked, and has nothing", _another
     if w.active and a:
         if w.up:
             yield f"to the active: {w.up[0][0]}", _up
@@ -212,6 +214,14 @@ def _of_the_link(w: World) -> Iterator[Move]:
 def _connect(w: World) -> None:
     w.active_open = w.standby_open = True
     w.cut, w.down, w.up = False, (("HELLO",),), ()
+
+
+def _another(w: World) -> None:
+    """One that says no more than that."""
+    w.spend(5)
+    w.active_open = w.cut = True
+    w.down, w.up = (), ()
+    w.tell_active(ActiveEvent.LINKED)
 
 
 def _cut(w: World, down: int, up: int) -> None:

@@ -31,6 +31,7 @@ class Mutant:
     setup: Setup
     broken: str = ""
     stuck: str = ""
+    slow: bool = False
 
 
 def put(table: tuple[Any, ...], *rows: Row[Any, Any, Any]) -> Any:
@@ -210,6 +211,11 @@ MUTANTS = {
     "an heir lets output out whatever its standby has": Mutant(
         Setup("pidfd", 2, 1, 1, 0, heir=1, active=active(is_known=no, is_anew=yes)),
         "before what was released",
+    ),
+    "an heir lets output out whoever is named": Mutant(
+        Setup("lease", 1, 1, 0, 0, switches=0, heir=1, strangers=1, lease=1, patience=3, lets_out=True),
+        "before what was released",
+        slow=True,
     ),
     "an heir lets output out while its base is under way": Mutant(
         Setup(**LOCK, heir=1, windows=1, lets_out=True), "before what was released"

@@ -38,7 +38,7 @@ class Setup:
         keeps_output: a mistake: RESIGN does not stop output that was released before.
         heir: the active has taken over, and is unprotected; so often the guest sends something then.
         old: the standby followed the active before it, was cut off, and has its last epoch.
-        lets_out: a mistake: the heir lets output out while its base is under way.
+        lets_out: a mistake: the heir does so while its base is under way, or whoever is named its successor.
         lease, patience: ticks of the active's clock, and of the standby's before it takes the lease.
     """
 
@@ -152,6 +152,8 @@ class World:
                 self._release(do.epoch)
             elif name == "REBASE":  # the lock's file names another generation
                 self.is_named &= not (self.setup.heir and self.setup.fence == "lock")
+            elif name == "LET_OUT" and self.setup.fence == "lease":  # the edge looks at who may be named
+                self.active.unprotected = not self.is_named or self.setup.lets_out
             elif name == "HAND_OVER":
                 self.stands = self.last_due = True
             elif name == "SEND_FINAL":
@@ -187,8 +189,7 @@ class World:
         assert self.active and self.active.final
         self.check(self.active.final.digest in self.whole, "the active resigns before the standby has all")
         self.resigned = True
-        if not self.setup.keeps_output:
-            self.permitted = self.let_out
+        self.permitted = self.permitted if self.setup.keeps_output else self.let_out
         self.holder = "" if self.holder == "A" else self.holder
 
     def take(self, final: bool, ended: bool = False, slow: bool = False) -> None:
@@ -293,7 +294,6 @@ class World:
         self.budget = tuple(n - (i == which) for i, n in enumerate(self.budget))
 
     def invariants(self) -> None:
-        """What holds in each state."""
         may = self.active and self.active.may_release and not self.stopped and self.active.lease_until > 0
         self.check(not (may and self.ran and self.setup.fence != "liar"), "two may release")
         self.check(not (self.told_taken and not self.stopped), "the active goes on after TAKEN")

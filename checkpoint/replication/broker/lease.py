@@ -157,6 +157,11 @@ class Holder:
             self.check()
         return False
 
+    @property
+    def successors(self) -> set[str]:
+        """Those of whom each may be the one that is named, by what may be stored."""
+        return {record.successor for record in (self.record, self.pending) if record}
+
     def check(self) -> None:
         """Raises: LeaseError: it is lost."""
         if self.lost:
