@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.active_link import ActiveLink, final_message
+from checkpoint.replication.active_link import ActiveLink, SharedActive, final_message
 from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.held import HeldOutput
@@ -18,7 +18,6 @@ from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.outgoing import NO_STANDBY, Outgoing
 from checkpoint.replication.protocol.machine import Do, Epoch
-from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
 from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
@@ -68,7 +67,7 @@ class ActiveEdge(Edge):
         self.about, self.output, self.features, self.news = about, output, features, asyncio.Event()
         self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
-        self.machine = Active(deadline, self.now(), holds=output is not None)
+        self.machine = SharedActive(deadline, self.now(), holds=output is not None)
         self.stopped = self.generation = self.far_name = self.why = ""
         self.asked = self.is_taken = self._final = self._is_bare = False
         self._channel: Channel | None = None
@@ -183,7 +182,7 @@ class ActiveEdge(Edge):
         finally:
             await channel.close()
 
-    def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
+    def greeted(self, channel: Channel, hello: Mapping[str, Any], send_now: Callable[[], bool]) -> None:
         """A standby has said HELLO."""
         self._channel, self._final = channel, False
         self.hears(hello)
@@ -194,7 +193,7 @@ class ActiveEdge(Edge):
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
         if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
-            self.outgoing.link(agreed(hello) & set(self.features))
+            self.outgoing.link(agreed(hello) & set(self.features), send_now)
             self._tell_once(f"the standby {self.far_name} is linked")
             self._linked.set()
         self.wake()
@@ -234,7 +233,7 @@ class ActiveEdge(Edge):
         return self._carry_out(done, event)
 
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
-        """An epoch is whole; returns what is to be sent of that."""
+        """An epoch is whole; returns what is to be sent of that. In any thread."""
         final, self._final = self._final, False
         return self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
 
