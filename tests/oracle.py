@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from zstandard import ZstdDecompressor
@@ -22,25 +23,25 @@ AREA_WORDS = 4 + 2 * PAGES
 WORDS = [0, 256, 511]
 
 
-def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The pages that a file has as XOR with what they were before, by docs/image.md."""
+def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[int, Any, Any]]:
+    """The pages that a file has as XOR with what they were before, by docs/image.md.
+
+    Yields: a page, the numbers of its parts of 16 bytes that differ, and these.
+    """
     for table in (held for _, kind, held in file.notes if kind == 0x75660007):
         frames, pages = struct.unpack_from("<II", table)
         at = 8 + 16 * frames
         assert len(table) == at + 16 * pages
         for offset, size, count in struct.iter_unpack("<QII", table[8:at]):
-            rest = bytes(32 * count)  # of pages that did not change
+            held = np.zeros(32 * count, np.uint8)  # of pages that did not change
             if size:
-                rest = ZstdDecompressor().decompress(data[offset : offset + size])
+                held = np.frombuffer(ZstdDecompressor().decompress(data[offset : offset + size]), np.uint8)
             for _ in range(count):
-                bits, rest = int.from_bytes(rest[:32], "little"), rest[32:]
-                delta = bytearray(PAGE)
-                for k in range(256):
-                    if bits >> k & 1:
-                        delta[16 * k : 16 * (k + 1)], rest = rest[:16], rest[16:]
-                yield struct.unpack_from("<Q", table, at)[0], bytes(delta)
-                at += 16
-            assert not rest
+                (changed,) = np.unpackbits(held[:32], bitorder="little").nonzero()
+                end = 32 + 16 * len(changed)
+                yield struct.unpack_from("<Q", table, at)[0], changed, held[32:end].reshape(-1, 16)
+                held, at = held[end:], at + 16
+            assert not len(held)
 
 
 class OracleError(AssertionError):
@@ -70,9 +71,10 @@ class Memory:
         for page, offset in zip(file.pages.tolist(), file.offsets.tolist(), strict=True):
             if offset >= ZERO:
                 self.pages[page] = bytes(PAGE) if offset == ZERO else data[offset : offset + PAGE]
-        for page, delta in deltas(file, data):
-            held = int.from_bytes(self.pages[page], "little") ^ int.from_bytes(delta, "little")
-            self.pages[page] = held.to_bytes(PAGE, "little")
+        for page, changed, parts in deltas(file, data):
+            held = np.frombuffer(bytearray(self.pages[page]), np.uint8).reshape(-1, 16)
+            held[changed] ^= parts
+            self.pages[page] = held.tobytes()
             self.deltas += 1
 
     def read(self, address: int, size: int) -> bytes:
