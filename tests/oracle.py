@@ -23,25 +23,33 @@ AREA_WORDS = 4 + 2 * PAGES
 WORDS = [0, 256, 511]
 
 
-def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[int, Any, Any]]:
-    """The pages that a file has as XOR with what they were before, by docs/image.md.
-
-    Yields: a page, the numbers of its parts of 16 bytes that differ, and these.
-    """
+def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[list[int], Any]]:
+    """The pages that a file has as XOR with what they were before, by docs/image.md: frame by frame."""
     for table in (held for _, kind, held in file.notes if kind == 0x75660007):
         frames, pages = struct.unpack_from("<II", table)
         at = 8 + 16 * frames
         assert len(table) == at + 16 * pages
         for offset, size, count in struct.iter_unpack("<QII", table[8:at]):
-            held = np.zeros(32 * count, np.uint8)  # of pages that did not change
+            held = bytes(32 * count)  # of pages that did not change
             if size:
-                held = np.frombuffer(ZstdDecompressor().decompress(data[offset : offset + size]), np.uint8)
-            for _ in range(count):
-                (changed,) = np.unpackbits(held[:32], bitorder="little").nonzero()
-                end = 32 + 16 * len(changed)
-                yield struct.unpack_from("<Q", table, at)[0], changed, held[32:end].reshape(-1, 16)
-                held, at = held[end:], at + 16
-            assert not len(held)
+                held = ZstdDecompressor().decompress(data[offset : offset + size])
+            yield [struct.unpack_from("<Q", table, at + 16 * n)[0] for n in range(count)], frame(held, count)
+            at += 16 * count
+
+
+def frame(held: bytes, count: int) -> Any:
+    """Pages of a frame: each has a bit for each part of 16 bytes, and then the parts whose bits are set."""
+    starts, at = [], 0
+    for _ in range(count):
+        starts.append(at)
+        at += 32 + 16 * int.from_bytes(held[at : at + 32], "little").bit_count()
+    assert at == len(held)
+    words = np.frombuffer(held, np.uint8).reshape(-1, 16)
+    of_bits = np.array(starts, np.int64)[:, None] // 16 + [0, 1]
+    bits = np.unpackbits(words[of_bits].reshape(count, 32), axis=1, bitorder="little").astype(bool)
+    out = np.zeros((count, PAGE // 16, 16), np.uint8)
+    out[bits] = np.delete(words, of_bits, axis=0)
+    return out.reshape(count, PAGE)
 
 
 class OracleError(AssertionError):
@@ -71,11 +79,11 @@ class Memory:
         for page, offset in zip(file.pages.tolist(), file.offsets.tolist(), strict=True):
             if offset >= ZERO:
                 self.pages[page] = bytes(PAGE) if offset == ZERO else data[offset : offset + PAGE]
-        for page, changed, parts in deltas(file, data):
-            held = np.frombuffer(bytearray(self.pages[page]), np.uint8).reshape(-1, 16)
-            held[changed] ^= parts
-            self.pages[page] = held.tobytes()
-            self.deltas += 1
+        for pages, differences in deltas(file, data):
+            before = np.frombuffer(b"".join(self.pages[page] for page in pages), np.uint8)
+            for page, after in zip(pages, before.reshape(-1, PAGE) ^ differences, strict=True):
+                self.pages[page] = after.tobytes()
+            self.deltas += len(pages)
 
     def read(self, address: int, size: int) -> bytes:
         first, last = address // PAGE, (address + size - 1) // PAGE
