@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -27,6 +28,11 @@ settings.load_profile("tests")
 PROGRAMS = Path(__file__).parent / "programs"
 REQUIRE = os.environ.get("UFFDTRACK_REQUIRE")
 """Unset: a missing kernel feature or program skips its tests. 1: it fails them. 0: they are not run."""
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and their modules stay: they need not be looked through again and again."""
+    gc.freeze()
 
 
 def missing(reason: str) -> None:
