@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,9 @@ class Preloaded:
         try:
             said = _read_all(readers, pidfd)
             status = self._order({"wait": pid})
+        except BaseException:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise
         finally:
             for fd in (*readers, pidfd):
                 os.close(fd)
