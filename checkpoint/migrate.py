@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from checkpoint.image import split_notes
 from checkpoint.precopy import Round, precopy
 from checkpoint.row import Row
 from checkpoint.targets.vm import VmTarget
-from checkpoint.targets.vm_state import decode_vcpus, encode_vcpu, put_pages, put_vcpus
+from checkpoint.targets.vm_state import decode_vcpus, put_pages, put_vcpus, vcpu_notes
 from checkpoint.targets.vm_stop import resume_full
 from kvmglue import KvmTracker, Vm
 from uffdtrack import PAGE, GuestRam, Memslot, Runs, UffdTracker
@@ -175,8 +176,7 @@ def _finish(source: VmTarget, link: Link, number: int) -> MigrationRow:
     started = time.perf_counter()
     window = source.last_window()
     _Far(link).add(window.data, window.zero, window.contents)
-    states = [encode_vcpu(i, state) for i, state in enumerate(source.states)]
-    link.send(_STATE, json.dumps(states).encode())
+    link.send(_STATE, vcpu_notes(source.states))
     kind, _ = link.receive()
     if kind != _STATE:
         raise MigrationError("the other end could not take the guest; it runs on here")
@@ -213,7 +213,7 @@ def receive(link: Link, make: Callable[[GuestRam, int], Vm]) -> tuple[GuestRam, 
             n = len(data) // (8 + PAGE)
             contents = np.frombuffer(data, np.uint8, n * PAGE, 8 * n).reshape(n, PAGE)
             put_pages(vm, ram.pages(), vm.system_state, np.frombuffer(data, np.uint64, n), contents)
-        put_vcpus(vm, decode_vcpus(json.loads(data)), "the guest")
+        put_vcpus(vm, decode_vcpus(note for _, _, note, _ in split_notes(bytes(data))), "the guest")
         link.send(_STATE)
     except BaseException:
         vm.close()

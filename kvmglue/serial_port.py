@@ -64,7 +64,7 @@ class SerialStream:
 
 
 class SerialFifo:
-    """A FIFO: all waits for somebody who reads it."""
+    """A FIFO: all waits for somebody who reads it, again if its reader goes away."""
 
     repeatable = False
 
@@ -74,7 +74,11 @@ class SerialFifo:
 
     def write(self, at: int, data: bytes) -> int:
         self._stream = self._stream or self._open()
-        return self._stream.write(at, data) if self._stream else 0
+        try:
+            return self._stream.write(at, data) if self._stream else 0
+        except BrokenPipeError:
+            self.close()
+            return 0
 
     def _open(self) -> SerialStream | None:
         try:
@@ -86,8 +90,9 @@ class SerialFifo:
         return SerialStream(fd, owned=True)
 
     def close(self) -> None:
-        if self._stream:
-            self._stream.close()
+        stream, self._stream = self._stream, None
+        if stream:
+            stream.close()
 
 
 def open_serial(path: Path) -> SerialFile | SerialStream | SerialFifo:

@@ -212,8 +212,9 @@ class Vm(Closing, Pausable):
         """
         deadline = time.monotonic() + timeout
         while True:
-            self.check()
-            if any(v.exit for v in self.vcpus):
+            has_ended = any(v.exit for v in self.vcpus)
+            self.check()  # behind it: one may fail meanwhile
+            if has_ended:
                 return True
             left = deadline - time.monotonic()
             if left <= 0:

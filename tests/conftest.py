@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.preloaded import Preloaded
 from uffdtrack import PROCESS_ENGINES, choose_for_process, probe
 from uffdtrack.errors import UnsupportedError
 
@@ -26,6 +28,11 @@ settings.load_profile("tests")
 PROGRAMS = Path(__file__).parent / "programs"
 REQUIRE = os.environ.get("UFFDTRACK_REQUIRE")
 """Unset: a missing kernel feature or program skips its tests. 1: it fails them. 0: they are not run."""
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and their modules stay: they need not be looked through again and again."""
+    gc.freeze()
 
 
 def missing(reason: str) -> None:
@@ -137,13 +144,31 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
                 stream.close()
 
 
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    with Preloaded() as preloaded:
+        yield preloaded
+
+
+def start_anew(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "checkpoint", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+
+
 @pytest.fixture
-def uffdtrack() -> Callable[..., subprocess.CompletedProcess[str]]:
+def starts(preloaded: Preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """How the command line is started."""
+    return lambda *words, **options: start_anew(*words, **options) if options else preloaded.run(*words)
+
+
+@pytest.fixture
+def uffdtrack(
+    starts: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line and give back what it said."""
 
     def run(*argv: object, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "checkpoint", *[str(a) for a in argv]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+        done = starts(*map(str, argv), **options)
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done

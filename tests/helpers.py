@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import kvmglue._sys
 import uffdtrack._sys
@@ -22,6 +25,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Build = Callable[..., Path]
 DEADLINE = 30.0
 """Seconds after which what should come is given up. No test's result depends on a shorter time."""
+LOOK = 0.001
+"""Seconds between two looks: who is waited for may need the processor."""
 
 
 @contextmanager
@@ -42,6 +47,13 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(LOOK)
+
+
+def rows_that_differ(one: Any, other: Any) -> list[int]:
+    """Of two memories, the rows of pages that are not alike; by words, which takes a third of the time."""
+    a, b = (memory.reshape(-1, 4096).view(np.uint64) for memory in (one, other))
+    return np.flatnonzero((a != b).any(axis=1)).tolist()
 
 
 def ask(process: subprocess.Popen[bytes]) -> dict[str, int]:

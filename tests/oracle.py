@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from zstandard import ZstdDecompressor
@@ -22,25 +23,33 @@ AREA_WORDS = 4 + 2 * PAGES
 WORDS = [0, 256, 511]
 
 
-def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The pages that a file has as XOR with what they were before, by docs/image.md."""
+def deltas(file: EpochFile, data: bytes) -> Iterator[tuple[list[int], Any]]:
+    """The pages that a file has as XOR with what they were before, by docs/image.md: frame by frame."""
     for table in (held for _, kind, held in file.notes if kind == 0x75660007):
         frames, pages = struct.unpack_from("<II", table)
         at = 8 + 16 * frames
         assert len(table) == at + 16 * pages
         for offset, size, count in struct.iter_unpack("<QII", table[8:at]):
-            rest = bytes(32 * count)  # of pages that did not change
+            held = bytes(32 * count)  # of pages that did not change
             if size:
-                rest = ZstdDecompressor().decompress(data[offset : offset + size])
-            for _ in range(count):
-                bits, rest = int.from_bytes(rest[:32], "little"), rest[32:]
-                delta = bytearray(PAGE)
-                for k in range(256):
-                    if bits >> k & 1:
-                        delta[16 * k : 16 * (k + 1)], rest = rest[:16], rest[16:]
-                yield struct.unpack_from("<Q", table, at)[0], bytes(delta)
-                at += 16
-            assert not rest
+                held = ZstdDecompressor().decompress(data[offset : offset + size])
+            yield [struct.unpack_from("<Q", table, at + 16 * n)[0] for n in range(count)], frame(held, count)
+            at += 16 * count
+
+
+def frame(held: bytes, count: int) -> Any:
+    """Pages of a frame: each has a bit for each part of 16 bytes, and then the parts whose bits are set."""
+    starts, at = [], 0
+    for _ in range(count):
+        starts.append(at)
+        at += 32 + 16 * int.from_bytes(held[at : at + 32], "little").bit_count()
+    assert at == len(held)
+    words = np.frombuffer(held, np.uint8).reshape(-1, 16)
+    of_bits = np.array(starts, np.int64)[:, None] // 16 + [0, 1]
+    bits = np.unpackbits(words[of_bits].reshape(count, 32), axis=1, bitorder="little").astype(bool)
+    out = np.zeros((count, PAGE // 16, 16), np.uint8)
+    out[bits] = np.delete(words, of_bits, axis=0)
+    return out.reshape(count, PAGE)
 
 
 class OracleError(AssertionError):
@@ -70,10 +79,11 @@ class Memory:
         for page, offset in zip(file.pages.tolist(), file.offsets.tolist(), strict=True):
             if offset >= ZERO:
                 self.pages[page] = bytes(PAGE) if offset == ZERO else data[offset : offset + PAGE]
-        for page, delta in deltas(file, data):
-            held = int.from_bytes(self.pages[page], "little") ^ int.from_bytes(delta, "little")
-            self.pages[page] = held.to_bytes(PAGE, "little")
-            self.deltas += 1
+        for pages, differences in deltas(file, data):
+            before = np.frombuffer(b"".join(self.pages[page] for page in pages), np.uint8)
+            for page, after in zip(pages, before.reshape(-1, PAGE) ^ differences, strict=True):
+                self.pages[page] = after.tobytes()
+            self.deltas += len(pages)
 
     def read(self, address: int, size: int) -> bytes:
         first, last = address // PAGE, (address + size - 1) // PAGE

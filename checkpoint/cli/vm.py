@@ -195,8 +195,8 @@ def wait_for_guest(
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         is_due = look()
-        vm.check()
         ended = [vcpu.exit for vcpu in vm.vcpus if vcpu.exit]
+        vm.check()  # behind it: one may fail meanwhile
         if ended:
             if any(e.code for e in ended):
                 say(f"the guest has ended with code {max(e.code for e in ended)}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.active_link import final_message
+from checkpoint.replication.active_link import SharedActive, final_message
 from checkpoint.replication.attempts import seek
 from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
@@ -19,7 +19,6 @@ from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.outgoing import NO_STANDBY, Outgoing
 from checkpoint.replication.protocol.machine import Do, Epoch
-from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
 from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
@@ -35,7 +34,6 @@ class ActiveEdge(Edge):
         stopped: why nothing may be released any more, so that the session and the guest have to end; or "".
         is_taken: the standby has said that it runs the guest, which was handed over.
         is_given_up: no epoch is waited for any more; asked in the thread.
-        is_unprotected: nobody can come to run the guest, see `Active`. It ends before an epoch is sent.
         asked: a switchover is due: the session takes its last epoch.
         generation: of the epochs; another one with each base that begins a link.
         far_name: of the standby that was linked last; `why` none is; is_bare: it has nothing.
@@ -57,7 +55,7 @@ class ActiveEdge(Edge):
         route: to the standby; it is given up when the standby takes over by our will.
         about: for HELLO: name, run, term, kind, keyed, every.
         key: of the digests.
-        tell: called in the thread with what a user should know.
+        tell: called in any thread with what a user should know.
         output: what is held until it is acknowledged.
         features: what is used, if the standby has it.
         is_heir: this end has taken the guest over.
@@ -69,9 +67,9 @@ class ActiveEdge(Edge):
         self.about, self.output, self.features, self.news = about, output, features, asyncio.Event()
         self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
-        self.machine = Active(deadline, self.now(), holds=output is not None, is_heir=is_heir)
+        self.machine = SharedActive(deadline, self.now(), holds=output is not None, is_heir=is_heir)
         self.stopped = self.generation = self.far_name = self.why = ""
-        self.is_unprotected = is_heir
+        self._nobody_may = is_heir
         self.asked = self.is_taken = self._final = self.is_bare = False
         self._channel: Channel | None = None
         self._stands = 0.0
@@ -82,6 +80,11 @@ class ActiveEdge(Edge):
     def may_release(self) -> bool:
         """Whether output that is acknowledged may go out. It is asked right before."""
         return not self.stopped and self.machine.may_release and self._route.may_release()
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether nobody else can come to run the guest, see `Active`. It ends before an epoch is sent."""
+        return self.machine.unprotected and self._nobody_may
 
     def await_open(self) -> None:
         """Wait until we are the active. Raises: UffdtrackError: we cannot be; see `Route.open`."""
@@ -167,7 +170,7 @@ class ActiveEdge(Edge):
         held = "; output is held" if self.output and self._channel and not self.is_unprotected else ""
         self._tell_once(self.why + held)
 
-    def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
+    def greeted(self, channel: Channel, hello: Mapping[str, Any], send_now: Callable[[], bool]) -> None:
         """A standby has said HELLO."""
         self._channel, self._final = channel, False
         self.hears(hello)
@@ -178,7 +181,7 @@ class ActiveEdge(Edge):
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
         if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
-            self.outgoing.link(agreed(hello) & set(self.features))
+            self.outgoing.link(agreed(hello) & set(self.features), send_now)
             self._tell_once(f"the standby {self.far_name} is linked")
             self._linked.set()
         self.wake()
@@ -219,12 +222,12 @@ class ActiveEdge(Edge):
         return self._carry_out(done, event)
 
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
-        """An epoch is whole; returns what is to be sent of that."""
+        """An epoch is whole; returns what is to be sent of that. In any thread."""
         final, self._final = self._final, False
         done = self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
         sent = [do for do in done if do.action is not ActiveAction.HOLD]
-        if self.is_unprotected and sent != done:
-            self.is_unprotected = False
+        if self._nobody_may and sent != done:
+            self._nobody_may = False
             self._tell_once(f"the standby {self.far_name} gets the guest; its output is held from now on")
         return sent
 
@@ -243,7 +246,7 @@ class ActiveEdge(Edge):
                     self._route.begin(self.generation)
                     self.sink.begin_from("")
                 case a.LET_OUT:  # behind that
-                    self.is_unprotected = self._route.nobody_may()
+                    self._nobody_may = self._route.nobody_may()
                 case a.RELEASE if do.epoch and event is ActiveEvent.ACKED:
                     self.outgoing.acknowledge(do.epoch.digest)
                 case a.TAKE_BACK:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,12 @@ from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.runs import batches
 
-NOTE_VCPU = 0x75660003
-"""All of one vCPU's state, as JSON: `vcpu`, `parts` (hex), `msrs`."""
+NOTE_VCPU, NOTE_VCPU_JSON = 0x75660009, 0x75660003
+"""All of one vCPU's state: `_VCPU`, sizes of its parts, the parts, index and value of its MSRs.
+
+Older versions have it as JSON: `vcpu`, `parts` (hex), `msrs`."""
+_VCPU = struct.Struct("<III")
+"""Its number, how many parts and MSRs there are."""
 
 NOTE_OUTPUT = 0x75660008
 """What the guest has sent since the epoch before: `_OUTPUT`, the packets' lengths, packets, serial bytes."""
@@ -37,34 +41,48 @@ _USER_REGISTERS = (
 _REGISTERS = struct.Struct(f"<{len(_USER_REGISTERS)}Q")
 
 
-def encode_vcpu(number: int, state: VcpuState) -> dict[str, Any]:
-    return {"vcpu": number, "parts": [part.hex() for part in state.parts], "msrs": state.msrs}
+def encode_vcpu(number: int, state: VcpuState) -> bytes:
+    sizes = [len(part) for part in state.parts]
+    msrs = [word for msr in state.msrs for word in msr]
+    head = _VCPU.pack(number, len(sizes), len(state.msrs)), struct.pack(f"<{len(sizes)}I", *sizes)
+    return b"".join((*head, *state.parts, struct.pack(f"<{len(msrs)}Q", *msrs)))
 
 
-def decode_vcpus(stored: list[dict[str, Any]]) -> list[VcpuState]:
+def decode_vcpus(stored: Iterable[bytes]) -> list[VcpuState]:
     """Decode results of `encode_vcpu`, in any order; returns them in the order of the vCPUs.
 
     Raises:
-        KeyError, TypeError, ValueError: they are something else.
+        ValueError, struct.error: they are something else.
     """
-    found: dict[int, VcpuState] = {}
-    for one in stored:
-        parts = tuple(bytes.fromhex(part) for part in one["parts"])
-        found[int(one["vcpu"])] = VcpuState(parts, tuple((int(i), int(v)) for i, v in one["msrs"]))
-    if sorted(found) != list(range(len(stored))):
-        raise ValueError(f"it holds vCPUs {sorted(found)}")
-    return [found[i] for i in range(len(found))]
+    found = [_decode_vcpu(data) for data in stored]
+    if sorted(number for number, _ in found) != list(range(len(found))):
+        raise ValueError(f"it holds vCPUs {sorted(number for number, _ in found)}")
+    return [state for _, state in sorted(found, key=itemgetter(0))]
 
 
-def _json_of(number: int, state: VcpuState) -> str:
-    """`encode_vcpu`, as JSON: faster than its module, which looks at each digit."""
-    parts = '", "'.join([part.hex() for part in state.parts])
-    return f'{{"vcpu": {number}, "parts": ["{parts}"], "msrs": {json.dumps(state.msrs)}}}'
+def _decode_vcpu(data: bytes) -> tuple[int, VcpuState]:
+    number, count, msrs = _VCPU.unpack_from(data)
+    at = _VCPU.size + 4 * count
+    parts = []
+    for size in struct.unpack_from(f"<{count}I", data, _VCPU.size):
+        parts.append(data[at : at + size])
+        at += size
+    if at + 16 * msrs != len(data):
+        raise ValueError("a vCPU's state is cut off")
+    words = struct.unpack_from(f"<{2 * msrs}Q", data, at)
+    return number, VcpuState(tuple(parts), tuple(zip(words[::2], words[1::2], strict=True)))
+
+
+def _of_json(data: bytes) -> bytes:
+    """`encode_vcpu`, of what older versions have stored."""
+    one = json.loads(data)
+    parts = tuple(bytes.fromhex(part) for part in one["parts"])
+    return encode_vcpu(int(one["vcpu"]), VcpuState(parts, tuple((int(i), int(v)) for i, v in one["msrs"])))
 
 
 def vcpu_notes(states: list[VcpuState]) -> bytes:
     """A note for each vCPU."""
-    return b"".join(note(NOTE_NAME, NOTE_VCPU, _json_of(i, state).encode()) for i, state in enumerate(states))
+    return b"".join(note(NOTE_NAME, NOTE_VCPU, encode_vcpu(i, state)) for i, state in enumerate(states))
 
 
 def output_note(output: Output) -> bytes:
@@ -162,9 +180,10 @@ def vcpu_states(epoch: EpochFile) -> list[VcpuState]:
     Raises:
         ImageError: the image does not have all of them.
     """
-    own = (NOTE_NAME, NOTE_VCPU)
     with malformed(epoch.path):
-        states = decode_vcpus([json.loads(data) for *kind, data in epoch.notes if tuple(kind) == own])
+        ours = [(kind, data) for name, kind, data in epoch.notes if name == NOTE_NAME]
+        stored = [data for kind, data in ours if kind == NOTE_VCPU]
+        states = decode_vcpus(stored or [_of_json(data) for kind, data in ours if kind == NOTE_VCPU_JSON])
         count = int(vm_facts(epoch).vcpus)
     if len(states) != count:
         raise ImageError(f"{epoch.path} holds {len(states)} vCPUs of {count}")

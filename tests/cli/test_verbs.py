@@ -18,6 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from checkpoint.cli.common import Time
 from checkpoint.cli.main import VERBS, cli
+from tests.contract.conftest import need_kvm
 from tests.helpers import Build, Run, Spawn
 
 EPOCH_KEYS = {
@@ -242,6 +243,13 @@ def test_usage(uffdtrack: Run) -> None:
             assert CliRunner().invoke(cli, [verb]).exit_code == 2
     uffdtrack("show", code=2)
     uffdtrack("run", "-o", "/tmp/uffdtrack-none", "--", "/no/such/program", code=2)
+
+
+def test_vm_and_bench(kernel: None, uffdtrack: Run) -> None:
+    """They start as all others do; what they do: tests/kvm."""
+    need_kvm()
+    assert uffdtrack("vm", "run", "count", "--until", 3).stdout == "1\n2\n3\n"
+    assert "--engines" in uffdtrack("bench", "ab", "--help").stdout
 
 
 def test_doctor(kernel: None, uffdtrack: Run) -> None:

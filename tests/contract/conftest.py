@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.contract.guests import (
     ThreadVcpu,
     load,
 )
+from tests.helpers import rows_that_differ
 from uffdtrack import DirtyPages, GuestRam, ProcessRam, choose_engine, open_tracker, probe
 from uffdtrack.errors import UffdtrackError, UnsupportedError, VcpuGoneError
 
@@ -42,9 +43,11 @@ class Guest:
     vcpus: list[Any]
     vm: Vm | None = None
     shadow: Any = field(init=False)
+    _before: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.shadow = self.ram.array.copy()
+        self._before = self.shadow.copy()
 
     def write(self, vcpu: int, pages: list[int], value: int = 1) -> None:
         self.vcpus[vcpu].post(WRITE, pages, value)
@@ -65,7 +68,17 @@ class Guest:
 
     def stale(self) -> list[int]:
         """Pages of which the shadow is not what the RAM is: lost ones."""
-        return np.flatnonzero((self.shadow.reshape(-1, 4096) != self.ram.pages()).any(axis=1)).tolist()
+        return rows_that_differ(self.shadow, self.ram.pages())
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """No vCPU is to write meanwhile."""
+        if isinstance(self.ram, ProcessRam):
+            self._before = self.ram.array
+        else:  # one copy for all times: a new one's pages cost more than what is copied
+            np.copyto(self._before, self.ram.array)
+        yield
+        assert not rows_that_differ(self._before, self.ram.array), "a vCPU wrote in the pause"
 
 
 def until_gone(tracker: Any) -> tuple[int, ...]:

@@ -77,6 +77,7 @@ def cut_errors(entry: TreeEpoch) -> list[str]:
 
 
 def is_dead(pid: int) -> bool:
+    """Whether it has ended. The host's init may reap an orphan a second or two later."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):

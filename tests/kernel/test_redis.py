@@ -40,13 +40,13 @@ def test_load_checkpoints_and_rollback(
 ) -> None:
     process, port = server
     load = subprocess.Popen(
-        [tool("redis-benchmark"), "-p", str(port), "-t", "set,get,incr,lpush", "-n", "60000", "-r", "20000",
+        [tool("redis-benchmark"), "-p", str(port), "-t", "set,get,incr,lpush", "-n", "20000", "-r", "20000",
          "-c", "20", "-d", "64", "--csv"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     session = subprocess.Popen(
         [sys.executable, "-m", "checkpoint", "checkpoint", str(process.pid), "-o", str(tmp_path / "c"),
-         "--every", "100ms", "--json"],
+         "--every", "30ms", "--json"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert session.stdout

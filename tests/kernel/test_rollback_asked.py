@@ -19,6 +19,7 @@ import pytest
 from checkpoint.chain import Chain
 from checkpoint.rollback.request import SOCKET, Request, ask, connect, fingerprint, is_served
 from tests.helpers import Build, Run, Spawn, session_of, traps, wait_for
+from tests.kernel.forks import is_dead
 from tests.kernel.rolled import WITHOUT_RSEQ
 from tests.kernel.rollee import Rollee, differing
 from uffdtrack.errors import TargetError
@@ -203,7 +204,7 @@ def test_killed_at_random_instants(
             kills[whom](worker if whom == "worker" else served.process.pid, signal.SIGKILL)
             answer = stream.readline()
         served.process.wait()
-        wait_for(lambda w=worker: not Path(f"/proc/{w}").exists(), "the worker has ended")  # type: ignore[misc]
+        wait_for(lambda w=worker: is_dead(w), "the worker has ended")  # type: ignore[misc]
         assert answer or whom == "worker"
         if whom == "worker":
             uffdtrack("rollback", rollee.pid, served.directory)

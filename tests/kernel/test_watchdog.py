@@ -23,6 +23,7 @@ from checkpoint.schedule import Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.process import ProcessTarget
 from tests.helpers import Build, Run, Spawn, ask, goes_on, session_of, start_notices, state_of, wait_for
+from tests.kernel.forks import is_dead
 from uffdtrack import Window, status_field, verdict_on
 from uffdtrack.errors import MaxStopError
 
@@ -123,7 +124,7 @@ def test_the_watchdog_outlives_a_kill_of_the_command(
     assert session.wait() == -signal.SIGKILL
     assert session.stderr and session.stderr.read() is not None
     session.stderr.close()
-    wait_for(lambda: not os.path.exists(f"/proc/{guard}"), "the watchdog has ended")
+    wait_for(lambda: is_dead(guard), "the watchdog has ended")
     goes_on(process, before)
 
 

@@ -8,12 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 
 from kvmglue import VM_ENGINES, Order, Vm, bind_vcpus, open_tracker, post, rings_for, written
 from tests.contract.conftest import need_kvm
-from tests.helpers import DEADLINE
+from tests.helpers import DEADLINE, rows_that_differ
 from uffdtrack import GuestRam
 
 PAGES = 2048
@@ -58,7 +57,7 @@ class Machine:
         shadow[rows] = self.ram.pages()[rows]
 
     def stale(self, shadow: Any) -> list[int]:
-        return np.flatnonzero((shadow != self.ram.pages()).any(axis=1)).tolist()
+        return rows_that_differ(shadow, self.ram.pages())
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def test_an_epoch_is_a_core(machine: Make, tmp_path: Path) -> None:
     file = EpochFile(path)
     registers = [int.from_bytes(t.regs[128:136], "little") for t in file.threads]
     assert registers == [state.registers["rip"] for state in vcpu_states(file)]
-    file.notes = [n for n in file.notes if n[1] != 0x75660003]
+    file.notes = [n for n in file.notes if n[1] != 0x75660009]
     with pytest.raises(ImageError, match="vCPUs"):
         vcpu_states(file)
 

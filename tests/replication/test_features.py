@@ -12,7 +12,7 @@ from checkpoint.image import EpochFile
 from checkpoint.replication import greeting
 from checkpoint.replication.features import DELTAS, FEATURES, ZSTD, agreed
 from checkpoint.replication.links.address import parse
-from checkpoint.replication.links.wire import Wire
+from checkpoint.replication.links.frames import Encoder, Message
 from tests.kvm.conftest import Machine, kvm
 from tests.replication.pair import active, standby, take
 from tests.replication.test_mirror import begin, differing, guest, write
@@ -22,15 +22,16 @@ assert guest and kvm  # fixtures
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes were written to links, each time."""
+    """How many bytes each message was that was written to links."""
     sizes: list[int] = []
-    plain = Wire.write
+    plain = Encoder.encode
 
-    async def counted(wire: Wire, buffers: Sequence[bytes | memoryview]) -> None:
+    def counted(encoder: Encoder, message: Message) -> list[bytes | memoryview]:
+        buffers = plain(encoder, message)
         sizes.append(sum(map(len, buffers)))
-        await plain(wire, buffers)
+        return buffers
 
-    monkeypatch.setattr(Wire, "write", counted)
+    monkeypatch.setattr(Encoder, "encode", counted)
     return sizes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import tarfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from checkpoint.elf import NOTE_META
 from checkpoint.export import compact
 from checkpoint.facts import ImageFacts
 from checkpoint.image import EpochFile
+from checkpoint.targets.vm_state import NOTE_VCPU_JSON, decode_vcpus, encode_vcpu, vcpu_states
 from checkpoint.tree import Tree
 from uffdtrack.errors import InvalidInputError, UffdtrackError
 
@@ -106,3 +108,25 @@ def test_what_a_newer_version_stores_is_not_lost(images: Path, monkeypatch: pyte
     with pytest.raises(InvalidInputError, match="heap_end"):
         compact(Chain(images / "keyed"), 2, (images / "key").read_bytes())
     assert len(Chain(images / "keyed").epochs) == 5
+
+
+def test_vcpus_as_json(images: Path) -> None:
+    """Older versions have stored a vCPU's state as JSON."""
+    epoch = EpochFile(images / "vm" / "epoch-00000000.core")
+    stored = [json.loads(data) for _, kind, data in epoch.notes if kind == NOTE_VCPU_JSON]
+    states = vcpu_states(epoch)
+    assert len(states) == len(stored) > 0
+    for one in stored:
+        state = states[one["vcpu"]]
+        assert [part.hex() for part in state.parts] == one["parts"]
+        assert [list(msr) for msr in state.msrs] == one["msrs"]
+    assert decode_vcpus(encode_vcpu(n, states[n]) for n in reversed(range(len(states)))) == states
+
+
+@pytest.mark.parametrize("cut", [-1, 1, 40])
+def test_vcpus_that_are_damaged(images: Path, cut: int) -> None:
+    whole = encode_vcpu(0, vcpu_states(EpochFile(images / "vm" / "epoch-00000000.core"))[0])
+    with pytest.raises((ValueError, struct.error)):
+        decode_vcpus([whole[:cut]])
+    with pytest.raises((ValueError, struct.error)):
+        decode_vcpus([whole, whole])
