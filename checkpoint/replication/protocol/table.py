@@ -19,7 +19,7 @@ What to look for (and what tests/unit/test_protocol.py looks for):
 7. `RESIGN` comes before `SEND_GO`, and nothing leads from `RESIGNED` to a state in which the guest runs.
 8. `HOLD` comes before the first `SEND_END`: from then on a standby may come to run the guest from that epoch.
    Before the first `ACKED`, `LET_OUT` is its opposite, behind `REBASE`, where a standby has nothing of ours.
-9. Who has heard of a later term forgets its tip (`FORGET`), which is from before that takeover.
+   Who has heard of a later term forgets its tip (`FORGET`), which is from before that takeover.
 """
 
 from __future__ import annotations
