@@ -130,6 +130,8 @@ def following_of(
         if where.scheme == "nats":
             raise InvalidInputError(f"{where} is a broker's address: --follow {where}")
         own = load_keys(where, keys, "standby") if where.scheme == "tls" or not onward else None
+        if onward == where:
+            raise InvalidInputError(f"{where} is where this standby listens: --replicate is for the next one")
         return DirectFollowing(where, own, insecure, fence, _route(onward, keys, insecure, fence))
     assert broker
     if broker.scheme != "nats":

@@ -60,6 +60,7 @@ def test_its_lock(tmp_path: Path) -> None:
         ),
         (("--listen", "unix:/r", "--replicate", "tls://h:1"), "tls:// needs --tls"),
         (("--listen", "unix:/r", "--replicate", "unix:/s", "--on-failover", "true"), "goes on here"),
+        (("--listen", "unix:/r", "--replicate", "unix:/r"), "where this standby listens"),
     ],
 )
 def test_what_makes_no_sense(words: tuple[str, ...], why: str, tmp_path: Path) -> None:
