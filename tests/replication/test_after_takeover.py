@@ -49,6 +49,7 @@ BROKERS = [
 def test_a_chain(hosts: Hosts, way: str, lock: bool) -> None:
     """From a to b, from b to c, and from there to a again, where a standby is started only then."""
     fence = ["--fence", f"lock:{hosts.place / 'lock'}"] if lock else []
+    every = ["--every", "5ms" if lock else "output"]
 
     def standby(name: str, next_one: str) -> None:
         at = [f"unix:{hosts.place / one}" for one in (name, next_one)]
@@ -57,7 +58,7 @@ def test_a_chain(hosts: Hosts, way: str, lock: bool) -> None:
     standby("b", "c")
     standby("c", "a")
     b = f"unix:{hosts.place / 'b'}"
-    hosts.start("a", "vm", "run", "count", "--replicate", b, "--every", "5ms", "--name", "it", *fence)
+    hosts.start("a", "vm", "run", "count", "--replicate", b, *every, "--name", "it", *fence)
     for one, other in (("a", "b"), ("b", "c")):
         hosts.await_protected(one)
         hosts.goes_on()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from checkpoint.cli.main import cli
 from checkpoint.cli.standby import following_of
 from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.following import DirectFollowing
+from checkpoint.replication.heard import Heard
 from checkpoint.replication.links.address import parse
 from checkpoint.replication.links.keys import make_pair
 from checkpoint.replication.route import DirectRoute
@@ -29,6 +31,14 @@ def route(keys: Path | None, fence: FileLock | Command | None = None) -> DirectR
     made = following.onward(0)
     assert isinstance(made, DirectRoute)
     return made
+
+
+def test_its_period() -> None:
+    """As the active has said; what makes no sense is as if it was not there."""
+    heard = Heard()
+    for said, every in ((0.01, 0.01), ("output", inf), (3, 3), (-1, 3), (inf, 3), ("often", 3), (None, 3)):
+        heard.note({"role": "active", "name": "it", "every": said})
+        assert heard.every == every
 
 
 def test_its_key(tmp_path: Path) -> None:
