@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 
 from checkpoint.replication.links.frames import Kind
-from tests.replication.injection import DEADLINE_OF_LINK, Plan, StallError, Trial
+from tests.replication.inject import small_disk
+from tests.replication.injection import StallError, Trial
 from tests.replication.outside import OutsideError
+from tests.replication.plan import DEADLINE_OF_LINK, Plan
 from tests.replication.relay import AFTER, BEFORE, WITHIN
-from tests.replication.run_matrix import small_disk
 from tests.replication.zygote import Hook, Zygote
 
 LONG = 4 * DEADLINE_OF_LINK
