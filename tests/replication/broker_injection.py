@@ -138,9 +138,10 @@ class BrokerTrial(Trial):
         return path.exists() and bool(path.read_bytes()[0])
 
     def check(self) -> None:
+        could = len(self.standbys) == 1 and not self.standby.has_ended() and not self.plan.until
         super().check()
         self.check_acknowledged()
-        if self.outside.count() and len(self.standbys) == 1 and not self.has_moved() and not self.plan.until:
+        if self.outside.count() and could and not self.has_moved():
             raise OutsideError("something was released, and nobody may take over")
 
     def check_acknowledged(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,11 @@ def main() -> None:
                 process.wait()
         else:
             done = log.read()
-            every = [(seed, cell) for seed in range(given.first, given.last + 1) for cell in matrix.cells]
+            every = [
+                (seed, cell)
+                for seed in range(given.first, given.last + 1)
+                for cell in random.Random(seed).sample(matrix.cells, len(matrix.cells))
+            ]
             mine = share(every, matrix, given.worker, given.jobs)
             work(matrix, [one for one in mine if one not in done], log, given.seconds)
             return

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.helpers import DEADLINE
 from tests.replication.broker_injection import BrokerPlan, BrokerTrial
 from tests.replication.broker_matrix import STEPS, VERSIONS, BrokerStep, failures_of
 from tests.replication.faults import LEASES
@@ -50,6 +51,18 @@ SELECTION = [
 def test_the_outside_sees_one_guest(zygote: Zygote, cluster: RelayedCluster, plan: BrokerPlan) -> None:
     with BrokerTrial(zygote, plan, cluster) as trial:
         trial.run()
+
+
+def test_a_switchover_is_completed(zygote: Zygote, cluster: RelayedCluster) -> None:
+    """The active hears that the guest runs at the standby, and ends well."""
+    plan = BrokerPlan("none", None, event="up TAKEN delivered", switch=True, hold=0.0)
+    with BrokerTrial(zygote, plan, cluster) as trial:
+        trial.begin()
+        trial.fail()
+        assert trial.active and trial.active.wait(DEADLINE) == 0
+        assert "the guest runs at" in trial.active.said
+        trial.move()
+        trial.check()
 
 
 EARLY, STORED, LEASE = (

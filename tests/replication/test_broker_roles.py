@@ -157,6 +157,7 @@ def test_switchover(server: Server) -> None:
         records, head = standby.broker._records, standby.broker._head
         while head and records.position < head.holder.sequence:
             await asyncio.sleep(0.01)  # it reads that it has the lease
+        assert await standby.broker.fence(), "who runs the guest asks again"
         assert standby.channel
         await standby.channel.send(Message(Kind.TAKEN))
         while (await active.channel.receive()).kind is not Kind.TAKEN:

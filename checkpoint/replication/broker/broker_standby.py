@@ -161,7 +161,7 @@ class BrokerStandby:
             channel.mail.end(LinkError(f"the active refuses: {_meta(message.data).get('reason', '')}"))
 
     async def fence(self) -> bool:
-        """Wait until nobody else can hold the lease, and take it.
+        """Wait until nobody else can hold the lease, and take it; or say whether it is ours still.
 
         The channel is closed, so nothing is acknowledged any more, and no other one is taken up before this
         has returned; of an active that has resigned it stays, for TAKEN. It waits as long as the broker has
@@ -174,6 +174,8 @@ class BrokerStandby:
         Raises:
             LinkError, StorageError: the broker cannot say.
         """
+        if self._head:  # the channel stays, for TAKEN
+            return not self._head.holder.lost
         self._free_to_link.clear()
         try:
             record = self._watcher.record
