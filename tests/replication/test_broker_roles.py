@@ -196,6 +196,25 @@ def test_end_of_the_guest(server: Server) -> None:
     run(main())
 
 
+def test_end_of_the_guest_while_the_lease_is_waited_for(server: Server) -> None:
+    """The link has been ended for that, and nobody answers a wish for another one: BYE comes all the same."""
+
+    async def main() -> None:
+        active, standby = await pair(server.address("bye-later"))
+        await active.send(0)
+        assert await active.ack() == 0
+        fencing = asyncio.create_task(standby.broker.fence())
+        while not standby.ends:
+            await asyncio.sleep(0.01)
+        await active.channel.send(Message(Kind.BYE, {"reason": "it has ended"}))
+        await active.close()
+        assert not await fencing
+        await standby.heard(Kind.BYE)
+        await standby.close()
+
+    run(main())
+
+
 def test_second_active_is_refused(server: Server) -> None:
     async def main() -> None:
         active = await Active.start(server.address("second"), seconds=MIDDLE)
