@@ -27,7 +27,9 @@ from checkpoint.replication.broker.broker_active import BrokerActive
 from checkpoint.replication.links import socket_channel
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.standby import StandbyEdge
+from checkpoint.targets.vm import VmTarget
 from kvmglue import Vm
+from uffdtrack.errors import StopTimeoutError
 
 TIP = "tip of the output: "
 """The standby says so, and up to where it has the guest's output, when it takes over."""
@@ -172,8 +174,21 @@ def close_slowly() -> None:
     socket_channel.CLOSE_SECONDS = 3600.0
 
 
+def stop_late() -> None:
+    """The first time that a guest is to stand for a switchover, its vCPU does not stop in time."""
+    window, late = VmTarget.window, iter([True])
+
+    def window_or_late(self: VmTarget) -> Any:
+        if self.stands and next(late, False):
+            raise StopTimeoutError("it is late")
+        return window(self)
+
+    VmTarget.window = window_or_late  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[[], None]] = {
     "release-early": release_early, "merge-late": merge_late, "close-slowly": close_slowly,
     "release-when-stored": release_when_stored, "ignore-lease": ignore_lease, "note-releases": note_releases,
+    "stop-late": stop_late,
     **{f"lease {seconds:g}": functools.partial(short_lease, seconds) for seconds in LEASES},
 }  # fmt: skip

@@ -52,6 +52,14 @@ def test_the_outside_sees_one_guest(zygote: Zygote, plan: Plan) -> None:
         trial.run()
 
 
+def test_a_guest_that_does_not_stop_for_a_switchover(zygote: Zygote) -> None:
+    """It goes on where it was, and another switchover is completed."""
+    plan = Plan("none", Kind.GO, switch=True, hooks=([Hook("", "stop-late")], ()))
+    with Trial(zygote, plan) as trial:
+        trial.run()
+    assert "no switchover, the guest goes on here: it is late" in trial.said
+
+
 def test_frames_on_a_tap(root: None, zygote: Zygote) -> None:
     """Ethernet frames, as a bridge would carry them, of a guest that answers."""
     with Trial(zygote, Plan("active killed", Kind.ACK, BEFORE, 6, guest="echo on a TAP")) as trial:
