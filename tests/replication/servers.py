@@ -95,8 +95,16 @@ class Server:
         self.kill()
 
     def signal(self, number: int) -> None:
+        """Send it; one that is stopped stands when this returns."""
         assert self.process
         os.kill(self.process.pid, number)
+        if number == signal.SIGSTOP:
+            wait_for(self._stands, "the NATS server stands")
+
+    def _stands(self) -> bool:
+        assert self.process
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(one.read_text().rpartition(")")[2].split()[0] == "T" for one in threads)
 
     def kill(self) -> None:
         if self.process and not self.ended():
