@@ -13,6 +13,7 @@ from checkpoint.replication.control import Progress
 from checkpoint.replication.status import SwitchoverRow
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
+from uffdtrack.errors import MaxStopError, StopTimeoutError
 
 ANSWER = 10.0
 """So many seconds the guest may stand for the standby's answer."""
@@ -67,7 +68,7 @@ class Handover:
             started = time.perf_counter()
             epoch = self._session.take().epoch
             edge.await_handover(ANSWER)
-        except StandbyAwayError as error:
+        except (StandbyAwayError, StopTimeoutError, MaxStopError) as error:
             why = str(error)
         finally:
             self._target.stands = False

@@ -98,7 +98,11 @@ class Edge(Closing):
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread and wait for what it returns. Raises: LinkError: it has ended."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError as error:  # the loop is closed
+            work.close()
+            raise LinkError("the link has ended") from error
         while self._thread.is_alive():
             with contextlib.suppress(concurrent.futures.TimeoutError):
                 return future.result(LOOK)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
 
-from tests.replication.injection import Trial
+from tests.replication.injection import Deed, Trial
 from tests.replication.relay import BACK, THERE
 
-Deed = Callable[[Trial], None]
 SLOW = 0.004
 """Seconds for each message."""
 

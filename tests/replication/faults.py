@@ -5,29 +5,43 @@ Each of `PATCHES` makes one rule of docs/fault-tolerance.md untrue; an oracle ha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import mmap
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from checkpoint.cli import handover, standby
 from checkpoint.errors import LinkError
-from checkpoint.replication import outgoing, replica
+from checkpoint.replication import held, outgoing, replica, route
 from checkpoint.replication.active import ActiveEdge
+from checkpoint.replication.active_link import ActiveLink
+from checkpoint.replication.broker import broker_channel
 from checkpoint.replication.broker.broker_active import BrokerActive
 from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.links import socket_channel
+from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.standby import StandbyEdge
-from kvmglue import Positions
+from checkpoint.targets.vm import VmTarget
+from kvmglue import Positions, Vm
+from uffdtrack.errors import StopTimeoutError
 
 TIP = "tip of the output: "
 """The standby says so, and up to where it has the guest's output, when it takes over."""
 ANSWER = 1.0
 """Seconds that a guest stands for the answer to a switchover."""
-LEASE = 2.0
-"""Seconds of a short lease."""
+GUESTS_NICE = 5
+"""Of several trials at the same time, the guests take less of the processors than what is tested."""
+GUESTS = "UFFDTRACK_GUESTS"
+"""If the environment has it: `tasks` of a control group that limits the guests, which spin."""
+LEASES = 1.0, 2.0
+"""Seconds of leases."""
 
 
 def prepare() -> None:
@@ -35,8 +49,8 @@ def prepare() -> None:
     run = standby.run_taken_over
 
     def run_and_tell(edge: StandbyEdge, *rest: Any) -> None:
-        held = edge.replica.output
-        print(TIP, *held.start, *held.end, file=sys.stderr, flush=True)
+        output = edge.replica.output
+        print(TIP, *output.start, *output.end, file=sys.stderr, flush=True)
         run(edge, *rest)
 
     standby.run_taken_over = run_and_tell
@@ -52,6 +66,16 @@ def prepare() -> None:
         signal.signal(signal.SIGUSR2, lambda *_: threading.Thread(target=ask, daemon=True).start())
 
     ActiveEdge.start = start_and_listen  # type: ignore[method-assign]
+    opened = Vm._open
+
+    def open_and_yield(vm: Vm, vcpus: int) -> None:
+        opened(vm, vcpus)
+        for vcpu in vm.vcpus:
+            os.setpriority(os.PRIO_PROCESS, vcpu.tid, GUESTS_NICE)
+            if GUESTS in os.environ:
+                Path(os.environ[GUESTS]).write_text(str(vcpu.tid))
+
+    Vm._open = open_and_yield  # type: ignore[method-assign]
 
 
 def release_early() -> None:
@@ -71,6 +95,83 @@ def merge_late() -> None:
             merge(self, late.pop(0))
 
     replica.Replica.merge = merge_one_before  # type: ignore[method-assign]
+
+
+def release_when_stored() -> None:
+    """What the broker has stored counts as acknowledged by the standby (rule 1)."""
+    commit = broker_channel.BrokerChannel._commit
+
+    async def commit_and_acknowledge(self: broker_channel.BrokerChannel, last: Message) -> None:
+        await commit(self, last)
+        if last.kind is Kind.END:
+            meta = {"epoch": last.meta["epoch"], "digest": last.meta["digest"]}
+            self._mail.offer(Message(Kind.ACK, meta))
+
+    broker_channel.BrokerChannel._commit = commit_and_acknowledge  # type: ignore[method-assign]
+    broker_channel.BrokerChannel._has = lambda self, digest: asyncio.sleep(0)  # type: ignore
+
+
+def ignore_lease() -> None:
+    """The active releases whether its lease has ended or not (rule 3)."""
+    route.BrokerRoute.may_release = lambda self: True  # type: ignore[method-assign]
+
+
+def short_lease(seconds: float) -> None:
+    """The lease of an active at a broker lasts for so long."""
+    opened = BrokerActive.open
+
+    async def briefly(*given: Any, **named: Any) -> BrokerActive:
+        return await opened(*given, **{"seconds": seconds, **named})
+
+    BrokerActive.open = briefly  # type: ignore[method-assign, assignment]
+
+
+def note_releases() -> None:
+    """Have beside the log what the oracle of brokers has to know.
+
+    In LOG.notes: up to where each epoch has the output ("to"), and what it says that was released ("from").
+    In LOG.releasing: how many threads are between asking whether they may release, and having released.
+    """
+    log = os.readlink("/proc/self/fd/2")
+    notes = os.open(f"{log}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    announce, ended = outgoing.Outgoing.announce, ActiveLink._ended
+
+    def note_announced(self: Any, life: int, digest: str, n: int, size: int, output: Any, end: Any) -> Any:
+        os.write(notes, f"to {digest} {output[0]} {output[1]}\n".encode())
+        return announce(self, life, digest, n, size, output, end)
+
+    def note_ended(self: ActiveLink, end: Message) -> list[Message]:
+        sent = ended(self, end)
+        for message in sent:
+            if message.kind is Kind.END:
+                serial, packets = message.meta["released"]
+                os.write(notes, f"from {message.meta['digest']} {serial} {packets}\n".encode())
+        return sent
+
+    outgoing.Outgoing.announce = note_announced  # type: ignore[method-assign]
+    ActiveLink._ended = note_ended  # type: ignore[method-assign]
+    with open(f"{log}.releasing", "w+b") as file:
+        file.write(bytes(8))
+        file.flush()
+        shared = mmap.mmap(file.fileno(), 8)
+    lock = threading.Lock()
+
+    def count(change: int) -> None:
+        with lock:
+            shared[0] += change
+
+    def counted(inner: Callable[..., None]) -> Callable[..., None]:
+        def around(*given: Any) -> None:
+            count(1)
+            try:
+                inner(*given)
+            finally:
+                count(-1)
+
+        return around
+
+    for name in ("_release", "packets_acknowledged"):
+        setattr(held.HeldOutput, name, counted(getattr(held.HeldOutput, name)))
 
 
 def close_slowly() -> None:
@@ -101,17 +202,22 @@ def hold_late() -> None:
     HeldOutput.release = lambda self, everything=False: release(self, self not in known)  # type: ignore[method-assign]
 
 
-def lease_briefly() -> None:
-    """No mistake: leases are short."""
-    opened = BrokerActive.open
+def stop_late() -> None:
+    """The first time that a guest is to stand for a switchover, its vCPU does not stop in time."""
+    window, late = VmTarget.window, iter([True])
 
-    async def briefly(*given: Any, **named: Any) -> BrokerActive:
-        return await opened(*given, **{"seconds": LEASE, **named})
+    def window_or_late(self: VmTarget) -> Any:
+        if self.stands and next(late, False):
+            raise StopTimeoutError("it is late")
+        return window(self)
 
-    BrokerActive.open = briefly  # type: ignore[method-assign, assignment]
+    VmTarget.window = window_or_late  # type: ignore[method-assign]
 
 
 PATCHES: dict[str, Callable[[], None]] = {
     "release-early": release_early, "merge-late": merge_late, "close-slowly": close_slowly,
-    "heir": be_an_heir, "hold-late": hold_late, "lease-briefly": lease_briefly,
+    "heir": be_an_heir, "hold-late": hold_late,
+    "release-when-stored": release_when_stored, "ignore-lease": ignore_lease, "note-releases": note_releases,
+    "stop-late": stop_late,
+    **{f"lease {seconds:g}": functools.partial(short_lease, seconds) for seconds in LEASES},
 }  # fmt: skip

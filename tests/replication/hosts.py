@@ -19,7 +19,7 @@ from tests.replication.zygote import Hook, Started, Zygote
 
 PACE = 60_000
 MORE = 4
-HOOKS = [Hook("", "lease-briefly")]
+HOOKS = [Hook("", "lease 2")]
 
 
 class Hosts:

@@ -15,69 +15,41 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from checkpoint.chain import Chain
-from checkpoint.replication.links.frames import Kind
 from tests.helpers import DEADLINE
 from tests.replication.faults import TIP
-from tests.replication.outside import OneFile, Outside, OutsideError, Streams
-from tests.replication.packets import Datagrams, Packets, Taps
+from tests.replication.outside import OutsideError
+from tests.replication.packets import Packets
+from tests.replication.plan import CHECK_PACE, DEADLINE_OF_LINK, GUESTS, PACE, Plan
 from tests.replication.relay import Relay, Trigger
 from tests.replication.zygote import Hook, Started, Zygote
 
-DEADLINE_OF_LINK = 0.3
-"""Seconds, of both sides. If this host is so busy that one is silent for longer, that is a failure more."""
 ASK_EVERY = 0.2
 MORE = 4
 """So many numbers the guest has to print, or send, to have gone on."""
-PACE = 60_000
-CHECK_PACE = 300
 
-GUESTS: dict[str, Callable[[Path], Outside]] = {
-    "count": Streams,
-    "count to a file": OneFile,
-    "check": lambda directory: Streams(directory, CHECK_PACE),
-    "beacon": lambda directory: Datagrams(asks=False),
-    "echo": lambda directory: Datagrams(asks=True),
-    "echo on a TAP": lambda directory: Taps(asks=True),
-}
+
+Deed = Callable[[Any], None]
+"""Something that is done to a trial."""
 
 
 class StallError(AssertionError):
     """It does not go on."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What happens in a trial.
+class Trial:
+    """The processes of one injection, in a directory of their own. A context manager.
 
     Attributes:
-        failure: of `FAILURES`.
-        kind, when, nth: the message at which it comes, see `Trigger`; kind None: by a hook.
-        hold: seconds until what it holds up goes on.
-        hooks: of the active and the standby.
-        switch: the active is asked for a switchover.
-        until: the guest ends after so many numbers; 0: it does not.
-        fence: a command of the standby's, which may say $ACTIVE for the active's pid; "": both have the lock.
+        patience: seconds for whatever has to come.
+        deadline: seconds, of both sides.
     """
 
-    failure: str
-    kind: Kind | None
-    when: str = "after"
-    nth: int = 1
-    hold: float = 1.5 * DEADLINE_OF_LINK
-    guest: str = "count"
-    every: str = "3ms"
-    hooks: tuple[Sequence[Hook], Sequence[Hook]] = ((), ())
-    switch: bool = False
-    until: int = 0
-    fence: str = ""
-
-
-class Trial:
-    """The processes of one injection, in a directory of their own. A context manager."""
+    patience = DEADLINE
+    deadline = DEADLINE_OF_LINK
 
     def __init__(self, zygote: Zygote, plan: Plan, disk: Path | None = None) -> None:
         """Args: disk: a small one for the chain of the first standby, which can be full."""
@@ -88,6 +60,7 @@ class Trial:
         self.chains: list[Path] = []
         self.active: Started | None = None
         self._asked = 0.0
+        self.fired: Callable[[], bool] | None = None
 
     def __enter__(self) -> Trial:
         with ExitStack() as stack:
@@ -95,7 +68,7 @@ class Trial:
             stack.callback(shutil.rmtree, self.place)
             self.outside = GUESTS[self.plan.guest](self.place)
             stack.callback(self.outside.close)
-            self.relay = stack.enter_context(Relay(self.place / "relay", self.place / "standby"))
+            self.join(stack)
             stack.callback(self._kill_all)
             self._open = stack.pop_all()
         return self
@@ -110,7 +83,30 @@ class Trial:
             process.kill()
             process.wait(DEADLINE)
 
-    # -- who takes part ---------------------------------------------------------------------------
+    # -- who takes part, and how they reach each other --------------------------------------------
+
+    def join(self, stack: ExitStack) -> None:
+        self.relay = stack.enter_context(Relay(self.place / "relay", self.place / "standby"))
+
+    def standby_words(self) -> list[object]:
+        return ["--listen", f"unix:{self.place / 'standby'}", "--fence", self._fence]
+
+    def note_standby(self) -> None:
+        """One has started, and has nothing."""
+        self.relay.whole = 0
+
+    def active_words(self) -> list[object]:
+        words: list[object] = ["--replicate", f"unix:{self.place / 'relay'}"]
+        return words if self.plan.fence else [*words, "--fence", self._fence]
+
+    def hooks_of(self, role: int) -> Sequence[Hook]:
+        return self.plan.hooks[role]
+
+    def set_trigger(self, do: Callable[[], None]) -> None:
+        """Do that at the plan's message."""
+        if self.plan.kind:
+            trigger = Trigger(self.plan.kind, self.plan.when, self.plan.nth, do)
+            self.relay.trigger, self.fired = trigger, trigger.fired.is_set
 
     @property
     def standby(self) -> Started:
@@ -119,20 +115,19 @@ class Trial:
     def start_standby(self) -> None:
         n = len(self.standbys)
         chain = (self._disk or self.place) / "c0" if not n else self.place / f"c{n}"
-        words = ["standby", "--listen", f"unix:{self.place / 'standby'}", "-o", chain, "--fence", self._fence]
-        hooks = self.plan.hooks[1] if not n else ()
+        words = ["standby", "-o", chain, *self.standby_words()]
+        hooks = self.hooks_of(1) if not n else ()
         self.standbys.append(self._start(1, words, self.place / f"standby{n}.log", hooks=hooks))
         self.chains.append(chain)
-        self.relay.whole = 0
-        until(lambda: "listening" in self.standby.said or self.standby.has_ended(), "it listens", self)
+        self.note_standby()
+        until(lambda: self.listens() or self.standby.has_ended(), "it listens", self)
 
     def start_active(self) -> None:
         guest, plan = self.plan.guest.split()[0], self.plan
-        words = ["vm", "run", guest, "--ram", "1MiB", "--every", plan.every, "--until", plan.until,
-                 "--replicate", f"unix:{self.place / 'relay'}"]  # fmt: skip
-        words += [] if plan.fence else ["--fence", self._fence]
+        words = ["vm", "run", guest, "--ram", "1MiB", "--every", plan.every, "--until", plan.until]
+        words += self.active_words()
         pace = CHECK_PACE if guest == "check" else 1 if guest == "echo" else PACE
-        self.active = self._start(0, words, self.place / "active.log", pace, plan.hooks[0])
+        self.active = self._start(0, words, self.place / "active.log", pace, self.hooks_of(0))
         (self.place / "active.pid").write_text(str(self.active.pid))
 
     @property
@@ -144,8 +139,14 @@ class Trial:
     def _start(
         self, role: int, words: list[object], log: Path, pace: int = 0, hooks: Sequence[Hook] = ()
     ) -> Started:
-        words += [*self.outside.options[role], "--deadline", f"{DEADLINE_OF_LINK * 1e3:g}ms"]
+        words += [*self.outside.options[role], "--deadline", f"{self.deadline * 1e3:g}ms"]
         return self.zygote.start(words, log, pace, hooks)
+
+    def deeds(self) -> tuple[Deed, Deed]:
+        """What is done at the step, and when it has lasted."""
+        from tests.replication.failures import FAILURES
+
+        return FAILURES[self.plan.failure]
 
     # -- the course -------------------------------------------------------------------------------
 
@@ -163,27 +164,26 @@ class Trial:
 
     def begin(self) -> None:
         """Both run, and the failure is set."""
-        from tests.replication.failures import FAILURES
-
-        plan, self.fired = self.plan, lambda: True
-        inject, self._let_go = FAILURES[plan.failure]
-        if plan.kind:
-            trigger = Trigger(plan.kind, plan.when, plan.nth, lambda: inject(self))
-            self.relay.trigger, self.fired = trigger, trigger.fired.is_set
+        inject, self._let_go = self.deeds()
+        self.set_trigger(lambda: inject(self))
         self.start_standby()
         self.start_active()
-        if plan.switch:
+        if self.plan.switch:
             self.await_progress(0)
 
     def fail(self) -> None:
         """Wait until the failure has come, and for a while; then let go on what it has held up."""
-        if self.plan.kind:
-            until(lambda: self.fired() or self.was_fenced() or self.ask_again(), "the step comes", self)
+        if self.fired:
+            fired = self.fired
+            until(lambda: fired() or self.was_fenced() or self.ask_again(), "the step comes", self)
         else:
             hooks = zip((self.active, self.standby), self.plan.hooks, strict=True)
             doomed = [p for p, of_it in hooks if p and any(one.where for one in of_it)]
-            until(lambda: all(p.has_ended() or is_stopped(p.pid) for p in doomed), "the step comes", self)
+            until(lambda: all(p.has_ended() or p.is_stopped() for p in doomed), "the step comes", self)
         time.sleep(self.plan.hold)
+        self.let_go()
+
+    def let_go(self) -> None:
         self._let_go(self)
 
     def ask_again(self) -> bool:
@@ -218,10 +218,10 @@ class Trial:
         assert self.active
         if not self.plan.until:
             self.standby.send(signal.SIGINT)
-        statuses = [self.active.wait(DEADLINE), *(one.wait(DEADLINE) for one in self.standbys)]
+        statuses = [one.wait(self.patience) for one in (self.active, *self.standbys)]
         assert not self.crashed(), "a process has crashed, or the guest is torn"
         self.outside.check(self.known(), self.tip())
-        if self.outside.count() and not (self._is_heir() or self.relay.acknowledged or self.has_moved()):
+        if self.outside.count() and not (self._is_heir() or self.was_acknowledged() or self.has_moved()):
             raise OutsideError("something was released, and nothing was acknowledged")
         if self.plan.until and self.outside.count() != self.plan.until:
             raise OutsideError(f"the guest has ended with {self.outside.count()}")
@@ -243,6 +243,9 @@ class Trial:
         """Whether the standby has killed the active: it is enough that this host was busy for a moment."""
         assert self.active
         return bool(self.plan.fence) and self.active.has_ended()
+
+    def listens(self) -> bool:
+        return "listening" in self.standby.said
 
     def is_active_over(self) -> bool:
         """Whether it has ended, or has handed the guest over."""
@@ -268,6 +271,9 @@ class Trial:
                 return process.has_ended(DEADLINE)
         return False
 
+    def was_acknowledged(self) -> bool:
+        return self.relay.acknowledged > 0
+
     def known(self) -> int:
         """What of the output the standby knew to be released."""
         return self.relay.known[isinstance(self.outside, Packets)]
@@ -284,14 +290,10 @@ class Trial:
         return "\n".join(f"-- {name} ({pid}{', ended' * ended})\n{text}" for name, pid, ended, text in said)
 
 
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
 def until(condition: Callable[[], bool], what: str, trial: Trial) -> None:
     """Wait until something holds."""
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + trial.patience
     while not trial.outside.wait(condition, 0.002):
         assert not trial.crashed(), "a process has crashed, or the guest is torn"
         if time.monotonic() > deadline:
-            raise StallError(f"not within {DEADLINE} s: {what} ({trial.outside.count()})")
+            raise StallError(f"not within {trial.patience} s: {what} ({trial.outside.count()})")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 from checkpoint.replication.links.frames import Kind
 from tests.replication.failures import FAILURES
-from tests.replication.injection import DEADLINE_OF_LINK, GUESTS, Plan
+from tests.replication.plan import DEADLINE_OF_LINK, GUESTS, Plan
 from tests.replication.relay import AFTER, BEFORE, WITHIN
 from tests.replication.zygote import Hook
 
@@ -113,3 +114,12 @@ def plan(step: Step, failure: str, seed: int) -> Plan:
         switch=step.switch,
         until=step.until,
     )  # fmt: skip
+
+
+def table(counts: Counter[tuple[str, str]]) -> str:
+    """Numbers of injections, by step and failure, as Markdown."""
+    lines = [f"| | {' | '.join(MATRIX)} |", "|---" * (len(MATRIX) + 1) + "|"]
+    for step in STEPS:
+        cells = (str(counts[step.name, failure] or "") for failure in MATRIX)
+        lines.append(f"| {step.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -28,8 +28,11 @@ class Outside(ABC):
     Attributes:
         options: of the command line, for each role.
         changed: notified when something was seen.
+        may_mix: the active may send what it was about to send, and what the standby sends, too, behind the
+            standby's first: with a lease, where it was stopped between looking at that and sending.
     """
 
+    may_mix = False
     options: tuple[tuple[str, ...], tuple[str, ...]]
 
     def __init__(self) -> None:
@@ -58,6 +61,10 @@ class Outside(ABC):
     @abstractmethod
     def has_moved(self) -> bool:
         """Whether the standby has sent anything."""
+
+    @abstractmethod
+    def sent_by_active(self) -> int:
+        """So much is the active's for sure: bytes, or packets."""
 
     @abstractmethod
     def check(self, known: int, tip: int | None) -> None:
@@ -135,12 +142,15 @@ class Streams(Outside):
         lines = last[: last.rfind(b"\n") + 1].split(b"\n")
         return int(lines[-2]) // self._step if len(lines) > 1 and lines[-2].isdigit() else 0
 
+    def sent_by_active(self) -> int:
+        return len(self.seen[ACTIVE])
+
     def check(self, known: int, tip: int | None) -> None:
         first, second = bytes(self.seen[ACTIVE]), bytes(self.seen[STANDBY])
         right = counted(len(first) + len(second), self._step)
         if not right.startswith(first):
             raise OutsideError(f"the active has sent {_differs(first, right)}")
-        if self.mixed:
+        if self.mixed and not self.may_mix:
             raise OutsideError("the active has sent something behind the standby's first byte")
         if tip is not None and tip < len(first):
             raise OutsideError(f"{len(first)} bytes were released, and the standby has {tip} of them")
@@ -179,6 +189,9 @@ class OneFile(Outside):
 
     def count(self) -> int:
         return self._count
+
+    def sent_by_active(self) -> int:
+        return 0  # that cannot be seen
 
     def check(self, known: int, tip: int | None) -> None:
         data = self._path.read_bytes()

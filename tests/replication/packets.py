@@ -88,13 +88,16 @@ class Packets(Outside):
     def count(self) -> int:
         return max(self._numbers)
 
+    def sent_by_active(self) -> int:
+        return self._numbers[ACTIVE]
+
     def check(self, known: int, tip: int | None) -> None:
         answers: dict[int, bytes] = {}
         moved = False
         first = 0
         for who, number, data in self.seen:
             moved |= who == STANDBY
-            if who == ACTIVE and moved:
+            if who == ACTIVE and moved and not self.may_mix:
                 raise OutsideError(f"the active has sent packet {number} behind the standby's first one")
             if answers.setdefault(number, data) != data:
                 raise OutsideError(f"there are two packets {number}, and they differ")

@@ -95,8 +95,16 @@ class Server:
         self.kill()
 
     def signal(self, number: int) -> None:
+        """Send it; one that is stopped stands when this returns."""
         assert self.process
         os.kill(self.process.pid, number)
+        if number == signal.SIGSTOP:
+            wait_for(self._stands, "the NATS server stands")
+
+    def _stands(self) -> bool:
+        assert self.process
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(one.read_text().rpartition(")")[2].split()[0] == "T" for one in threads)
 
     def kill(self) -> None:
         if self.process and not self.ended():
@@ -123,22 +131,32 @@ class Cluster:
             ports = free_ports(9)
             self.servers = [
                 Server(
-                    self.version, self.root / f"s{n}", server_name=f"s{n}", cluster={
-                        "name": "tests", "listen": f"127.0.0.1:{ports[n]}",
-                        "routes": [f"nats://127.0.0.1:{port}" for port in ports[:3]],
-                    }, **self.settings,
+                    self.version, self.root / f"s{n}", self.store_of(n),
+                    **self.settings_of(n, ports), **self.settings,
                 )
                 for n in range(3)
             ]  # fmt: skip
             if all(one.start((ports[3 + n], ports[6 + n])) for n, one in enumerate(self.servers)):
                 wait_for(self._has_leader, "the cluster has a leader")
                 return self
-            self.__exit__()
+            self.kill_all()
         raise AssertionError("a cluster cannot be started")
 
     def __exit__(self, *_: object) -> None:
+        self.kill_all()
+
+    def kill_all(self) -> None:
         for one in self.servers:
             one.kill()
+
+    def settings_of(self, n: int, ports: list[int]) -> dict[str, Any]:
+        """Lines of the configuration of one. Args: ports: for routes, clients and monitoring, three each."""
+        routes = [f"nats://127.0.0.1:{port}" for port in ports[:3]]
+        cluster = {"name": "tests", "listen": f"127.0.0.1:{ports[n]}", "routes": routes}
+        return {"server_name": f"s{n}", "cluster": cluster}
+
+    def store_of(self, n: int) -> Path | None:
+        """Where it keeps its streams; None: beside its log."""
 
     def _has_leader(self) -> bool:
         found = [one.monitored("jsz") for one in self.servers]

@@ -157,7 +157,7 @@ def test_switchover(server: Server) -> None:
         records, head = standby.broker._records, standby.broker._head
         while head and records.position < head.holder.sequence:
             await asyncio.sleep(0.01)  # it reads that it has the lease
-        assert await standby.broker.fence(), "it may be asked again"
+        assert await standby.broker.fence(), "who runs the guest asks again"
         assert standby.channel
         await standby.channel.send(Message(Kind.TAKEN))
         while (await active.channel.receive()).kind is not Kind.TAKEN:
@@ -191,6 +191,25 @@ def test_end_of_the_guest(server: Server) -> None:
             await active.broker.head.write()
         await active.close()
         await other.close()
+        await standby.close()
+
+    run(main())
+
+
+def test_end_of_the_guest_while_the_lease_is_waited_for(server: Server) -> None:
+    """The link has been ended for that, and nobody answers a wish for another one: BYE comes all the same."""
+
+    async def main() -> None:
+        active, standby = await pair(server.address("bye-later"))
+        await active.send(0)
+        assert await active.ack() == 0
+        fencing = asyncio.create_task(standby.broker.fence())
+        while not standby.ends:
+            await asyncio.sleep(0.01)
+        await active.channel.send(Message(Kind.BYE, {"reason": "it has ended"}))
+        await active.close()
+        assert not await fencing
+        await standby.heard(Kind.BYE)
         await standby.close()
 
     run(main())

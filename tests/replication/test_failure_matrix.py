@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.replication.inject import by_chance, inject
 from tests.replication.matrix import STEPS, Step, failures_of
-from tests.replication.run_matrix import by_chance, inject
 from tests.replication.zygote import Zygote
 
 EACH, BY_CHANCE, PART = 100, 1000, 50

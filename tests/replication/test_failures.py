@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 
 from checkpoint.replication.links.frames import Kind
-from tests.replication.injection import DEADLINE_OF_LINK, Plan, StallError, Trial
+from tests.replication.inject import small_disk
+from tests.replication.injection import StallError, Trial
 from tests.replication.outside import OutsideError
+from tests.replication.plan import DEADLINE_OF_LINK, Plan
 from tests.replication.relay import AFTER, BEFORE, WITHIN
-from tests.replication.run_matrix import small_disk
 from tests.replication.zygote import Hook, Zygote
 
 LONG = 4 * DEADLINE_OF_LINK
@@ -49,6 +50,14 @@ SELECTION = [
 def test_the_outside_sees_one_guest(zygote: Zygote, plan: Plan) -> None:
     with Trial(zygote, plan) as trial:
         trial.run()
+
+
+def test_a_guest_that_does_not_stop_for_a_switchover(zygote: Zygote) -> None:
+    """It goes on where it was, and another switchover is completed."""
+    plan = Plan("none", Kind.GO, switch=True, hooks=([Hook("", "stop-late")], ()))
+    with Trial(zygote, plan) as trial:
+        trial.run()
+    assert "no switchover, the guest goes on here: it is late" in trial.said
 
 
 def test_frames_on_a_tap(root: None, zygote: Zygote) -> None:

@@ -64,6 +64,13 @@ def test_ended_while_a_base_is_merged(
         assert Chain(chain).verify(b"")
 
 
+def test_asked_when_it_has_ended(tmp_path: Path) -> None:
+    with standby(tmp_path / "s", tmp_path / "c") as far:
+        until(lambda: "listening" in str(far.tell), "it listens")
+    with pytest.raises(LinkError, match="has ended"):
+        far.ask()
+
+
 class Asked:
     """A fence that notes whether it was asked."""
 

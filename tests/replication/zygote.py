@@ -58,6 +58,9 @@ class Started:
     def said(self) -> str:
         return self.log.read_text()
 
+    def is_stopped(self) -> bool:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self._pidfd >= 0:

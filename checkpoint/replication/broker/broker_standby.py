@@ -55,6 +55,7 @@ class BrokerStandby:
         self._records = Records(stream, self._watcher)
         self._channel: FollowerChannel | None = None
         self._head: Head | None = None
+        self._followed = 0  # the number of the active that has answered last
         self._free_to_link = asyncio.Event()
         self._free_to_link.set()
 
@@ -113,6 +114,7 @@ class BrokerStandby:
         """
         while True:
             channel = self._channel = await self._link()
+            self._followed = channel.number
             reading = asyncio.create_task(self._read(channel))
             try:
                 await accept(channel)
@@ -125,6 +127,8 @@ class BrokerStandby:
         wish = json.dumps({"standby": self.me}).encode()
         while True:
             await self._free_to_link.wait()
+            if last := self._ended():
+                return last
             try:
                 answer = await self._connection.request(self.stream.live("link"), wish)
                 channel = FollowerChannel(self.stream, json.loads(answer.data))
@@ -143,6 +147,20 @@ class BrokerStandby:
                     raise
             await self._records.wait(_AGAIN_SECONDS)
 
+    def _ended(self) -> FollowerChannel | None:
+        """A channel that gives BYE, if the active that was followed has ended: it answers no more."""
+        record, sequence = self._watcher.record, self._watcher.sequence - 1
+        if not record or record.state is not State.ENDED or record.number != self._followed:
+            return None
+        self._records.begin(sequence)
+        answer = {
+            "link": secrets.token_hex(8),
+            "linked": False,
+            "number": record.number,
+            "sequence": sequence,
+        }
+        return FollowerChannel(self.stream, answer)
+
     async def _read(self, channel: FollowerChannel) -> None:
         try:
             while (entry := await self._records.next()).record.holder != self.me:
@@ -160,7 +178,7 @@ class BrokerStandby:
             channel.mail.end(LinkError(f"the active refuses: {_meta(message.data).get('reason', '')}"))
 
     async def fence(self) -> bool:
-        """Wait until nobody else can hold the lease, and take it.
+        """Wait until nobody else can hold the lease, and take it; or say whether it is ours still.
 
         The channel is closed, so nothing is acknowledged any more, and no other one is taken up before this
         has returned; of an active that has resigned it stays, for TAKEN. It waits as long as the broker has
@@ -173,8 +191,8 @@ class BrokerStandby:
         Raises:
             LinkError, StorageError: the broker cannot say.
         """
-        if self._head:
-            return True
+        if self._head:  # the channel stays, for TAKEN
+            return not self._head.holder.lost
         self._free_to_link.clear()
         try:
             record = self._watcher.record
