@@ -98,8 +98,8 @@ def test_several_standbys(server: Server) -> None:
         active.tip = ""
         await active.send(4)
         await third.has(4)
+        assert await active.ack() == 4, "of the first"
         await first.close()
-        assert await active.ack() == 4
         await active.channel.close()
         await active.link()
         assert active.tip == "4"
