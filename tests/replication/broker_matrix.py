@@ -72,7 +72,7 @@ STEPS = [
     BrokerStep("lease claimed, switchover", "claim by standby", switch=True),
     BrokerStep("taken over (TAKEN)", "up TAKEN", switch=True),
     BrokerStep("lease claimed, failover", "claim by standby", takeover=True),
-    BrokerStep("the same: answer", "claim by standby answered", takeover=True),
+    BrokerStep("lease claimed, failover: answer", "claim by standby answered", takeover=True),
     BrokerStep("guest ended (BYE)", "bye", until=UNTIL),
     BrokerStep(
         "in the active", "", 1, 6,

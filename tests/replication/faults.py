@@ -1,6 +1,6 @@
 """What breaks replication on purpose, in a process that the zygote starts: negative controls, and reports.
 
-Each of `PATCHES` makes one rule of docs/fault-tolerance.md untrue; an oracle has to see that.
+Most of `PATCHES` make one rule of docs/fault-tolerance.md untrue; an oracle has to see that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from checkpoint.cli import handover, standby
@@ -29,17 +28,13 @@ from checkpoint.replication.links import socket_channel
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.targets.vm import VmTarget
-from kvmglue import Positions, Vm
+from kvmglue import Positions
 from uffdtrack.errors import StopTimeoutError
 
 TIP = "tip of the output: "
 """The standby says so, and up to where it has the guest's output, when it takes over."""
 ANSWER = 1.0
 """Seconds that a guest stands for the answer to a switchover."""
-GUESTS_NICE = 5
-"""Of several trials at the same time, the guests take less of the processors than what is tested."""
-GUESTS = "UFFDTRACK_GUESTS"
-"""If the environment has it: `tasks` of a control group that limits the guests, which spin."""
 LEASES = 1.0, 2.0
 """Seconds of leases."""
 
@@ -66,16 +61,6 @@ def prepare() -> None:
         signal.signal(signal.SIGUSR2, lambda *_: threading.Thread(target=ask, daemon=True).start())
 
     ActiveEdge.start = start_and_listen  # type: ignore[method-assign]
-    opened = Vm._open
-
-    def open_and_yield(vm: Vm, vcpus: int) -> None:
-        opened(vm, vcpus)
-        for vcpu in vm.vcpus:
-            os.setpriority(os.PRIO_PROCESS, vcpu.tid, GUESTS_NICE)
-            if GUESTS in os.environ:
-                Path(os.environ[GUESTS]).write_text(str(vcpu.tid))
-
-    Vm._open = open_and_yield  # type: ignore[method-assign]
 
 
 def release_early() -> None:
