@@ -7,13 +7,12 @@ import time
 
 from checkpoint.cli.common import say
 from checkpoint.cli.replicate import ReplicationError, check_stopped
-from checkpoint.errors import StandbyAwayError
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.control import Progress
 from checkpoint.replication.status import SwitchoverRow
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
-from uffdtrack.errors import MaxStopError, StopTimeoutError
+from uffdtrack.errors import StopTimeoutError, TargetBusyError
 
 ANSWER = 10.0
 """So many seconds the guest may stand for the standby's answer."""
@@ -68,7 +67,7 @@ class Handover:
             started = time.perf_counter()
             epoch = self._session.take().epoch
             edge.await_handover(ANSWER)
-        except (StandbyAwayError, StopTimeoutError, MaxStopError) as error:
+        except (TargetBusyError, StopTimeoutError) as error:
             why = str(error)
         finally:
             self._target.stands = False

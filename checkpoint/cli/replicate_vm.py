@@ -19,7 +19,6 @@ from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.take import take_epochs
 from checkpoint.cli.waits import Interrupt
 from checkpoint.cli.worker import SWITCH
-from checkpoint.errors import StandbyAwayError
 from checkpoint.precopy import SessionInterrupted
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.control import Control, Progress
@@ -30,7 +29,7 @@ from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from kvmglue import KvmTracker, Outbox, Vm
 from uffdtrack import UffdTracker
-from uffdtrack.errors import InvalidInputError
+from uffdtrack.errors import InvalidInputError, TargetBusyError
 
 FLUSH = 30.0
 """So many seconds the last output waits for its acknowledgement, when the guest has ended."""
@@ -198,7 +197,7 @@ def flush(session: Session, edge: ActiveEdge, held: HeldOutput, patience: Patien
             held.release()
             if held.is_all_out:
                 return
-        except (StandbyAwayError, SessionInterrupted):
+        except (TargetBusyError, SessionInterrupted):
             check_stopped(edge)
         if patience.is_over():
             raise ReplicationError(

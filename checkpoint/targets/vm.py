@@ -107,7 +107,7 @@ class VmTarget:
         return to_runs(data), zero, contents
 
     def window(self) -> Window:
-        with stopping():
+        with stopping(self.stands):
             try:
                 taken = self._take()
             except BaseException:
@@ -119,7 +119,7 @@ class VmTarget:
 
     def last_window(self) -> Window:
         """As `window`, but the VM stands after it, until `vm.resume()`, even if this fails."""
-        with stopping():
+        with stopping(for_good=True):
             taken = self._take()
         return self._window(taken)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kvmglue import KvmTracker, Vm
 from uffdtrack import UffdTracker
-from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError
+from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError, TargetBusyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,23 @@ class Taken:
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Raise for a vCPU that does not stop what a session expects for a thread."""
+def stopping(for_good: bool = False) -> Iterator[None]:
+    """Raise for a vCPU that does not stop what a session expects of a target that cannot be stopped now.
+
+    It is never a reason to end: the guest would end with its session.
+
+    Args:
+        for_good: the guest is to stand from then on.
+
+    Raises:
+        TargetBusyError, or StopTimeoutError if it is `for_good`: a vCPU did not stop in time; all run on.
+    """
     try:
         yield
     except PauseTimeoutError as error:
-        raise StopTimeoutError(str(error)) from error
+        if for_good:
+            raise StopTimeoutError(str(error)) from error
+        raise TargetBusyError("the host is too busy for the guest's vCPUs to stop in time") from error
 
 
 def resume_full(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64]:

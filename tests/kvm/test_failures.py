@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from checkpoint import session as sessions
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
+from checkpoint.epoch import EpochRow
 from checkpoint.migrate import Link, MigrationError, migrate
+from checkpoint.schedule import ATTEMPTS, Schedule, run_session
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_state import load_vm
 from kvmglue import Order, Vm, open_tracker, post, wait, written
 from tests.helpers import DEADLINE, Run
 from tests.kvm.conftest import Machine
-from uffdtrack.errors import CycleError, StopTimeoutError, TrackerError, UnsupportedError
+from uffdtrack.errors import CycleError, TargetBusyError, TrackerError, UnsupportedError
 
 Make = Callable[..., Machine]
 
@@ -67,13 +70,38 @@ def test_a_window_that_fails_loses_nothing(
                     made.vm.gate.check(-errno.ETIMEDOUT, "stop the vCPUs")
 
                 broken.setattr(made.vm, "pause", late)
-                with pytest.raises(StopTimeoutError):
+                with pytest.raises(TargetBusyError):
                     session.take()
         write(made, range(150, 250), 8)
         made.vm.pause()
         now = made.ram.pages().copy()
         session.take()
     assert (image(tmp_path / "c", len(now)) == now).all()
+
+
+@pytest.mark.parametrize("when", ["the base", "later"])
+def test_a_vcpu_that_is_late_again_and_again(
+    when: str, machine: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest would end with its session: epochs are skipped until it stops in time."""
+    made = machine("kvm-bitmap")
+    made.vm.resume()
+    late = iter([when == "later", *[False] * 2 * ATTEMPTS])
+    pause, said, rows = made.vm.pause, list[str](), list[EpochRow]()
+
+    def pause_late() -> None:
+        if not next(late, True):
+            made.vm.gate.check(-errno.ETIMEDOUT, "stop the vCPUs")
+        pause()
+
+    monkeypatch.setattr(made.vm, "pause", pause_late)
+    monkeypatch.setattr(sessions, "PATIENCE", 0)
+    with ChainWriter(tmp_path / "c", b"", False) as chain:
+        session = Session(VmTarget(made.vm, made.tracker, "write"), chain)
+        run_session(session, Schedule(0.01, 3, None), lambda seconds: False, rows.append, said.append)
+    assert [row.epoch for row in rows] == [0, 1, 2]
+    assert sum(row.skipped for row in rows) == 2 * ATTEMPTS + (when == "the base")
+    assert "vCPUs to stop in time" in said[0]
 
 
 def test_a_second_base_is_whole(machine: Make, tmp_path: Path) -> None:
