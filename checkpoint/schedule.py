@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from uffdtrack.errors import (
     StorageError,
     TargetBusyError,
     TargetGoneError,
+    UffdtrackError,
     WatchdogGoneError,
 )
 
@@ -96,9 +98,13 @@ class _Run(Generic[R]):
         pipeline = self.session.pipeline
         pipeline.tell = self._tell
         try:
-            return self._take_all()
-        finally:
-            pipeline.close()
+            ended = self._take_all()
+        except BaseException:
+            with contextlib.suppress(UffdtrackError):  # that comes of it
+                pipeline.close()
+            raise
+        pipeline.close()
+        return ended
 
     def _tell(self, epoch: TakenEpoch[R]) -> None:
         self.safe += 1

@@ -286,7 +286,7 @@ class ActiveEdge(Edge):
             self._tell(text)
 
     def _stop(self, why: str) -> None:
-        self.stopped = why
+        self.stopped = self._route.why_lost() or why
         if self.output:
             self.output.stop()
         self.outgoing.unlink(why)

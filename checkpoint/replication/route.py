@@ -55,6 +55,9 @@ class Route(Protocol):
     def nobody_may(self) -> bool:
         """Behind `begin`, before anything was acknowledged: whether no standby may take over."""
 
+    def why_lost(self) -> str:
+        """Who is active instead of us, as far as is known, for people; ""."""
+
     async def resign(self) -> None:
         """Be the active no more, for good. Idempotent."""
 
@@ -101,6 +104,9 @@ class DirectRoute:
     def nobody_may(self) -> bool:
         return True
 
+    def why_lost(self) -> str:
+        return ""
+
     async def resign(self) -> None:
         if self._lock:
             self._lock.close()
@@ -145,6 +151,9 @@ class BrokerRoute:
     def nobody_may(self) -> bool:
         """One may be named whose acknowledgement was lost on its last way."""
         return self._open.head.holder.successors == {""}
+
+    def why_lost(self) -> str:
+        return self._broker.head.holder.lost if self._broker else ""
 
     async def resign(self) -> None:
         if self._broker:

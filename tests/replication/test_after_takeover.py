@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import DEADLINE
 from tests.replication.hosts import Hosts, hosts_in
 from tests.replication.servers import Server
 from tests.replication.zygote import Zygote
@@ -97,6 +98,20 @@ def test_three_hosts_and_a_broker(hosts: Hosts, way: str, version: str) -> None:
         WAYS[way](hosts, first)
         hosts.await_state(second, "active unprotected")
         hosts.goes_on()
+
+
+def test_a_stale_active_says_who_has_its_lease(hosts: Hosts, server: Server) -> None:
+    address = server.address("stale")
+    hosts.start_standby("b", "--follow", address)
+    hosts.start("a", "vm", "run", "count", "--replicate", address, "--every", "10ms")
+    hosts.await_protected("a")
+    hosts.stop("a")
+    hosts.await_state("b", "active unprotected")
+    hosts.goes_on()
+    hosts.resume("a")
+    hosts.await_said("a", "is stopped here: the lease is lost: standby-.* has it")
+    assert hosts.processes["a"].wait(DEADLINE) == 5
+    hosts.goes_on()
 
 
 @pytest.mark.slow
