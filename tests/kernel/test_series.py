@@ -94,7 +94,10 @@ def series(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
 
 @pytest.fixture
-def watch(stack: ExitStack, spawn: Spawn, build: Build, tmp_path: Path) -> Callable[[str], Watched]:
+def watch(
+    stack: ExitStack, spawn: Spawn, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Watched]:
+    monkeypatch.setattr("checkpoint.recent._LEAST", 1 << 30)  # all epochs are kept, however many come
     return lambda engine: Watched(stack, Instants(spawn, build), tmp_path / "c", engine)
 
 
@@ -114,8 +117,7 @@ def test_every_epoch_is_an_instant(watched: Watched, series: list[tuple[int, boo
 
 
 @pytest.mark.slow
-def test_many_epochs(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("checkpoint.recent._LEAST", 1 << 30)  # all of them are kept
+def test_many_epochs(watched: Watched) -> None:
     for _ in range(4):
         watched.run(count=400)
         os.kill(watched.target.pid, signal.SIGUSR1)
