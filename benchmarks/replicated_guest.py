@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from checkpoint.cli.replicate import Replicate
 from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.vm import run_vm
 from checkpoint.replication.active import ActiveEdge
-from checkpoint.replication.links.frames import Encoder, Message
+from checkpoint.replication.links.wire import Wire
 from kvmglue import Order, Vm, huge_for, open_tracker, post, rings_for, written
 from uffdtrack import GuestRam
 
@@ -40,19 +41,18 @@ class Watched:
     sent = 0
 
     def __init__(self) -> None:
-        open_link, encode = Replicate.open, Encoder.encode
+        open_link, write = Replicate.open, Wire.write
 
         def opened(replicate: Replicate, *how: Any) -> ActiveEdge:
             self.edge = open_link(replicate, *how)
             return self.edge
 
-        def counted(encoder: Encoder, message: Message) -> list[bytes | memoryview]:
-            buffers = encode(encoder, message)
+        async def counted(wire: Wire, buffers: Sequence[bytes | memoryview]) -> None:
             self.sent += sum(map(len, buffers))
-            return buffers
+            await write(wire, buffers)
 
         setattr(Replicate, "open", opened)  # noqa: B010
-        setattr(Encoder, "encode", counted)  # noqa: B010
+        setattr(Wire, "write", counted)  # noqa: B010
 
 
 def fill(ram: GuestRam) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.active_link import SharedActive, final_message
+from checkpoint.replication.active_link import final_message
 from checkpoint.replication.attempts import seek
 from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.features import FEATURES, agreed
@@ -19,6 +19,7 @@ from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.outgoing import NO_STANDBY, Outgoing
 from checkpoint.replication.protocol.machine import Do, Epoch
+from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent, ActiveState
 from checkpoint.replication.route import Route
 from checkpoint.replication.sink import LinkSink
@@ -67,7 +68,7 @@ class ActiveEdge(Edge):
         self.about, self.output, self.features, self.news = about, output, features, asyncio.Event()
         self.outgoing = Outgoing(lambda: self.loop.call_soon_threadsafe(self.news.set), output)
         self.sink = LinkSink(self.outgoing, key)
-        self.machine = SharedActive(deadline, self.now(), holds=output is not None, is_heir=is_heir)
+        self.machine = Active(deadline, self.now(), holds=output is not None, is_heir=is_heir)
         self.stopped = self.generation = self.far_name = self.why = ""
         self._nobody_may = is_heir
         self.asked = self.is_taken = self._final = self.is_bare = False
@@ -170,7 +171,7 @@ class ActiveEdge(Edge):
         held = "; output is held" if self.output and self._channel and not self.is_unprotected else ""
         self._tell_once(self.why + held)
 
-    def greeted(self, channel: Channel, hello: Mapping[str, Any], send_now: Callable[[], bool]) -> None:
+    def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         """A standby has said HELLO."""
         self._channel, self._final = channel, False
         self.hears(hello)
@@ -181,7 +182,7 @@ class ActiveEdge(Edge):
         self.on(ActiveEvent.LINKED, digest)
         self.far_name = str(hello.get("name", ""))
         if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
-            self.outgoing.link(agreed(hello) & set(self.features), send_now)
+            self.outgoing.link(agreed(hello) & set(self.features))
             self._tell_once(f"the standby {self.far_name} is linked")
             self._linked.set()
         self.wake()
@@ -222,7 +223,7 @@ class ActiveEdge(Edge):
         return self._carry_out(done, event)
 
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
-        """An epoch is whole; returns what is to be sent of that. In any thread."""
+        """An epoch is whole; returns what is to be sent of that."""
         final, self._final = self._final, False
         done = self.machine.on(ActiveEvent.TAKEN, self.now(), epoch=epoch, final=final)
         sent = [do for do in done if do.action is not ActiveAction.HOLD]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from checkpoint.errors import LinkError
 from checkpoint.replication.edge import first_of
-from checkpoint.replication.links.channel import ActiveChannel, Channel
+from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.outgoing import Outgoing
 from checkpoint.replication.protocol.machine import Do, Epoch
-from checkpoint.replication.protocol.peer import Active
 from checkpoint.replication.protocol.table import ActiveAction, ActiveEvent
 
 
@@ -33,35 +31,20 @@ class Owner(Protocol):
 
     def on(self, event: ActiveEvent, digest: str = "") -> str: ...
     def take(self, epoch: Epoch) -> list[Do[ActiveAction]]:
-        """An epoch is whole; returns what is to be sent of that. In any thread."""
+        """An epoch is whole; returns what is to be sent of that."""
 
     def heard(self) -> None: ...
-    def greeted(self, channel: Channel, hello: Mapping[str, Any], send_now: Callable[[], bool]) -> None:
-        """`send_now`: of the link."""
-
+    def greeted(self, channel: Channel, hello: Mapping[str, Any]) -> None: ...
     def told(self) -> dict[str, Any]:
         """What an END, BEAT or GO says beside its own."""
-
-
-class SharedActive(Active):
-    """The machine of the link's thread and of the one that sends the end of an epoch."""
-
-    def __init__(self, deadline: float, now: float, *, holds: bool, is_heir: bool) -> None:
-        super().__init__(deadline, now, holds=holds, is_heir=is_heir)
-        self._turn = threading.RLock()
-
-    def on(self, event: ActiveEvent, now: float, **told: Any) -> list[Do[ActiveAction]]:
-        with self._turn:
-            return super().on(event, now, **told)
 
 
 class ActiveLink:
     """Serves one channel."""
 
-    def __init__(self, owner: Owner, channel: ActiveChannel) -> None:
+    def __init__(self, owner: Owner, channel: Channel) -> None:
         self._owner = owner
         self._channel = channel
-        self._failure: LinkError | None = None
 
     async def serve(self) -> None:
         """Until the link ends. Raises: LinkError: why it has."""
@@ -81,33 +64,21 @@ class ActiveLink:
         if hello.get("runs"):
             owner.on(ActiveEvent.STAND_IN)
             raise LinkError("the standby runs the guest")
-        owner.greeted(channel, hello, self.send_now)
+        owner.greeted(channel, hello)
         await first_of(self._send_all(), self._receive_all())
 
-    def send_now(self) -> bool:
-        """Send all that waits, in the calling thread. False: the link's has to do it."""
-        try:
-            return self._channel.send_now(self._due) and not self._owner.outgoing.waits
-        except LinkError as error:
-            self._failure = error
-            return False
-
     async def _send_all(self) -> None:
+        outgoing = self._owner.outgoing
         while True:
-            if self._failure:
-                raise self._failure
-            if self._owner.outgoing.waits:
-                await self._channel.send_from(self._due)
-            else:
+            messages = outgoing.take()
+            if not messages:
                 await self._owner.news.wait()
                 self._owner.news.clear()
-
-    def _due(self) -> list[Message]:
-        """What is sent now, by whose turn it is."""
-        due: list[Message] = []
-        for message in self._owner.outgoing.take():
-            due += self._ended(message) if message.kind is Kind.END else [message]
-        return due
+                continue
+            ready: list[Message] = []
+            for message in messages:
+                ready += self._ended(message) if message.kind is Kind.END else [message]
+            await self._channel.send(*ready)
 
     def _ended(self, end: Message) -> list[Message]:
         """An epoch is whole: what is sent of that."""

@@ -70,7 +70,6 @@ class Outgoing:
         self._flying: deque[_Flying] = deque()
         self._announced = 0
         self._come: Ticket = (-1, 0)  # of what was acknowledged last
-        self._send_now: Callable[[], bool] = lambda: False
 
     # -- threads of a session ---------------------------------------------------------------------
 
@@ -120,9 +119,7 @@ class Outgoing:
             self.unacknowledged += size
             self.sent = number
             self._queue.append(end)
-            send_now = self._send_now
-        if not send_now():
-            self._wake()
+        self._wake()
         return ticket
 
     def wait(self, ticket: Ticket) -> None:
@@ -147,12 +144,7 @@ class Outgoing:
         if self._life != life or self.away:
             raise StandbyAwayError(self.away or "the standby has just come back")
 
-    # -- whose turn it is to send -----------------------------------------------------------------
-
-    @property
-    def waits(self) -> bool:
-        """Whether something is to be sent."""
-        return bool(self._queue)
+    # -- the link's thread ------------------------------------------------------------------------
 
     def take(self) -> Sequence[Message]:
         """What is to be sent now, about a megabyte at most."""
@@ -168,18 +160,10 @@ class Outgoing:
                 self._changed.notify_all()
         return taken
 
-    # -- the link's thread ------------------------------------------------------------------------
-
-    def link(self, features: frozenset[str], send_now: Callable[[], bool] = lambda: False) -> None:
-        """A standby is linked, and epochs can go to it.
-
-        Args:
-            send_now: sends all that waits, in any thread, or says that it cannot: to wake the link's thread
-                takes longer.
-        """
+    def link(self, features: frozenset[str]) -> None:
+        """A standby is linked, and epochs can go to it."""
         with self._changed:
             self._life += 1
-            self._send_now = send_now
             self.away = ""
             self.features = features
             self._changed.notify_all()
@@ -188,7 +172,7 @@ class Outgoing:
         """Nothing can be sent any more; what is not acknowledged fails."""
         with self._changed:
             self._life += 1
-            self.away, self._send_now = why, lambda: False
+            self.away = why
             self._queue.clear()
             self._flying.clear()
             self._queued = self.unacknowledged = 0

@@ -14,7 +14,7 @@ from checkpoint.replication.broker.lease import Holder
 from checkpoint.replication.fence import FileLock
 from checkpoint.replication.links import link
 from checkpoint.replication.links.address import Address
-from checkpoint.replication.links.channel import ActiveChannel
+from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.credentials import Credentials
 from uffdtrack.errors import InvalidInputError, StorageError, UffdtrackError
 
@@ -36,7 +36,7 @@ class Route(Protocol):
             UffdtrackError: we cannot; it says why.
         """
 
-    async def connect(self) -> ActiveChannel:
+    async def connect(self) -> Channel:
         """One attempt to reach a standby. Raises: LinkError, and others: there is none."""
 
     def may_release(self) -> bool:
@@ -84,7 +84,7 @@ class DirectRoute:
                 f"{self._lock.path} is locked: another active runs, or a standby that has taken over"
             )
 
-    async def connect(self) -> ActiveChannel:
+    async def connect(self) -> Channel:
         return await link.connect(self._address, self._credentials, self._insecure)
 
     def may_release(self) -> bool:
@@ -136,7 +136,7 @@ class BrokerRoute:
         broker.on_lost, broker.on_base_wanted = lost, base_wanted
         self._broker = broker
 
-    async def connect(self) -> ActiveChannel:
+    async def connect(self) -> Channel:
         return await self._open.connect()
 
     def may_release(self) -> bool:

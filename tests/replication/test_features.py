@@ -12,7 +12,7 @@ from checkpoint.image import EpochFile
 from checkpoint.replication import greeting
 from checkpoint.replication.features import DELTAS, FEATURES, ZSTD, agreed
 from checkpoint.replication.links.address import parse
-from checkpoint.replication.links.frames import Encoder, Message
+from checkpoint.replication.links.wire import Wire
 from tests.kvm.conftest import Machine, kvm
 from tests.replication.pair import active, standby, take
 from tests.replication.test_mirror import begin, differing, guest, write
@@ -22,16 +22,15 @@ assert guest and kvm  # fixtures
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes each message was that was written to links."""
+    """How many bytes were written to links, each time."""
     sizes: list[int] = []
-    plain = Encoder.encode
+    plain = Wire.write
 
-    def counted(encoder: Encoder, message: Message) -> list[bytes | memoryview]:
-        buffers = plain(encoder, message)
+    async def counted(wire: Wire, buffers: Sequence[bytes | memoryview]) -> None:
         sizes.append(sum(map(len, buffers)))
-        return buffers
+        await plain(wire, buffers)
 
-    monkeypatch.setattr(Encoder, "encode", counted)
+    monkeypatch.setattr(Wire, "write", counted)
     return sizes
 
 

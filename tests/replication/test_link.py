@@ -139,7 +139,7 @@ def fork_and_stay(address: Address, credentials: Credentials) -> int:
         async def stay() -> None:
             channel = await greeted(address, credentials)
             part = b"".join(channel._encoder.encode(Message(Kind.PART, {}, bytes(1000))))
-            await channel._wire.write(lambda: [part[:500]])
+            await channel._wire.write([part[:500]])
             os.kill(os.getpid(), signal.SIGSTOP)
 
         asyncio.run(stay())

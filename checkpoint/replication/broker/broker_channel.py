@@ -15,7 +15,6 @@ from checkpoint.replication.broker.head import Head
 from checkpoint.replication.broker.lease import State, clock
 from checkpoint.replication.broker.mailbox import Mailbox
 from checkpoint.replication.broker.nats_connection import NotNowError
-from checkpoint.replication.links.channel import Supply
 from checkpoint.replication.links.frames import Decoder, Kind, Message
 from uffdtrack.errors import StorageError, UffdtrackError
 
@@ -36,7 +35,7 @@ def tip_of(hello: Message) -> str:
 
 
 class BrokerChannel:
-    """An `ActiveChannel` (channel.py) to the standby that is linked.
+    """A `Channel` (channel.py) to the standby that is linked.
 
     What is sent goes into the stream, and all standbys read it, but for BEAT, which is not kept, and REFUSE.
     `send` returns when the broker has stored an epoch with its END, which says nothing about any standby. It
@@ -153,12 +152,6 @@ class BrokerChannel:
         except BaseException:
             self.fail(LinkError("the link was closed"))
             raise
-
-    async def send_from(self, supply: Supply) -> None:
-        await self.send(*supply())
-
-    def send_now(self, supply: Supply) -> bool:
-        return False
 
     async def _send(self, message: Message) -> None:
         stream = self._broker.stream

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from checkpoint.replication.links.frames import Message
-
-Supply = Callable[[], Sequence[Message]]
-"""Gives the messages that are to be sent, when it is their turn."""
 
 
 class Channel(Protocol):
@@ -50,21 +46,3 @@ class Channel(Protocol):
 
         Who waits in `receive` or `send` gets a LinkError.
         """
-
-
-class ActiveChannel(Channel, Protocol):
-    """An active's: what it has to send changes until it is its turn."""
-
-    async def send_from(self, supply: Supply) -> None:
-        """`send` what a function gives, which is called when it can be sent."""
-
-    def send_now(self, supply: Supply) -> bool:
-        """As `send_from`, in any thread, without waiting. Its order is that of the calls of `supply`.
-
-        Returns:
-            False: something else is being sent; `supply` was not called.
-
-        Raises:
-            LinkError: as `supply`.
-        """
-        raise NotImplementedError

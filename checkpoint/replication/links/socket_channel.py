@@ -12,7 +12,6 @@ import time
 from collections import deque
 
 from checkpoint.errors import LinkError
-from checkpoint.replication.links.channel import Supply
 from checkpoint.replication.links.frames import Decoder, Encoder, Kind, Message
 from checkpoint.replication.links.local import credentials_of, pidfd_of
 from checkpoint.replication.links.wire import Wire
@@ -24,7 +23,7 @@ CLOSE_SECONDS = 1.0
 
 
 class SocketChannel:
-    """An `ActiveChannel` over a connected socket."""
+    """A `Channel` over a connected socket."""
 
     def __init__(self, wire: Wire, peer: str) -> None:
         self.peer = peer
@@ -41,42 +40,15 @@ class SocketChannel:
         self._sending = asyncio.Lock()
         self._closed = False
         self._broken = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._hello_by = self._loop.time() + HELLO_SECONDS
-        self._flushing: set[asyncio.Task[None]] = set()
+        self._hello_by = asyncio.get_running_loop().time() + HELLO_SECONDS
 
     async def send(self, *messages: Message) -> None:
-        await self.send_from(lambda: messages)
-
-    def send_now(self, supply: Supply) -> bool:
-        try:
-            if not self._wire.put(lambda: self._encoded(supply)):
-                return False
-        except OSError:  # who reads learns why
-            self._loop.call_soon_threadsafe(self._break)
-            return True
-        if self._wire.has_rest:
-            self._loop.call_soon_threadsafe(self._flush_soon)
-        return True
-
-    def _flush_soon(self) -> None:
-        async def flush() -> None:
-            with contextlib.suppress(LinkError):
-                await self.send_from(tuple)
-
-        task = self._loop.create_task(flush())
-        self._flushing.add(task)
-        task.add_done_callback(self._flushing.discard)
-
-    def _encoded(self, supply: Supply) -> list[bytes | memoryview]:
-        return [one for message in supply() for one in self._encoder.encode(message)]
-
-    async def send_from(self, supply: Supply) -> None:
         async with self._sending:
             if self._closed:
                 raise LinkError(f"the link to {self.peer} was closed")
+            buffers = [one for message in messages for one in self._encoder.encode(message)]
             try:
-                await self._wire.write(lambda: self._encoded(supply))
+                await self._wire.write(buffers)
             except OSError as error:
                 self._break()
                 raise self._lost(error) from error
@@ -149,7 +121,7 @@ class SocketChannel:
                     async with self._sending:
                         if reason:
                             refusal = Message(Kind.REFUSE, {"reason": reason[:1000]})
-                            await self._wire.write(lambda: self._encoder.encode(refusal))
+                            await self._wire.write(self._encoder.encode(refusal))
                     await self._wire.finish()
         finally:
             self._break()

@@ -12,16 +12,12 @@ import contextlib
 import os
 import socket
 import ssl
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from checkpoint.errors import LinkError
 
 T = TypeVar("T")
-Buffers = Sequence[bytes | memoryview]
 BUFFER = 4 << 20
 """Bytes that the kernel may hold in each direction, where we may ask for so much."""
 _AT_ONCE = 64
@@ -33,7 +29,7 @@ _UNTIL_OTHERS = 1 << 20
 
 
 class Wire:
-    """A socket that is connected. Not for several tasks that read, or several that `flush` and `write`."""
+    """A socket that is connected. Not for several tasks that read, or several that write."""
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
@@ -42,9 +38,6 @@ class Wire:
         self._watched: set[bool] = set()  # what the loop looks at: reading, writing (True)
         self._closed = False
         self._moved = 0
-        self._turn = threading.Lock()  # of who writes, and with TLS of who reads
-        self._rest: deque[memoryview] = deque()  # what the kernel has not taken yet
-        self._for_reading = False  # before it takes more, by TLS
 
     async def secure(self, context: ssl.SSLContext, host: str | None) -> None:
         """Speak TLS from now on; `host`: who the server has to be, None: we are the server."""
@@ -55,92 +48,51 @@ class Wire:
         self.socket = wrapped
         await self._do(wrapped.do_handshake, write=False)
 
-    async def write(self, buffers: Callable[[], Buffers]) -> None:
-        """As `put`, when it can; wait until all is sent. Raises: OSError, LinkError (it was closed)."""
-        while True:
-            await self.flush()
-            if self.put(buffers):
-                break
-        await self.flush()
+    async def write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Send all, and wait as long as the other end is slow. Raises: OSError, LinkError (it was closed)."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            await self._write_records(self.socket, buffers)
+            return
+        left = [memoryview(one) for one in buffers]
+        while left:
+            sent = await self._do(lambda: self.socket.sendmsg(left[:_AT_ONCE]), write=True)
+            await self._count(sent)
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if sent:
+                left[0] = left[0][sent:]
 
-    def put(self, buffers: Callable[[], Buffers]) -> bool:
-        """Send as much as the kernel takes at once; `flush` sends the rest. In any thread.
-
-        Args:
-            buffers: called when they can be sent.
-
-        Returns:
-            False: something else is half sent, or it is closed.
-
-        Raises:
-            OSError.
-        """
-        with self._turn:
-            if self._rest or self._closed:
-                return False
-            found = buffers()
-            self._rest.extend(_records(found) if self._tls else map(memoryview, found))
-            self._push()
-        return True
-
-    @property
-    def has_rest(self) -> bool:
-        return bool(self._rest)
-
-    async def flush(self) -> None:
-        """Wait until all is sent. Raises: OSError, LinkError (it was closed)."""
-        while self._rest:
-            with self._turn:
-                if self._closed:
-                    break
-                pushed = self._push()
-            await self._count(pushed)
-            if self._rest:
-                await self._wait(not self._for_reading)
-        if self._closed:
-            raise LinkError("the link was closed")
-
-    def _push(self) -> int:
-        """Send what the kernel takes. `_turn` is ours."""
-        pushed = 0
-        self._for_reading = False
-        try:
-            while self._rest:
-                tls, some = self._tls, list(islice(self._rest, _AT_ONCE))
-                sent = tls.send(some[0]) if tls else self.socket.sendmsg(some)
-                pushed += sent
-                while self._rest and sent >= len(self._rest[0]):
-                    sent -= len(self._rest.popleft())
-                if sent:
-                    self._rest[0] = self._rest[0][sent:]
-        except ssl.SSLWantReadError:
-            self._for_reading = True
-        except (ssl.SSLWantWriteError, BlockingIOError, InterruptedError):
-            pass
-        return pushed
-
-    @property
-    def _tls(self) -> ssl.SSLSocket | None:
-        return self.socket if isinstance(self.socket, ssl.SSLSocket) else None
+    async def _write_records(self, to: ssl.SSLSocket, buffers: Sequence[bytes | memoryview]) -> None:
+        small: list[bytes | memoryview] = []
+        parts: list[memoryview] = []
+        for one in buffers:  # several small ones are one record
+            if sum(map(len, small)) + len(one) > _RECORD and small:
+                parts.append(memoryview(b"".join(small)))
+                small = []
+            if len(one) > _RECORD:
+                parts.append(memoryview(one))
+            else:
+                small.append(one)
+        if small:
+            parts.append(memoryview(b"".join(small)))
+        for part in parts:
+            while part:
+                sent = await self._do(lambda part=part: to.send(part), write=True)  # type: ignore[misc]
+                await self._count(sent)
+                part = part[sent:]
 
     async def read(self, room: memoryview) -> int:
         """Wait for bytes; 0: the other end sends no more. Raises: OSError, LinkError (it was closed)."""
-        n = await self._do(lambda: self._recv_into(room), write=False)
+        n = await self._do(lambda: self.socket.recv_into(room), write=False)
         await self._count(n)
         return n
 
-    def _recv_into(self, room: memoryview) -> int:
-        if not self._tls:
-            return self.socket.recv_into(room)
-        with self._turn:
-            return self.socket.recv_into(room)
-
     async def finish(self) -> None:
         """Send no more, and wait until the other end has read all, and has closed."""
-        if tls := self._tls:
+        if isinstance(self.socket, ssl.SSLSocket):
             # It says that we end, and looks for the other end's word, before which there may be messages.
-            with contextlib.suppress(ssl.SSLError), self._turn:
-                tls.unwrap()
+            with contextlib.suppress(ssl.SSLError):
+                self.socket.unwrap()
         self.socket.shutdown(socket.SHUT_WR)
         while await self._do(lambda: os.read(self.socket.fileno(), 1 << 16), write=False):
             pass
@@ -158,8 +110,7 @@ class Wire:
             self.interrupt()
             self._loop.remove_reader(self.socket)
             self._loop.remove_writer(self.socket)
-            with self._turn:
-                self.socket.close()
+            self.socket.close()
 
     async def _count(self, n: int) -> None:
         self._moved += n
@@ -204,18 +155,3 @@ class Wire:
         for future in self._waiting[write]:
             if not future.done():
                 future.set_result(None)
-
-
-def _records(buffers: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
-    """What is sent by TLS: several small ones are one record."""
-    small: list[bytes | memoryview] = []
-    for one in buffers:
-        if sum(map(len, small)) + len(one) > _RECORD and small:
-            yield memoryview(b"".join(small))
-            small = []
-        if len(one) > _RECORD:
-            yield memoryview(one)
-        else:
-            small.append(one)
-    if small:
-        yield memoryview(b"".join(small))
