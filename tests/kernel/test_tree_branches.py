@@ -243,6 +243,8 @@ def test_by_the_command_line(
     target.go_on(then + 200)
     wait_for(lambda: Tree(directory).epochs[-1] > 1, "some epochs are there")
     assert target.ask("h") == "held"
+    held = Tree(directory).epochs[-1]
+    wait_for(lambda: Tree(directory).epochs[-1] > held + 1, "one has no token on its way")
     done = json.loads(uffdtrack("rollback", target.pid, f"{directory}@0", "--json").stdout)
     assert (done["schema"], len(done["processes"])) == ("uffdtrack/tree-rollback/1", 3)
     assert target.token() == then
