@@ -76,6 +76,8 @@ class Replicate:
         lock = parse_fence(given.fence) if given.fence else None
         if isinstance(lock, Command):
             raise InvalidInputError("here --fence is lock:PATH; a command is the standby's")
+        if lock and where.scheme == "nats":
+            raise InvalidInputError("--fence goes with a direct link; a broker has a lease")
         keys = load_keys(where, given.keys, "active")
         return cls(where, given.name, keys, given.insecure, lock, given.deadline)
 

@@ -96,6 +96,8 @@ def command(
     send nothing any more (docs/fault-tolerance.md). It ends when there is nothing to take over any more.
     """
     following = following_of(where, broker, onward, keys, insecure, fence)
+    if action and action.strip() == EXPORT.strip():
+        raise InvalidInputError('--on-failover "export FILE" needs the name of a file')
     if onward and action not in (None, RESUME):
         raise InvalidInputError(f'--replicate is for a guest that goes on here: --on-failover "{RESUME}"')
     devices.check()  # now, not when the guest has nobody else
@@ -223,7 +225,8 @@ def take_over(
     else:
         environment = {**os.environ, "UFFDTRACK_PLACE": _place(replica)}
         status = subprocess.run(action, shell=True, env=environment, check=False).returncode
-        say(f"standby: {shlex.quote(action)} has ended with exit status {status}")
+        left = f"; the last epoch is {_place(replica)}" if status else ""
+        say(f"standby: {shlex.quote(action)} has ended with exit status {status}{left}")
         if status:
             raise click.exceptions.Exit(status if status > 0 else 128 - status)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 from pathlib import Path
 
 from uffdtrack.closing import Closing
@@ -113,6 +114,8 @@ def parse_fence(text: str) -> FileLock | Command:
         if not rest:
             raise InvalidInputError("--fence lock:PATH needs the path of a file that both sides can open")
         return FileLock(Path(rest))
+    if re.match(r"\w+:", text):
+        raise InvalidInputError(f"--fence {text} is neither lock:PATH nor a command")
     if not text.strip():
         raise InvalidInputError("--fence is lock:PATH, or a command that ends with 0 when the active is dead")
     return Command(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from checkpoint.replication.links.credentials import Credentials
 from checkpoint.replication.links.listener import Listener
 from checkpoint.replication.route import HeirRoute, Route
 
+MOST_TOLD = 64
+"""So many kinds of refusals are told."""
 Accept = Callable[[Channel], Awaitable[None]]
 
 
@@ -39,6 +42,10 @@ class Following(Protocol):
 
     async def take(self) -> bool:
         """The active has resigned: whether nobody else can run the guest now."""
+
+    @property
+    def why_not(self) -> str:
+        """Why `fence` may have said no, for people."""
 
     def is_lost(self) -> bool:
         """After one of these: whether another one may run the guest."""
@@ -78,8 +85,14 @@ class DirectFollowing:
         self._onward = onward
 
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
+        told: set[str] = set()
+
         def refused(error: LinkError) -> None:
-            tell(str(error))
+            """Once: who is refused tries again and again, from another port each time."""
+            what = re.sub(r":\d+(?=:? )", "", str(error), count=1)
+            if what not in told and len(told) < MOST_TOLD:
+                told.add(what)
+                tell(str(error))
 
         listener: Listener = await link.listen(
             self._address, self._credentials, accept, refused, self._insecure
@@ -97,6 +110,12 @@ class DirectFollowing:
         if isinstance(self._fence, FileLock):
             return self._fence.take_if(self.generation)
         return await self._fence.fence() if self._fence else None
+
+    @property
+    def why_not(self) -> str:
+        if isinstance(self._fence, FileLock):
+            return f"{self._fence.path} is locked, or is not the file that the active has locked"
+        return "its command has not ended with 0" if self._fence else "--fence names none"
 
     async def take(self) -> bool:
         return not isinstance(self._fence, FileLock) or self._fence.take_if(self.generation)
@@ -144,6 +163,10 @@ class BrokerFollowing:
 
     def check(self) -> None:
         """Does nothing: the active names its successor."""
+
+    @property
+    def why_not(self) -> str:
+        return "the lease names another standby as the successor, or none yet"
 
     def is_lost(self) -> bool:
         """Nobody but a successor can take the lease, and there is none."""

@@ -237,9 +237,9 @@ class StandbyEdge(Edge):
         before = self.machine.state
         done = self.machine.on(event, self.now(), **told)
         self.note_state(before, self.machine.state)
-        return await self._carry_out(done)
+        return await self._carry_out(done, event)
 
-    async def _carry_out(self, actions: list[Do[StandbyAction]]) -> str:
+    async def _carry_out(self, actions: list[Do[StandbyAction]], event: StandbyEvent | None = None) -> str:
         """Returns what is to be said of it, or ""."""
         a = StandbyAction
         said = ""
@@ -267,7 +267,8 @@ class StandbyEdge(Edge):
                     raise LinkError(do.reason)
                 case a.SAY_MAY_NOT:
                     said = do.reason
-                    self._tell_once(f"may not take over: {do.reason}")
+                    why = f" ({self.following.why_not})" if event is StandbyEvent.NOT_FENCED else ""
+                    self._tell_once(f"may not take over: {do.reason}{why}")
         return said
 
     async def _say_taken(self, channel: Channel) -> None:

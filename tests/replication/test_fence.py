@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.errors import LinkError
 from checkpoint.replication.fence import Command, FileLock, parse_fence
 from checkpoint.replication.following import DirectFollowing
-from checkpoint.replication.links.address import Address
+from checkpoint.replication.links.address import Address, parse
+from checkpoint.replication.links.channel import Channel
+from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.protocol.table import ActiveState, StandbyState
 from tests.kvm.conftest import Machine, kvm
+from tests.replication.ends import Raw, frames_of, run
 from tests.replication.pair import active, standby, take, until
 from tests.replication.test_mirror import begin, cut, guest
 from uffdtrack.errors import InvalidInputError
@@ -78,6 +82,40 @@ def test_no_fence() -> None:
 def test_what_a_user_names() -> None:
     assert isinstance(parse_fence("lock:/tmp/x"), FileLock)
     assert isinstance(parse_fence("ssh host poweroff"), Command)
-    for text in ("", "  ", "lock:"):
+    assert isinstance(parse_fence("/usr/sbin/fence-host1 --port 8:1"), Command)
+    for text in ("", "  ", "lock:", "lck:/tmp/x"):
         with pytest.raises(InvalidInputError):
             parse_fence(text)
+
+
+def test_who_is_refused_again_and_again() -> None:
+    """It is told once, whatever port it comes from, and another reason once more."""
+    said: list[str] = []
+
+    async def test() -> None:
+        following = DirectFollowing(parse("tcp://127.0.0.1:0"), None, False, None)
+        listens = asyncio.Event()
+
+        def tell(text: str) -> None:
+            said.append(text)
+            listens.set()
+
+        async def accept(channel: Channel) -> None:
+            raise LinkError("it is no active")
+
+        serving = asyncio.create_task(following.serve(accept, tell))
+        await listens.wait()
+        address = parse(said[0].split()[-1])
+        for data in (
+            b"GET / HTTP/1.1\r\n\r\n" * 9,
+            b"GET / HTTP/1.1\r\n\r\n" * 9,
+            frames_of(Message(Kind.BEAT))[0],
+        ) * 2:
+            peer = Raw(address)
+            await peer.send(data)
+            await peer.reason()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    run(test)
+    assert len(said) == 3 and said[1] != said[2]

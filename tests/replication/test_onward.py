@@ -71,6 +71,8 @@ def test_its_lock(tmp_path: Path) -> None:
         (("--listen", "unix:/r", "--replicate", "tls://h:1"), "tls:// needs --tls"),
         (("--listen", "unix:/r", "--replicate", "unix:/s", "--on-failover", "true"), "goes on here"),
         (("--listen", "unix:/r", "--replicate", "unix:/r"), "where this standby listens"),
+        (("--listen", "unix:/r", "--on-failover", "export "), "needs the name of a file"),
+        (("--listen", "unix:/nowhere/r"), "no directory /nowhere"),
     ],
 )
 def test_what_makes_no_sense(words: tuple[str, ...], why: str, tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ def _translated(path: Path) -> Iterator[None]:
     except ConnectionRefusedError as error:
         raise LinkError(f"nobody listens at {path} any more: start the other end first") from error
     except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            raise InvalidInputError(f"there is no directory {path.parent}") from error
         raise LinkError(f"there is no socket {path}: start the other end first") from error
     except BlockingIOError as error:
         raise LinkError(f"who listens at {path} takes no connections now: try again") from error
