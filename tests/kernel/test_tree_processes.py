@@ -92,7 +92,11 @@ def test_our_own_processes_are_no_members(kernel: None, root: None, spawn: Spawn
     program = f"{sys.executable} -m checkpoint"
     command = f"{program} checkpoint --children $$ -o {tmp_path}/t --every 50ms --count 3 --json"
     shell = spawn("sh", "-c", f"sleep 60 & {command}; kill $!; exit 0", stderr=subprocess.STDOUT)
-    out = shell.communicate(timeout=60)[0].decode()
+    try:
+        out = shell.communicate(timeout=50)[0].decode()
+    except subprocess.TimeoutExpired as error:
+        listed = subprocess.run(["ps", "-eo", "pid,ppid,stat,wchan:30,args"], capture_output=True, text=True)
+        raise AssertionError(f"{shell.pid} has not ended:\n{listed.stdout}") from error
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert len(rows) == 3, out
     assert [{p["comm"] for p in row["processes"]} for row in rows] == [{"sh", "sleep"}] * 3
