@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from tests.replication.broker_failures import SERVERS
 from tests.replication.broker_injection import BrokerPlan
 from tests.replication.faults import LEASES
-from tests.replication.matrix import BY_THEMSELVES, EVERYWHERE, KILLS, PAUSES, REPLICATION, UNTIL
+from tests.replication.matrix import BY_THEMSELVES, EVERYWHERE, KILLS, PAUSES, REPLICATION, UNTIL, hooks_at
 from tests.replication.relay import AFTER, BEFORE, WITHIN
-from tests.replication.zygote import Hook
 
 ROLES = "leader", "follower", "other follower"
 PROCESSES = [*KILLS.values(), *PAUSES.values()]
@@ -113,11 +112,7 @@ def plan(step: BrokerStep, failure: str, seed: int) -> BrokerPlan:
     """A trial; all that is by chance in it comes from the seed."""
     rng = random.Random(f"{step.name} {failure} {seed}")
     nth = rng.randint(step.least, step.most)
-    hooks: list[list[Hook]] = [[], []]
-    for who, places in enumerate((step.active, step.standby)):
-        if places:
-            do = "kill" if "killed" in failure else "stop"
-            hooks[who].append(Hook(rng.choice(places), do, nth, after=rng.random() < 0.5))
+    hooks = hooks_at((step.active, step.standby), failure, nth, rng)
     what, _, role = failure.partition(": ")
     lease = rng.choice(LEASES)
     hold = rng.choice((0.0, 0.2, 0.9, 1.1, 1.7)) * lease
@@ -128,7 +123,7 @@ def plan(step: BrokerStep, failure: str, seed: int) -> BrokerPlan:
         hold=hold,
         guest=rng.choice(BY_THEMSELVES if step.until else EVERYWHERE),
         every=step.every or rng.choice(("3ms", "10ms", "30ms", "output")),
-        hooks=(hooks[0], hooks[1]),
+        hooks=hooks,
         switch=step.switch,
         until=step.until,
         event=step.event,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from checkpoint.replication.links.frames import Kind
@@ -96,21 +97,29 @@ def failures_of(step: Step) -> list[str]:
     return MATRIX
 
 
+def hooks_at(
+    places: tuple[Sequence[str], Sequence[str]], failure: str, nth: int, rng: random.Random
+) -> tuple[list[Hook], list[Hook]]:
+    """Of the active and of the standby, at one of the places that each has: it fails at the nth call."""
+    do = "kill" if "killed" in failure else "stop"
+
+    def at(several: Sequence[str]) -> list[Hook]:
+        return [Hook(rng.choice(several), do, nth, after=rng.random() < 0.5)] if several else []
+
+    return at(places[0]), at(places[1])
+
+
 def plan(step: Step, failure: str, seed: int) -> Plan:
     """A trial; all that is by chance in it comes from the seed."""
     rng = random.Random(f"{step.name} {failure} {seed}")
     nth = rng.randint(step.least, step.most)
-    hooks: list[list[Hook]] = [[], []]
-    for who, places in enumerate((step.active, step.standby)):
-        if places:
-            do = "kill" if "killed" in failure else "stop"
-            hooks[who].append(Hook(rng.choice(places), do, nth, after=rng.random() < 0.5))
+    hooks = hooks_at((step.active, step.standby), failure, nth, rng)
     return Plan(
         failure, step.kind, rng.choice((BEFORE, WITHIN, AFTER)), nth,
         hold=rng.choice((0.0, 0.2, 0.9, 1.1, 1.7)) * DEADLINE_OF_LINK,
         guest=rng.choice(BY_THEMSELVES if step.until else EVERYWHERE),
         every=rng.choice(("1ms", "3ms", "10ms", "output")),
-        hooks=(hooks[0], hooks[1]),
+        hooks=hooks,
         switch=step.switch,
         until=step.until,
     )  # fmt: skip
