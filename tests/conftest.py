@@ -41,6 +41,20 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
+def _inherited_signals() -> list[str]:
+    """Those that are blocked and ignored: a program that we start has them so, too."""
+    status = Path("/proc/thread-self/status").read_text()
+    return [line for line in status.splitlines() if line.startswith(("SigBlk:", "SigIgn:"))]
+
+
+@pytest.fixture(autouse=True)
+def signals_stay() -> Iterator[None]:
+    """A test that leaves SIGTERM ignored breaks a later one, which ends a program by it."""
+    before = _inherited_signals()
+    yield
+    assert _inherited_signals() == before
+
+
 @pytest.fixture(scope="session")
 def kernel() -> None:
     """The test needs a kernel on which processes can be tracked, and ptrace."""
