@@ -67,6 +67,22 @@ def test_server_is_stopped(own_server: Server) -> None:
     run(main())
 
 
+def test_an_answer_that_is_late(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection takes it, and what comes behind it."""
+
+    async def main() -> None:
+        async with await NatsConnection.open(own_server.url) as connection:
+            own_server.signal(signal.SIGSTOP)
+            monkeypatch.setattr(nats_connection, "ANSWER_SECONDS", 0.05)
+            await connection.flush()
+            own_server.signal(signal.SIGCONT)
+            monkeypatch.undo()
+            assert "error" not in await connection.api("INFO")
+            assert connection.number == 0, "it is the same connection"
+
+    run(main())
+
+
 @pytest.mark.slow
 def test_connection_is_lost_for_good(own_server: Server) -> None:
     """A message that is too large makes the server close the connection; see that this is told."""

@@ -127,12 +127,22 @@ class NatsConnection:
         await self.close()
 
     async def close(self) -> None:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self.client.flush()  # what nobody answers has come, too
+        await self.flush()  # so that what nobody answers has come, too
         with contextlib.suppress(Exception):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self.client.close()
+
+    async def flush(self) -> None:
+        """Wait until what was sent has come to the server, or does not come soon.
+
+        The library's own `flush` gives up by cancelling what its reader is to give the answer to. When that
+        comes at last, it ends the reader, with a traceback on stderr.
+        """
+        answered = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.client._send_ping(answered)
+                await asyncio.wait([answered])
 
     @property
     def closed(self) -> bool:
