@@ -240,7 +240,7 @@ class Summary:
 
     @property
     def pauses(self) -> str:
-        tail = f"; {self._skipped} epochs skipped" if self._skipped else ""
+        tail = f"; {self._skipped} epoch{'s' * (self._skipped != 1)} skipped" if self._skipped else ""
         median = duration(self._pauses.median())
         return f"pause median {median}, longest {duration(self._longest)}{tail}{self.missed}"
 

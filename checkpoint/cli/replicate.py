@@ -94,7 +94,7 @@ class Replicate:
 
         Args:
             kind: "vm" or "process".
-            name: if the user has given none.
+            name: where neither the user nor a broker's address has one.
             largest: bytes that a base may have, about.
             options: of the session.
 
@@ -105,7 +105,7 @@ class Replicate:
             route: Route = BrokerRoute(self.address, largest)
         else:
             route = DirectRoute(self.address, self.credentials, self.insecure, self.lock)
-        about = about_session(self.name or name, kind, options)
+        about = about_session(self.name or self.address.name or name, kind, options)
         features = features_for(self.address)
         edge = ActiveEdge(route, about, options.key, self.deadline, wake, say, output, features)
         edge.start()
@@ -122,7 +122,8 @@ def about_session(name: str, kind: str, options: Options, run: str = "", term: i
         run: of the guest, if it was taken over; term: how often it was.
     """
     return {
-        "name": name, "run": run or secrets.token_hex(8), "term": term, "kind": kind,
+        "name": name, "host": os.uname().nodename, "kind": kind,
+        "run": run or secrets.token_hex(8), "term": term,
         "keyed": bool(options.key), "every": "output" if options.at_output else options.every,
     }  # fmt: skip
 

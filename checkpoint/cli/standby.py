@@ -111,10 +111,12 @@ def command(
         stack.enter_context(Control(lambda: answers.status(), lambda progress: answers.switchover(progress)))
         follow(edge, interrupt)
         if edge.outcome == "over":
-            say(f"standby: {edge.why}; epochs {_epochs(replica)} are in {directory}")
+            say(f"standby: {edge.why}; {_epochs(replica)}")
         elif edge.outcome == "takeover":
             to = onward or broker
             take_over(edge, interrupt, action, devices, Onward(to, key, answers.become) if to else None)
+        else:
+            say(f"standby: it follows no more; {_epochs(replica)}")
 
 
 def following_of(
@@ -255,5 +257,6 @@ def _place(replica: Replica) -> str:
 
 
 def _epochs(replica: Replica) -> str:
-    replica.store.drain()
-    return f"up to {replica.store.last}"
+    store = replica.store
+    store.drain()
+    return f"epochs up to {store.last} are in {store.directory}" if store.last >= 0 else "nothing has come"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import click
 
 from checkpoint import report
@@ -10,8 +12,8 @@ from checkpoint.replication.asking import Process, chosen, processes
 from checkpoint.replication.status import StatusRow
 
 _COLUMNS = (
-    "name", "role", "state", "address", "peer", "pid", "since", "taken", "sent", "acknowledged", "whole",
-    "stored", "lag", "lag bytes", "lag time", "held", "released",
+    "name", "role", "state", "since", "peer", "pid", "taken", "sent", "acknowledged", "stored", "lag",
+    "bytes", "time", "held", "address",
 )  # fmt: skip
 
 
@@ -21,8 +23,9 @@ _COLUMNS = (
 def command(which: str | None, as_json: bool) -> None:
     """List the replications of this host that are this user's, or those of a name or an address.
 
-    Taken, sent, acknowledged, whole (at a standby) and stored (on disk) are numbers of epochs; lag is what is
-    taken and not acknowledged, held is output that waits for that.
+    Taken, sent, acknowledged and stored (on disk) are numbers of epochs; lag is how many are taken and not
+    acknowledged, with their bytes and since when; held is output that waits for that. Of several standbys
+    at a broker "next" is the one that may take over.
     """
     found = processes()
     if which is not None:
@@ -48,20 +51,21 @@ def _remark(one: Process) -> None:
 
 
 def _cells(row: StatusRow) -> list[str]:
+    since = report.moment(row.since_ns).replace(tzinfo=None)
+    acknowledged = row.acknowledged if row.role == "active" else row.whole
     return [
         row.name,
         row.role,
-        row.state,
-        row.address,
+        row.state + (", next" if row.successor else ""),
+        since.isoformat(" ", "seconds") if since.date() != datetime.date.today() else f"{since:%H:%M:%S}",
         row.peer or "-",
         f"{row.pid}",
-        report.moment(row.since_ns).replace(tzinfo=None).isoformat(" ", "seconds"),
         *(
             "-" if number is None else f"{number}"
-            for number in (row.taken, row.sent, row.acknowledged, row.whole, row.stored, row.lag_epochs)
+            for number in (row.taken, row.sent, acknowledged, row.stored, row.lag_epochs)
         ),
         "-" if row.lag_bytes is None else report.size(row.lag_bytes),
         "-" if row.lag_us is None else report.duration(row.lag_us),
         "-" if row.output_held is None else report.size(row.output_held),
-        "-" if row.released is None else f"{row.released}",
+        row.address,
     ]

@@ -23,16 +23,13 @@ Accept = Callable[[Channel], Awaitable[None]]
 
 
 class Following(Protocol):
-    """Used in the thread of the link, but for `may_release`.
-
-    Attributes:
-        generation: of the last whole epoch, as the active calls it.
-    """
-
-    generation: str
+    """Used in the thread of the link, but for `may_release`."""
 
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
         """Give each channel to `accept`, until cancelled. Raises: UffdtrackError: we cannot."""
+
+    def note(self, generation: str) -> None:
+        """Of an epoch that has come whole, as the active calls it. Raises: as `check`, once for each."""
 
     def why_unheard(self) -> str:
         """Why the active does not hear what we ask it, and whom to ask; "": it does, if there is a link."""
@@ -46,6 +43,10 @@ class Following(Protocol):
     @property
     def why_not(self) -> str:
         """Why `fence` may have said no, for people."""
+
+    @property
+    def is_successor(self) -> bool | None:
+        """Where several follow: whether it is the one that may take over. In any thread."""
 
     def is_lost(self) -> bool:
         """After one of these: whether another one may run the guest."""
@@ -67,7 +68,7 @@ class Following(Protocol):
 class DirectFollowing:
     """Listens at an address. `fence`: what the user has named."""
 
-    generation = ""
+    is_successor = None
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class DirectFollowing:
         self._insecure = insecure
         self._fence = fence
         self._onward = onward
+        self._generation = ""
 
     async def serve(self, accept: Accept, tell: Callable[[str], None]) -> None:
         told: set[str] = set()
@@ -98,17 +100,24 @@ class DirectFollowing:
             self._address, self._credentials, accept, refused, self._insecure
         )
         tell(f"listening at {listener.address}")
+        if not self._fence and self._address.scheme != "unix":
+            tell("without --fence it will not take over from an active that is silent")
         try:
             await asyncio.Event().wait()
         finally:
             await listener.close()
+
+    def note(self, generation: str) -> None:
+        if generation != self._generation:
+            self._generation = generation
+            self.check()
 
     def why_unheard(self) -> str:
         return ""
 
     async def fence(self) -> bool | None:
         if isinstance(self._fence, FileLock):
-            return self._fence.take_if(self.generation)
+            return self._fence.take_if(self._generation)
         return await self._fence.fence() if self._fence else None
 
     @property
@@ -118,10 +127,10 @@ class DirectFollowing:
         return "its command has not ended with 0" if self._fence else "--fence names none"
 
     async def take(self) -> bool:
-        return not isinstance(self._fence, FileLock) or self._fence.take_if(self.generation)
+        return not isinstance(self._fence, FileLock) or self._fence.take_if(self._generation)
 
     def check(self) -> None:
-        if isinstance(self._fence, FileLock) and not self._fence.says(self.generation):
+        if isinstance(self._fence, FileLock) and not self._fence.says(self._generation):
             raise LinkError(f"the active does not lock {self._fence.path}: both need the same --fence")
 
     def is_lost(self) -> bool:
@@ -137,8 +146,6 @@ class DirectFollowing:
 class BrokerFollowing:
     """Follows what a broker carries; its lease says who is active, and who may be next."""
 
-    generation = ""
-
     def __init__(self, address: Address) -> None:
         self._address = address
         self._broker: BrokerStandby | None = None
@@ -149,6 +156,9 @@ class BrokerFollowing:
             self._broker, self._loop = broker, asyncio.get_running_loop()
             tell(f"following {self._address}")
             await broker.serve(accept)
+
+    def note(self, generation: str) -> None:
+        """Does nothing: the active names its successor."""
 
     def why_unheard(self) -> str:
         if self._broker and self._broker.only_follows:
@@ -167,6 +177,10 @@ class BrokerFollowing:
     @property
     def why_not(self) -> str:
         return "the lease names another standby as the successor, or none yet"
+
+    @property
+    def is_successor(self) -> bool:
+        return self._broker is not None and self._broker.is_successor
 
     def is_lost(self) -> bool:
         """Nobody but a successor can take the lease, and there is none."""

@@ -15,13 +15,15 @@ class Heard:
     """What was heard last.
 
     Attributes:
-        name: of the replication. every: seconds between two epochs; infinity: at each output.
+        name: of the replication. host: its own, for people.
+        every: seconds between two epochs; infinity: at each output.
         taken: the last epoch that it has begun, -1 for none.
         released: up to where it has released its guest's output; it may be more by now.
         stood_us: for how long the guest stood until it was handed over.
     """
 
     name: str = ""
+    host: str = ""
     every: float = 1.0
     taken: int = -1
     released: Positions = (0, 0)
@@ -38,7 +40,7 @@ class Heard:
             case {"stood_us": int(stood_us)}:
                 self.stood_us = stood_us
             case {"role": "active", "name": str(name)}:
-                self.name = name
+                self.name, self.host = name, str(meta.get("host", ""))
         match meta.get("every"):
             case "output":
                 self.every = inf

@@ -12,6 +12,11 @@ UNPROTECTED = "unprotected"
 """The guest was taken over, and no standby has an epoch of it yet: its output is not held."""
 
 
+def _number(epoch: int) -> int | None:
+    """-1: there is none yet."""
+    return epoch if epoch >= 0 else None
+
+
 def active_row(edge: ActiveEdge, address: str) -> StatusRow:
     """In any thread."""
     outgoing, linked = edge.outgoing, edge.is_linked()
@@ -23,9 +28,9 @@ def active_row(edge: ActiveEdge, address: str) -> StatusRow:
         pid=os.getpid(),
         since_ns=edge.since_ns,
         peer=edge.far_name if linked else None,
-        taken=outgoing.begun,
-        sent=outgoing.sent,
-        acknowledged=outgoing.acknowledged,
+        taken=_number(outgoing.begun),
+        sent=_number(outgoing.sent),
+        acknowledged=_number(outgoing.acknowledged),
         lag_epochs=outgoing.begun - outgoing.acknowledged,
         lag_bytes=outgoing.unacknowledged,
         lag_us=outgoing.lag_us,
@@ -46,9 +51,10 @@ def standby_row(edge: StandbyEdge, address: str) -> StatusRow:
         pid=os.getpid(),
         since_ns=edge.since_ns,
         peer=edge.peer,
-        whole=whole,
+        successor=edge.following.is_successor,
+        whole=_number(whole),
         lag_epochs=max(0, edge.heard.taken - whole),
         directory=str(store.directory),
-        stored=store.last,
+        stored=_number(store.last),
         error=store.error or None,
     )

@@ -71,7 +71,7 @@ class StandbyEdge(Edge):
     def peer(self) -> str | None:
         """The other end, for people, while there is a link."""
         channel = self._channel
-        return channel.peer if channel else None
+        return (self.heard.host or channel.peer) if channel else None
 
     def runs(self) -> None:
         """The guest runs here now."""
@@ -210,7 +210,10 @@ class StandbyEdge(Edge):
             case Kind.END:
                 whole = lambda epoch: self._on(StandbyEvent.EPOCH, epoch=epoch)  # noqa: E731
                 await take_epoch(self.replica, meta, self._fits, whole)
-                self.following.generation = str(meta.get("generation", ""))
+                try:
+                    self.following.note(str(meta.get("generation", "")))
+                except LinkError as error:  # better heard now than when the active is lost
+                    self.tell(f"warning: this standby could not take over: {error}")
             case Kind.BEAT:
                 pass
             case Kind.FINAL:

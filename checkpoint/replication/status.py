@@ -20,12 +20,12 @@ class StatusRow(Row):
         pid: the process that answers.
         since_ns: since when it is in that state.
         peer: the other end, while there is a link.
+        successor: of a standby at a broker: whether it is the one that may take over.
         taken, sent, acknowledged: of an active: the last epoch of which that is so.
         whole: of a standby: the last epoch that it has whole.
         lag_epochs, lag_bytes, lag_us: what is taken and not acknowledged; of a standby: as the active's last
             message says.
         output_held: bytes of output that wait for an acknowledgement.
-        released: the epoch up to which output was released.
         directory, stored, error: the chain, its last epoch on disk, and why there is no later one.
     """
 
@@ -38,6 +38,7 @@ class StatusRow(Row):
     pid: int
     since_ns: int
     peer: str | None = None
+    successor: bool | None = None
     taken: int | None = None
     sent: int | None = None
     acknowledged: int | None = None
@@ -46,7 +47,6 @@ class StatusRow(Row):
     lag_bytes: int | None = None
     lag_us: float | None = None
     output_held: int | None = None
-    released: int | None = None
     directory: str | None = None
     stored: int | None = None
     error: str | None = None

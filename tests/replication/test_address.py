@@ -38,7 +38,7 @@ def test_addresses(text: str, address: Address, written: str | None) -> None:
         ("TLS://a:1", "expected is tls"),
         ("tls://a", "lacks a host or a port"),
         ("tls://:1", "lacks a host or a port"),
-        ("tls://a:65536", "lacks a host or a port"),
+        ("tls://a:65536", "65536 is no port"),
         ("tls://a:1x", "lacks a host or a port"),
         ("tls://::1:7071", "[HOST] for IPv6"),
         ("tls://[a.example]:1", "no IPv6 address"),

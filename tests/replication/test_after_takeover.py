@@ -109,7 +109,7 @@ def test_a_stale_active_says_who_has_its_lease(hosts: Hosts, server: Server) -> 
     hosts.await_state("b", "active unprotected")
     hosts.goes_on()
     hosts.resume("a")
-    hosts.await_said("a", "is stopped here: the lease is lost: standby-.* has it")
+    hosts.await_said("a", "is stopped here: the lease is lost: process .* has it")
     assert hosts.processes["a"].wait(DEADLINE) == 5
     hosts.goes_on()
 

@@ -91,6 +91,7 @@ def test_several_standbys(server: Server) -> None:
         await second.has(3)
         assert first.epochs == [0, 1, 2, 3]
         assert second.epochs == [2, 3] and not second.linked
+        assert first.broker.is_successor and not second.broker.is_successor
         assert not await second.broker.fence(), "only the successor may take over"
         await second.close()
         third = await Standby.start(server.address("several"))

@@ -34,9 +34,8 @@ from uffdtrack.errors import (
 ROW = StatusRow(
     role="active", state="followed", name="web", address="tls://10.0.0.2:7071", pid=os.getpid(), since_ns=1,
     taken=12, sent=12, acknowledged=11, lag_epochs=1, lag_bytes=4096, lag_us=1500.0, output_held=7,
-    released=11,
 )  # fmt: skip
-STANDBY = StatusRow("standby", "following", "web", "unix:/s", os.getpid(), 1, whole=11)
+STANDBY = StatusRow("standby", "following", "web", "unix:/s", os.getpid(), 1, successor=True, whole=11)
 MOVED = SwitchoverRow("web", 13, 4200.0, "standby at 10.0.0.2:7071")
 
 
@@ -101,7 +100,8 @@ def test_status(start: Start, place: Path) -> None:
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     table = verb("status")[0]
     assert len(table.splitlines()) == 3
-    assert all(cell in table.split() for cell in ("web", "active", "followed", "following", "KiB", "unix:/s"))
+    cells = ("web", "active", "followed", "following,", "next", "KiB", "unix:/s")
+    assert all(cell in table.split() for cell in cells)
     for which in ("tls://10.0.0.2:7071", "unix:///s"):
         rows = [json.loads(line) for line in verb("status", which, "--json")[0].splitlines()]
         assert rows == [(ROW if "tls" in which else STANDBY).to_json()]

@@ -40,9 +40,25 @@ def test_lock(guest: Callable[[str], Machine], tmp_path: Path) -> None:
             cut(far)
             until(lambda: "may not take over" in str(far.tell), "the fence was not asked")
             assert not far.outcome
+            until(lambda: edge.machine.state is ActiveState.SEEKING, "the active has a link")
         until(lambda: far.outcome == "takeover", "the lock is free, and the standby does not take over")
         assert far.machine.state is StandbyState.RUNNING
-        assert edge.machine.state is not ActiveState.FOLLOWED
+
+
+@pytest.mark.parametrize("theirs", ["the same", "another", "none"])
+def test_whether_the_active_has_that_lock(
+    guest: Callable[[str], Machine], tmp_path: Path, theirs: str
+) -> None:
+    """Whoever could never take over says so as soon as an epoch has come, and once."""
+    lock = {"the same": FileLock(tmp_path / "lock"), "another": FileLock(tmp_path / "other"), "none": None}
+    with standby(tmp_path / "s", tmp_path / "chain", FileLock(tmp_path / "lock")) as far:
+        with active(tmp_path / "s", lock=lock[theirs]) as edge:
+            session, _ = begin(edge, guest("kvm-ring"))
+            for _ in range(3):
+                take(session)
+        warnings = [text for text in far.tell if "warning" in text]  # type: ignore[attr-defined]
+    assert len(warnings) == (theirs != "the same")
+    assert all("could not take over: the active does not lock" in text for text in warnings)
 
 
 def test_an_older_standby(tmp_path: Path) -> None:
@@ -93,7 +109,7 @@ def test_who_is_refused_again_and_again() -> None:
     said: list[str] = []
 
     async def test() -> None:
-        following = DirectFollowing(parse("tcp://127.0.0.1:0"), None, False, None)
+        following = DirectFollowing(parse("tcp://127.0.0.1:0"), None, False, Command("true"))
         listens = asyncio.Event()
 
         def tell(text: str) -> None:

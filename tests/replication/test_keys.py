@@ -236,9 +236,7 @@ def test_an_old_version_of_tls(pair: Pair) -> None:
     check_client(pair, client, "TLS: unsupported protocol")
 
 
-@pytest.mark.parametrize(
-    "data", [frames_of(HELLO)[0], b"GET / HTTP/1.1\r\n\r\n", os.urandom(64)], ids=range(3)
-)
+@pytest.mark.parametrize("data", [frames_of(HELLO)[0], b"GET / HTTP/1.1\r\n\r\n", bytes(64)], ids=range(3))
 def test_plain_text(pair: Pair, data: bytes) -> None:
     async def test() -> None:
         async with listening(LOOPBACK, pair[1]) as standby:
@@ -246,7 +244,7 @@ def test_plain_text(pair: Pair, data: bytes) -> None:
             await raw.send(data)
             assert b"standby" not in await raw.read_all()
             raw.socket.close()
-            assert "is refused: TLS: " in await standby.refused.get()
+            assert "is refused: it does not speak TLS" in await standby.refused.get()
             await serves(standby, pair[0])
 
     run(test)
@@ -292,7 +290,7 @@ def test_who_shows_no_right_certificate_hears_why(pair: Pair, tmp_path: Path) ->
 
     async def test() -> None:
         async with listening(LOOPBACK, pair[1]) as standby:
-            with pytest.raises(UffdtrackError, match=r"TLS: .*alert"):
+            with pytest.raises(UffdtrackError, match=r"it does not accept our certificate \(unknown ca\)"):
                 channel = await connect(standby.address, Credentials(path, "a", other.server, client))
                 await channel.receive()
 

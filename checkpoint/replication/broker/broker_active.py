@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.broker.broker_channel import BrokerChannel, Followers
 from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.identity import new_identity, whose
 from checkpoint.replication.broker.lease import Holder, State, Watcher, clock
 from checkpoint.replication.broker.nats_connection import PATIENCE, NatsConnection, NotNowError, until_done
 from checkpoint.replication.broker.stream import Stream
@@ -230,7 +231,7 @@ class BrokerActive:
             self.followers.add(link, standby, self.head.stored)
             return False
         if self.channel:
-            self.channel.fail(LinkError(f"{standby} has linked anew"))
+            self.channel.fail(LinkError(f"{whose(standby)} has linked anew"))
         self.followers.remove(standby)
         self.channel = BrokerChannel(self, link, standby)
         if self.head.holder.record.state is State.SEEKING:
@@ -258,7 +259,7 @@ async def _inherited(stream: Stream, give: Callable[[], Awaitable[Holder]]) -> H
 
 async def _claimed(stream: Stream, seconds: float) -> Head:
     """Wait for the lease, and take it."""
-    watcher = Watcher(f"active-{secrets.token_hex(8)}", clock())
+    watcher = Watcher(new_identity(), clock())
     first, begun = 0, clock()
 
     async def look() -> None:
@@ -271,7 +272,8 @@ async def _claimed(stream: Stream, seconds: float) -> Head:
         first = first or watcher.sequence
         if watcher.record and watcher.sequence != first and watcher.free_at() > clock():
             raise LeaseError(
-                f"{watcher.record.holder} is active under the name {stream.name}: end it, or choose another"
+                f"{whose(watcher.record.holder)} is active under the name {stream.name}: end it, or choose "
+                "another name"
             )
         holder = watcher.claim(clock(), seconds, standby=False)
         if not holder:

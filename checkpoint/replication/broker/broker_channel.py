@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoint.errors import LinkError
 from checkpoint.replication.broker.batch import Packer
 from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.identity import whose
 from checkpoint.replication.broker.lease import State, clock
 from checkpoint.replication.broker.mailbox import Mailbox
 from checkpoint.replication.broker.nats_connection import NotNowError
@@ -52,7 +53,7 @@ class BrokerChannel:
     heard_at = 0.0
 
     def __init__(self, broker: BrokerActive, link: str, standby: str) -> None:
-        self.peer = f"{standby} at {broker.stream.connection.url}/{broker.stream.name}"
+        self.peer = f"{whose(standby)} at {broker.stream.connection.url}/{broker.stream.name}"
         self.link, self.standby = link, standby
         self._broker = broker
         self._head: Head = broker.head
@@ -78,7 +79,7 @@ class BrokerChannel:
         try:
             for message in self._decoder.feed(data):
                 if not self._mail.offer(message):
-                    raise LinkError(f"{self.standby} has sent more than was asked for")
+                    raise LinkError(f"{whose(self.standby)} has sent more than was asked for")
             if self._decoder.error:
                 raise self._decoder.error
         except LinkError as error:
@@ -96,7 +97,7 @@ class BrokerChannel:
             case Kind.REFUSE:
                 if not self._greets:
                     self._broker.refused(self.standby)
-                self.fail(LinkError(f"{self.standby} refuses: {message.meta.get('reason', '')}"))
+                self.fail(LinkError(f"{whose(self.standby)} refuses: {message.meta.get('reason', '')}"))
                 assert self._mail.error
                 raise self._mail.error
         self._given = None
@@ -117,7 +118,7 @@ class BrokerChannel:
         """
         known = self._broker.known
         if digest not in known:
-            self.fail(LinkError(f"{self.standby} acknowledges an epoch that it was not sent"))
+            self.fail(LinkError(f"{whose(self.standby)} acknowledges an epoch that it was not sent"))
             assert self._mail.error
             raise self._mail.error
         await self._broker.name(self.standby)

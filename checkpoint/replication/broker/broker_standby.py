@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.broker.follower_channel import FollowerChannel
 from checkpoint.replication.broker.head import Head
+from checkpoint.replication.broker.identity import new_identity
 from checkpoint.replication.broker.lease import Holder, State, Watcher, clock
 from checkpoint.replication.broker.nats_connection import NatsConnection, NotNowError, until_done
 from checkpoint.replication.broker.records import Records
@@ -72,7 +73,7 @@ class BrokerStandby:
         connection = await NatsConnection.open(f"nats://{address.host}:{address.port}", tls)
         try:
             stream = Stream(connection, address.name)
-            made = cls(connection, stream, me or f"standby-{secrets.token_hex(8)}")
+            made = cls(connection, stream, me or new_identity())
             await connection.subscribe(made.stream.live("beat"), made._beat)
             await connection.subscribe(made.stream.live("down.*"), made._refused)
             await made._start()
@@ -203,6 +204,11 @@ class BrokerStandby:
         finally:
             if not self._head:
                 self._free_to_link.set()
+
+    @property
+    def is_successor(self) -> bool:
+        """Whether the last record names it. In any thread."""
+        return self._watcher.is_successor
 
     @property
     def only_follows(self) -> bool:

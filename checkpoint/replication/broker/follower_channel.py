@@ -9,6 +9,7 @@ from typing import Any
 from checkpoint.errors import LinkError
 from checkpoint.replication.broker.batch import carries_epoch, unpack
 from checkpoint.replication.broker.broker_channel import tip_of
+from checkpoint.replication.broker.identity import whose
 from checkpoint.replication.broker.lease import State
 from checkpoint.replication.broker.mailbox import Mailbox
 from checkpoint.replication.broker.nats_connection import NotNowError
@@ -78,7 +79,7 @@ class FollowerChannel:
     async def take(self, entry: Entry) -> None:
         """Have the messages of a record received. Raises: LinkError: it is not for us."""
         if entry.record.number != self.number:
-            raise LinkError(f"{entry.record.holder} is active now")
+            raise LinkError(f"{whose(entry.record.holder)} is active now")
         if entry.record.state is State.SEEKING:
             raise LinkError("the active looks for a standby")
         if not entry.batch:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from checkpoint.errors import LeaseError, LinkError
+from checkpoint.replication.broker.identity import whose
 
 RATE_MARGIN = 1.01
 """How much faster one host's clock may run than another's; NTP slews by 0.05 % at most."""
@@ -153,7 +154,7 @@ class Holder:
             self.sequence = sequence  # also one that was given up, and stored all the same
             return True
         if sequence > self.sequence or record.number >= self.record.number:
-            self.lost = f"the lease is lost: {record.holder} has it"
+            self.lost = f"the lease is lost: {whose(record.holder)} has it"
             self.check()
         return False
 

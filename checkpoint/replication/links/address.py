@@ -64,7 +64,9 @@ def parse(text: str) -> Address:
         raise InvalidInputError(f"{text!r} is no address: expected is {EXPECTED}")
     place, slash, name = rest[2:].partition("/")
     found = _HOST_AND_PORT.fullmatch(place)
-    if not found or int(found[3]) > 65535 or len(place) > 260:
+    if found and int(found[3]) > 65535:
+        raise InvalidInputError(f"{text!r}: {found[3]} is no port, which ends at 65535")
+    if not found or len(place) > 260:
         raise InvalidInputError(
             f"{text!r} lacks a host or a port: {scheme}://HOST:PORT is expected, [HOST] for IPv6"
         )

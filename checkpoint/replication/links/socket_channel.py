@@ -132,10 +132,22 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(text)[:1000])
 
 
+_PLAIN = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_UNWELCOME = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")
+"""Of OpenSSL's names."""
+
+
 def text_of(error: OSError) -> str:
     """What went wrong, as a part of a sentence."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
+        reason = error.reason or ""
+        if reason in _PLAIN:
+            return "it does not speak TLS"
+        if "ALERT" in reason and any(word in reason for word in _UNWELCOME):
+            return (
+                f"it does not accept our certificate ({reason.split('ALERT_')[-1].lower().replace('_', ' ')})"
+            )
+        return f"TLS: {(reason or str(error)).lower().replace('_', ' ')}"
     return error.strerror or str(error) or type(error).__name__

@@ -150,7 +150,9 @@ class Active(Machine[ActiveState, ActiveEvent, ActiveAction]):
                 )
                 return Do(action, None, reason)
             case a.SAY_MAY_NOT:
-                return Do(action, None, "no standby has a whole epoch")
+                is_linked = self.state is ActiveState.GREETED
+                reason = "the standby has no whole epoch yet" if is_linked else "no standby is linked"
+                return Do(action, None, reason)
         return Do(action)
 
     def _acknowledged(self, digest: str) -> None:
