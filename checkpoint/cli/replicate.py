@@ -109,7 +109,11 @@ class Replicate:
         features = features_for(self.address)
         edge = ActiveEdge(route, about, options.key, self.deadline, wake, say, output, features)
         edge.start()
-        edge.await_open()
+        try:
+            edge.await_open()
+        except BaseException:
+            edge.close()  # it wakes nobody any more
+            raise
         if not edge.await_link(PATIENCE):
             say(f"no standby at {self.address} yet: epochs are taken when one is there")
         return edge

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from checkpoint.cli.options import Options
+from checkpoint.cli.replicate import Replicate
 from checkpoint.errors import LinkError
 from checkpoint.replication.fence import Command, FileLock, parse_fence
 from checkpoint.replication.following import DirectFollowing
@@ -59,6 +62,19 @@ def test_whether_the_active_has_that_lock(
         warnings = [text for text in far.tell if "warning" in text]  # type: ignore[attr-defined]
     assert len(warnings) == (theirs != "the same")
     assert all("could not take over: the active does not lock" in text for text in warnings)
+
+
+def test_who_is_refused_has_ended(tmp_path: Path) -> None:
+    """Its thread wakes nobody when the session has gone, whose descriptors may be another's then."""
+    where, lock = parse(f"unix:{tmp_path}/s"), FileLock(tmp_path / "lock")
+    options = Options(tmp_path, 1.0, None, None, "scan", None, None, False, b"", False)
+    threads = threading.active_count()
+    with FileLock(tmp_path / "lock") as held:
+        assert held.take()
+        for _ in range(10):
+            with pytest.raises(InvalidInputError, match="is locked"):
+                Replicate(where, "", None, False, lock, SHORT).open("vm", "it", 0, options, lambda: None)
+            assert threading.active_count() == threads
 
 
 def test_an_older_standby(tmp_path: Path) -> None:
