@@ -50,6 +50,15 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE
         time.sleep(LOOK)
 
 
+def stands(pid: int) -> bool:
+    """Whether no thread of a process takes a step: SIGSTOP needs a while to get to those that run."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_text().rpartition(")")[2].split()[0] not in "TZX":
+                return False
+    return True
+
+
 def rows_that_differ(one: Any, other: Any) -> list[int]:
     """Of two memories, the rows of pages that are not alike; by words, which takes a third of the time."""
     a, b = (memory.reshape(-1, 4096).view(np.uint64) for memory in (one, other))

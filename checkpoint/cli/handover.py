@@ -62,11 +62,13 @@ class Handover:
         why = "the standby has not answered"
         try:
             self._session.take()  # while it runs on: the last one is small then
+            edge.why = ""
             edge.final()
             self._target.stands = True
             started = time.perf_counter()
             epoch = self._session.take().epoch
             edge.await_handover(ANSWER)
+            why = edge.why or why
         except (TargetBusyError, StopTimeoutError) as error:
             why = str(error)
         finally:

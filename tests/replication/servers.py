@@ -16,7 +16,7 @@ from typing import Any
 
 from checkpoint.replication.links.address import Address
 from tests.conftest import missing
-from tests.helpers import wait_for
+from tests.helpers import stands, wait_for
 
 NEW = Path(sys.prefix) / "bin" / "nats-server"
 
@@ -97,14 +97,10 @@ class Server:
     def signal(self, number: int) -> None:
         """Send it; one that is stopped stands when this returns."""
         assert self.process
-        os.kill(self.process.pid, number)
+        pid = self.process.pid
+        os.kill(pid, number)
         if number == signal.SIGSTOP:
-            wait_for(self._stands, "the NATS server stands")
-
-    def _stands(self) -> bool:
-        assert self.process
-        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
-        return all(one.read_text().rpartition(")")[2].split()[0] == "T" for one in threads)
+            wait_for(lambda: stands(pid), "the NATS server stands")
 
     def kill(self) -> None:
         if self.process and not self.ended():

@@ -11,6 +11,7 @@ from tests.helpers import DEADLINE
 from tests.replication.hosts import Hosts, hosts_in
 from tests.replication.servers import Server
 from tests.replication.zygote import Zygote
+from uffdtrack.errors import UffdtrackError
 
 
 @pytest.fixture
@@ -136,6 +137,19 @@ def test_a_standby_that_was_cut_off_follows_again(hosts: Hosts, server: Server) 
     assert hosts.state("b") == "standby following"
     hosts.kill("c")
     hosts.await_state("b", "active unprotected")
+    hosts.goes_on()
+
+
+def test_two_locks_are_no_lock(hosts: Hosts) -> None:
+    """It is said before it matters, and there is no switchover."""
+    address, a, b = f"unix:{hosts.place / 's'}", hosts.place / "a.lock", hosts.place / "b.lock"
+    hosts.start_standby("b", "--listen", address, "--fence", f"lock:{b}")
+    hosts.start("a", "vm", "run", "count", "--replicate", address, "--every", "10ms", "--fence", f"lock:{a}")
+    hosts.await_protected("a")
+    hosts.await_said("b", "warning: this standby could not take over: the active does not lock .*b.lock")
+    with pytest.raises(UffdtrackError, match=r"no switchover.*the active does not lock .*b.lock"):
+        hosts.switch_over("a")
+    hosts.await_protected("a")
     hosts.goes_on()
 
 

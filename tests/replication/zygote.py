@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import stands, wait_for
+
 ROOT = Path(__file__).parent.parent.parent
 MODULES = ("checkpoint.cli.main", "checkpoint.cli.vm", "checkpoint.cli.standby", "tests.replication.faults")
 _PR_SET_PDEATHSIG = 1
@@ -62,9 +64,12 @@ class Started:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def send(self, number: signal.Signals) -> None:
+        """One that is stopped stands when this returns."""
         with contextlib.suppress(ProcessLookupError):
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, number)
+        if number == signal.SIGSTOP:
+            wait_for(lambda: self.has_ended() or stands(self.pid), "it stands")
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
