@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from checkpoint.errors import LinkError
@@ -50,11 +50,14 @@ class Hosts:
 
     def row(self, name: str) -> StatusRow | None:
         """What `status` has of it."""
+        found = self._asked(name)
+        return found[1] if found else None
+
+    def _asked(self, name: str) -> tuple[Path, StatusRow] | None:
+        """Its socket, and what it says. One that was killed before may have left another of its number."""
         for path in run_directory().glob(f"{self.processes[name].pid}.*"):
-            try:
-                return StatusRow.of_json(_last_answer(path, "status", SECONDS, lambda text: None))
-            except LinkError:
-                continue
+            with suppress(LinkError):
+                return path, StatusRow.of_json(_last_answer(path, "status", SECONDS, lambda text: None))
         return None
 
     def state(self, name: str) -> str:
@@ -123,8 +126,9 @@ class Hosts:
 
     def switch_over(self, name: str) -> SwitchoverRow:
         """The active hands its guest over, and ends."""
-        (path,) = run_directory().glob(f"{self.processes[name].pid}.*")
-        row = switch_over(path, lambda text: None)
+        found = self._asked(name)
+        assert found, f"{name} does not answer"
+        row = switch_over(found[0], lambda text: None)
         assert self.processes[name].wait(DEADLINE) == 0, self.processes[name].said
         return row
 

@@ -217,6 +217,36 @@ def test_end_of_the_guest_while_the_lease_is_waited_for(server: Server) -> None:
     run(main())
 
 
+def test_end_of_the_guest_that_was_missed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes behind it that would tell: who has no link asks for the last record."""
+
+    async def main() -> None:
+        active, standby = await pair(server.address("bye-missed"))
+        await active.send(0)
+        assert await active.ack() == 0
+        broker, missed = standby.broker, asyncio.Event()
+
+        def miss(message: object) -> None:
+            missed.set()
+            raise LinkError("it does not come")
+
+        broker._free_to_link.clear()
+        assert broker._channel
+        broker._channel.mail.end(LinkError("the link is lost"))
+        while not standby.ends:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(broker.stream, "republished", miss)
+        await active.channel.send(Message(Kind.BYE, {"reason": "it has ended"}))
+        await active.close()
+        await missed.wait()
+        monkeypatch.undo()
+        broker._free_to_link.set()
+        await standby.heard(Kind.BYE)
+        await standby.close()
+
+    run(main())
+
+
 def test_second_active_is_refused(server: Server) -> None:
     async def main() -> None:
         active = await Active.start(server.address("second"), seconds=MIDDLE)

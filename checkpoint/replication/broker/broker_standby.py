@@ -142,7 +142,7 @@ class BrokerStandby:
                     self._records.begin(channel.sequence)
                     return channel
             except (NotNowError, ValueError):
-                pass
+                self._records.look_again()  # its last word may have been missed
             except LinkError:  # no answer of an active's, or
                 if self._connection.closed:
                     raise

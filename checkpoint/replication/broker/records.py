@@ -81,10 +81,11 @@ class Records:
 
     def _returned(self) -> None:
         self._watcher.connected(clock())
-        self._look_again()
+        self.look_again()
         self._event.set()
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
+        """`look` until there is an answer, beside all else."""
         if not self._looking or self._looking.done():
             self._looking = asyncio.create_task(self._look_until_done())
 
@@ -104,7 +105,7 @@ class Records:
         if entry.sequence > self._watcher.sequence:
             self._watcher.seen(entry.record, entry.sequence, clock())
         elif (entry.sequence, entry.record) != (self._watcher.sequence, self._watcher.record):
-            self._look_again()  # it is late, or the broker has lost records
+            self.look_again()  # it is late, or the broker has lost records
         if len(self._came) < _KEPT:
             self._came.append(entry)
         self._event.set()
