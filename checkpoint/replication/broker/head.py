@@ -89,7 +89,7 @@ class Head:
             changes: of the lease record, see `Record`; they stay.
 
         Returns:
-            Its number.
+            Its number. Behind BYE nothing is written any more.
 
         Raises:
             LeaseError: the lease is lost; this record was not stored.
@@ -99,6 +99,8 @@ class Head:
         async with self._lock:
             if self.holder.pending:  # somebody was cancelled
                 await self._settle()
+            if self.holder.record.state is State.ENDED:  # who asks for the last record is to find BYE there
+                return self.holder.sequence
             self.holder.ask(clock(), **changes)
             self._carried, self._epoch = (batch, body), epoch
             await self._settle()
