@@ -14,6 +14,7 @@ from checkpoint.errors import LinkError
 from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Message
 from uffdtrack.closing import Closing
+from uffdtrack.errors import UffdtrackError
 
 T = TypeVar("T")
 BEATS = 10
@@ -130,8 +131,8 @@ class Edge(Closing):
         task.add_done_callback(self._tasks.discard)
 
     async def say(self, channel: Channel, *messages: Message) -> None:
-        """Send messages, if there is still somebody."""
-        with contextlib.suppress(LinkError):
+        """Send messages, if there is still somebody. Why not, `receive` says."""
+        with contextlib.suppress(UffdtrackError):
             await channel.send(*messages)
 
     @staticmethod

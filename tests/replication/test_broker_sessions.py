@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
+from checkpoint.errors import LeaseError, LinkError
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.following import BrokerFollowing
+from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.protocol.table import ActiveEvent, ActiveState
 from checkpoint.replication.route import BrokerRoute
 from tests.kvm.conftest import Machine, kvm
 from tests.replication.pair import active_by, standby_by, take, until
 from tests.replication.servers import Server
 from tests.replication.test_mirror import begin, differing, guest, write, write_at_random
+from uffdtrack.errors import StorageError
 
 assert kvm and guest  # fixtures
 
@@ -66,3 +72,14 @@ def test_lost_lease_is_no_answer_to_a_handover(server: Server) -> None:
             if resigned:
                 edge.call(lambda edge=edge: edge.on(ActiveEvent.STAND_IN))  # type: ignore[misc]
                 assert edge.is_taken and edge.stopped
+
+
+@pytest.mark.parametrize("error", [LinkError, LeaseError, StorageError])
+def test_what_is_said_to_nobody(error: type[Exception]) -> None:
+    """A heartbeat may be on its way when the lease is lost: `receive` has told why already."""
+
+    class Gone:
+        async def send(self, *messages: Message) -> None:
+            raise error("it is lost")
+
+    asyncio.run(ActiveEdge.say(None, Gone(), Message(Kind.BEAT)))  # type: ignore[arg-type]
