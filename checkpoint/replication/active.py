@@ -17,6 +17,7 @@ from checkpoint.replication.features import FEATURES, agreed
 from checkpoint.replication.held import HeldOutput
 from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Kind, Message
+from checkpoint.replication.links.socket_channel import printable
 from checkpoint.replication.outgoing import NO_STANDBY, Outgoing
 from checkpoint.replication.protocol.machine import Do, Epoch
 from checkpoint.replication.protocol.peer import Active
@@ -180,7 +181,7 @@ class ActiveEdge(Edge):
         digest = str(tip.get("digest", "")) if isinstance(tip, dict) else ""
         self.is_bare = not digest
         self.on(ActiveEvent.LINKED, digest)
-        self.far_name = str(hello.get("name", ""))
+        self.far_name = printable(hello.get("name", ""))
         if self.machine.state in (S.GREETED, S.FOLLOWED) and not self.is_given_up():
             self.outgoing.link(agreed(hello) & set(self.features))
             self._tell_once(f"the standby {self.far_name} is linked")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from checkpoint.replication.links.socket_channel import printable
 from kvmglue import Positions
 
 
@@ -40,7 +41,7 @@ class Heard:
             case {"stood_us": int(stood_us)}:
                 self.stood_us = stood_us
             case {"role": "active", "name": str(name)}:
-                self.name, self.host = name, str(meta.get("host", ""))
+                self.name, self.host = printable(name), printable(meta.get("host", ""))
         match meta.get("every"):
             case "output":
                 self.every = inf

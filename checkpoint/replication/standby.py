@@ -167,7 +167,7 @@ class StandbyEdge(Edge):
         self.hears(hello)
         self._process.watch(channel.peer_pidfd)
         await channel.send(Message(Kind.HELLO, self._hello()))
-        self.tell(text_of(actions, str(hello.get("name", "an active")), self.machine.whole))
+        self.tell(text_of(actions, self.heard.name or "an active", self.machine.whole))
         self._said = ""
 
     def _hello(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint.cli.standby import following_of
+from checkpoint.replication.broker.identity import whose
 from checkpoint.replication.fence import Command, FileLock
 from checkpoint.replication.following import DirectFollowing
 from checkpoint.replication.heard import Heard
@@ -38,6 +39,14 @@ def test_its_period() -> None:
     for said, every in ((0.01, 0.01), ("output", inf), (3, 3), (-1, 3), (inf, 3), ("often", 3), (None, 3)):
         heard.note({"role": "active", "name": "it", "every": said})
         assert heard.every == every
+
+
+def test_its_name() -> None:
+    """A terminal obeys nothing that a peer says."""
+    heard = Heard()
+    heard.note({"role": "active", "name": "web\x1b[2J", "host": ["\x07"]})
+    assert (heard.name, heard.host) == ("web?[2J", "['\\x07']")
+    assert whose("host\x1b:1:f") == "process 1 of host?" and whose("standby-\n") == "standby-?"
 
 
 def test_its_key(tmp_path: Path) -> None:

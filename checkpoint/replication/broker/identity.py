@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 
+from checkpoint.replication.links.socket_channel import printable
+
 
 def new_identity() -> str:
     """Of this process and of no other one, ever: its host, its number, and a random one."""
@@ -15,5 +17,5 @@ def whose(identity: str) -> str:
     """For people."""
     match identity.split(":"):
         case [host, pid, _]:
-            return f"process {pid} of {host}"
-    return identity
+            return printable(f"process {pid} of {host}")
+    return printable(identity)
