@@ -27,11 +27,11 @@ from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.vm import run_vm
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.links.wire import Wire
-from kvmglue import Order, Vm, huge_for, open_tracker, post, rings_for, written
+from kvmglue import KvmTracker, Order, Vm, engine_for, huge_for, open_tracker, post, rings_for, written
 from uffdtrack import GuestRam
 
 NEVER = 1 << 62
-ENGINE = "kvm-ring"
+ENGINE = engine_for()
 
 
 class Watched:
@@ -77,6 +77,8 @@ def track(vm: Vm, every: float) -> None:
     """Harvest as often as a session would, and nothing else."""
     tracker = open_tracker(vm, ENGINE)
     tracker.activate()
+    if isinstance(tracker, KvmTracker):
+        tracker.leave_hot()
     vm.resume()
     while True:
         time.sleep(every)

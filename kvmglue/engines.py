@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmglue import dirty_log, dirty_ring
+from kvmglue.kvm import Kvm
 from kvmglue.tracker import KvmTracker
 from kvmglue.vm import Vm
 from uffdtrack import ENGINES, Tracker, Traits, UffdTracker
@@ -28,6 +29,18 @@ def checked_engine(name: str) -> str:
     if name not in VM_ENGINES:
         raise InvalidInputError(f"no engine {name!r} for VMs; there are {', '.join(VM_ENGINES)}")
     return name
+
+
+def engine_for(max_dirty_pages: int | None = None) -> str:
+    """The engine with which a guest loses least whose pages are copied cycle after cycle, on this host.
+
+    Raises:
+        UnsupportedError, PermissionDeniedError: see `Kvm`.
+    """
+    if max_dirty_pages:
+        return "kvm-ring"
+    with Kvm() as kvm:
+        return "kvm-clear" if kvm.capabilities.manual_clear else "kvm-ring"
 
 
 def rings_for(engine: str, vcpus: int, max_dirty_pages: int | None = None) -> int:

@@ -85,6 +85,17 @@ class KvmTracker(CycleTracker):
         if native is not None:
             lib.kg_mark(native, first, pages)
 
+    def leave_hot(self) -> bool:
+        """Leave pages writable that are dirty in one cycle after the other, for who copies what is listed.
+
+        They are listed in each cycle, written or not: the guest has a fault for such a page in one cycle of
+        eight, and a page that it does not write any more is listed eight times at most.
+
+        Returns:
+            Whether this engine can do that: kvm-clear, until it is deactivated.
+        """
+        return int(lib.kg_leave_hot(self._active())) == 0
+
     @property
     def stats(self) -> Stats:
         """Counts since `activate()`: `scans` are calls of KVM_GET_DIRTY_LOG, `overflows` full rings."""

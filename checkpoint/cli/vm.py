@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -30,6 +31,7 @@ from kvmglue import (
     Vm,
     bind_vcpus,
     done,
+    engine_for,
     huge_for,
     open_tracker,
     post,
@@ -61,8 +63,8 @@ def command() -> None:
 vm_options = session_options(
     "Take epochs into this directory. Without it the guest is not checkpointed.",
     False,
-    list(VM_ENGINES),
-    "kvm-ring",
+    ["auto", *VM_ENGINES],
+    "auto",
     "docs/kvm.md",
     "Pause the guest and take an epoch as soon as so many pages are dirty, too.",
     at_output=True,
@@ -96,6 +98,7 @@ def run(
 
     It ends when the guest has, at --count, --duration or Ctrl-C, and the VM with it: --output has its epochs.
     """
+    options = with_engine(options)
     with ExitStack() as stack:
         memory = stack.enter_context(GuestRam(ram, shared=False, huge=huge_for(options.engine)))
         orders = programs(guest, vcpus, memory.size // PAGE, until)
@@ -116,6 +119,7 @@ def resume(
     place: tuple[Path, int | None], devices: Devices, replicate: WhereTo | None, options: Options
 ) -> None:
     """Continue the guest of an epoch in this process, as if nothing had happened."""
+    options = with_engine(options)
     view = open_view(place, options.key)
 
     def make(ram: GuestRam, vcpus: int) -> Vm:
@@ -128,6 +132,11 @@ def resume(
         outbox = stack.enter_context(devices.open(vm, options.as_json, output_up_to(view.sources)))
         say(f"epoch {view.epoch.epoch}: {len(view.pages)} pages, {len(vm.vcpus)} vCPUs")
         run_vm(vm, outbox, str(vm_facts(view.epoch).guest), options, replicate)
+
+
+def with_engine(options: Options) -> Options:
+    """The options, with an engine for "auto". Raises: UnsupportedError, PermissionDeniedError: see `Kvm`."""
+    return replace(options, engine=engine_for(options.max_dirty)) if options.engine == "auto" else options
 
 
 def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: WhereTo | None) -> None:
@@ -147,6 +156,8 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Wher
         tracker = open_tracker(vm, options.engine, max_dirty_pages=options.max_dirty)
         stack.callback(tracker.close)
         tracker.activate()
+        if isinstance(tracker, KvmTracker):
+            tracker.leave_hot()
         bind_vcpus(tracker, vm)
 
         passing = passing_on(outbox)

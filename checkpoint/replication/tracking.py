@@ -39,5 +39,7 @@ def track(vm: Vm, engine: str) -> KvmTracker | UffdTracker:
     """
     tracker = open_tracker(vm, engine)
     tracker.activate()
+    if isinstance(tracker, KvmTracker):
+        tracker.leave_hot()
     bind_vcpus(tracker, vm)
     return tracker

@@ -133,6 +133,7 @@ int64_t kg_prepare(kg_tracker *t);
 int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first);
 void kg_fetch_again(kg_tracker *t);
 int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n);
+int kg_leave_hot(kg_tracker *t);
 int64_t kg_exchange(kg_tracker *t);
 int64_t kg_pending(kg_tracker *t);
 void kg_mark(kg_tracker *t, uint64_t row, uint64_t n);

@@ -146,6 +146,16 @@ int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n)
 	return ut_cycle_rearm(&t->cycle, &core, t, gfn, n);
 }
 
+int kg_leave_hot(kg_tracker *t)
+{
+	UT_ENTER(&t->cycle);
+	if (!t->ops->keeps)
+		return -EOPNOTSUPP;
+	UT_LOCK(&t->cycle.lock);
+	t->hot.on = 1;
+	return 0;
+}
+
 int64_t kg_exchange(kg_tracker *t)
 {
 	UT_ENTER(&t->cycle);
@@ -221,7 +231,7 @@ static size_t words_of(const kg_vm *vm)
 /* All that a cycle needs, in one piece. */
 size_t kg_arena_bytes(const kg_vm *vm)
 {
-	return ut_cycle_bytes(vm->rows) + 5 * ut_arena_room(words_of(vm), 8);
+	return ut_cycle_bytes(vm->rows) + 5 * ut_arena_room(words_of(vm), 8) + ut_arena_room(vm->rows, 2);
 }
 
 static void carve(kg_tracker *t, char *at)
@@ -234,6 +244,7 @@ static void carve(kg_tracker *t, char *at)
 	UT_CARVE(at, t->bits.host, words, 8);
 	UT_CARVE(at, t->bits.scratch, words, 8);
 	UT_CARVE(at, t->bits.loose, words, 8);
+	UT_CARVE(at, t->hot.seen, t->vm->rows, 2);
 	memset(t->bits.read, 0, 4 * ut_arena_room(words, 8)); /* each cycle goes over all of them: real from the first on */
 }
 

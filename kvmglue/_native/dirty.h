@@ -31,6 +31,12 @@ typedef struct {
 	uint64_t *loose;   /* may be without a trap */
 } kg_bits;
 
+/* Pages that are dirty cycle after cycle: see kg_leave_hot. */
+typedef struct {
+	int32_t on;
+	uint16_t *seen; /* by row: the cycle in which it was rearmed last, cut short */
+} kg_hot;
+
 struct kg_mode_ops;
 
 typedef struct kg_tracker {
@@ -42,6 +48,7 @@ typedef struct kg_tracker {
 	int64_t threshold, stop_ns; /* stop_ns: how long a vCPU may take to leave KVM_RUN */
 	int64_t halted_at;            /* when a harvest began */
 	kg_bits bits;
+	kg_hot hot;
 	kg_rings rings;
 	kg_stats stats;
 } kg_tracker;
@@ -62,6 +69,10 @@ int64_t kg_fetch(kg_tracker *t, uint64_t max, uint64_t *first);
 /* After a rearm that has failed all can be fetched again. */
 void kg_fetch_again(kg_tracker *t);
 int kg_rearm(kg_tracker *t, const uint64_t *gfn, size_t n);
+/* With KVM_CLEAR_DIRTY_LOG: a page that is dirty in two cycles in a row gets no trap in most of the following ones. It
+ * stays in KVM's log, so it is listed in each of them, whether it was written or not; a turn comes at which it gets its trap.
+ * -EOPNOTSUPP: not with this log. */
+int kg_leave_hot(kg_tracker *t);
 int64_t kg_exchange(kg_tracker *t);
 int64_t kg_pending(kg_tracker *t);
 /* The host has written these rows. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 enum {
+	TURNS = 16, /* of so many cycles in which a page is hot, one sets its trap */
 	FAR = 32768, /* rows between two, from which on KVM_CLEAR_DIRTY_LOG is called again: it copies the bitmap */
 };
 
@@ -88,6 +89,16 @@ static int clear_words(kg_tracker *t, int slot, uint64_t first, uint64_t last)
 	return err;
 }
 
+/* Whoever writes a page all the time has a fault for it in one of TURNS cycles. A page that is not written any more is listed
+ * for as many. */
+static int is_hot(kg_tracker *t, uint64_t row)
+{
+	uint16_t now = t->stats.cycles, before = t->hot.seen[row];
+
+	t->hot.seen[row] = now;
+	return before == (uint16_t)(now - 1) && (row + now) % TURNS;
+}
+
 /* Lists made from a bitmap are in order, but for what the host has written. */
 static int clear_slot(kg_tracker *t, int slot, const uint64_t *gfn, size_t n)
 {
@@ -98,7 +109,7 @@ static int clear_slot(kg_tracker *t, int slot, const uint64_t *gfn, size_t n)
 	for (size_t k = 0; k < n; k++) {
 		uint64_t at = gfn[k] - s->gfn;
 
-		if (at >= s->npages)
+		if (at >= s->npages || (t->hot.on && is_hot(t, s->row + at)))
 			continue;
 		if (open && (at / 64 < first || at > last * 64 + FAR)) {
 			TRY(clear_words(t, slot, first, last));
@@ -129,5 +140,6 @@ const kg_mode_ops kg_mode_clear = {
 	.start = clear_all,
 	.harvest = harvest_bitmap,
 	.harvest_waits = 1,
+	.keeps = 1,
 	.rearm = clear_pages,
 };

@@ -19,6 +19,8 @@ typedef struct kg_mode_ops {
 	int (*ended)(kg_tracker *t);
 	/* 1: a harvest would find pages of the last cycle again, until they are rearmed. */
 	int32_t harvest_waits;
+	/* 1: a page that is not rearmed is found again. */
+	int32_t keeps;
 	int (*rearm)(kg_tracker *t, const uint64_t *gfn, size_t n);
 } kg_mode_ops;
 
