@@ -27,7 +27,8 @@ from checkpoint.cli.replicate_options import WhereTo
 from checkpoint.cli.vm import run_vm
 from checkpoint.replication.active import ActiveEdge
 from checkpoint.replication.links.wire import Wire
-from kvmglue import KvmTracker, Order, Vm, engine_for, huge_for, open_tracker, post, rings_for, written
+from checkpoint.targets.vm_stop import track
+from kvmglue import Order, Vm, engine_for, huge_for, post, rings_for, written
 from uffdtrack import GuestRam
 
 NEVER = 1 << 62
@@ -73,12 +74,9 @@ def tell(vm: Vm, watched: Watched) -> None:
         print(json.dumps(said), flush=True)
 
 
-def track(vm: Vm, every: float) -> None:
+def harvest(vm: Vm, every: float) -> None:
     """Harvest as often as a session would, and nothing else."""
-    tracker = open_tracker(vm, ENGINE)
-    tracker.activate()
-    if isinstance(tracker, KvmTracker):
-        tracker.leave_hot()
+    tracker = track(vm, ENGINE)
     vm.resume()
     while True:
         time.sleep(every)
@@ -114,7 +112,7 @@ def main() -> None:
         post(vm, 0, Order(given.guest, pages=given.pages, pace=NEVER))
         threading.Thread(target=tell, args=(vm, Watched()), daemon=True).start()
         if given.track:
-            track(vm, given.every)
+            harvest(vm, given.every)
         else:
             run_vm(vm, outbox, given.guest, options, to)
 

@@ -89,7 +89,7 @@ class KvmTracker(CycleTracker):
         """Leave pages writable that are dirty in one cycle after the other, for who copies what is listed.
 
         They are listed in each cycle, written or not: the guest has a fault for such a page in one cycle of
-        eight, and a page that it does not write any more is listed eight times at most.
+        16, and a page that it does not write any more is listed 16 times at most.
 
         Returns:
             Whether this engine can do that: kvm-clear, until it is deactivated.

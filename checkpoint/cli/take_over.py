@@ -19,7 +19,7 @@ from checkpoint.replication.mirror import Mirror
 from checkpoint.replication.route import Route
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.replication.status import StatusRow
-from checkpoint.replication.tracking import track
+from checkpoint.targets.vm_stop import track
 from kvmglue import KvmTracker, Outbox, Output, Vm
 from uffdtrack import UffdTracker
 from uffdtrack.errors import InvalidInputError, UffdtrackError

@@ -23,17 +23,16 @@ from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from checkpoint.targets.vm_output import output_up_to
 from checkpoint.targets.vm_state import load_vm, vm_facts
+from checkpoint.targets.vm_stop import track
 from kvmglue import (
     PROGRAMS,
     VM_ENGINES,
     KvmTracker,
     Outbox,
     Vm,
-    bind_vcpus,
     done,
     engine_for,
     huge_for,
-    open_tracker,
     post,
     programs,
     rings_for,
@@ -153,13 +152,8 @@ def run_vm(vm: Vm, outbox: Outbox, guest: str, options: Options, replicate: Wher
             pass_on_rest(outbox)
             tell_verdict(vm, guest)
             return
-        tracker = open_tracker(vm, options.engine, max_dirty_pages=options.max_dirty)
+        tracker = track(vm, options.engine, options.max_dirty)
         stack.callback(tracker.close)
-        tracker.activate()
-        if isinstance(tracker, KvmTracker):
-            tracker.leave_hot()
-        bind_vcpus(tracker, vm)
-
         passing = passing_on(outbox)
 
         def wait(seconds: float, look: Callable[[], bool] = passing) -> bool:

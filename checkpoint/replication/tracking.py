@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 
 from checkpoint.image import EpochFile
-from kvmglue import VM_ENGINES, KvmTracker, Vm, bind_vcpus, open_tracker, rings_for
-from uffdtrack import GuestRam, UffdTracker
+from kvmglue import VM_ENGINES, Vm, rings_for
+from uffdtrack import GuestRam
 from uffdtrack.errors import UnsupportedError
 
 
@@ -29,17 +29,3 @@ def make_vm(engine: str, ram: GuestRam, vcpus: int) -> Vm:
     with contextlib.suppress(UnsupportedError):  # it can run here all the same
         return Vm(ram, vcpus, ring_entries=rings_for(engine, vcpus))
     return Vm(ram, vcpus)
-
-
-def track(vm: Vm, engine: str) -> KvmTracker | UffdTracker:
-    """An active tracker, which is closed with the VM.
-
-    Raises:
-        InvalidInputError, UnsupportedError: see `kvmglue.open_tracker`.
-    """
-    tracker = open_tracker(vm, engine)
-    tracker.activate()
-    if isinstance(tracker, KvmTracker):
-        tracker.leave_hot()
-    bind_vcpus(tracker, vm)
-    return tracker

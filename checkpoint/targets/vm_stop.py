@@ -1,4 +1,4 @@
-"""Stopping a VM whose vCPUs may stand at its tracker's own gate."""
+"""How a VM is tracked, and stopped: its vCPUs may stand at its tracker's own gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvmglue import KvmTracker, Vm
+from kvmglue import KvmTracker, Vm, bind_vcpus, open_tracker
 from uffdtrack import UffdTracker
 from uffdtrack.errors import CycleError, PauseTimeoutError, StopTimeoutError, TargetBusyError
 
@@ -70,3 +70,17 @@ def exchange_running(tracker: KvmTracker | UffdTracker) -> npt.NDArray[np.uint64
     """Harvest and rearm while the guest runs; if it stands at its threshold, it goes on. Sorted."""
     pages = np.unique(tracker.exchange().gfn)
     return np.union1d(pages, resume_full(tracker)) if tracker.max_dirty_pages else pages
+
+
+def track(vm: Vm, engine: str, max_dirty: int | None = None) -> KvmTracker | UffdTracker:
+    """An active tracker for who copies what is listed, which is closed with the VM.
+
+    Raises:
+        InvalidInputError, UnsupportedError: see `kvmglue.open_tracker`.
+    """
+    tracker = open_tracker(vm, engine, max_dirty_pages=max_dirty)
+    tracker.activate()
+    if isinstance(tracker, KvmTracker):
+        tracker.leave_hot()
+    bind_vcpus(tracker, vm)
+    return tracker
