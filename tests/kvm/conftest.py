@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvmglue import VM_ENGINES, Order, Vm, bind_vcpus, open_tracker, post, rings_for, written
+from kvmglue import VM_ENGINES, Order, Vm, bind_vcpus, open_tracker, post, rings_for, wait, written
 from tests.contract.conftest import need_kvm
 from tests.helpers import DEADLINE, rows_that_differ
 from uffdtrack import GuestRam
@@ -58,6 +58,13 @@ class Machine:
 
     def stale(self, shadow: Any) -> list[int]:
         return rows_that_differ(shadow, self.ram.pages())
+
+
+def write(there: Machine, first: int, pages: int, value: int, kind: str = "sequential", n: int = 0) -> None:
+    """The guest has written when this returns, and runs."""
+    there.vm.resume()
+    post(there.vm, 0, Order(kind, first=first, pages=pages, n=n or pages, value=value, seed=value + 1))
+    assert wait(there.vm, 0, DEADLINE)
 
 
 @pytest.fixture(scope="session")

@@ -8,24 +8,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvmglue import KVM_ENGINES, Order, post, wait
-from tests.helpers import DEADLINE, broken
-from tests.kvm.conftest import PAGES, Machine, run_on
+from kvmglue import KVM_ENGINES, Order, post
+from tests.helpers import broken
+from tests.kvm.conftest import PAGES, Machine, run_on, write
 
 CYCLES = 60
 LONGEST = 16
 """So many cycles a page is listed at most in which it was not written."""
 
 
-def write(made: Machine, first: int, pages: int, value: int, kind: str = "sequential", n: int = 0) -> None:
-    """The guest has written when this returns, and stands."""
-    made.vm.resume()
-    post(made.vm, 0, Order(kind, first=first, pages=pages, n=n or pages, value=value, seed=value + 1))
-    assert wait(made.vm, 0, DEADLINE)
-    made.vm.pause()
-
-
 def listed(made: Machine) -> set[int]:
+    made.vm.pause()
     return set(made.tracker.exchange().gfn.tolist())
 
 
@@ -50,6 +43,7 @@ def test_all_that_is_written_is_listed(machine: Callable[..., Machine], seed: in
                 case 4:
                     row = chance.randrange(PAGES)
                     made.ram.host_write(row * 4096 + 64, cycle.to_bytes(8, "little"))
+        made.vm.pause()
         rows = made.ram.index(made.tracker.exchange().gfn)
         shadow[rows] = made.ram.pages()[rows]
         assert made.stale(shadow) == [], f"cycle {cycle}"
@@ -83,10 +77,12 @@ def test_a_page_that_is_missed_is_seen(machine: Callable[..., Machine]) -> None:
     shadow = made.ram.pages().copy()
     for cycle in range(1, 5):
         write(made, 0, 100, cycle)
+        made.vm.pause()
         made.copy_to(shadow)
     assert made.stale(shadow) == []
     with broken("forget"):
         write(made, 0, 100, 9)
+        made.vm.pause()
         made.copy_to(shadow)
         assert len(made.stale(shadow)) == 1
 
@@ -117,5 +113,6 @@ def test_which_engine(machine: Callable[..., Machine], engine: str) -> None:
     made.tracker.exchange()
     for value in (1, 2, 3):
         write(made, 10, 20, value)
+        made.vm.pause()
         assert np.isin(np.arange(10, 30), made.tracker.exchange().gfn).all()
     assert engine == "kvm-clear" or not listed(made)

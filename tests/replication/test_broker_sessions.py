@@ -16,10 +16,10 @@ from checkpoint.replication.following import BrokerFollowing
 from checkpoint.replication.links.frames import Kind, Message
 from checkpoint.replication.protocol.table import ActiveEvent, ActiveState
 from checkpoint.replication.route import BrokerRoute
-from tests.kvm.conftest import Machine, kvm
+from tests.kvm.conftest import Machine, kvm, write
 from tests.replication.pair import active_by, standby_by, take, until
 from tests.replication.servers import Server
-from tests.replication.test_mirror import begin, differing, guest, write, write_at_random
+from tests.replication.test_mirror import begin, differing, guest, write_at_random
 from uffdtrack.errors import StorageError
 
 assert kvm and guest  # fixtures

@@ -13,9 +13,9 @@ from checkpoint.replication import greeting
 from checkpoint.replication.features import DELTAS, FEATURES, ZSTD, agreed
 from checkpoint.replication.links.address import parse
 from checkpoint.replication.links.wire import Wire
-from tests.kvm.conftest import Machine, kvm
+from tests.kvm.conftest import Machine, kvm, write
 from tests.replication.pair import active, standby, take
-from tests.replication.test_mirror import begin, differing, guest, write
+from tests.replication.test_mirror import begin, differing, guest
 
 assert guest and kvm  # fixtures
 

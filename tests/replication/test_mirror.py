@@ -20,9 +20,8 @@ from checkpoint.replication.mirror import Mirror
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
-from kvmglue import Order, Vm, bind_vcpus, open_tracker, post, rings_for, wait
-from tests.helpers import DEADLINE
-from tests.kvm.conftest import PAGES, Machine, kvm
+from kvmglue import Vm, bind_vcpus, open_tracker, rings_for
+from tests.kvm.conftest import PAGES, Machine, kvm, write
 from tests.replication.pair import active, standby, take, until
 from uffdtrack import GuestRam
 
@@ -52,12 +51,6 @@ def begin(edge: ActiveEdge, there: Machine) -> tuple[Session, VmTarget]:
     target = VmTarget(there.vm, there.tracker, "write")
     target.stands = True  # from each window on, so that there is one state to compare with
     return Session(target, edge.sink.images, sink=edge.sink), target
-
-
-def write(there: Machine, first: int, pages: int, value: int, kind: str = "sequential", n: int = 0) -> None:
-    there.vm.resume()
-    post(there.vm, 0, Order(kind, first=first, pages=pages, n=n or pages, value=value, seed=value + 1))
-    assert wait(there.vm, 0, DEADLINE)
 
 
 def differing(edge: StandbyEdge, there: Machine) -> list[int]:
