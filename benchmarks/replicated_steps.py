@@ -122,7 +122,7 @@ def main() -> None:
     queue.BYTES = queue.UNACKNOWLEDGED = 1 << 32  # nobody takes what is sent until all is
     print(f"| pages | {' | '.join(STEPS)} |")
     print("|---" * (len(STEPS) + 1) + "|")
-    for pages in (100, 300, 1000, 3000):
+    for pages in (4, 100, 300, 1000, 3000):
         with ends(pages) as both:
             for _ in range(options.epochs):
                 both.epoch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from dataclasses import dataclass
 
 from kvmglue._sys import check, ffi, lib
@@ -61,12 +62,12 @@ class Kvm(Closing):
     def _has(self, capability: int) -> int:
         return max(int(lib.kg_check(self.fd, capability)), 0)
 
-    def msrs(self) -> list[int]:
+    def msrs(self) -> array[int]:
         """The model-specific registers that are part of a vCPU's state."""
         room = 1024
         indexes = ffi.new("uint32_t[]", room)
         n = check(lib.kg_msr_list(self.fd, indexes, room), "list the MSRs")
-        return [int(indexes[i]) for i in range(n)]
+        return array("I", ffi.unpack(indexes, n))
 
     def close(self) -> None:
         """Idempotent."""

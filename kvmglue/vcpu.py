@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -40,11 +41,16 @@ class VcpuState:
 
     Attributes:
         parts: sregs, regs, xcrs, xsave, debugregs, events, mp_state: structs of linux/kvm.h.
-        msrs: index and value.
+        msr_data: index and value of each MSR, 8 bytes each.
     """
 
     parts: tuple[bytes, ...]
-    msrs: tuple[tuple[int, int], ...]
+    msr_data: bytes
+
+    @property
+    def msrs(self) -> list[tuple[int, int]]:
+        """Index and value."""
+        return list(_MSR.iter_unpack(self.msr_data))
 
     def same(self, other: VcpuState) -> bool:
         """Whether nothing differs but the time, which goes on by itself."""
@@ -59,12 +65,12 @@ class VcpuState:
         return self.parts[int(lib.KG_STATE_XSAVE)]
 
     @property
-    def segments(self) -> dict[str, int]:
-        """Selectors, and the bases of fs and gs."""
-        values = ffi.new("uint64_t[8]")
-        lib.kg_segments(ffi.from_buffer(self.parts[lib.KG_STATE_SREGS]), values)
-        names = ("cs", "ds", "es", "fs", "gs", "ss", "fs_base", "gs_base")
-        return dict(zip(names, ffi.unpack(values, 8), strict=True))
+    def user_registers(self) -> bytes:
+        """struct user_regs_struct (sys/user.h), with orig_rax as rax."""
+        out = ffi.new("uint64_t[]", lib.KG_USER_REGISTERS)
+        sregs, regs = (ffi.from_buffer(self.parts[part]) for part in (lib.KG_STATE_SREGS, lib.KG_STATE_REGS))
+        lib.kg_user_registers(sregs, regs, out)
+        return bytes(ffi.buffer(out))
 
     @property
     def registers(self) -> dict[str, int]:
@@ -78,6 +84,7 @@ REGISTERS = (
     "r15", "rip", "rflags",
 )  # fmt: skip
 _REGISTERS = struct.Struct("<18Q")
+_MSR = struct.Struct("<QQ")
 
 
 class Machine(Protocol):
@@ -85,7 +92,7 @@ class Machine(Protocol):
 
     kvm: Kvm
     system: SystemMemory
-    msr_indexes: list[int]
+    msr_indexes: array[int]
 
     @property
     def native(self) -> Any: ...
@@ -143,15 +150,19 @@ class Vcpu:
     def state(self) -> VcpuState:
         """All of its state. The vCPU has to stand: `Vm.pause()`."""
         self._must_stand()
-        native, room = self._vm.native, self._room
-        xsave = self._vm.kvm.capabilities.xsave_bytes
-        check(lib.kg_get_state(native, self.number, xsave, room), "read a vCPU's state")
-        data, at = bytes(ffi.buffer(room)), 0
-        parts = []
+        native, xsave = self._vm.native, self._vm.kvm.capabilities.xsave_bytes
+        while True:
+            msrs = self._vm.msr_indexes
+            wanted, n = ffi.from_buffer("uint32_t[]", msrs), len(msrs)
+            got = lib.kg_get_state(native, self.number, xsave, wanted, n, self._room)
+            if check(got, "read a vCPU's state") == n:
+                break
+            del msrs[got]  # it is listed for others than this guest
+        data, at, parts = bytes(ffi.buffer(self._room)), 0, []
         for size in self._sizes:
             parts.append(data[at : at + size])
             at += size
-        return VcpuState(tuple(parts), tuple(self._msrs()))
+        return VcpuState(tuple(parts), data[at : at + n * _MSR.size])
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -161,17 +172,7 @@ class Vcpu:
 
     @cached_property
     def _room(self) -> Any:
-        return ffi.new("uint8_t[]", sum(self._sizes))
-
-    def _msrs(self) -> list[tuple[int, int]]:
-        indexes = self._vm.msr_indexes
-        while True:
-            n = len(indexes)
-            values = ffi.new("uint64_t[]", n)
-            got = lib.kg_get_msrs(self._vm.native, self.number, ffi.new("uint32_t[]", indexes), values, n)
-            if check(got, "read a vCPU's MSRs") == n:
-                return list(zip(indexes, ffi.unpack(values, n), strict=True))
-            del indexes[got]  # it is listed for others than this guest
+        return ffi.new("uint8_t[]", sum(self._sizes) + len(self._vm.msr_indexes) * _MSR.size)
 
     def set_state(self, state: VcpuState) -> None:
         """Put all of its state back. The vCPU has to stand.
@@ -191,7 +192,7 @@ class Vcpu:
                 raise UnsupportedError(
                     f"KVM does not take part {part} of vCPU {self.number}'s state: {os.strerror(-result)}"
                 )
-        now = dict(self._msrs())
+        now = dict(self.state().msrs)
         for index, value in state.msrs:
             if now.get(index) == value:
                 continue

@@ -26,8 +26,8 @@ from checkpoint.targets.vm_state import (
 from checkpoint.targets.vm_stop import Taken, exchange_running, leave_own_gate, stopping
 from checkpoint.view import View
 from kvmglue import KvmTracker, Outbox, Output, Positions, VcpuState, Vm
-from uffdtrack import PAGE, Pending, Region, Rhythm, Runs, UffdTracker, Window, copy_changed, not_zero
-from uffdtrack.runs import expand, no_runs, to_runs
+from uffdtrack import PAGE, Extents, Pending, Region, Rhythm, Runs, UffdTracker, Window, copy_changed
+from uffdtrack.runs import Mask, Pages, expand, no_runs, to_runs
 
 T = TypeVar("T")
 _NONE = no_runs()
@@ -71,7 +71,7 @@ class VmTarget:
         self.behind = False
         self.rhythm = Rhythm()
         self._started = time.time_ns()
-        self._buffer = np.empty(0, np.uint8)
+        self._buffer = np.empty((0, PAGE), np.uint8)
         self._spare: list[npt.NDArray[np.uint8]] = []
         state = vm.system_state
         self._system_at = vm.system_address // PAGE
@@ -83,6 +83,11 @@ class VmTarget:
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
             _region(self._system_at, len(self._system), "[system]")
         ]
+        ram, first, parts = vm.ram.pages(), 0, []
+        for gfn, pages in slots:
+            parts.append((gfn, ram[first : first + pages]))
+            first += pages
+        self._memory = Extents([*parts, (self._system_at, self._system)])
 
     # -- Source -----------------------------------------------------------------------------------
 
@@ -103,8 +108,8 @@ class VmTarget:
 
     def copy(self, runs: Runs) -> tuple[Runs, Runs, memoryview]:
         pages = expand(runs)
-        data, zero, contents = self._parted(pages, self._copy(pages))
-        return to_runs(data), zero, contents
+        full, contents = self._copy(pages)
+        return to_runs(pages[full]), to_runs(pages[~full]), contents
 
     def window(self) -> Window:
         with stopping(self.stands):
@@ -125,7 +130,7 @@ class VmTarget:
 
     def hand_over(self, at_once: bool = False) -> Handed:
         lent = self._buffer
-        self._buffer = self._spare.pop() if self._spare else np.empty(lent.size, np.uint8)
+        self._buffer = self._spare.pop() if self._spare else np.empty_like(lent)
         pending = self.pending
         output = self.output
         pending.output_from = output.start if output else None
@@ -174,21 +179,24 @@ class VmTarget:
         self.pending.note(self._system_changed())
         harvested = time.perf_counter()
         pages = self.pending.settle()
-        copied = self._copy(pages)
-        return Taken(pages, copied, (full, found), (started, stopped, harvested, time.perf_counter()))
+        times = started, stopped, harvested
+        return Taken(pages, *self._copy(pages), (full, found), (*times, time.perf_counter()))
 
     def _window(self, taken: Taken) -> Window:
-        pages, zero, contents = self._parted(taken.pages, taken.copied)
+        data, pages, zero = self.pending.pages, taken.pages, _NONE
+        if not taken.full.all():
+            pages, zero = pages[taken.full], to_runs(pages[~taken.full])
+            data = to_runs(pages)
         started, stopped, harvested, done = taken.times
         full, found = taken.touched
         return Window(
             regions=self.regions,
             threads=[vcpu_thread(i, state) for i, state in enumerate(self.states)],
-            data=to_runs(pages),
+            data=data,
             data_pages=pages,
             zero=zero,
             reset=_NONE,
-            contents=contents,
+            contents=taken.contents,
             unreadable=0,
             compared=1,
             scanned=self.tracker.traits.cost == "O(size)",
@@ -225,23 +233,12 @@ class VmTarget:
         self._whole_system = False
         return (changed + self._system_at).astype(np.uint64)
 
-    def _copy(self, pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-        if self._buffer.size < len(pages) * PAGE:
-            self._buffer = np.empty(len(pages) * PAGE, np.uint8)
-        out = self._buffer[: len(pages) * PAGE].reshape(-1, PAGE)
-        ram = int(np.searchsorted(pages, self._system_at))
-        np.take(self.vm.ram.pages(), self.vm.ram.index(pages[:ram]), axis=0, out=out[:ram], mode="clip")
-        out[ram:] = self._system[(pages[ram:] - np.uint64(self._system_at)).astype(np.int64)]
-        return out
-
-    def _parted(
-        self, pages: npt.NDArray[np.uint64], copied: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.uint64], Runs, memoryview]:
-        """Pages with contents, ranges of zeros, the contents."""
-        full = not_zero(copied)
-        if full.all():
-            return pages, _NONE, copied.reshape(-1).data
-        return pages[full], to_runs(pages[~full]), copied[full].reshape(-1).data
+    def _copy(self, pages: Pages) -> tuple[Mask, memoryview]:
+        """Which pages are not zeros, and the contents of those, in the buffer."""
+        if len(self._buffer) < len(pages):
+            self._buffer = np.empty((len(pages), PAGE), np.uint8)
+        full, count = self._memory.take(pages, self._buffer)
+        return full, self._buffer[:count].reshape(-1).data
 
     # -- the way back -----------------------------------------------------------------------------
 

@@ -24,17 +24,14 @@ class VmPending(Pending):
     noted: list[Pages] = field(default_factory=list)
 
     def note(self, gfn: Pages) -> Pages:
-        """Note harvested pages, in any order; returns them in order, each once."""
-        if not len(gfn):
-            return gfn
-        pages = np.sort(gfn)
-        if (pages[1:] == pages[:-1]).any():
-            pages = np.unique(pages)
-        self.noted.append(pages)
+        """Note harvested pages, in any order; returns a copy of them."""
+        pages = gfn.copy()
+        if len(pages):
+            self.noted.append(pages)
         return pages
 
     def settle(self) -> Pages:
-        """Have all that was noted in `pages`; returns all that is there."""
+        """Have all that was noted in `pages`; returns the numbers of all that are there."""
         if len(self.pages):
             self.noted.append(expand(self.pages))
         pages = np.concatenate(self.noted) if self.noted else np.empty(0, np.uint64)

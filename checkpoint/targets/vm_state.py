@@ -33,19 +33,11 @@ NOTE_OUTPUT = 0x75660008
 _OUTPUT = struct.Struct("<QQII")
 """Positions of serial port and network device before it; how many bytes and packets there are."""
 
-_USER_REGISTERS = (
-    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
-    "rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-)  # fmt: skip
-"""struct user_regs_struct (sys/user.h); orig_rax is rax."""
-_REGISTERS = struct.Struct(f"<{len(_USER_REGISTERS)}Q")
-
 
 def encode_vcpu(number: int, state: VcpuState) -> bytes:
     sizes = [len(part) for part in state.parts]
-    msrs = [word for msr in state.msrs for word in msr]
-    head = _VCPU.pack(number, len(sizes), len(state.msrs)), struct.pack(f"<{len(sizes)}I", *sizes)
-    return b"".join((*head, *state.parts, struct.pack(f"<{len(msrs)}Q", *msrs)))
+    head = _VCPU.pack(number, len(sizes), len(state.msr_data) // 16), struct.pack(f"<{len(sizes)}I", *sizes)
+    return b"".join((*head, *state.parts, state.msr_data))
 
 
 def decode_vcpus(stored: Iterable[bytes]) -> list[VcpuState]:
@@ -69,15 +61,15 @@ def _decode_vcpu(data: bytes) -> tuple[int, VcpuState]:
         at += size
     if at + 16 * msrs != len(data):
         raise ValueError("a vCPU's state is cut off")
-    words = struct.unpack_from(f"<{2 * msrs}Q", data, at)
-    return number, VcpuState(tuple(parts), tuple(zip(words[::2], words[1::2], strict=True)))
+    return number, VcpuState(tuple(parts), data[at:])
 
 
 def _of_json(data: bytes) -> bytes:
     """`encode_vcpu`, of what older versions have stored."""
     one = json.loads(data)
     parts = tuple(bytes.fromhex(part) for part in one["parts"])
-    return encode_vcpu(int(one["vcpu"]), VcpuState(parts, tuple((int(i), int(v)) for i, v in one["msrs"])))
+    msrs = b"".join(struct.pack("<QQ", index, value) for index, value in one["msrs"])
+    return encode_vcpu(int(one["vcpu"]), VcpuState(parts, msrs))
 
 
 def vcpu_notes(states: list[VcpuState]) -> bytes:
@@ -119,9 +111,7 @@ def _decode_output(data: bytes) -> Output:
 
 def vcpu_thread(number: int, state: VcpuState) -> ThreadState:
     """A vCPU as a thread of a core: debuggers show its registers."""
-    values = {**state.registers, **state.segments}
-    regs = _REGISTERS.pack(*[values[name] for name in _USER_REGISTERS])
-    return ThreadState(number + 1, regs, state.xsave, 0, False)
+    return ThreadState(number + 1, state.user_registers, state.xsave, 0, False)
 
 
 def put_vcpus(vm: Vm, states: list[VcpuState], what: str) -> None:

@@ -19,13 +19,14 @@ class Taken:
     """The result of a stop, before it is sorted.
 
     Attributes:
-        copied: contents of `pages`, in the buffer.
+        full: which of `pages` are not zeros; the buffer has their contents.
         touched: harvested pages of the RAM, at a threshold and after.
         times: when the stop began, when all had stopped, and when harvest and copy ended.
     """
 
     pages: npt.NDArray[np.uint64]
-    copied: npt.NDArray[np.uint8]
+    full: npt.NDArray[np.bool_]
+    contents: memoryview
     touched: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
     times: tuple[float, float, float, float]
 

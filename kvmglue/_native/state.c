@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/user.h>
 
 static const struct {
 	int bytes;
@@ -27,17 +28,29 @@ int kg_state_bytes(int part, int xsave)
 	return xsave > (int)sizeof(struct kvm_xsave) ? xsave : (int)sizeof(struct kvm_xsave);
 }
 
-int kg_get_state(kg_vm *vm, int vcpu, int xsave, void *to)
+/* The parts, back to back; then index and value of each MSR, 8 bytes each. */
+int kg_get_state(kg_vm *vm, int vcpu, int xsave, const uint32_t *msr, uint32_t n, void *to)
 {
-	int fd = vm->vcpu[vcpu].fd;
+	struct kvm_msrs *m = calloc(1, sizeof(*m) + n * sizeof(m->entries[0]));
+	int fd = vm->vcpu[vcpu].fd, got = m ? 0 : -ENOMEM;
 
-	for (int part = 0; part < KG_STATES; part++) {
+	for (int part = 0; part < KG_STATES && !got; part++) {
 		if (ioctl(fd, parts[part].get, to) &&
 		    (part != KG_STATE_XSAVE || ioctl(fd, KVM_GET_XSAVE, to))) /* before 5.17 */
-			return -errno;
+			got = -errno;
 		to = (char *)to + kg_state_bytes(part, xsave);
 	}
-	return 0;
+	if (!got) {
+		m->nmsrs = n;
+		for (uint32_t i = 0; i < n; i++)
+			m->entries[i].index = msr[i];
+		got = ioctl(fd, KVM_GET_MSRS, m);
+		got = got < 0 ? -errno : got;
+	}
+	for (int i = 0; i < got; i++)
+		memcpy((uint64_t *)to + 2 * i, (uint64_t[]){m->entries[i].index, m->entries[i].data}, 16);
+	free(m);
+	return got;
 }
 
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from)
@@ -48,13 +61,21 @@ int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from)
 	return ioctl(vm->vcpu[vcpu].fd, parts[part].set, from) ? -errno : 0;
 }
 
-void kg_segments(const void *sregs, uint64_t out[8])
+void kg_user_registers(const void *sregs, const void *regs, uint64_t out[KG_USER_REGISTERS])
 {
 	const struct kvm_sregs *s = sregs;
+	const struct kvm_regs *r = regs;
+	struct user_regs_struct u = {
+		.r15 = r->r15, .r14 = r->r14, .r13 = r->r13, .r12 = r->r12, .rbp = r->rbp, .rbx = r->rbx,
+		.r11 = r->r11, .r10 = r->r10, .r9 = r->r9, .r8 = r->r8, .rax = r->rax, .rcx = r->rcx,
+		.rdx = r->rdx, .rsi = r->rsi, .rdi = r->rdi, .orig_rax = r->rax, .rip = r->rip,
+		.cs = s->cs.selector, .eflags = r->rflags, .rsp = r->rsp, .ss = s->ss.selector,
+		.fs_base = s->fs.base, .gs_base = s->gs.base, .ds = s->ds.selector, .es = s->es.selector,
+		.fs = s->fs.selector, .gs = s->gs.selector,
+	};
 
-	for (int i = 0; i < 8; i++)
-		out[i] = (uint64_t[]){s->cs.selector, s->ds.selector, s->es.selector, s->fs.selector,
-				      s->gs.selector, s->ss.selector, s->fs.base, s->gs.base}[i];
+	_Static_assert(sizeof(u) == KG_USER_REGISTERS * sizeof(*out), "all of them");
+	memcpy(out, &u, sizeof(u));
 }
 
 int kg_msr_list(int kvm, uint32_t *index, uint32_t room)
@@ -76,24 +97,6 @@ typedef struct {
 	struct kvm_msrs head;
 	struct kvm_msr_entry entry;
 } one_msr;
-
-int kg_get_msrs(kg_vm *vm, int vcpu, const uint32_t *index, uint64_t *value, uint32_t n)
-{
-	struct kvm_msrs *m = calloc(1, sizeof(*m) + n * sizeof(m->entries[0]));
-	int got;
-
-	if (!m)
-		return -ENOMEM;
-	m->nmsrs = n;
-	for (uint32_t i = 0; i < n; i++)
-		m->entries[i].index = index[i];
-	got = ioctl(vm->vcpu[vcpu].fd, KVM_GET_MSRS, m);
-	got = got < 0 ? -errno : got;
-	for (uint32_t i = 0; i < n; i++)
-		value[i] = m->entries[i].data;
-	free(m);
-	return got;
-}
 
 int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value)
 {

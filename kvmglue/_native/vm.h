@@ -134,13 +134,13 @@ enum {
 };
 /* The size of one part in bytes; `xsave`: that of the XSAVE area (KVM_CAP_XSAVE2). */
 int kg_state_bytes(int part, int xsave);
-int kg_get_state(kg_vm *vm, int vcpu, int xsave, void *to);
+/* All parts, and those of `n` MSRs that KVM gives: returns how many, up to the first that it refuses. */
+int kg_get_state(kg_vm *vm, int vcpu, int xsave, const uint32_t *msr, uint32_t n, void *to);
 int kg_set_state(kg_vm *vm, int vcpu, int part, const void *from);
-/* Selectors of cs, ds, es, fs, gs, ss, and the bases of fs and gs. */
-void kg_segments(const void *sregs, uint64_t out[8]);
+/* struct user_regs_struct (sys/user.h), of two parts. */
+enum { KG_USER_REGISTERS = 27 };
+void kg_user_registers(const void *sregs, const void *regs, uint64_t out[KG_USER_REGISTERS]);
 int kg_msr_list(int kvm, uint32_t *index, uint32_t room);
-/* Returns how many it got, up to the first that KVM refuses. */
-int kg_get_msrs(kg_vm *vm, int vcpu, const uint32_t *index, uint64_t *value, uint32_t n);
 /* 1: it is set. 0: KVM refuses it. */
 int kg_set_msr(kg_vm *vm, int vcpu, uint32_t index, uint64_t value);
 int kg_boot_state(kg_vm *vm, int kvm, int vcpu, uint64_t entry, uint64_t mailbox, uint64_t stack, uint64_t tables);

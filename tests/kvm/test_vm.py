@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 from collections.abc import Callable
 
@@ -247,9 +248,9 @@ def test_a_state_of_another_size_is_refused(machine: Make) -> None:
     vcpu = machine("kvm-bitmap").vm.vcpus[0]
     state = vcpu.state()
     with pytest.raises(UnsupportedError, match="bytes"):
-        vcpu.set_state(type(state)((state.parts[0][:-8], *state.parts[1:]), state.msrs))
+        vcpu.set_state(type(state)((state.parts[0][:-8], *state.parts[1:]), state.msr_data))
     with pytest.raises(UnsupportedError, match="MSR"):
-        vcpu.set_state(type(state)(state.parts, (*state.msrs, (0xFFFF0000, 1))))
+        vcpu.set_state(type(state)(state.parts, state.msr_data + struct.pack("<QQ", 0xFFFF0000, 1)))
     assert vcpu.state().same(state)
 
 

@@ -301,7 +301,11 @@ int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t
 void ut_places_fill(uint8_t *to, const int64_t *places, size_t n, const uint8_t *from);
 size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, const uint64_t *later,
 			  int64_t *later_places, size_t nlater, int64_t *room);
-void ut_not_zero(const uint8_t *pages, size_t n, uint8_t *out);
+typedef struct {
+	uint64_t first, pages;
+	const uint8_t *at;
+} ut_extent;
+int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full);
 size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows);
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out);
 #define UT_STRETCH ...

@@ -155,12 +155,25 @@ int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t
 	return from == end ? 0 : -EINVAL;
 }
 
-void ut_not_zero(const uint8_t *pages, size_t n, uint8_t *out)
+int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full)
 {
 	static const uint8_t zeros[UT_PAGE];
+	const ut_extent *end = of + nof;
+	int64_t taken = 0;
 
-	for (size_t i = 0; i < n; i++)
-		out[i] = !!memcmp(pages + i * UT_PAGE, zeros, UT_PAGE);
+	for (size_t i = 0; i < n; i++) {
+		const uint8_t *page;
+
+		while (of < end && pages[i] - of->first >= of->pages)
+			of++;
+		if (of == end)
+			return -EINVAL;
+		page = of->at + (pages[i] - of->first) * UT_PAGE;
+		full[i] = !!memcmp(page, zeros, UT_PAGE);
+		if (full[i])
+			memcpy(to + taken++ * UT_PAGE, page, UT_PAGE);
+	}
+	return taken;
 }
 
 size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows)

@@ -20,8 +20,14 @@ int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const in
 		       unsigned int limit, uint8_t *out, uint16_t *differing, uint64_t *checks);
 /* XOR n differences, back to back, into the pages `rows` of `to`; -1: none. -EINVAL: they are not `size` bytes. */
 int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size);
-/* Of n pages, back to back: 1 for those that are not zeros. */
-void ut_not_zero(const uint8_t *pages, size_t n, uint8_t *out);
+typedef struct {
+	uint64_t first, pages; /* numbers of pages */
+	const uint8_t *at;
+} ut_extent;
+
+/* Copy those of n pages, in ascending order, that are not zeros, to `to`; they have 1 in `full`. Returns how many, or
+ * -EINVAL: one is in none of the extents, which are in order. */
+int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full);
 /* Make n copies what the pages are; `rows`, with room for n, gets those that differed. Returns how many did. */
 size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows);
 /* The XXH64, seed 0, of the pages `rows` of `pages`. */
