@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from uffdtrack import DIFFERENCE, PAGE, page_checks, xor_differences
+from uffdtrack import DIFFERENCE, PAGE, Extents, page_checks, xor_differences
 from uffdtrack.runs import Mask, Pages, Rows, equal_neighbours
 
 NOTE_DELTAS = 0x75660007
@@ -119,21 +119,32 @@ class Deltas:
             if not xor_differences(out, into, data):
                 raise ValueError(_DAMAGED)
 
-    def prepared(self, data: Contents, decompressor: zstandard.ZstdDecompressor) -> Prepared:
-        """All of them, to be XORed into pages.
+    def merge_into(self, memory: Extents, data: Contents, decompressor: zstandard.ZstdDecompressor) -> None:
+        """Apply all of them to memory that has the pages as the epoch before has them.
 
         Args:
             data: of the file.
 
         Raises:
-            ValueError: a frame is damaged.
+            ValueError: a frame is damaged, or one does not fit. Then nothing has changed.
         """
-        frames = []
-        for first, (offset, size, pages) in zip(self._firsts.tolist(), self._frames.tolist(), strict=True):
-            if size:
-                unpacked = _unpack(decompressor, data[offset : offset + size].data, pages)
-                frames.append((slice(first, first + pages), unpacked))
-        return Prepared(frames)
+        first, frames = 0, []
+        for offset, size, pages in self._frames.tolist():
+            unpacked = _unpack(decompressor, data[offset : offset + size].data, pages) if size else b""
+            frames.append((slice(first, first + pages), unpacked))
+            first += pages
+        done: list[tuple[Pages, bytes]] = []
+        try:
+            for part, differences in frames:
+                pages = self.pages[part]
+                wrong = memory.xor(pages, differences, self.checks[part])
+                if wrong is not None:
+                    raise self._of_another_base(int(pages[wrong]))
+                done.append((pages, differences))
+        except BaseException:
+            for pages, differences in done:
+                memory.xor(pages, differences, None)
+            raise
 
     def _differences(self, file: BinaryIO, rows: Rows, deltas: Rows) -> Iterator[tuple[Rows, bytes]]:
         """Of each frame with such deltas: where each is to go, and what `xor_differences` takes."""
@@ -160,32 +171,13 @@ class Deltas:
         """
         wrong = page_checks(contents, rows) != self.checks[deltas]
         if wrong.any():
-            page = int(self.pages[deltas[wrong][0]])
-            raise ValueError(
-                f"the page at {page * PAGE:#x} is a delta to other contents than the epochs before have"
-            )
+            raise self._of_another_base(int(self.pages[deltas[wrong][0]]))
 
-
-class Prepared:
-    """Deltas that are whole, so that they can be XORed into pages, and once more to have these as before.
-
-    Raises:
-        ValueError: a frame is damaged.
-    """
-
-    def __init__(self, frames: list[tuple[slice, bytes]]) -> None:
-        """Args: frames: which deltas each has, and what `xor_differences` takes."""
-        self._frames = frames
-        nowhere = np.empty((1, PAGE), np.uint8)
-        for deltas, data in frames:
-            if not xor_differences(nowhere, np.full(deltas.stop - deltas.start, -1), data):
-                raise ValueError(_DAMAGED)
-
-    def xor_into(self, out: Contents, rows: Rows) -> None:
-        """Args: rows: of `out`, one for each delta, -1 for none."""
-        for deltas, data in self._frames:
-            done = xor_differences(out, rows[deltas], data)
-            assert done
+    @staticmethod
+    def _of_another_base(page: int) -> ValueError:
+        return ValueError(
+            f"the page at {page * PAGE:#x} is a delta to other contents than the epochs before have"
+        )
 
 
 def new_decompressor() -> zstandard.ZstdDecompressor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import json
 import os
 import re
 import struct
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint import fast_json
 from checkpoint.deltas import FIRST, NOTE_DELTAS, deltas_of
 from checkpoint.digest import DIGEST_SIZE, KINDS, file_digest
 from checkpoint.directory import not_as_written
@@ -175,7 +175,7 @@ class EpochFile:
         if self._digest_at < 0:
             raise ValueError("it has no digest")
         self.digest = own[self._digest_kind].hex()
-        stored = json.loads(own[NOTE_META])
+        stored = fast_json.decode(own[NOTE_META])
         if not isinstance(stored, dict):
             raise ValueError("its facts are no object")
         known = ImageFacts.schema_of(stored, NOTE_DELTAS in own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint import fast_json
 from checkpoint.deltas import NO_DELTAS, NOTE_DELTAS, Coded
 from checkpoint.digest import DIGEST_SIZE, HEAD, NOTE_BLAKE3, new_digest
 from checkpoint.elf import (
@@ -169,7 +169,7 @@ class ImageWriter(ABC):
         digest_note = note(NOTE_NAME, NOTE_BLAKE3, bytes(DIGEST_SIZE))
         # Behind the fixed head and the padded name.
         digest_in_body = 12 + (len(NOTE_NAME) + 1 + 3) // 4 * 4
-        body = digest_note + note(NOTE_NAME, NOTE_META, json.dumps(facts).encode()) + notes
+        body = digest_note + note(NOTE_NAME, NOTE_META, fast_json.encode(facts)) + notes
         headers = self._headers(regions, len(body))
         phoff = self._end + len(body)
         body += bytes(-phoff % 8)

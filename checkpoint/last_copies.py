@@ -127,7 +127,8 @@ class LastCopies:
         keep = np.full(len(pages), -1, np.int64)
         keep[had] = self._places[rows[had]]
         self._last[keep[had]] = self._epoch
-        old = np.where(had & (np.append(self._depth, 0)[keep] < DEPTH), keep, -1)
+        may = self._depth[keep] < DEPTH if len(self._depth) else had  # it is not looked at for -1
+        old = np.where(had & may, keep, -1)
         new = places = np.empty(0, np.int64)
         if not had.all():
             new = np.flatnonzero(~had & self._is_sampled(pages))

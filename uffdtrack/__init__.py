@@ -18,7 +18,6 @@ from uffdtrack.copies import (
     DIFFERENCE,
     NOT_CLOSE,
     STRETCH,
-    Extents,
     copy_changed,
     differences_to,
     exchange_rows,
@@ -49,6 +48,7 @@ from uffdtrack.errors import (
     VcpuGoneError,
     WatchdogGoneError,
 )
+from uffdtrack.extents import Extents
 from uffdtrack.features import UFFD_FEATURES, Features, guard_pages, probe
 from uffdtrack.files import file_mode, open_files
 from uffdtrack.gate import PAUSE_TIMEOUT, Gate, Pausable

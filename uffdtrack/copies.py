@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from uffdtrack._sys import ffi, lib
-from uffdtrack.errors import InvalidInputError
-from uffdtrack.runs import Mask, Pages, Rows
+from uffdtrack.runs import Pages, Rows
 
 Contents = npt.NDArray[np.uint8]
 """Pages back to back: shape (n, 4096)."""
@@ -68,39 +66,6 @@ def page_checks(pages: Contents, rows: Rows) -> Checks:
     out = np.empty(len(rows), np.uint64)
     lib.ut_page_checks(_of("uint8_t[]", pages), _rows(rows), len(rows), _of("uint64_t[]", out))
     return out
-
-
-class Extents:
-    """Pages that are in memory of ours, which stays where it is."""
-
-    def __init__(self, parts: Sequence[tuple[int, Contents]]) -> None:
-        """Args: parts: the number of the first page, and the pages, contiguous; in order."""
-        self._memory = [pages for _, pages in parts]
-        extents = [(first, len(pages), pages.ctypes.data) for first, pages in parts]
-        self._extents = np.array(extents, np.uint64).reshape(-1, 3)
-
-    def take(self, pages: Pages, out: Contents) -> tuple[Mask, int]:
-        """Copy pages that are not zeros, back to back.
-
-        Args:
-            pages: their numbers, in order.
-            out: contiguous, with room for all.
-
-        Returns:
-            Which are not zeros, and how many that are.
-
-        Raises:
-            InvalidInputError: one is not here.
-        """
-        assert len(out) >= len(pages)
-        full = np.empty(len(pages), bool)
-        extents, numbers = _of("ut_extent[]", self._extents), _of("uint64_t[]", pages)
-        taken = lib.ut_take_pages(
-            extents, len(self._memory), numbers, len(pages), _of("uint8_t[]", out), _of("uint8_t[]", full)
-        )
-        if taken < 0:
-            raise InvalidInputError("a page is not in the memory")
-        return full, int(taken)
 
 
 def copy_changed(pages: Contents, copies: Contents) -> Rows:

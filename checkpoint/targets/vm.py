@@ -16,6 +16,7 @@ from checkpoint.facts import ProcessFacts, TargetFacts, VmFacts
 from checkpoint.source import Handed
 from checkpoint.targets.vm_pending import VmPending
 from checkpoint.targets.vm_state import (
+    memory_of,
     output_note,
     read_memory,
     slots_of,
@@ -26,7 +27,7 @@ from checkpoint.targets.vm_state import (
 from checkpoint.targets.vm_stop import Taken, exchange_running, leave_own_gate, stopping
 from checkpoint.view import View
 from kvmglue import KvmTracker, Outbox, Output, Positions, VcpuState, Vm
-from uffdtrack import PAGE, Extents, Pending, Region, Rhythm, Runs, UffdTracker, Window, copy_changed
+from uffdtrack import PAGE, Pending, Region, Rhythm, Runs, UffdTracker, Window, copy_changed
 from uffdtrack.runs import Mask, Pages, expand, no_runs, to_runs
 
 T = TypeVar("T")
@@ -83,11 +84,7 @@ class VmTarget:
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
             _region(self._system_at, len(self._system), "[system]")
         ]
-        ram, first, parts = vm.ram.pages(), 0, []
-        for gfn, pages in slots:
-            parts.append((gfn, ram[first : first + pages]))
-            first += pages
-        self._memory = Extents([*parts, (self._system_at, self._system)])
+        self._memory = memory_of(vm, self._system)
 
     # -- Source -----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from checkpoint.view import View
 from kvmglue import Output, Vcpu, VcpuState, Vm
-from uffdtrack import PAGE, GuestRam, Memslot, ThreadState
+from uffdtrack import PAGE, Extents, GuestRam, Memslot, ThreadState
 from uffdtrack.errors import InvalidInputError
 from uffdtrack.runs import batches
 
@@ -126,6 +126,15 @@ def put_vcpus(vm: Vm, states: list[VcpuState], what: str) -> None:
     for vcpu, state in zip(vm.vcpus, states, strict=True):
         check_same_lists(vm, vcpu, what)
         vcpu.set_state(state)
+
+
+def memory_of(vm: Vm, system: npt.NDArray[np.uint8]) -> Extents:
+    """All of a VM's memory by guest-physical pages. `system`: what stands for the memory beside its RAM."""
+    ram, first, parts = vm.ram.pages(), 0, []
+    for slot in vm.ram.slots:
+        parts.append((slot.gfn, ram[first : first + slot.pages]))
+        first += slot.pages
+    return Extents([*parts, (vm.system_address // PAGE, system.reshape(-1, PAGE))])
 
 
 def put_pages(

@@ -68,21 +68,25 @@ def test_what_is_printed(command: str, output: str, status: int, here: None) -> 
     assert (printed, code) == (output, status)
 
 
-def without_digest(path: Path) -> bytes:
-    """A file's bytes without the kind and the bytes of its digest: new files have another kind."""
-    data = path.read_bytes()
+def parts_of(path: Path) -> object:
+    """What is in a file, but for its digest and the spelling of its JSON, which newer versions do otherwise."""
     if path.suffix != ".core":
-        return data
+        return path.read_bytes()
     file = EpochFile(path)
-    kind = next(kind for _, kind, digest in file.notes if digest.hex() == file.digest)
-    return data.replace(bytes.fromhex(file.digest), b"").replace(kind.to_bytes(4, "little"), b"", 1)
+    notes = [
+        (name, kind, json.loads(data) if kind == NOTE_META else data)
+        for name, kind, data in file.notes
+        if data.hex() != file.digest
+    ]
+    end = max(file.offsets.max(), 0) + 4096
+    return notes, file.pages.tolist(), file.offsets.tolist(), file.data()[4096:end].tobytes()
 
 
-def test_compaction_writes_the_same_bytes(images: Path) -> None:
+def test_compaction_writes_the_same(images: Path) -> None:
     key = (images / "key").read_bytes()
     compact(Chain(images / "keyed"), 2, key)
     for path in (images / "compacted").iterdir():
-        assert without_digest(images / "keyed" / path.name) == without_digest(path)
+        assert parts_of(images / "keyed" / path.name) == parts_of(path)
     Chain(images / "keyed").verify(key)
 
 

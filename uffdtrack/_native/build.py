@@ -19,6 +19,7 @@ ffi.set_source(
     #include "arm.h"
     #include "backing.h"
     #include "copies.h"
+    #include "extents.h"
     #include "descriptors.h"
     #include "engine.h"
     #include "gate.h"

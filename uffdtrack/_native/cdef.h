@@ -303,8 +303,12 @@ size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, cons
 			  int64_t *later_places, size_t nlater, int64_t *room);
 typedef struct {
 	uint64_t first, pages;
-	const uint8_t *at;
+	uint8_t *at;
 } ut_extent;
+int ut_have_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n);
+void ut_put_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, const uint8_t *from);
+int64_t ut_xor_pages(const ut_extent *of, size_t nof, const uint64_t *pages, const uint64_t *checks, size_t n,
+		     const uint8_t *from, size_t size);
 int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full);
 size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows);
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out);

@@ -7,7 +7,6 @@ with, the kind, the lengths of both parts, and the number of the frame in its di
 from __future__ import annotations
 
 import enum
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import zstandard
 
+from checkpoint import fast_json
 from checkpoint.errors import LinkError
 
 PROTOCOL = (1, 1)
@@ -82,14 +82,6 @@ def _versions(low: int, high: int) -> str:
     return f"version {low}" if low == high else f"versions {low} to {high}"
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(text)
-
-
-_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_of_json = json.JSONDecoder(parse_constant=_no_number).decode
-
-
 class Encoder:
     """Makes the frames of one direction of a link."""
 
@@ -111,7 +103,7 @@ class Encoder:
             body = self._compressor.compress(body)
             if len(body) >= size:
                 meta, body = {**meta, "zstd": False}, message.body
-        text = _to_json(meta).encode()
+        text = fast_json.encode(meta)
         if size > MAX_BODY or len(text) > MAX_META or (size and message.kind is not Kind.PART):
             raise LinkError(f"a {message.kind.name} of {len(text)} and {size} bytes fits in no frame")
         head = HEADER.pack(MAGIC, message.kind.value, len(text), len(body), self._sequence)
@@ -240,7 +232,7 @@ class Decoder:
 
 def _object(text: memoryview) -> dict[str, Any]:
     try:
-        found = _of_json(str(text, "utf-8"))
+        found = fast_json.decode(text)
     except (ValueError, RecursionError) as error:
         raise LinkError(f"a message's JSON is malformed: {error}") from error
     if not isinstance(found, dict):

@@ -23,15 +23,19 @@ static uint64_t round64(uint64_t state, uint64_t word)
 	return turn(state + word * P2, 31) * P1;
 }
 
-/* XXH64 of 4096 bytes, seed 0 (doc/xxhash_spec.md of the xxHash project): no tail is left to consume. */
-static uint64_t xxh64(const uint8_t *page)
+/* XXH64 (doc/xxhash_spec.md of the xxHash project): of 4096 bytes no tail is left to consume. */
+uint64_t ut_page_check(const uint8_t *page, const uint8_t *next)
 {
 	uint64_t state[4] = {P1 + P2, P2, 0, -P1}, words[4], h;
 
-	for (size_t i = 0; i < UT_PAGE; i += sizeof(words)) {
-		memcpy(words, page + i, sizeof(words));
-		for (int k = 0; k < 4; k++)
-			state[k] = round64(state[k], words[k]);
+	for (size_t i = 0; i < UT_PAGE; i += LINE) {
+		if (next)
+			__builtin_prefetch(next + i);
+		for (size_t at = i; at < i + LINE; at += sizeof(words)) {
+			memcpy(words, page + at, sizeof(words));
+			for (int k = 0; k < 4; k++)
+				state[k] = round64(state[k], words[k]);
+		}
 	}
 	h = turn(state[0], 1) + turn(state[1], 7) + turn(state[2], 12) + turn(state[3], 18);
 	for (int k = 0; k < 4; k++)
@@ -107,7 +111,7 @@ int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const in
 
 			if (count <= limit) {
 				differing[i] = count;
-				checks[i] = xxh64(pages);
+				checks[i] = ut_page_check(pages, NULL);
 				if (count)
 					end += UT_STRETCHES / 8 + count * UT_STRETCH;
 				continue;
@@ -130,50 +134,34 @@ static inline void xor_stretch(uint8_t *at, const uint8_t *from)
 	memcpy(at, y, UT_STRETCH);
 }
 
+const uint8_t *ut_xor_difference(uint8_t *page, const uint8_t *from, const uint8_t *end)
+{
+	const uint8_t *bits = from;
+
+	if (end - from < UT_STRETCHES / 8)
+		return NULL;
+	from += UT_STRETCHES / 8;
+	for (int word = 0; word < UT_STRETCHES / 64; word++) {
+		uint64_t left;
+
+		memcpy(&left, bits + word * 8, 8);
+		if (end - from < __builtin_popcountll(left) * UT_STRETCH)
+			return NULL;
+		if (!page)
+			from += __builtin_popcountll(left) * UT_STRETCH;
+		for (; page && left; left &= left - 1, from += UT_STRETCH)
+			xor_stretch(page + (word * 64 + __builtin_ctzll(left)) * UT_STRETCH, from);
+	}
+	return from;
+}
+
 int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size)
 {
 	const uint8_t *end = from + size;
 
-	for (size_t i = 0; i < n; i++) {
-		const uint8_t *bits = from;
-
-		if (end - from < UT_STRETCHES / 8)
-			return -EINVAL;
-		from += UT_STRETCHES / 8;
-		for (int word = 0; word < UT_STRETCHES / 64; word++) {
-			uint64_t left;
-
-			memcpy(&left, bits + word * 8, 8);
-			if (end - from < __builtin_popcountll(left) * UT_STRETCH)
-				return -EINVAL;
-			for (; left; left &= left - 1, from += UT_STRETCH) {
-				if (rows[i] >= 0)
-					xor_stretch(to + rows[i] * UT_PAGE + (word * 64 + __builtin_ctzll(left)) * UT_STRETCH, from);
-			}
-		}
-	}
+	for (size_t i = 0; i < n && from; i++)
+		from = ut_xor_difference(rows[i] >= 0 ? to + rows[i] * UT_PAGE : NULL, from, end);
 	return from == end ? 0 : -EINVAL;
-}
-
-int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full)
-{
-	static const uint8_t zeros[UT_PAGE];
-	const ut_extent *end = of + nof;
-	int64_t taken = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		const uint8_t *page;
-
-		while (of < end && pages[i] - of->first >= of->pages)
-			of++;
-		if (of == end)
-			return -EINVAL;
-		page = of->at + (pages[i] - of->first) * UT_PAGE;
-		full[i] = !!memcmp(page, zeros, UT_PAGE);
-		if (full[i])
-			memcpy(to + taken++ * UT_PAGE, page, UT_PAGE);
-	}
-	return taken;
 }
 
 size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows)
@@ -192,5 +180,5 @@ size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t 
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out)
 {
 	for (size_t i = 0; i < n; i++)
-		out[i] = xxh64(pages + rows[i] * UT_PAGE);
+		out[i] = ut_page_check(pages + rows[i] * UT_PAGE, i + 1 < n ? pages + rows[i + 1] * UT_PAGE : NULL);
 }

@@ -18,18 +18,15 @@ enum {
  * `old[i]` where there is one; -1: none. Returns how many bytes were appended. */
 int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
 		       unsigned int limit, uint8_t *out, uint16_t *differing, uint64_t *checks);
+/* XOR the difference at `from` into a page; NULL: none. Returns where it ends; NULL: that is behind `end`, and a part of
+ * it may be in the page. */
+const uint8_t *ut_xor_difference(uint8_t *page, const uint8_t *from, const uint8_t *end);
 /* XOR n differences, back to back, into the pages `rows` of `to`; -1: none. -EINVAL: they are not `size` bytes. */
 int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size);
-typedef struct {
-	uint64_t first, pages; /* numbers of pages */
-	const uint8_t *at;
-} ut_extent;
-
-/* Copy those of n pages, in ascending order, that are not zeros, to `to`; they have 1 in `full`. Returns how many, or
- * -EINVAL: one is in none of the extents, which are in order. */
-int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full);
 /* Make n copies what the pages are; `rows`, with room for n, gets those that differed. Returns how many did. */
 size_t ut_copy_changed(const uint8_t *pages, size_t n, uint8_t *copies, int64_t *rows);
-/* The XXH64, seed 0, of the pages `rows` of `pages`. */
+/* The XXH64, seed 0, of a page; `next`, if it is not NULL, is fetched meanwhile. */
+uint64_t ut_page_check(const uint8_t *page, const uint8_t *next);
+/* The same of the pages `rows` of `pages`. */
 void ut_page_checks(const uint8_t *pages, const int64_t *rows, size_t n, uint64_t *out);
 #endif
