@@ -69,7 +69,7 @@ def test_what_is_printed(command: str, output: str, status: int, here: None) -> 
 
 
 def parts_of(path: Path) -> object:
-    """What is in a file, but for its digest and the spelling of its JSON, which newer versions do otherwise."""
+    """What is in a file, without its digest and the spelling of its JSON: newer versions differ there."""
     if path.suffix != ".core":
         return path.read_bytes()
     file = EpochFile(path)
