@@ -22,13 +22,14 @@ from uffdtrack import DIFFERENCE, PAGE, Extents, page_checks, xor_differences
 from uffdtrack.runs import Mask, Pages, Rows, equal_neighbours
 
 NOTE_DELTAS = 0x75660007
-FRAMES = np.dtype([("offset", "<u8"), ("size", "<u4"), ("pages", "<u4")])
 PAGES = np.dtype([("page", "<u8"), ("check", "<u8")])
 MOST = 1024
 """So many pages may be in a frame that is not empty; a writer puts fewer into one."""
 FIRST = -2
 """The place (`Offsets`) of a file's delta n is FIRST - n."""
 _HEAD = struct.Struct("<II")
+_FRAME = struct.Struct("<QII")
+"""Offset, size, how many pages."""
 _MOST_WINDOW = 1 << 23
 """A frame that wants more memory than that is none of ours."""
 
@@ -54,13 +55,13 @@ class Coded:
 
     def table(self, at: int) -> bytes:
         """The data of the note, if the frames begin at that offset."""
-        frames = np.zeros(len(self.frames), FRAMES)
-        for n, (data, pages) in enumerate(self.frames):
-            frames[n] = (at, len(data), pages)
+        frames = []
+        for data, pages in self.frames:
+            frames.append(_FRAME.pack(at, len(data), pages))
             at += len(data)
         rows = np.zeros(len(self.pages), PAGES)
         rows["page"], rows["check"] = self.pages, self.checks
-        return _HEAD.pack(len(frames), len(rows)) + frames.tobytes() + rows.tobytes()
+        return _HEAD.pack(len(frames), len(rows)) + b"".join(frames) + rows.tobytes()
 
 
 _DAMAGED = "a frame of deltas is damaged"
@@ -73,7 +74,6 @@ class Deltas:
     Attributes:
         pages: their page numbers.
         checks: of their contents.
-        unchanged: which of them change nothing.
     """
 
     def __init__(self, table: bytes, end: int) -> None:
@@ -85,29 +85,40 @@ class Deltas:
             ValueError, struct.error: it makes no sense.
         """
         frames, rows = _HEAD.unpack_from(table)
-        at = _HEAD.size + frames * FRAMES.itemsize
+        at = _HEAD.size + frames * _FRAME.size
         if at + rows * PAGES.itemsize != len(table):
             raise ValueError("its table of deltas is cut off")
-        self._frames = np.frombuffer(table, FRAMES, frames, _HEAD.size)
+        self._frames = list(_FRAME.iter_unpack(table[_HEAD.size : at]))
         listed = np.frombuffer(table, PAGES, rows, at)
         self.pages: Pages = listed["page"].copy()
         self.checks: npt.NDArray[np.uint64] = listed["check"].copy()
-        sizes, offsets = self._frames["size"].astype(np.int64), self._frames["offset"]
-        full = self._frames[sizes > 0]
-        if (offsets > end).any() or (offsets.astype(np.int64) + sizes > end).any():
-            raise ValueError("its deltas are cut off")
-        if (full["pages"] > MOST).any() or int(self._frames["pages"].sum(dtype=np.uint64)) != rows:
+        total = 0
+        for offset, size, pages in self._frames:
+            if offset + size > end:
+                raise ValueError("its deltas are cut off")
+            if size and pages > MOST:
+                raise ValueError("its table of deltas makes no sense")
+            total += pages
+        if total != rows:
             raise ValueError("its table of deltas makes no sense")
         ordered = np.sort(self.pages)
         if rows and (int(ordered[-1]) >= 1 << 52 or (ordered[1:] == ordered[:-1]).any()):
             raise ValueError("its deltas make no sense")
-        self.unchanged: Mask = np.repeat(self._frames["size"] == 0, self._frames["pages"])
+
+    @cached_property
+    def unchanged(self) -> Mask:
+        """Which of them change nothing."""
+        return np.repeat(np.array([not size for _, size, _ in self._frames], bool), self._counts)
+
+    @cached_property
+    def _counts(self) -> Rows:
+        """Of each frame how many pages it has."""
+        return np.array([pages for _, _, pages in self._frames], np.int64)
 
     @cached_property
     def _firsts(self) -> Rows:
         """Of each frame the index of its first page."""
-        counts = self._frames["pages"].astype(np.int64)
-        return np.cumsum(counts) - counts
+        return np.cumsum(self._counts) - self._counts
 
     def xor_into(self, file: BinaryIO, out: Contents, rows: Rows, deltas: Rows) -> None:
         """XOR deltas of this file into rows of `out`, one into each.
@@ -129,7 +140,7 @@ class Deltas:
             ValueError: a frame is damaged, or one does not fit. Then nothing has changed.
         """
         first, frames = 0, []
-        for offset, size, pages in self._frames.tolist():
+        for offset, size, pages in self._frames:
             unpacked = _unpack(decompressor, data[offset : offset + size].data, pages) if size else b""
             frames.append((slice(first, first + pages), unpacked))
             first += pages
@@ -156,7 +167,7 @@ class Deltas:
         decompressor = new_decompressor()
         for part in equal_neighbours(frames):
             frame = int(frames[part.start])
-            offset, size, pages = self._frames[frame].tolist()
+            offset, size, pages = self._frames[frame]
             if size:
                 into = np.full(pages, -1)
                 into[deltas[part] - self._firsts[frame]] = rows[part]

@@ -12,7 +12,18 @@ import zstandard
 from checkpoint.deltas import NO_DELTAS, Coded
 from checkpoint.room import Room
 from checkpoint.view import stored_ranges
-from uffdtrack import BITS, DIFFERENCE, NOT_CLOSE, PAGE, STRETCH, Region, Runs, Window, differences_to
+from uffdtrack import (
+    BITS,
+    DIFFERENCE,
+    NOT_CLOSE,
+    PAGE,
+    STRETCH,
+    Region,
+    Runs,
+    Window,
+    differences_to,
+    places_of,
+)
 from uffdtrack.runs import (
     Mask,
     Pages,
@@ -118,30 +129,29 @@ class LastCopies:
         pages = expand(window.data) if window.data_pages is None else window.data_pages
         if not len(pages):
             return Split(np.zeros(0, bool), NO_DELTAS)
-        if (pages[1:] <= pages[:-1]).any():
+        known = places_of(self._pages, self._places, pages)
+        if known is None:
             self.forget()
             return Split(np.ones(len(pages), bool), NO_DELTAS)
+        keep, count = known
         contents = np.frombuffer(window.contents, np.uint8).reshape(-1, PAGE)
-        rows = index_of(self._pages, pages)
-        had = rows >= 0
-        keep = np.full(len(pages), -1, np.int64)
-        keep[had] = self._places[rows[had]]
+        had = keep >= 0
         self._last[keep[had]] = self._epoch
-        may = self._depth[keep] < DEPTH if len(self._depth) else had  # it is not looked at for -1
-        old = np.where(had & may, keep, -1)
+        old = np.where(self._depth[keep] < DEPTH, keep, -1) if count else keep.copy()
         new = places = np.empty(0, np.int64)
-        if not had.all():
+        if count < len(pages):
             new = np.flatnonzero(~had & self._is_sampled(pages))
             new = new[rows_of(pages[new] * np.uint64(PAGE), stored) >= 0]
             places = self._places_for(len(new))
             new = new[: len(places)]
             keep[new] = places
         whole, deltas = self._code(pages, contents, old, keep)
-        held = keep[whole & (keep >= 0)]
-        self._depth[held] = 0
-        self._last[places] = self._epoch
-        self._insert(pages[new], places)
-        self._learn(int((keep >= 0).sum()), len(deltas.pages))
+        if len(deltas.pages) < len(pages):
+            self._depth[keep[whole & (keep >= 0)]] = 0
+        if len(new):
+            self._last[places] = self._epoch
+            self._insert(pages[new], places)
+        self._learn(count + len(new), len(deltas.pages))
         if self.level:
             self._drop(index_of(self._pages, pages[whole & had & ~self._is_sampled(pages)]))
         return Split(whole, deltas)
@@ -225,9 +235,8 @@ class LastCopies:
             self._pages, self._places = np.delete(self._pages, rows), np.delete(self._places, rows)
 
     def _insert(self, pages: Pages, places: Rows) -> None:
-        if len(pages):
-            at = np.searchsorted(self._pages, pages)
-            self._pages, self._places = np.insert(self._pages, at, pages), np.insert(self._places, at, places)
+        at = np.searchsorted(self._pages, pages)
+        self._pages, self._places = np.insert(self._pages, at, pages), np.insert(self._places, at, places)
 
     def _places_for(self, count: int) -> Rows:
         """Places for up to so many pages; those that were stored longest ago give way."""

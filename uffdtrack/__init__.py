@@ -23,6 +23,7 @@ from uffdtrack.copies import (
     exchange_rows,
     fill_rows,
     page_checks,
+    places_of,
     xor_differences,
 )
 from uffdtrack.cycles import Core, CycleTracker, check_call
@@ -201,6 +202,7 @@ __all__ = [
     "page_checks",
     "parse_maps",
     "parse_size",
+    "places_of",
     "probe",
     "proc_read",
     "read_maps",

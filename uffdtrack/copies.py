@@ -76,6 +76,23 @@ def copy_changed(pages: Contents, copies: Contents) -> Rows:
     return rows[:n]
 
 
+def places_of(pages: Pages, places: Rows, wanted: Pages) -> tuple[Rows, int] | None:
+    """The places of wanted pages, -1 for those that are not among `pages`, and how many are.
+
+    Args:
+        pages: sorted.
+
+    Returns:
+        None: those that are wanted are not sorted, or one is there twice.
+    """
+    out = np.empty(len(wanted), np.int64)
+    numbers = _of("uint64_t[]", np.ascontiguousarray(wanted, np.uint64))
+    found = lib.ut_places_of(
+        _of("uint64_t[]", pages), _rows(places), len(pages), numbers, len(wanted), _of("int64_t[]", out)
+    )
+    return (out, int(found)) if found >= 0 else None
+
+
 def fill_rows(to: Contents, rows: Rows, contents: memoryview) -> None:
     """Copy pages that are back to back, each into its row of `to`, which is contiguous."""
     lib.ut_places_fill(_of("uint8_t[]", to), _rows(rows), len(rows), ffi.from_buffer("uint8_t[]", contents))

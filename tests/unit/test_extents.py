@@ -6,8 +6,19 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from uffdtrack import DIFFERENCE, NOT_CLOSE, PAGE, Extents, InvalidInputError, differences_to, page_checks
+from uffdtrack import (
+    DIFFERENCE,
+    NOT_CLOSE,
+    PAGE,
+    Extents,
+    InvalidInputError,
+    differences_to,
+    page_checks,
+    places_of,
+)
 
 FIRST = (3, 40, 1 << 50)
 COUNT = (8, 1, 5)
@@ -109,3 +120,18 @@ def test_xor_that_does_not_fit(seed: int) -> None:
         assert (world.contents() == before).all()
     assert world.memory.xor(NUMBERS[rows], differences, None) is None
     assert (world.contents() != before).any()
+
+
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_places_of(has: set[int], wants: set[int]) -> None:
+    pages = np.array(sorted(has), np.uint64)
+    places = np.arange(len(pages))[::-1]
+    wanted = np.array(sorted(wants), np.uint64)
+    known = dict(zip(pages.tolist(), places.tolist(), strict=True))
+    found = places_of(pages, places, wanted)
+    assert found
+    assert found[0].tolist() == [known.get(page, -1) for page in wanted.tolist()]
+    assert found[1] == len(has & wants)
+    if len(wanted) > 1:
+        assert places_of(pages, places, wanted[::-1]) is None
+        assert places_of(pages, places, np.append(wanted, wanted[-1:])) is None

@@ -298,6 +298,8 @@ int ut_exist(int pagemap, uint64_t start, uint64_t end, ut_runs *any, ut_runs *o
 int64_t ut_differences(const uint8_t *pages, size_t n, uint8_t *copies, const int64_t *old, const int64_t *keep,
 		       unsigned int limit, uint8_t *out, uint16_t *differing, uint64_t *checks);
 int ut_xor_differences(uint8_t *to, const int64_t *rows, size_t n, const uint8_t *from, size_t size);
+int64_t ut_places_of(const uint64_t *pages, const int64_t *places, size_t n, const uint64_t *wanted, size_t nwanted,
+		     int64_t *out);
 void ut_places_fill(uint8_t *to, const int64_t *places, size_t n, const uint8_t *from);
 size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, const uint64_t *later,
 			  int64_t *later_places, size_t nlater, int64_t *room);

@@ -1,5 +1,6 @@
 #include "places.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "mm.h"
@@ -32,6 +33,22 @@ static size_t find(const uint64_t *pages, size_t low, size_t n, uint64_t page)
 			high = middle;
 	}
 	return low;
+}
+
+int64_t ut_places_of(const uint64_t *pages, const int64_t *places, size_t n, const uint64_t *wanted, size_t nwanted,
+		     int64_t *out)
+{
+	size_t at = 0;
+	int64_t found = 0;
+
+	for (size_t i = 0; i < nwanted; i++) {
+		if (i && wanted[i] <= wanted[i - 1])
+			return -EINVAL;
+		at = find(pages, at, n, wanted[i]);
+		out[i] = at < n && pages[at] == wanted[i] ? places[at] : -1;
+		found += out[i] >= 0;
+	}
+	return found;
 }
 
 size_t ut_places_exchange(const uint64_t *pages, int64_t *places, size_t n, const uint64_t *later,
