@@ -37,6 +37,7 @@ class Mirror(Closing):
 
     def __init__(self, base: EpochFile) -> None:
         self._states = vcpu_states(base)
+        self._placed: list[VcpuState] | None = None  # what the vCPUs have
         self._decompressor = new_decompressor()
         self.guest = str(vm_facts(base).guest)
         self.engine = engine_of(base)
@@ -49,7 +50,7 @@ class Mirror(Closing):
             self.vm.system_state[:] = 0
             self._memory = memory_of(self.vm, self.vm.system_state)
             self._put(base)
-            put_vcpus(self.vm, self._states, "the epoch")  # now, while there is time to do without
+            self.ready()  # now, while there is time to do without
             self._open = stack.pop_all()
 
     def merge(self, epoch: EpochFile) -> None:
@@ -70,12 +71,15 @@ class Mirror(Closing):
         return self._states
 
     def ready(self) -> None:
-        """Give the vCPUs their state: then the VM can be resumed.
+        """Give the vCPUs their state: then the VM can be resumed. It costs nothing if they have it.
 
         Raises:
             ImageError, UnsupportedError: this VM cannot have it.
         """
-        put_vcpus(self.vm, self._states, "the epoch")
+        if self._placed is not self._states:
+            self._placed = None
+            put_vcpus(self.vm, self._states, "the epoch")
+            self._placed = self._states
 
     def close(self) -> None:
         self._open.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from checkpoint.targets.vm_output import joined
 from checkpoint.targets.vm_state import output_of
 from kvmglue import Output, Positions
 from uffdtrack.closing import Closing
+from uffdtrack.errors import UffdtrackError
 
 
 class Received(Closing):
@@ -134,6 +136,12 @@ class Replica(Closing):
         self.output = output or Output()
         received.is_stored = True
         self.store.put(Image(received.incoming, received.base, received.base and not follows))
+
+    def prepare(self) -> None:
+        """Do what a takeover has to do, as far as that can be done before it. If it fails, it will then."""
+        if self.mirror:
+            with contextlib.suppress(UffdtrackError):
+                self.mirror.ready()
 
     def forget_output(self, released: Positions) -> None:
         """Drop what has been seen outside, up to there."""

@@ -146,13 +146,9 @@ class StandbyEdge(Edge):
     async def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         if hello.get("role") != "active":
             raise LinkError(f"{channel.peer} is no active")
-        run, term = str(hello.get("run", "")), hello.get("term", 0)
-        before = self.machine.state
-        done = self.machine.on(
-            StandbyEvent.LINKED, self.now(), run=run, term=term if isinstance(term, int) else -1
-        )
-        self.note_state(before, self.machine.state)
-        actions = [do.action for do in done]
+        term = hello.get("term", 0)
+        told = {"run": str(hello.get("run", "")), "term": term if isinstance(term, int) else -1}
+        actions = [do.action for do in self._told(StandbyEvent.LINKED, **told)]
         if StandbyAction.SEND_TAKEN in actions:
             await channel.send(Message(Kind.HELLO, {**self._hello(), "runs": True}), Message(Kind.TAKEN))
             raise LinkError("this standby runs the guest")
@@ -237,10 +233,13 @@ class StandbyEdge(Edge):
     # -- the machine ------------------------------------------------------------------------------
 
     async def _on(self, event: StandbyEvent, **told: Any) -> str:
+        return await self._carry_out(self._told(event, **told), event)
+
+    def _told(self, event: StandbyEvent, **told: Any) -> list[Do[StandbyAction]]:
         before = self.machine.state
         done = self.machine.on(event, self.now(), **told)
         self.note_state(before, self.machine.state)
-        return await self._carry_out(done, event)
+        return done
 
     async def _carry_out(self, actions: list[Do[StandbyAction]], event: StandbyEvent | None = None) -> str:
         """Returns what is to be said of it, or ""."""
@@ -252,8 +251,10 @@ class StandbyEdge(Edge):
                     self.replica.drop_partial()
                 case a.SEND_ACK | a.SEND_READY if do.epoch and self._channel:
                     kind = Kind.ACK if do.action is a.SEND_ACK else Kind.READY
-                    meta = {"epoch": do.epoch.number, "digest": do.epoch.digest}
-                    await self.say(self._channel, Message(kind, meta))
+                    what = {"epoch": do.epoch.number, "digest": do.epoch.digest}
+                    await self.say(self._channel, Message(kind, what))
+                    if do.action is a.SEND_READY:
+                        self.replica.prepare()  # while the active gives its guest away
                 case a.SEND_ASK if self._channel:
                     await self.say(self._channel, Message(Kind.ASK))
                 case a.SEND_TAKEN if self._channel:

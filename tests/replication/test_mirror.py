@@ -20,14 +20,14 @@ from checkpoint.replication.mirror import Mirror
 from checkpoint.replication.standby import StandbyEdge
 from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
-from kvmglue import Vm, bind_vcpus, open_tracker, rings_for
+from kvmglue import KvmTracker, Vm, bind_vcpus, open_tracker, rings_for
 from tests.kvm.conftest import PAGES, Machine, kvm, write
 from tests.replication.pair import active, standby, take, until
 from uffdtrack import GuestRam
 
 assert kvm  # a fixture
 
-ENGINES = ["kvm-ring", "kvm-bitmap", "scan", "sync"]
+ENGINES = ["kvm-clear", "kvm-ring", "kvm-bitmap", "scan", "sync"]
 
 
 @pytest.fixture
@@ -41,6 +41,8 @@ def guest(kvm: None) -> Iterator[Callable[[str], Machine]]:
             tracker = open_tracker(vm, engine)
             stack.callback(tracker.close)
             tracker.activate()
+            if isinstance(tracker, KvmTracker):
+                tracker.leave_hot()
             bind_vcpus(tracker, vm)
             return Machine(ram, vm, tracker)
 
