@@ -96,7 +96,7 @@ class Deltas:
         for offset, size, pages in self._frames:
             if offset + size > end:
                 raise ValueError("its deltas are cut off")
-            if size and pages > MOST:
+            if not pages or (size and pages > MOST):
                 raise ValueError("its table of deltas makes no sense")
             total += pages
         if total != rows:
@@ -142,6 +142,8 @@ class Deltas:
         first, frames = 0, []
         for offset, size, pages in self._frames:
             unpacked = _unpack(decompressor, data[offset : offset + size].data, pages) if size else b""
+            if size and not unpacked:
+                raise ValueError(_DAMAGED)
             frames.append((slice(first, first + pages), unpacked))
             first += pages
         done: list[tuple[Pages, bytes]] = []

@@ -9,19 +9,23 @@ import orjson
 
 
 def encode(value: Any) -> bytes:
-    """Raises: ValueError, TypeError: it cannot be JSON."""
+    """Numbers that are not finite become null. Raises: ValueError, TypeError: it cannot be JSON."""
     try:
         return orjson.dumps(value)
     except TypeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def decode(data: bytes | memoryview) -> Any:
-    """Raises: ValueError, RecursionError: it is no JSON, whose numbers are finite."""
+    """Raises: ValueError: it is no JSON, or nested too deeply."""
     try:
         return orjson.loads(data)
     except ValueError:
+        pass
+    try:
         return json.loads(str(data, "utf-8"), parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _no_number(text: str) -> None:

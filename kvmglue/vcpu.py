@@ -157,7 +157,7 @@ class Vcpu:
             got = lib.kg_get_state(native, self.number, xsave, wanted, n, self._room)
             if check(got, "read a vCPU's state") == n:
                 break
-            del msrs[got]  # it is listed for others than this guest
+            self._vm.msr_indexes = msrs[:got] + msrs[got + 1 :]  # it is listed for others than this guest
         data, at, parts = bytes(ffi.buffer(self._room)), 0, []
         for size in self._sizes:
             parts.append(data[at : at + size])
@@ -196,6 +196,8 @@ class Vcpu:
         for index, value in state.msrs:
             if now.get(index) == value:
                 continue
+            if index >> 32:
+                raise UnsupportedError(f"there is no MSR {index:#x}")
             if lib.kg_set_msr(self._vm.native, self.number, index, value) != 1 and index not in _TIME:
                 raise UnsupportedError(f"KVM does not take {value:#x} for MSR {index:#x}")
 

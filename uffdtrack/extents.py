@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from uffdtrack._sys import ffi, lib
 from uffdtrack.copies import Checks, Contents
 from uffdtrack.errors import InvalidInputError
-from uffdtrack.runs import Mask, Pages
+from uffdtrack.runs import PAGE, Mask, Pages, Rows
 
 
 class Extents:
@@ -46,10 +47,17 @@ class Extents:
             raise InvalidInputError("it has no such page")
         return full, int(taken)
 
-    def put(self, pages: Pages, contents: Contents) -> None:
-        """Write some pages, all of which are here. `contents`: contiguous."""
-        assert pages in self and len(contents) == len(pages)
-        lib.ut_put_pages(*self._of, *_numbers(pages), ffi.from_buffer("uint8_t[]", contents))
+    def put(self, pages: Pages, data: npt.NDArray[np.uint8], places: Rows) -> None:
+        """Write some pages, all of which are here.
+
+        Args:
+            data: shape (bytes,): it has their contents.
+            places: where in `data` each page begins; -1: it is zeros.
+        """
+        assert pages in self and len(places) == len(pages)
+        assert not len(places) or (int(places.max()) + PAGE <= len(data) and int(places.min()) >= -1)
+        at = ffi.from_buffer("int64_t[]", np.ascontiguousarray(places, np.int64))
+        lib.ut_put_pages(*self._of, *_numbers(pages), ffi.from_buffer("uint8_t[]", data), at)
 
     def xor(self, pages: Pages, differences: bytes, checks: Checks | None) -> int | None:
         """XOR differences, back to back, into some pages. If they do not fit, nothing has changed.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 
 import numpy as np
+import numpy.typing as npt
 
 from checkpoint.deltas import FIRST, new_decompressor
-from checkpoint.elf import ZERO
+from checkpoint.elf import Offsets
 from checkpoint.errors import ImageError
 from checkpoint.files import malformed
 from checkpoint.image import EpochFile
 from checkpoint.replication.tracking import engine_of, make_vm
 from checkpoint.targets.vm_state import memory_of, put_vcpus, slots_of, vcpu_states, vm_facts
-from checkpoint.view import Contents, read_full
 from kvmglue import VcpuState, huge_for
-from uffdtrack import PAGE, GuestRam
+from uffdtrack import GuestRam
 from uffdtrack.closing import Closing
-from uffdtrack.runs import BATCH, Pages, Rows, slices
+from uffdtrack.runs import Pages
+
+FRESH = 0.1
+"""So many seconds the vCPUs' state is what they were given: their clock goes on, even if they stand."""
 
 
 class Mirror(Closing):
@@ -37,7 +41,8 @@ class Mirror(Closing):
 
     def __init__(self, base: EpochFile) -> None:
         self._states = vcpu_states(base)
-        self._placed: list[VcpuState] | None = None  # what the vCPUs have
+        self._placed: list[VcpuState] | None = None  # what the vCPUs have, since `_placed_at`
+        self._placed_at = 0.0
         self._decompressor = new_decompressor()
         self.guest = str(vm_facts(base).guest)
         self.engine = engine_of(base)
@@ -71,39 +76,31 @@ class Mirror(Closing):
         return self._states
 
     def ready(self) -> None:
-        """Give the vCPUs their state: then the VM can be resumed. It costs nothing if they have it.
+        """Give the vCPUs their state: then the VM can be resumed. It costs nothing if they have just got it.
 
         Raises:
             ImageError, UnsupportedError: this VM cannot have it.
         """
-        if self._placed is not self._states:
-            self._placed = None
-            put_vcpus(self.vm, self._states, "the epoch")
-            self._placed = self._states
+        if self._placed is self._states and time.monotonic() < self._placed_at + FRESH:
+            return
+        self._placed = None
+        put_vcpus(self.vm, self._states, "the epoch")
+        self._placed, self._placed_at = self._states, time.monotonic()
 
     def close(self) -> None:
+        del self._memory  # it would keep the RAM mapped
         self._open.close()
 
     def _put(self, epoch: EpochFile) -> None:
+        """What can fail comes before the first byte changes."""
         with malformed(epoch.path):
             if epoch.pages not in self._memory:
                 raise ValueError("it has pages where the VM has no memory")
-            if epoch.deltas:  # they may not fit: so before the others
-                epoch.deltas.merge_into(self._memory, epoch.data(), self._decompressor)
-        whole = (epoch.offsets > FIRST).nonzero()[0]
-        for part in slices(len(whole), BATCH):
-            self._write(epoch.pages[whole[part]], _contents(epoch, whole[part]))
+            data = epoch.data()
+            if epoch.deltas:
+                epoch.deltas.merge_into(self._memory, data, self._decompressor)
+        whole = epoch.offsets > FIRST
+        self._write(epoch.pages[whole], data, epoch.offsets[whole])
 
-    def _write(self, pages: Pages, contents: Contents) -> None:
-        self._memory.put(pages, contents)
-
-
-def _contents(epoch: EpochFile, rows: Rows) -> Contents:
-    """The contents of pages that are no deltas, shape (n, 4096)."""
-    out = np.zeros((len(rows), PAGE), np.uint8)
-    places = epoch.offsets[rows]
-    full = np.flatnonzero(places > ZERO)
-    if len(full):
-        order = full[np.argsort(places[full], kind="stable")]
-        read_full(epoch, out, order, places[order])
-    return out
+    def _write(self, pages: Pages, data: npt.NDArray[np.uint8], places: Offsets) -> None:
+        self._memory.put(pages, data, places)

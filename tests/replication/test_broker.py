@@ -11,6 +11,7 @@ from checkpoint.errors import LinkError
 from checkpoint.replication.broker.broker_active import BrokerActive
 from checkpoint.replication.broker.broker_standby import BrokerStandby
 from checkpoint.replication.broker.nats_connection import NatsConnection
+from checkpoint.replication.broker.nats_transport import AbruptTransport
 from checkpoint.replication.broker.stream import Stream
 from checkpoint.replication.links.frames import Kind, Message
 from tests.replication.brokers import SHORT, messages, pair, run
@@ -124,6 +125,7 @@ def test_foreign_acknowledgement_is_refused(server: Server) -> None:
 def test_what_is_not_ours_is_refused(server: Server) -> None:
     async def main() -> None:
         async with await NatsConnection.open(server.url) as connection:
+            assert isinstance(connection.client._transport, AbruptTransport), "not the library's own"
             stream = Stream(connection, "theirs")
             await stream.create(1_000_000)
             await connection.request("uffdtrack.theirs.record", b"something")

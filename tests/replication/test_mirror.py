@@ -135,8 +135,8 @@ def test_mirror_that_lacks_a_page(
     """Negative control: the comparison sees one page."""
     there, whole = guest("kvm-ring"), Mirror._write
 
-    def lacking(mirror: Mirror, pages: Any, contents: Any) -> None:
-        whole(mirror, pages[pages != 7], contents[pages != 7])
+    def lacking(mirror: Mirror, pages: Any, data: Any, places: Any) -> None:
+        whole(mirror, pages[pages != 7], data, places[pages != 7])
 
     with standby(tmp_path / "s", tmp_path / "chain") as far, active(tmp_path / "s") as edge:
         session, _ = begin(edge, there)
@@ -145,6 +145,41 @@ def test_mirror_that_lacks_a_page(
         write(there, 6, 3, 3)
         take(session)
         assert differing(far, there) == [7]
+
+
+def test_image_that_cannot_be_read(
+    guest: Callable[[str], Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has deltas and whole pages; whichever time it cannot be opened, all is merged, or nothing is."""
+    there, chain = guest("kvm-ring"), ChainWriter(tmp_path, b"", force=True)
+    session = Session(VmTarget(there.vm, there.tracker, "write"), chain)
+    for first, value in ((0, 1), (0, 2), (50, 3)):
+        write(there, first, 100, value)
+        session.take()
+    chain.close()
+    base, second, third = (EpochFile(tmp_path / epoch_name(number)) for number in range(3))
+    assert third.deltas and (third.offsets >= 0).any()
+    whole, left = EpochFile.open, 0
+
+    def failing(file: EpochFile) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ImageError("too many open files")
+        return whole(file)
+
+    with Mirror(base) as mirror:
+        mirror.merge(second)
+        before = mirror.ram.array.tobytes(), mirror.vm.system_state.tobytes()
+        monkeypatch.setattr(EpochFile, "open", failing)
+        for may in range(9):
+            left = may
+            try:
+                mirror.merge(third)
+                break
+            except ImageError:
+                assert (mirror.ram.array.tobytes(), mirror.vm.system_state.tobytes()) == before
+        assert may > 0 and (mirror.ram.pages()[50:150].max(axis=1) == 3).all()
 
 
 @pytest.mark.parametrize("where", ["ram", "system"])

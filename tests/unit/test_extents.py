@@ -56,9 +56,11 @@ def test_take_and_put(seed: int) -> None:
     assert full.tolist() == [bool(before[row].any()) for row in rows]
     assert (out[:count] == before[rows][full]).all() and count == full.sum()
     assert (out[len(rows) :] == 7).all()
-    new = np.frombuffer(world.chance.randbytes(len(rows) * PAGE), np.uint8).reshape(-1, PAGE)
-    world.memory.put(NUMBERS[rows], new)
-    before[rows] = new
+    data = np.frombuffer(world.chance.randbytes(9 * PAGE), np.uint8)
+    places = np.array([world.chance.choice([-1, 0, 7, PAGE, 8 * PAGE]) for _ in rows], np.int64)
+    world.memory.put(NUMBERS[rows], data, places)
+    for row, place in zip(rows, places.tolist(), strict=True):
+        before[row] = data[place : place + PAGE] if place >= 0 else 0
     assert (world.contents() == before).all()
 
 
@@ -73,7 +75,10 @@ def test_pages_that_are_nowhere(page: int) -> None:
     with pytest.raises(ValueError):
         world.memory.xor(wanted, b"", None)
     with pytest.raises(AssertionError):
-        world.memory.put(wanted, np.empty((2, PAGE), np.uint8))
+        world.memory.put(wanted, np.empty(PAGE, np.uint8), np.array([-1, -1]))
+    for outside in (-2, 1, 1 << 62):
+        with pytest.raises(AssertionError):
+            world.memory.put(wanted[:1], np.empty(PAGE, np.uint8), np.array([outside]))
     assert (world.contents() == before).all()
 
 
@@ -100,6 +105,7 @@ def test_xor(seed: int) -> None:
     assert world.memory.xor(NUMBERS[rows], differences, checks) is None
     assert (world.contents() == expected).all()
     assert world.memory.xor(NUMBERS[rows], b"", page_checks(new, np.arange(len(rows)))) is None
+    assert world.memory.xor(NUMBERS[:0], b"", checks[:0]) is None
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -35,8 +35,8 @@ def test_what_is_no_json(text: bytes) -> None:
 
 
 def test_depth() -> None:
-    with pytest.raises((ValueError, RecursionError)):
-        fast_json.decode(b"[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep|expected"):
+        fast_json.decode(b"[" * 100_000 + b"]" * 100_000)
 
 
 def test_what_cannot_be_json() -> None:

@@ -308,7 +308,8 @@ typedef struct {
 	uint8_t *at;
 } ut_extent;
 int ut_have_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n);
-void ut_put_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, const uint8_t *from);
+void ut_put_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, const uint8_t *from,
+		  const int64_t *places);
 int64_t ut_xor_pages(const ut_extent *of, size_t nof, const uint64_t *pages, const uint64_t *checks, size_t n,
 		     const uint8_t *from, size_t size);
 int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, uint8_t *to, uint8_t *full);

@@ -19,3 +19,7 @@ class AbruptTransport(TcpTransport):
         """What was not sent is dropped; who has to know that it was, has asked for an answer."""
         if self._io_writer is not None:
             self._io_writer.transport.abort()
+
+    def __bool__(self) -> bool:
+        """The library makes one of its own where this is false, as its own is before it has connected."""
+        return True

@@ -233,7 +233,7 @@ class Decoder:
 def _object(text: memoryview) -> dict[str, Any]:
     try:
         found = fast_json.decode(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise LinkError(f"a message's JSON is malformed: {error}") from error
     if not isinstance(found, dict):
         raise LinkError("a message's JSON is no object")

@@ -40,10 +40,17 @@ int64_t ut_take_pages(const ut_extent *of, size_t nof, const uint64_t *pages, si
 	return taken;
 }
 
-void ut_put_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, const uint8_t *from)
+void ut_put_pages(const ut_extent *of, size_t nof, const uint64_t *pages, size_t n, const uint8_t *from,
+		  const int64_t *places)
 {
-	for (size_t i = 0; i < n; i++)
-		memcpy(page_at(of, nof, pages[i]), from + i * UT_PAGE, UT_PAGE);
+	for (size_t i = 0; i < n; i++) {
+		uint8_t *page = page_at(of, nof, pages[i]);
+
+		if (places[i] >= 0)
+			memcpy(page, from + places[i], UT_PAGE);
+		else
+			memset(page, 0, UT_PAGE);
+	}
 }
 
 int64_t ut_xor_pages(const ut_extent *of, size_t nof, const uint64_t *pages, const uint64_t *checks, size_t n,
@@ -58,7 +65,7 @@ int64_t ut_xor_pages(const ut_extent *of, size_t nof, const uint64_t *pages, con
 	if (at != end)
 		return -EINVAL;
 	at = from;
-	next = page_at(of, nof, pages[0]);
+	next = n ? page_at(of, nof, pages[0]) : NULL;
 	for (size_t i = 0; i < n; i++) {
 		const uint8_t *page = next;
 
