@@ -11,7 +11,7 @@
 #include <sched.h>
 
 enum {
-	UT_GATE_SPIN_NS = 50000,      /* most vCPUs come at once */
+	UT_GATE_SPIN_NS = 30000,      /* most vCPUs come at once */
 	UT_GATE_URGENT_SPIN_NS = 4000,
 	UT_GATE_AGAIN_NS = 10000000,  /* then call them again */
 	UT_GATE_STALL_NS = 5000000,
@@ -34,7 +34,8 @@ static inline int ut_gate_wait_parked(const ut_gate_wait *g, int64_t timeout_ns)
 {
 	int64_t now = ut_now_ns(), last = now, spent = 0, spin, again = now + UT_GATE_AGAIN_NS;
 
-	/* At real-time priority, sched_yield(2) lets no vCPU have this processor. */
+	/* A vCPU that is queued for this very processor gets it when we sleep. No sched_yield(2): from Linux 6.18 on,
+	 * each one gives up a whole time slice where another thread could run. */
 	spin = now + (sched_getscheduler(0) == SCHED_OTHER ? UT_GATE_SPIN_NS : UT_GATE_URGENT_SPIN_NS);
 	for (;;) {
 		uint32_t event = atomic_load(g->event);
@@ -50,7 +51,7 @@ static inline int ut_gate_wait_parked(const ut_gate_wait *g, int64_t timeout_ns)
 		if (spent >= timeout_ns)
 			return -ETIMEDOUT;
 		if (now < spin) {
-			sched_yield();
+			__builtin_ia32_pause();
 			continue;
 		}
 		if (now >= again) {
