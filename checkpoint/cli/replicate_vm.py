@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -29,7 +30,7 @@ from checkpoint.session import Session
 from checkpoint.targets.vm import VmTarget
 from kvmglue import KvmTracker, Outbox, Vm
 from uffdtrack import UffdTracker
-from uffdtrack.errors import InvalidInputError, TargetBusyError
+from uffdtrack.errors import InvalidInputError, PauseTimeoutError, TargetBusyError
 
 FLUSH = 30.0
 """So many seconds the last output waits for its acknowledgement, when the guest has ended."""
@@ -206,13 +207,24 @@ def flush(session: Session, edge: ActiveEdge, held: HeldOutput, patience: Patien
         patience.rest()
 
 
+def stops(vm: Vm) -> bool:
+    """Pause it; False: the host is too busy for that now, and it runs on."""
+    with contextlib.suppress(PauseTimeoutError):
+        vm.pause()
+        return True
+    return False
+
+
 def let_out(vm: Vm, held: HeldOutput, patience: Patience) -> None:
     """The same of a guest that nobody can take over: its last output goes out at once.
 
     Raises:
         ReplicationError: it may not, or nobody has taken it in time.
     """
-    vm.pause()
+    while not stops(vm):
+        if patience.is_over():
+            raise ReplicationError("the guest's last output was not released: its vCPUs did not stop in time")
+        patience.rest()
     while not held.release(everything=True):
         if patience.is_over():
             raise ReplicationError(f"the guest's last output was not released: {held.error or LEASE_OVER}")

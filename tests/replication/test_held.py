@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from checkpoint.cli.replicate import ReplicationError
+from checkpoint.cli.replicate_vm import Patience, let_out
+from checkpoint.cli.vm import is_full
 from checkpoint.replication.held import HeldOutput
-from kvmglue import Order, Outbox, Vm, open_serial, post, wait
+from kvmglue import Order, Outbox, Vm, open_serial, open_tracker, post, wait
 from tests.helpers import DEADLINE
 from tests.kvm.conftest import kvm
-from uffdtrack import GuestRam
+from uffdtrack import GuestRam, PauseTimeoutError
 
 assert kvm  # a fixture
 
@@ -88,3 +93,42 @@ def test_what_nobody_else_can_run_on_from_leaves_at_once(counted: tuple[Vm, Outb
     assert held.release() and (tmp_path / "serial").read_bytes() == TEXT, "it is held again"
     held.stop()
     assert not held.release(everything=True)
+
+
+@pytest.mark.parametrize("fails", [3, 10**9])
+def test_vcpus_that_do_not_stop_in_time(
+    fails: int, counted: tuple[Vm, Outbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy host: it is tried again while there is patience, since the guest ends with its session."""
+    vm, outbox = counted
+    stop, tries = vm.pause, 0
+
+    def pause() -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= fails:
+            raise PauseTimeoutError("vCPUs [0] did not stop in time; all run on", (0,))
+        stop()
+
+    monkeypatch.setattr(vm, "pause", pause)
+    interrupt: Any = SimpleNamespace(seen=lambda: False, rest=lambda seconds: None, woken=lambda: False)
+    patience = Patience(interrupt)
+    patience.limit(DEADLINE if fails == 3 else 0.0)
+    if fails == 3:
+        let_out(vm, HeldOutput(outbox), patience)
+    else:
+        with pytest.raises(ReplicationError, match="did not stop in time"):
+            let_out(vm, HeldOutput(outbox), patience)
+    assert (tmp_path / "serial").read_bytes() == (TEXT if fails == 3 else b"")
+
+
+def test_limit_for_which_a_vcpu_does_not_stop_in_time(counted: tuple[Vm, Outbox]) -> None:
+    """It is no reason to end: the guest would end with its session. The next window tries again."""
+    vm, _ = counted
+    tracker = open_tracker(vm, "kvm-bitmap")
+
+    def late(seconds: float) -> bool:
+        raise PauseTimeoutError("vCPUs [0] did not stop in time; all run on", (0,))
+
+    setattr(tracker, "wait_full", late)  # noqa: B010
+    assert is_full(tracker, 1.0)
