@@ -220,7 +220,7 @@ def wait_for_guest(
 
 
 def is_full(tracker: KvmTracker | UffdTracker, seconds: float) -> bool:
-    """Wait until the limit is reached. A vCPU that does not stop in time for it is left to the next window."""
+    """Wait until the limit is reached. A vCPU that does not stop in time for it: the window tries again."""
     try:
         return tracker.wait_full(seconds)
     except PauseTimeoutError:
