@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import struct
 import time
 from collections.abc import Callable
 
@@ -242,29 +241,6 @@ def test_state_is_put_back_register_by_register(machine: Make) -> None:
         stop(made.vm, vcpu)
         assert wait(made.vm, vcpu, DEADLINE)
     assert b"T" not in made.vm.serial()
-
-
-def test_a_state_of_another_size_is_refused(machine: Make) -> None:
-    vcpu = machine("kvm-bitmap").vm.vcpus[0]
-    state = vcpu.state()
-    with pytest.raises(UnsupportedError, match="bytes"):
-        vcpu.set_state(type(state)((state.parts[0][:-8], *state.parts[1:]), state.msr_data))
-    with pytest.raises(UnsupportedError, match="MSR"):
-        vcpu.set_state(type(state)(state.parts, state.msr_data + struct.pack("<QQ", 0xFFFF0000, 1)))
-    with pytest.raises(UnsupportedError, match="MSR"):
-        vcpu.set_state(type(state)(state.parts, state.msr_data + struct.pack("<QQ", 1 << 32, 1)))
-    assert vcpu.state().same(state)
-
-
-@pytest.mark.parametrize("at", [0, 3, -1])
-def test_an_msr_that_kvm_lists_and_refuses(at: int, machine: Make) -> None:
-    """It is none of the state: that is so of MSRs that are for other guests."""
-    vm = machine("kvm-bitmap").vm
-    state, indexes = vm.vcpus[0].state(), list(vm.msr_indexes)
-    vm.msr_indexes.insert(at % (len(indexes) + 1), 0xC0DEC0DE)
-    assert vm.vcpus[0].state().same(state)
-    assert list(vm.msr_indexes) == indexes
-    vm.vcpus[0].set_state(state)
 
 
 def test_a_forked_child_has_no_vm(machine: Make) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ import zstandard
 from checkpoint.chain import Chain
 from checkpoint.chain_writer import ChainWriter
 from checkpoint.compare import differences
-from checkpoint.deltas import _FRAME as FRAME
-from checkpoint.deltas import FIRST, NOTE_DELTAS, Deltas, _unpack, new_decompressor
+from checkpoint.deltas import FIRST, NOTE_DELTAS, _unpack, new_decompressor
 from checkpoint.elf import NOTE_META, NOTE_NAME
 from checkpoint.errors import ImageError
 from checkpoint.export import compact, kept_notes
@@ -41,7 +39,7 @@ from tests.unit.histories import (
     window,
 )
 from tests.unit.images import BASE
-from uffdtrack import DIFFERENCE, PAGE, Extents, Window, page_checks
+from uffdtrack import DIFFERENCE, PAGE, Window, page_checks
 from uffdtrack.errors import StorageError
 
 pytestmark = pytest.mark.usefixtures("little_room")
@@ -213,28 +211,6 @@ def test_damaged_deltas(tmp_path: Path, where: str, value: bytes) -> None:
         contents_of(Chain(tmp_path), 2)
     with pytest.raises(ImageError, match=r"epoch-00000002\.core"):
         check_all_deltas(Chain(tmp_path).files())
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        FRAME.pack(4096, 0, 0) + FRAME.pack(4096, 0, 1),  # no pages
-        FRAME.pack(4096, 9, 0) + FRAME.pack(4096, 0, 1),
-    ],
-)
-def test_frames_without_pages(table: bytes) -> None:
-    with pytest.raises(ValueError, match="no sense"):
-        Deltas(struct.pack("<II", 2, 1) + table + struct.pack("<QQ", 5, 0), 1 << 20)
-
-
-def test_frame_that_is_empty() -> None:
-    """It is no frame of pages that do not change, though it has nothing to XOR into them."""
-    page = np.ones((1, PAGE), np.uint8)
-    check = int(page_checks(page, np.array([0]))[0])
-    data = np.frombuffer(zstandard.compress(b""), np.uint8)
-    table = struct.pack("<II", 1, 1) + FRAME.pack(0, len(data), 1) + struct.pack("<QQ", 5, check)
-    with pytest.raises(ValueError, match="damaged"):
-        Deltas(table, len(data)).merge_into(Extents([(5, page)]), data, new_decompressor())
 
 
 def test_checks() -> None:
