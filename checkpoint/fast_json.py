@@ -17,7 +17,7 @@ def encode(value: Any) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Any:
-    """Raises: ValueError: it is no JSON, or nested too deeply."""
+    """Integers beyond 64 bits become floats. Raises: ValueError: it is no JSON, or nested too deeply."""
     try:
         return orjson.loads(data)
     except ValueError:
