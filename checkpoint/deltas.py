@@ -142,8 +142,6 @@ class Deltas:
         first, frames = 0, []
         for offset, size, pages in self._frames:
             unpacked = _unpack(decompressor, data[offset : offset + size].data, pages) if size else b""
-            if size and not unpacked:
-                raise ValueError(_DAMAGED)
             frames.append((slice(first, first + pages), unpacked))
             first += pages
         done: list[tuple[Pages, bytes]] = []
@@ -200,8 +198,8 @@ def new_decompressor() -> zstandard.ZstdDecompressor:
 def _unpack(decompressor: zstandard.ZstdDecompressor, data: bytes | memoryview, pages: int) -> bytes:
     try:
         size = zstandard.frame_content_size(data)  # negative: it does not say
-        if not 0 <= size <= pages * DIFFERENCE:
-            raise ValueError("a frame of deltas has no size that it can have")
+        if not 0 < size <= pages * DIFFERENCE:
+            raise ValueError("a frame of deltas is damaged: it has no size that it can have")
         return bytes(decompressor.decompress(data))
     except zstandard.ZstdError as error:
         raise ValueError(f"a frame of deltas is damaged ({error})") from error
