@@ -45,7 +45,9 @@ class Pipeline:
         self.together = self.here = False
         self.wake: Callable[[], None] = lambda: None
         self.calm: Callable[[], object] = lambda: None
-        self._changed = threading.Condition()
+        # One lock; who waits is woken for nothing but what it waits for: each wake takes the interpreter's lock.
+        lock = threading.RLock()
+        self._changed, self._to_write, self._to_sync = (threading.Condition(lock) for _ in range(3))
         self._waiting: deque[Job] = deque()
         self._written: deque[tuple[Job, Sequence[Draft]]] = deque()
         self._writing = self._syncing = 0
@@ -77,7 +79,7 @@ class Pipeline:
                 self._writing += 1
             else:
                 self._waiting.append(job)
-                self._changed.notify_all()
+                self._to_write.notify()
         if here:
             self._write(job)
 
@@ -143,7 +145,7 @@ class Pipeline:
             return not self.failed
         with self._changed:
             self._hurry = True
-            self._changed.notify_all()
+            self._to_sync.notify()
             self._changed.wait_for(self._is_idle)
             self._hurry = False
         return not self.failed
@@ -155,7 +157,8 @@ class Pipeline:
         finally:
             with self._changed:
                 self._ends = True
-                self._changed.notify_all()
+                self._to_write.notify()
+                self._to_sync.notify()
             for thread in self._threads:
                 thread.join()
             self._threads = []
@@ -199,7 +202,7 @@ class Pipeline:
     def _write_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ends)
+                self._to_write.wait_for(lambda: self._waiting or self._ends)
                 if not self._waiting:
                     return
                 job = self._waiting.popleft()
@@ -226,6 +229,7 @@ class Pipeline:
                 self._written.append((job, drafts))
             self._writing -= 1
             self._bytes -= job.size
+            self._to_sync.notify()
             self._changed.notify_all()
 
     def _sync_all(self) -> None:
@@ -234,7 +238,7 @@ class Pipeline:
                 while not self._is_due():
                     if self._ends and not self._written:
                         return
-                    self._changed.wait(self._time_left())
+                    self._to_sync.wait(self._time_left())
                 group = list(self._written)
                 self._written.clear()
                 self._syncing += 1
