@@ -45,7 +45,7 @@ class Pipeline:
         self.together = self.here = False
         self.wake: Callable[[], None] = lambda: None
         self.calm: Callable[[], object] = lambda: None
-        # One lock; who waits is woken for nothing but what it waits for: each wake takes the interpreter's lock.
+        # Nobody is woken but for what it waits for: each wake takes the interpreter's lock.
         lock = threading.RLock()
         self._changed, self._to_write, self._to_sync = (threading.Condition(lock) for _ in range(3))
         self._waiting: deque[Job] = deque()

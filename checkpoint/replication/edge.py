@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from checkpoint.errors import LinkError
 from checkpoint.replication.links.channel import Channel
 from checkpoint.replication.links.frames import Message
+from checkpoint.replication.loop import new_loop
 from uffdtrack.closing import Closing
 from uffdtrack.errors import UffdtrackError
 
@@ -69,7 +70,7 @@ class Edge(Closing):
         self.wake = wake
         self.failure: BaseException | None = None
         self.since_ns = time.time_ns()
-        self.loop = asyncio.new_event_loop()
+        self.loop = new_loop()
         self._ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)

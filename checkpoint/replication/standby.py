@@ -194,7 +194,8 @@ class StandbyEdge(Edge):
 
     async def _take(self, message: Message) -> None:
         meta = message.meta
-        self.heard.note(meta)
+        if message.kind not in (Kind.BEGIN, Kind.PART):
+            self.heard.note(meta)
         if "released" in meta:
             self.machine.noted(self.heard.released)
             self.replica.forget_output(self.heard.released)
@@ -210,8 +211,6 @@ class StandbyEdge(Edge):
                     self.following.note(str(meta.get("generation", "")))
                 except LinkError as error:  # better heard now than when the active is lost
                     self.tell(f"warning: this standby could not take over: {error}")
-            case Kind.BEAT:
-                pass
             case Kind.FINAL:
                 self.following.check()
                 await self._on(StandbyEvent.FINAL, digest=str(meta.get("digest", "")))
@@ -224,7 +223,7 @@ class StandbyEdge(Edge):
                 await self._on(StandbyEvent.BYE)
                 if self.machine.state is StandbyState.OVER:
                     self._end("over", str(meta.get("why", "")))
-            case _:
+            case _ if message.kind is not Kind.BEAT:
                 raise LinkError(f"an active sends no {message.kind.name}")
 
     def _fits(self, epoch: Epoch) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 BYTES = 256 << 20
 """So much may wait for the disk before further epochs are not acknowledged."""
+TOGETHER = 0.02
+"""Seconds: what comes within them is written together, since the link needs the interpreter's lock."""
+MUCH = 1 << 20
+"""So many bytes are written at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,10 @@ class Store(Closing):
         except UffdtrackError:
             self._lock.close()
             raise
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._due = (threading.Condition(lock) for _ in range(2))
         self._waiting: deque[Image] = deque()
-        self._bytes = 0
+        self._bytes = self._drains = 0
         self._ends = False
         self._thread = threading.Thread(target=self._write_all, daemon=True)
         self._thread.start()
@@ -94,29 +100,35 @@ class Store(Closing):
             self._bytes += image.incoming.size
 
     def write(self) -> None:
-        """Have the thread write what was put; it does not wait for that."""
+        """Have the thread write what was put, soon; it does not wait for that."""
         with self._changed:
-            self._changed.notify_all()
+            if len(self._waiting) == 1 or self._bytes > MUCH:
+                self._due.notify()
 
     def drain(self) -> None:
         """Wait until all is written, or dropped."""
         with self._changed:
-            self._changed.notify_all()
+            self._drains += 1
+            self._due.notify()
             self._changed.wait_for(lambda: not self._bytes)
+            self._drains -= 1
 
     def close(self) -> None:
         with self._changed:
             self._ends = True
-            self._changed.notify_all()
+            self._due.notify()
         self._thread.join()
         self._lock.close()
 
     # -- the thread -------------------------------------------------------------------------------
 
     def _write_all(self) -> None:
+        before = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ends)
+                self._due.wait_for(lambda: self._waiting or self._ends)
+                self._due.wait_for(self._is_urgent, before + TOGETHER - time.monotonic())
+                before = time.monotonic()
                 group = list(self._waiting)
                 self._waiting.clear()
             if not group:
@@ -128,6 +140,9 @@ class Store(Closing):
                     self._bytes -= image.incoming.size
                     image.incoming.close()
                 self._changed.notify_all()
+
+    def _is_urgent(self) -> bool:
+        return self._ends or self._drains > 0 or self._bytes > MUCH
 
     def _write_group(self, group: Sequence[Image]) -> None:
         """Images that follow each other; the first may be a base."""

@@ -2,7 +2,7 @@
 
 asyncio's transports copy what the kernel does not take at once, and with TLS copy all of it several times.
 Here buffers go to the socket, and from it, as they are: each call is tried first, and the loop is asked only
-when it would block.
+when it would block; or, for a read, when the last one has taken all that was there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[bool, list[asyncio.Future[None]]] = {False: [], True: []}
         self._watched: set[bool] = set()  # what the loop looks at: reading, writing (True)
-        self._closed = False
+        self._closed = self._is_drained = False
         self._moved = 0
 
     async def secure(self, context: ssl.SSLContext, host: str | None) -> None:
@@ -83,7 +83,10 @@ class Wire:
 
     async def read(self, room: memoryview) -> int:
         """Wait for bytes; 0: the other end sends no more. Raises: OSError, LinkError (it was closed)."""
+        if self._is_drained and not self._closed:
+            await self._wait(write=False)
         n = await self._do(lambda: self.socket.recv_into(room), write=False)
+        self._is_drained = n < len(room) and not isinstance(self.socket, ssl.SSLSocket)
         await self._count(n)
         return n
 

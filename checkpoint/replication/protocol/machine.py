@@ -28,7 +28,7 @@ nothing of that one is told.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple
 
 from checkpoint.replication.protocol.table import Action, Event, Row, State
 
@@ -86,11 +86,19 @@ class Machine(Generic[State, Event, Action]):
         deadline: seconds without a frame after which the other side counts as silent.
     """
 
-    rows: tuple[Row[State, Event, Action], ...]
+    rows: tuple[Row[State, Event, Action], ...] = ()
+    _rows: ClassVar[dict[Any, list[Row[Any, Any, Any]]]]
+    """By state and event."""
     silence: Event
     loss: Event
     refusal: Action
     state: State
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._rows = {}
+        for row in cls.rows:
+            cls._rows.setdefault((row.state, row.event), []).append(row)
 
     def __init__(self, state: State, deadline: float, now: float) -> None:
         self.state = state
@@ -133,11 +141,10 @@ class Machine(Generic[State, Event, Action]):
         return event
 
     def _row(self, event: Event, told: Told) -> Row[State, Event, Action] | None:
-        for row in self.rows:
-            if (row.state, row.event) == (self.state, event):
-                guard: Callable[[Told], bool] = getattr(self, f"is_{row.guard}") if row.guard else _always
-                if guard(told):
-                    return row
+        for row in self._rows.get((self.state, event), ()):
+            guard: Callable[[Told], bool] = getattr(self, f"is_{row.guard}") if row.guard else _always
+            if guard(told):
+                return row
         return None
 
     def _do(self, action: Action, event: Event, told: Told) -> Do[Action]:
