@@ -125,7 +125,7 @@ class Pipeline:
         if not self.failed:
             return
         with self._changed:
-            self._changed.wait_for(self._is_idle)
+            self._changed.wait_for(lambda: self.is_idle)
             dropped, error = self._dropped, self._error or self._untold
             self._dropped, self._error, self._untold, self._unsafe = [], None, None, False
             self.calm()
@@ -146,9 +146,14 @@ class Pipeline:
         with self._changed:
             self._hurry = True
             self._to_sync.notify()
-            self._changed.wait_for(self._is_idle)
+            self._changed.wait_for(lambda: self.is_idle)
             self._hurry = False
         return not self.failed
+
+    def arrived(self) -> None:
+        """Something is not on its way any more. In any thread."""
+        with self._changed:
+            self._to_sync.notify()
 
     def close(self) -> None:
         """Wait until all is safe, and end the threads. Raises: see `check`."""
@@ -172,9 +177,6 @@ class Pipeline:
     @property
     def is_idle(self) -> bool:
         """Whether all is safe."""
-        return not self._threads or self._is_idle()
-
-    def _is_idle(self) -> bool:
         return not (self._waiting or self._written or self._writing or self._syncing)
 
     def _is_full(self) -> bool:
@@ -235,12 +237,13 @@ class Pipeline:
     def _sync_all(self) -> None:
         while True:
             with self._changed:
-                while not self._is_due():
+                while (left := self._time_left()) != 0.0:
                     if self._ends and not self._written:
                         return
-                    self._to_sync.wait(self._time_left())
-                group = list(self._written)
-                self._written.clear()
+                    self._to_sync.wait(left)
+                group = [self._written.popleft()]
+                while self._has_come():
+                    group.append(self._written.popleft())
                 self._syncing += 1
             done = 0
             error: BaseException | None = None
@@ -261,18 +264,20 @@ class Pipeline:
                 self._changed.notify_all()
 
     def _time_left(self) -> float | None:
-        """Seconds until what is written has to become safe; None: nothing is written."""
-        if not self._written:
-            return None
-        if self.durable is None or self._hurry or self.failed or self._drafts() >= UNSAFE // 2:
+        """Seconds until what is written has to become safe; None: nothing is, or `arrived` will tell."""
+        if self._written and (self._hurry or self.failed or self._drafts() >= UNSAFE // 2):
             return 0.0
-        return max(0.0, self._written[0][0].taken + self.durable / 2 - time.perf_counter())
+        if not self._has_come():
+            return None
+        waits = self.durable / 2 if self.durable else 0.0
+        return max(0.0, self._written[0][0].taken + waits - time.perf_counter())
+
+    def _has_come(self) -> bool:
+        """Whether what was written first is not on its way."""
+        return bool(self._written) and not any(draft.is_on_its_way for draft in self._written[0][1])
 
     def _drafts(self) -> int:
         return sum(len(drafts) for _, drafts in self._written)
-
-    def _is_due(self) -> bool:
-        return self._time_left() == 0.0
 
     def _tell(self, job: Job) -> None:
         try:

@@ -41,6 +41,7 @@ class RecentSink(Closing):
         self.arena = Arena(int(available() * _PART))
         self.kept: deque[Kept] = deque()
         self.next = 0
+        self.arrived: Callable[[], None] = lambda: None
         self.news = ""
         self._beside = 0
         self._told = False
@@ -154,9 +155,10 @@ class RecentSink(Closing):
 
 
 class RecentDraft:
-    """An epoch on its way to be kept."""
+    """An epoch that will be kept."""
 
     directory = None
+    is_on_its_way = False
 
     def __init__(self, sink: RecentSink) -> None:
         self._sink = sink

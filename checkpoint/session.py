@@ -185,6 +185,7 @@ class Session(Taker[EpochRow]):
         self.stream = Stream(target, sink or self.sink, interrupted)
         self.pipeline.together = self.stream.sink.at_once
         self.pipeline.here = self.stream.sink.quick
+        self.stream.sink.arrived = self.pipeline.arrived
         # Where a limit ends the wait for the next epoch, that comes at once.
         self.rhythm.in_series = self.pipeline.together and target.max_dirty is None
         target.rhythm = self.rhythm

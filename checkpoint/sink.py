@@ -40,10 +40,13 @@ class Draft(PageSink, Protocol):
 
     Attributes:
         directory: where its name is; None: it has none.
+        is_on_its_way: `sync` has to wait until another host has it, which its sink tells.
     """
 
     @property
     def directory(self) -> Path | None: ...
+    @property
+    def is_on_its_way(self) -> bool: ...
 
     def finish(self, epoch: Epoch) -> EpochRow:
         """Add the pages of its window and make it whole, but not safe yet. Returns its row, with the digest.
@@ -74,10 +77,12 @@ class Sink(Protocol):
     Attributes:
         at_once: an epoch is written faster than it is handed over to another thread.
         quick: so is a small one: no disk is waited for while it is written.
+        arrived: it calls this, in any thread, when something is not on its way any more.
     """
 
     at_once: bool
     quick: bool
+    arrived: Callable[[], None]
 
     def follows(self, drain: Callable[[], None]) -> bool:
         """Whether the next epoch may follow the last one; False: it has to be a base.
@@ -147,6 +152,7 @@ class ChainSink:
         self.chain = chain
         self.described = Once(_describe_regions)
         self.copies = LastCopies()
+        self.arrived: Callable[[], None] = lambda: None
         self.tip = self._safe = Tip(chain.next_epoch, chain.next_epoch - 1, chain.parent, None)
 
     def follows(self, drain: Callable[[], None]) -> bool:
@@ -179,6 +185,10 @@ class ChainDraft:
     @property
     def directory(self) -> Path | None:
         return self.file.directory
+
+    @property
+    def is_on_its_way(self) -> bool:
+        return False
 
     def void(self, ranges: Runs) -> None:
         self.file.void(ranges)

@@ -51,6 +51,7 @@ class Outgoing:
         acknowledged: the number of the last one that a standby has, -1 for none.
         unacknowledged: bytes of epochs that were sent and not acknowledged.
         features: what the standby that is linked takes, of `FEATURES`.
+        arrived: called in the link's thread when something is not on its way any more.
     """
 
     def __init__(self, wake: Callable[[], object], held: HeldOutput | None = None) -> None:
@@ -62,6 +63,7 @@ class Outgoing:
         self.begun = self.sent = self.acknowledged = -1
         self.unacknowledged = 0
         self.features: frozenset[str] = frozenset()
+        self.arrived: Callable[[], None] = lambda: None
         self._wake, self._held = wake, held
         self._changed = threading.Condition()
         self._queue: deque[Message] = deque()
@@ -134,6 +136,10 @@ class Outgoing:
             if not self._has_come(ticket):  # it may have, and the link may have gone since
                 self._check(life)
 
+    def is_on_its_way(self, ticket: Ticket) -> bool:
+        """Whether `wait` has to wait."""
+        return self._life == ticket[0] and not self._has_come(ticket)
+
     def _has_come(self, ticket: Ticket) -> bool:
         return self._come[0] == ticket[0] and ticket[1] <= self._come[1]
 
@@ -167,6 +173,7 @@ class Outgoing:
             self.away = ""
             self.features = features
             self._changed.notify_all()
+        self.arrived()
 
     def unlink(self, why: str) -> None:
         """Nothing can be sent any more; what is not acknowledged fails."""
@@ -177,6 +184,7 @@ class Outgoing:
             self._flying.clear()
             self._queued = self.unacknowledged = 0
             self._changed.notify_all()
+        self.arrived()
 
     def acknowledge(self, digest: str) -> bool:
         """An epoch was acknowledged, and all before it. False: it was not sent by this link."""
@@ -195,6 +203,7 @@ class Outgoing:
                 if flown.digest == digest:
                     break
             self._changed.notify_all()
+        self.arrived()
         return True
 
 

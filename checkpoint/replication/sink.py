@@ -58,6 +58,10 @@ class LinkWriter(ImageWriter):
         self._ticket = self._outgoing.announce(self._life, digest, self._number, self._size, self.output, end)
         return digest
 
+    @property
+    def is_on_its_way(self) -> bool:
+        return self._outgoing.is_on_its_way(self._ticket)
+
     def sync(self) -> None:
         """Wait until it is acknowledged. Raises: StandbyAwayError: the link has gone before that."""
         self._outgoing.wait(self._ticket)
@@ -138,6 +142,7 @@ class LinkSink(ChainSink):
         self.images = LinkImages(outgoing, key)
         super().__init__(self.images)
         self._outgoing = outgoing
+        outgoing.arrived = lambda: self.arrived()
         self._known: dict[str, Tip] = {}
         self._based = self._wanted = False
         self._from = ""
@@ -187,6 +192,10 @@ class LinkDraft(ChainDraft):
         super().__init__(sink, file)
         self._link = sink
         self._writer = file
+
+    @property
+    def is_on_its_way(self) -> bool:
+        return self._writer.is_on_its_way
 
     def finish(self, epoch: Epoch) -> EpochRow:
         if epoch.facts.output:

@@ -21,7 +21,8 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 BYTES = 256 << 20
 """So much may wait for the disk before further epochs are not acknowledged."""
 TOGETHER = 0.02
-"""Seconds: what comes within them is written together, since the link needs the interpreter's lock."""
+"""Seconds: what comes within them is written together, since the link needs the interpreter's lock. That is
+right behind an acknowledgement, when there is least to do, or, if none follows, so many seconds later."""
 MUCH = 1 << 20
 """So many bytes are written at once."""
 
@@ -72,7 +73,8 @@ class Store(Closing):
         self._changed, self._due = (threading.Condition(lock) for _ in range(2))
         self._waiting: deque[Image] = deque()
         self._bytes = self._drains = 0
-        self._ends = False
+        self._began = 0.0
+        self._ends = self._is_asked = False
         self._thread = threading.Thread(target=self._write_all, daemon=True)
         self._thread.start()
 
@@ -100,9 +102,12 @@ class Store(Closing):
             self._bytes += image.incoming.size
 
     def write(self) -> None:
-        """Have the thread write what was put, soon; it does not wait for that."""
+        """Have the thread write what was put, soon; it does not wait for that. An epoch was acknowledged."""
         with self._changed:
-            if len(self._waiting) == 1 or self._bytes > MUCH:
+            if time.monotonic() >= self._began + TOGETHER or self._bytes > MUCH:
+                self._is_asked = True
+                self._due.notify()
+            elif len(self._waiting) == 1:
                 self._due.notify()
 
     def drain(self) -> None:
@@ -123,12 +128,11 @@ class Store(Closing):
     # -- the thread -------------------------------------------------------------------------------
 
     def _write_all(self) -> None:
-        before = 0.0
         while True:
             with self._changed:
                 self._due.wait_for(lambda: self._waiting or self._ends)
-                self._due.wait_for(self._is_urgent, before + TOGETHER - time.monotonic())
-                before = time.monotonic()
+                self._due.wait_for(self._is_urgent, self._began + 2 * TOGETHER - time.monotonic())
+                self._began, self._is_asked = time.monotonic(), False
                 group = list(self._waiting)
                 self._waiting.clear()
             if not group:
@@ -142,7 +146,7 @@ class Store(Closing):
                 self._changed.notify_all()
 
     def _is_urgent(self) -> bool:
-        return self._ends or self._drains > 0 or self._bytes > MUCH
+        return self._is_asked or self._ends or self._drains > 0
 
     def _write_group(self, group: Sequence[Image]) -> None:
         """Images that follow each other; the first may be a base."""

@@ -41,6 +41,7 @@ class Fails:
     dropped: int = 0
     faults: set[str] = field(default_factory=set)
     at_once = quick = False
+    arrived: Callable[[], None] = lambda: None
 
     def follows(self, drain: Callable[[], None]) -> bool:
         return self.rng.random() > 0.05
@@ -62,6 +63,7 @@ class Fails:
 
 class Draft:
     directory = None
+    is_on_its_way = False
 
     def __init__(self, sink: Fails) -> None:
         self.sink = sink

@@ -61,6 +61,7 @@ class Fake:
     """An epoch, and its own draft."""
 
     directory = Path("/")
+    is_on_its_way = False
 
     def __init__(self, world: World, base: bool) -> None:
         self.world = world
