@@ -14,7 +14,7 @@ ROUNDS = 1000
 
 
 def rounds_until_heard() -> int:
-    """A task always has something to do; returns after how many of its rounds a pipe that is readable is seen."""
+    """A task always has something to do; after how many of its rounds is a readable pipe seen?"""
     reader, writer = os.pipe()
     loop = new_loop()
     heard = False
