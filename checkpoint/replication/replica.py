@@ -139,6 +139,7 @@ class Replica(Closing):
 
     def prepare(self) -> None:
         """Do what a takeover has to do, as far as that can be done before it. If it fails, it will then."""
+        self.store.write(at_once=True)
         if self.mirror:
             with contextlib.suppress(UffdtrackError):
                 self.mirror.ready()

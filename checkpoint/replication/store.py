@@ -20,7 +20,7 @@ from uffdtrack.errors import InvalidInputError, UffdtrackError
 
 BYTES = 256 << 20
 """So much may wait for the disk before further epochs are not acknowledged."""
-TOGETHER = 0.02
+TOGETHER = 0.01
 """Seconds: what comes within them is written together, since the link needs the interpreter's lock. That is
 right behind an acknowledgement, when there is least to do, or, if none follows, so many seconds later."""
 MUCH = 1 << 20
@@ -101,10 +101,10 @@ class Store(Closing):
             self._waiting.append(image)
             self._bytes += image.incoming.size
 
-    def write(self) -> None:
+    def write(self, at_once: bool = False) -> None:
         """Have the thread write what was put, soon; it does not wait for that. An epoch was acknowledged."""
         with self._changed:
-            if time.monotonic() >= self._began + TOGETHER or self._bytes > MUCH:
+            if at_once or self._bytes > MUCH or time.monotonic() >= self._began + TOGETHER:
                 self._is_asked = True
                 self._due.notify()
             elif len(self._waiting) == 1:

@@ -40,7 +40,6 @@ class VmTarget:
     Args:
         vm: it may run.
         tracker: an active one, on its RAM.
-        guest: the name of its guest, for people.
         outbox: of the VM; each epoch then has what the guest has sent since the one before.
         safe: called in any thread when epochs are safe, with up to where they have what the guest has sent.
 
@@ -62,7 +61,7 @@ class VmTarget:
         safe: Callable[[Positions], None] = lambda upto: None,
     ) -> None:
         self.pid = os.getpid()
-        self.vm, self.tracker, self.guest = vm, tracker, guest
+        self.vm, self.tracker = vm, tracker
         self.outbox = outbox
         self.output: Output | None = None
         self.stands = False
@@ -71,7 +70,6 @@ class VmTarget:
         self.max_dirty = tracker.max_dirty_pages
         self.behind = False
         self.rhythm = Rhythm()
-        self._started = time.time_ns()
         self._buffer = np.empty((0, PAGE), np.uint8)
         self._spare: list[npt.NDArray[np.uint8]] = []
         state = vm.system_state
@@ -80,10 +78,15 @@ class VmTarget:
         self._whole_system = True
         self.pending = VmPending()
         self.states: list[VcpuState] = []
-        slots = [(slot.gfn, slot.pages) for slot in vm.ram.slots]
+        slots = [[slot.gfn, slot.pages] for slot in vm.ram.slots]
         self.regions = [_region(gfn, pages, f"[ram{i}]") for i, (gfn, pages) in enumerate(slots)] + [
             _region(self._system_at, len(self._system), "[system]")
         ]
+        self._process = ProcessFacts(
+            pid=self.pid, ppid=os.getppid(), pgrp=os.getpgrp(), sid=os.getsid(0), uid=os.getuid(),
+            gid=os.getgid(), comm="vm", cmdline=f"vm {guest}", exe="", start_time=time.time_ns(), boot_id="",
+        )  # fmt: skip
+        self._facts = VmFacts(guest, len(vm.vcpus), slots, self._system.size)
         self._memory = memory_of(vm, self._system)
 
     # -- Source -----------------------------------------------------------------------------------
@@ -145,15 +148,9 @@ class VmTarget:
             self.outbox.take_back(pending.output_from)
 
     def describe(self, window: Window) -> tuple[Notes, TargetFacts]:
-        process = ProcessFacts(
-            pid=self.pid, ppid=os.getppid(), pgrp=os.getpgrp(), sid=os.getsid(0), uid=os.getuid(),
-            gid=os.getgid(), comm="vm", cmdline=f"vm {self.guest}", exe="", start_time=self._started,
-            boot_id="",
-        )  # fmt: skip
-        slots = [[slot.gfn, slot.pages] for slot in self.vm.ram.slots]
-        vm = VmFacts(self.guest, len(self.vm.vcpus), slots, self._system.size)
         notes = vcpu_notes(self.states) + (output_note(self.output) if self.output else b"")
-        return Notes(window.threads, process, notes), TargetFacts(process, vm=vm, output=self.output)
+        facts = TargetFacts(self._process, vm=self._facts, output=self.output)
+        return Notes(window.threads, self._process, notes), facts
 
     def persist(self, attempt: Callable[[], T], again: Callable[[], None]) -> T:
         """Do the work once: a VM keeps its memory."""

@@ -35,7 +35,7 @@ class VmPending(Pending):
         if len(self.pages):
             self.noted.append(expand(self.pages))
         pages = np.concatenate(self.noted) if self.noted else np.empty(0, np.uint64)
-        if not (pages[1:] > pages[:-1]).all():
+        if len(pages) > 1 and not (pages[1:] > pages[:-1]).all():
             pages = np.unique(pages)
         self.pages, self.noted = to_runs(pages), []
         return pages

@@ -10,6 +10,7 @@ import pytest
 
 from checkpoint.replication import store as module
 from checkpoint.replication.incoming import Incoming
+from checkpoint.replication.replica import Replica
 from checkpoint.replication.store import Image, Store
 
 NEVER = 1e6
@@ -83,3 +84,9 @@ def test_what_nothing_follows(tmp_path: Path) -> None:
             store.put(image(number))
             store.write()
             await_last(store, number)
+
+
+def test_the_last_one_before_a_handover(waiting: Store) -> None:
+    with Replica(waiting, b"") as replica:
+        replica.prepare()
+        await_last(waiting, 0)
