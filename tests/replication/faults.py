@@ -65,6 +65,7 @@ def prepare() -> None:
 
 def release_early() -> None:
     """The active does not wait for acknowledgements (rule 1)."""
+    outgoing.Outgoing.is_on_its_way = lambda self, ticket: False  # type: ignore[method-assign]
     outgoing.Outgoing.wait = lambda self, ticket: None  # type: ignore[method-assign]
 
 
