@@ -1,7 +1,7 @@
 """A program of Python under Debian's kernel, in QEMU: for parts of a kernel that this host's may lack.
 
-An initramfs has the interpreter, the packages that are named, and the program, which is /init. It takes a
-minute.
+An initramfs has the interpreter, the project with all that it needs, and the program, which is /init. It
+takes a minute.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parents[2]
+PACKAGES = "uffdtrack", "kvmglue", "checkpoint", "tests"
+"""Of the project."""
+NEEDED = "uffdtrack[net]", "pytest"
+"""With what these need."""
 SECONDS = 600.0
 _LEFT_OUT = {
     "test", "tests", "site-packages", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo",
@@ -23,7 +30,7 @@ _LEFT_OUT = {
 _HEAD = """#!{interpreter}
 import ctypes, os, sys, traceback
 libc = ctypes.CDLL(None, use_errno=True)
-for kind, place in ((b"proc", b"/proc"), (b"sysfs", b"/sys"), (b"devtmpfs", b"/dev"), (b"tmpfs", b"/tmp")):
+for kind, place in ((b"proc", b"/proc"), (b"sysfs", b"/sys"), (b"devtmpfs", b"/dev")):
     libc.mount(kind, place, kind, 0, None)
 console = os.open("/dev/ttyS0", os.O_RDWR)
 for fd in range(3):
@@ -57,24 +64,19 @@ def kernel(directory: Path) -> Path:
     return directory / "kernel"
 
 
-def run(kernel: Path, directory: Path, program: str, modules: Iterable[str], packages: Iterable[str]) -> str:
+def run(kernel: Path, directory: Path, program: str, modules: Iterable[str]) -> str:
     """Run a program as root in a fresh VM; returns what it has printed.
 
     Args:
         modules: of the kernel, in this order.
-        packages: of the project, or of the environment.
     """
     modules = list(modules)
     interpreter = Path(sys.executable).resolve()
     site = Path(sysconfig.get_path("purelib"))
     head = _HEAD.format(interpreter=interpreter, path=[str(ROOT), str(site)], modules=modules)
     files = {path: Path(path) for path in _interpreter(interpreter)}
-    for package in packages:
-        where = next(base / package for base in (ROOT, site) if (base / package).exists())
-        several = [where] if where.is_file() else _files(where)
-        files |= {str(path): path for path in several}
-        libraries = site / f"{package}.libs"
-        files |= {str(path): path for path in _files(libraries)} if libraries.exists() else {}
+    files |= {str(path): path for package in PACKAGES for path in _files(ROOT / package)}
+    files |= {str(path): path for path in _needed(NEEDED)}
     for path in [path for path in files.values() if ".so" in path.suffixes]:
         files |= {str(linked): Path(linked) for linked in _linked(path)}
     for name in modules:
@@ -99,18 +101,40 @@ def _interpreter(interpreter: Path) -> Iterator[str]:
     yield from map(str, _files(Path(sysconfig.get_path("stdlib"))))
 
 
+def _needed(requirements: Iterable[str]) -> Iterator[Path]:
+    """Files of these distributions, and of those that they require."""
+    todo, known = [Requirement(one) for one in requirements], set[str]()
+    while todo:
+        one = todo.pop()
+        if one.name in known:
+            continue
+        known.add(one.name)
+        found = metadata.distribution(one.name)
+        files = (file for file in found.files or () if not _LEFT_OUT.intersection(file.parts))
+        paths = (Path(str(file.locate())) for file in files)
+        yield from (path for path in paths if _is_for_us(path.name) and path.is_file())
+        for text in found.requires or ():
+            more = Requirement(text)
+            if not more.marker or any(more.marker.evaluate({"extra": extra}) for extra in ("", *one.extras)):
+                todo.append(more)
+
+
 def _linked(path: Path) -> list[str]:
     found = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
     return re.findall(r"(/\S+) \(0x", found)
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    version = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
     for at, directories, names in os.walk(directory):
         directories[:] = [d for d in directories if d not in _LEFT_OUT and not d.startswith("config-")]
         for name in names:
-            if not name.endswith(".pyc") or name.endswith(f"{version}.pyc"):
+            if _is_for_us(name):
                 yield Path(at, name)
+
+
+def _is_for_us(name: str) -> bool:
+    """It was not compiled by another interpreter."""
+    return not name.endswith(".pyc") or name.endswith(f"{sys.implementation.cache_tag}.pyc")
 
 
 def _entries(files: dict[str, Path], texts: dict[str, str]) -> Iterator[bytes]:

@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import _cffi_backend
 import pytest
 
 from checkpoint.replication.held_net import HeldNet
@@ -169,6 +168,5 @@ print("up", flush=True)
 def test_on_a_kernel_that_has_it(tmp_path: Path) -> None:
     """Debian's, in a VM: in order, each once, none before its epoch is acknowledged; and after kill -9."""
     program = f"UNSHARE = {UNSHARE!r}\n{textwrap.dedent(PROGRAM)}"
-    packages = ("pyroute2", "numpy", "cffi", Path(_cffi_backend.__file__).name, "uffdtrack", "checkpoint")
-    printed = debian.run(debian.kernel(tmp_path), tmp_path, program, ("veth", "sch_plug"), packages)
+    printed = debian.run(debian.kernel(tmp_path), tmp_path, program, ("veth", "sch_plug"))
     assert all(word in printed for word in ("HELD", "KILLED", "DONE")), printed[-4000:]
