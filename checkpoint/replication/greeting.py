@@ -1,13 +1,13 @@
-"""What a standby says to an active that has just linked."""
+"""What a standby and an active that has just linked say to each other."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from checkpoint.replication.features import FEATURES
 from checkpoint.replication.protocol.machine import Epoch
-from checkpoint.replication.protocol.table import StandbyAction, StandbyState
+from checkpoint.replication.protocol.table import StandbyState
 
 
 def standby_hello(name: str, deadline: float, tip: Epoch | None) -> dict[str, Any]:
@@ -27,13 +27,17 @@ def why_refused(state: StandbyState) -> str:
     return "this standby has epochs of another run"
 
 
-def text_of(actions: Collection[StandbyAction], name: str, whole: int) -> str:
-    """For people: what has come of a hello that was not refused.
+def run_of(hello: Mapping[str, Any]) -> dict[str, Any]:
+    """The run that an active is of, and its term; -1: it says none that counts."""
+    term = hello.get("term", 0)
+    return {"run": str(hello.get("run", "")), "term": term if isinstance(term, int) else -1}
+
+
+def text_of(name: str, whole: int) -> str:
+    """For people: a hello was not refused.
 
     Args:
         name: of the replication.
         whole: the last whole epoch, -1 for none.
     """
-    if StandbyAction.FORGET in actions:
-        return f"another host has taken over {name}, and is linked; what is here is replaced by its base"
     return f"{name} is linked" + (f", from epoch {whole} on" if whole >= 0 else "")

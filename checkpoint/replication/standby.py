@@ -11,7 +11,7 @@ from typing import Any
 from checkpoint.errors import ImageError, LinkError
 from checkpoint.replication.edge import Edge, first_of
 from checkpoint.replication.following import Following
-from checkpoint.replication.greeting import standby_hello, text_of, why_refused
+from checkpoint.replication.greeting import run_of, standby_hello, text_of, why_refused
 from checkpoint.replication.heard import Heard
 from checkpoint.replication.intake import take_epoch
 from checkpoint.replication.links.channel import Channel
@@ -146,9 +146,7 @@ class StandbyEdge(Edge):
     async def _greet(self, channel: Channel, hello: Mapping[str, Any]) -> None:
         if hello.get("role") != "active":
             raise LinkError(f"{channel.peer} is no active")
-        term = hello.get("term", 0)
-        told = {"run": str(hello.get("run", "")), "term": term if isinstance(term, int) else -1}
-        actions = [do.action for do in self._told(StandbyEvent.LINKED, **told)]
+        actions = [do.action for do in self._told(StandbyEvent.LINKED, **run_of(hello))]
         if StandbyAction.SEND_TAKEN in actions:
             await channel.send(Message(Kind.HELLO, {**self._hello(), "runs": True}), Message(Kind.TAKEN))
             raise LinkError("this standby runs the guest")
@@ -162,8 +160,11 @@ class StandbyEdge(Edge):
         self.heard.note(hello)
         self.hears(hello)
         self._process.watch(channel.peer_pidfd)
+        name = self.heard.name or "an active"
+        if StandbyAction.FORGET in actions:  # whether this link lasts or not
+            self.tell(f"another host has taken over {name}; what is here is replaced by its base")
         await channel.send(Message(Kind.HELLO, self._hello()))
-        self.tell(text_of(actions, self.heard.name or "an active", self.machine.whole))
+        self.tell(text_of(name, self.machine.whole))
         self._said = ""
 
     def _hello(self) -> dict[str, Any]:

@@ -125,7 +125,8 @@ def test_a_standby_that_was_cut_off_follows_again(hosts: Hosts, server: Server) 
     hosts.start_standby("c", "--follow", address)
     hosts.await_state("c", "standby following")
     hosts.stop("b")
-    hosts.goes_on()
+    hosts.await_said("a", "output is held")
+    hosts.goes_on()  # what "c" has acknowledged: it is the successor
     hosts.await_protected("a")
     hosts.kill("a")
     assert hosts.active_of("c") == "c"

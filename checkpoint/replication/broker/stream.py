@@ -145,6 +145,8 @@ class Stream:
         found = await self.connection.api(f"STREAM.INFO.{stream}")
         if "error" not in found:
             if found["config"]["max_bytes"] < max_bytes:
+                if found["config"].get("allow_direct"):  # see `last`: who answers to this is made
+                    await self._get(stream, {"last_by_subj": subject})
                 larger = {**config, "num_replicas": found["config"]["num_replicas"]}
                 made = await self.connection.api(f"STREAM.UPDATE.{stream}", larger)
                 found = found if "error" in made else made
@@ -156,6 +158,8 @@ class Stream:
             made = await self.connection.api(f"STREAM.CREATE.{stream}", {**config, "num_replicas": replicas})
             if "error" not in made:
                 return int(made["config"]["max_bytes"]), True
+            if "error" not in await self.connection.api(f"STREAM.INFO.{stream}"):
+                raise NotNowError("somebody else has just made the stream")
             if replicas > 1 and made["error"].get("err_code") != _NO_ROOM:
                 replicas = 1
             else:
@@ -184,17 +188,30 @@ class Stream:
     async def last(self) -> Entry | None:
         """The last record, by the stream's leader; None: there is no record, or no stream.
 
+        A server of 2.9 dies if it is asked for a message of a stream that it is just making; then that has
+        no number yet.
+
         Raises:
             NotNowError, LinkError
         """
-        answer = await self.connection.api(f"STREAM.MSG.GET.{self.records}", {"last_by_subj": self._record})
+        found = await self._answered(f"STREAM.INFO.{self.records}")
+        if not found or not found["state"]["last_seq"]:
+            return None
+        answer = await self._answered(f"STREAM.MSG.GET.{self.records}", {"last_by_subj": self._record})
+        if not answer:
+            return None
+        message = answer["message"]
+        headers = _headers(base64.b64decode(message.get("hdrs", "")))
+        return Entry.of(str(message["seq"]), headers, base64.b64decode(message.get("data", "")))
+
+    async def _answered(self, what: str, message: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """None: there is nothing. Raises: NotNowError, LinkError."""
+        answer = await self.connection.api(what, message)
         if "error" in answer:
             if answer["error"].get("code") == 404:
                 return None
             raise NotNowError(answer["error"].get("description", ""))
-        message = answer["message"]
-        headers = _headers(base64.b64decode(message.get("hdrs", "")))
-        return Entry.of(str(message["seq"]), headers, base64.b64decode(message.get("data", "")))
+        return answer
 
     async def entry(self, sequence: int) -> Entry | None:
         """The first record from a number on; None: there is none yet. Raises: NotNowError, LinkError."""
