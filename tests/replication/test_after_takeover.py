@@ -88,6 +88,8 @@ def test_three_hosts_and_a_broker(hosts: Hosts, way: str, version: str) -> None:
             hosts.start_standby(name, "--follow", address)
         hosts.start("a", "vm", "run", "count", "--replicate", address, "--every", "10ms")
         hosts.await_protected("a")
+        for name in ("b", "c"):
+            hosts.await_state(name, "standby following")
         hosts.goes_on()
         WAYS[way](hosts, "a")
         first = hosts.active_of("b", "c")
