@@ -231,7 +231,8 @@ class Pipeline:
                 self._written.append((job, drafts))
             self._writing -= 1
             self._bytes -= job.size
-            self._to_sync.notify()
+            if self._time_left() is not None:
+                self._to_sync.notify()
             self._changed.notify_all()
 
     def _sync_all(self) -> None:
@@ -269,8 +270,7 @@ class Pipeline:
             return 0.0
         if not self._has_come():
             return None
-        waits = self.durable / 2 if self.durable else 0.0
-        return max(0.0, self._written[0][0].taken + waits - time.perf_counter())
+        return max(0.0, self._written[0][0].taken + (self.durable or 0.0) / 2 - time.perf_counter())
 
     def _has_come(self) -> bool:
         """Whether what was written first is not on its way."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from selectors import DefaultSelector, SelectorKey
 
-MOST = 8
-"""So many times in a row sockets are not looked at, since there is something to do already."""
+LONGEST = 0.001
+"""Seconds: for so long sockets are not looked at, if there is something to do already."""
 
 
 class RareSelector(DefaultSelector):
@@ -18,14 +19,14 @@ class RareSelector(DefaultSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._put_off = 0
+        self._looked = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        if timeout == 0 and self._put_off < MOST:
-            self._put_off += 1
+        if timeout == 0 and time.monotonic() < self._looked + LONGEST:
             return []
-        self._put_off = 0
-        return super().select(timeout)
+        found = super().select(timeout)
+        self._looked = time.monotonic()
+        return found
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

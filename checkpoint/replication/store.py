@@ -115,8 +115,10 @@ class Store(Closing):
         with self._changed:
             self._drains += 1
             self._due.notify()
-            self._changed.wait_for(lambda: not self._bytes)
-            self._drains -= 1
+            try:
+                self._changed.wait_for(lambda: not self._bytes)
+            finally:
+                self._drains -= 1
 
     def close(self) -> None:
         with self._changed:

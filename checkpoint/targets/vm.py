@@ -40,6 +40,7 @@ class VmTarget:
     Args:
         vm: it may run.
         tracker: an active one, on its RAM.
+        guest: the name of its guest, for people.
         outbox: of the VM; each epoch then has what the guest has sent since the one before.
         safe: called in any thread when epochs are safe, with up to where they have what the guest has sent.
 

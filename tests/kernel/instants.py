@@ -29,7 +29,8 @@ class Instants:
 
     def __init__(self, spawn: Spawn, build: Build, threads: int = 2, pages: int = 128) -> None:
         self.threads, self.pages, self.seed = threads, pages, next(SEEDS)
-        self.process = spawn(build("instants"), threads, pages, self.seed, env=WITHOUT_RSEQ)
+        # Bound at its start: the linker, which looks up what a signal handler calls, uses the register.
+        self.process = spawn(build("instants", "-Wl,-z,now"), threads, pages, self.seed, env=WITHOUT_RSEQ)
         self.pid = self.process.pid
         assert self.process.stdout and self.process.stdout.readline() == b"ready\n"
         self.begin_anew()

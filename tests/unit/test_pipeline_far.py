@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from checkpoint import sink
+from checkpoint.errors import StandbyAwayError
 from checkpoint.pipeline import Pipeline
+from checkpoint.replication.links.frames import Kind, Message
+from checkpoint.replication.outgoing import Outgoing
 from tests.helpers import DEADLINE
 from tests.unit.test_pipeline import Fake, World
 
@@ -110,3 +113,97 @@ def test_who_waits_for_all_waits_for_what_is_on_its_way(link: tuple[World, Pipel
     pipeline.drain()
     assert world.safe == [epoch]
     far.join()
+
+
+class Announced(Fake):
+    """An epoch that goes to a link."""
+
+    def __init__(self, world: World, outgoing: Outgoing) -> None:
+        super().__init__(world, False)
+        self.told = threading.Event()
+        self.outgoing = outgoing
+        self.ticket = outgoing.announce(outgoing.life, "digest", 0, 1, (0, 0), Message(Kind.END))
+
+    @property
+    def is_on_its_way(self) -> bool:  # type: ignore[override]
+        return self.outgoing.is_on_its_way(self.ticket)
+
+    def sync(self) -> None:
+        self.outgoing.wait(self.ticket)
+
+
+@pytest.fixture
+def outgoing(link: tuple[World, Pipeline]) -> Outgoing:
+    """It is linked, and tells the pipeline."""
+    made = Outgoing(lambda: None)
+    made.link(frozenset())
+    made.arrived = link[1].arrived
+    return made
+
+
+@pytest.fixture
+def looked(link: tuple[World, Pipeline], monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released whenever the thread that makes epochs safe has found none that is due, and waits."""
+    pipeline, released = link[1], threading.Semaphore(0)
+    wait = pipeline._to_sync.wait
+
+    def noted(timeout: float | None = None) -> bool:
+        if pipeline._written:
+            released.release()
+        return wait(timeout)
+
+    monkeypatch.setattr(pipeline._to_sync, "wait", noted)
+    return released
+
+
+def put(pipeline: Pipeline, epoch: Announced, looked: threading.Semaphore) -> None:
+    """Put one epoch; the thread that makes it safe waits when this returns, and nothing else wakes it."""
+    pipeline.put(epoch)
+    pipeline.arrived()  # of another one
+    assert looked.acquire(timeout=DEADLINE)
+
+
+def test_an_acknowledgement_makes_it_safe(
+    link: tuple[World, Pipeline], outgoing: Outgoing, looked: threading.Semaphore
+) -> None:
+    world, pipeline = link
+    epoch = Announced(world, outgoing)
+    put(pipeline, epoch, looked)
+    assert outgoing.acknowledge("digest")
+    assert epoch.told.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_link_that_goes_makes_it_fail(
+    link: tuple[World, Pipeline], outgoing: Outgoing, looked: threading.Semaphore, again: bool
+) -> None:
+    """The session is woken. `again`: another link is there before the thread has looked."""
+    world, pipeline = link
+    failed = threading.Event()
+    pipeline.wake = failed.set
+    put(pipeline, Announced(world, outgoing), looked)
+    if again:
+        outgoing.arrived = lambda: None
+        outgoing.unlink("it has gone")
+        outgoing.link(frozenset())
+        pipeline.arrived()
+    else:
+        outgoing.unlink("it has gone")
+    assert failed.wait(DEADLINE)
+    assert not world.safe
+    with pytest.raises(StandbyAwayError):
+        pipeline.check()
+
+
+def test_who_waits_for_all_hurries(link: tuple[World, Pipeline], looked: threading.Semaphore) -> None:
+    """Written epochs that would wait for others to become safe with them."""
+    world, pipeline = link
+    pipeline.durable = 1e6
+    epochs = [Far(world) for _ in range(5)]
+    for epoch in epochs:
+        epoch.come.set()
+        pipeline.put(epoch)
+        assert looked.acquire(timeout=DEADLINE)
+    assert not world.safe
+    pipeline.drain()
+    assert world.safe == epochs
