@@ -22,7 +22,14 @@ from checkpoint.rollback.plan import Plan
 from checkpoint.rollback.stored import Image
 from checkpoint.rollback.work import ProcessRollback
 from tests.helpers import Build, Spawn, broken, state_changes, state_of, traps
-from tests.kernel.rolled import WITHOUT_RSEQ, Target, after_comparison, start_writer, wrong
+from tests.kernel.rolled import (
+    WITHOUT_RSEQ,
+    Target,
+    after_comparison,
+    is_of_the_writer,
+    start_writer,
+    wrong,
+)
 from tests.kernel.rollee import Rollee
 from uffdtrack import AddressSpace
 from uffdtrack.errors import PermissionDeniedError, TargetBusyError, TargetError, UffdtrackError
@@ -35,7 +42,7 @@ TRIES = 30
 
 
 def roll_at_random(target: Target, epochs: int, rounds: int, seed: int) -> int:
-    """How many rollbacks were done; the others were refused, since a thread of the epoch has ended.
+    """How many rollbacks were done; the others were refused, see `is_of_the_writer`.
 
     Raises:
         AssertionError: a byte is wrong.
@@ -45,7 +52,7 @@ def roll_at_random(target: Target, epochs: int, rounds: int, seed: int) -> int:
         try:
             outcome = target.back_to(rng.randrange(epochs))
         except RollbackRefusedError as error:
-            assert "ended since and cannot be made again" in str(error), error
+            assert is_of_the_writer(error), error
             continue
         assert not wrong(outcome), wrong(outcome)[:3]
         done += 1
